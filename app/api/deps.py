@@ -1,0 +1,79 @@
+"""Dependencies of the routes, each an `Annotated` alias: the session, the calling project, the doorbell."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.security import APIKeyHeader
+
+from app.core.crypto import SecretBox, sha256_hex
+from app.core.db import ReadSession, Session, Sessions, reading, transaction
+from app.core.errors import Unauthorized
+from app.core.http import httpx
+from app.doorbell import Doorbell
+from app.projects import repository as projects
+from app.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What lives as long as the process; made by the lifespan in app/main.py."""
+
+    settings: Settings
+    sessions: Sessions
+    read_sessions: Sessions
+    box: SecretBox
+    doorbell: Doorbell
+    http: httpx.AsyncClient
+
+
+def get_state(request: Request) -> State:
+    state: State = request.app.state.calbridge
+    return state
+
+
+AppState = Annotated[State, Depends(get_state)]
+
+
+async def _request_transaction(state: AppState) -> AsyncIterator[Session]:
+    async with transaction(state.sessions) as session:
+        yield session
+
+
+async def _request_reading(state: AppState) -> AsyncIterator[ReadSession]:
+    async with reading(state.read_sessions) as session:
+        yield session
+
+
+# scope="function": commit before the response is sent, so that a failed commit is a 500 and not a lie.
+DbSession = Annotated[Session, Depends(_request_transaction, scope="function")]
+# Statements of a read session are not in one transaction: each sees what was committed when it began.
+DbReadSession = Annotated[ReadSession, Depends(_request_reading, scope="function")]
+
+_scheme = APIKeyHeader(
+    name="Authorization",
+    scheme_name="ApiKey",
+    description="`Token <api key>`; `Bearer <api key>` works too.",
+    auto_error=False,
+)
+
+
+async def _project_id(state: AppState, header: Annotated[str | None, Depends(_scheme)]) -> str:
+    """The project whose key came with the request. Raises Unauthorized.
+
+    The look-up has its own short session, so that no request ever holds two connections.
+    """
+    if header is None:
+        raise Unauthorized("Send your API key in the header: Authorization: Token <api key>.")
+    scheme, _, key = header.partition(" ")
+    if scheme.lower() not in {"token", "bearer"} or not key.strip():
+        raise Unauthorized("The Authorization header must read: Token <api key>.")
+    async with reading(state.read_sessions) as session:
+        project_id = await projects.find_project_of_key(session, sha256_hex(key.strip()))
+    if project_id is None:
+        raise Unauthorized("This API key is not known or has been disabled.")
+    return project_id
+
+
+ProjectId = Annotated[str, Depends(_project_id)]

@@ -1,0 +1,107 @@
+"""Rendering of errors as contract 2 says. The errors themselves are in app/core/errors.py."""
+
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+
+from app.core.errors import AppError
+
+log = structlog.get_logger()
+
+_SENTENCES = {
+    "missing": "This field is required.",
+    "extra_forbidden": "Unknown field.",
+    "string_type": "Not a string.",
+    "int_type": "Not an integer.",
+    "int_parsing": "Not an integer.",
+    "bool_type": "Not a boolean.",
+    "bool_parsing": "Not a boolean.",
+    "dict_type": "Not an object.",
+    "list_type": "Not a list.",
+    "model_attributes_type": "Not an object.",
+    "model_type": "Not an object.",
+    "datetime_from_date_parsing": "Not a date and time: use ISO 8601, for example 2026-01-31T09:00:00Z.",
+    "datetime_parsing": "Not a date and time: use ISO 8601, for example 2026-01-31T09:00:00Z.",
+    "datetime_type": "Not a date and time: use ISO 8601, for example 2026-01-31T09:00:00Z.",
+}
+
+
+def _sentence(problem: dict[str, Any]) -> str:
+    kind = problem["type"]
+    context = problem.get("ctx", {})
+    if kind in _SENTENCES:
+        return _SENTENCES[kind]
+    if kind == "string_too_long":
+        return f"Longer than {context['max_length']} characters."
+    if kind == "string_too_short":
+        return "This field may not be blank."
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return message if message.endswith((".", "!", "?")) else message + "."
+
+
+def _validation_answer(err: RequestValidationError) -> tuple[int, dict[str, Any]]:
+    fields: dict[str, list[str]] = {}
+    for problem in err.errors():
+        location = [str(part) for part in problem["loc"]]
+        if location[0] in {"query", "path", "header", "cookie"}:
+            return 400, {"error": f"{'.'.join(location[1:]) or location[0]}: {_sentence(problem)}"}
+        if problem["type"] == "json_invalid":
+            return 400, {"non_field_errors": ["The body is not valid JSON."]}
+        if len(location) == 1:
+            sentence = "Send a JSON object as the body, with Content-Type: application/json."
+            fields.setdefault("non_field_errors", []).append(sentence)
+            continue
+        inner = ".".join(location[2:])
+        text = _sentence(problem)
+        sentences = fields.setdefault(location[1], [])
+        sentence = f"{inner}: {text}" if inner else text
+        if sentence not in sentences:
+            sentences.append(sentence)
+    return 400, fields
+
+
+async def _on_app_error(_request: Request, err: Exception) -> JSONResponse:
+    assert isinstance(err, AppError)
+    return JSONResponse(err.body(), err.status_code, headers=err.headers())
+
+
+async def _on_validation_error(_request: Request, err: Exception) -> JSONResponse:
+    assert isinstance(err, RequestValidationError)
+    status_code, body = _validation_answer(err)
+    return JSONResponse(body, status_code)
+
+
+async def _on_http_exception(_request: Request, err: Exception) -> JSONResponse:
+    assert isinstance(err, HTTPException)
+    if err.status_code == 400:
+        return JSONResponse({"non_field_errors": ["The body is not valid JSON."]}, 400)
+    detail = {404: "Not found", 405: "Method not allowed"}.get(err.status_code, str(err.detail))
+    return JSONResponse({"error": detail}, err.status_code, headers=err.headers)
+
+
+async def _on_database_away(_request: Request, err: Exception) -> JSONResponse:
+    log.error("database_unavailable", error=type(err).__name__, cause=type(err.__cause__).__name__)
+    body = {"error": "The service is busy or restarting. Try again in a few seconds."}
+    return JSONResponse(body, 503, headers={"Retry-After": "5"})
+
+
+async def _on_database_error(request: Request, err: Exception) -> JSONResponse:
+    assert isinstance(err, DBAPIError)
+    if err.connection_invalidated:
+        return await _on_database_away(request, err)
+    raise err
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(AppError, _on_app_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    for away in (OperationalError, InterfaceError, PoolTimeout, ConnectionError):
+        app.add_exception_handler(away, _on_database_away)
+    app.add_exception_handler(DBAPIError, _on_database_error)

@@ -1,0 +1,143 @@
+"""Base of all input models, shared field types, and the shapes of error answers for OpenAPI."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import orjson
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
+
+from app.core.clock import isoformat
+
+_MAX_DEPTH = 20
+
+
+def _unstorable(value: Any, depth: int = 0) -> str | None:
+    """Why PostgreSQL could not keep this value, as a sentence."""
+    if depth > _MAX_DEPTH:
+        return f"Nested deeper than {_MAX_DEPTH} levels."
+    if isinstance(value, str):
+        if "\x00" in value:
+            return "NUL characters are not allowed."
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                return "Not valid Unicode: it has half of a surrogate pair."
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            fault = _unstorable(key, depth + 1) or _unstorable(item, depth + 1)
+            if fault:
+                return fault
+    elif isinstance(value, list):
+        for item in value:
+            fault = _unstorable(item, depth + 1)
+            if fault:
+                return fault
+    elif isinstance(value, int) and value.bit_length() > 63:
+        return "A number is too large."
+    elif isinstance(value, float) and (value != value or value in {float("inf"), float("-inf")}):  # noqa: PLR0124 - NaN
+        return "Not a JSON number."
+    return None
+
+
+class InputModel(BaseModel):
+    """A request body: strict types, unknown fields refused by name, nothing that the database cannot hold."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, str_strip_whitespace=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _storable(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        faults = [
+            InitErrorDetails(
+                type=PydanticCustomError("unstorable", "{fault}", {"fault": fault}), loc=(name,), input=None
+            )
+            for name, item in value.items()
+            if (fault := _unstorable(item) or _unstorable(name))
+        ]
+        if faults:
+            raise ValidationError.from_exception_data(cls.__name__, faults)
+        return value
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError("This field may not be blank.")
+    return value
+
+
+NotBlank = Annotated[str, AfterValidator(_not_blank)]
+
+
+def _parse_time(value: Any) -> datetime:
+    if isinstance(value, datetime):
+        at = value
+    elif isinstance(value, str) and len(value) <= 40:
+        # A "+" in a query arrives as a blank.
+        text = value.strip().replace(" ", "T" if value.count(" ") == 1 and "T" not in value else "+")
+        try:
+            at = datetime.fromisoformat(text)
+        except ValueError:
+            raise ValueError("Not a date and time: use ISO 8601, for example 2026-01-31T09:00:00Z.") from None
+    else:
+        raise ValueError("Not a date and time: use ISO 8601, for example 2026-01-31T09:00:00Z.")
+    try:
+        return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("The date is out of range.") from None
+
+
+# Any offset is accepted; a time without one is read as UTC (contract 2).
+InputTime = Annotated[datetime, BeforeValidator(_parse_time)]
+OutputTime = Annotated[datetime, PlainSerializer(isoformat, return_type=str)]
+
+
+def check_metadata(value: dict[str, Any]) -> dict[str, Any]:
+    """Contract 3: an object with at least one key, string values, at most 1,000 characters as JSON."""
+    if not value:
+        raise ValueError("Must have at least one key.")
+    for key, item in value.items():
+        if not isinstance(item, str):
+            raise ValueError(f"The value of {key!r} must be a string.")  # noqa: TRY004 - pydantic wants ValueError
+    if len(orjson.dumps(value).decode()) > 1000:
+        raise ValueError("Longer than 1000 characters as JSON.")
+    return value
+
+
+Metadata = Annotated[dict[str, Any], AfterValidator(check_metadata)]
+
+
+class ErrorAnswer(BaseModel):
+    error: str
+
+
+class DetailAnswer(BaseModel):
+    detail: str
+
+
+class FieldErrors(BaseModel):
+    """Field names with sentences; `non_field_errors` for the whole. Bad query values: {"error": sentence}."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={"example": {"name": ["Not a string."]}})
+
+
+def responses(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's description of error answers: 400, 401 and 503 always, others by name."""
+    known: dict[int, tuple[str, type[BaseModel]]] = {
+        400: ("Bad input", FieldErrors),
+        401: ("No, wrong or disabled API key", DetailAnswer),
+        404: ("No such object in this project", ErrorAnswer),
+        409: ("The Idempotency-Key was used with another body", ErrorAnswer),
+        413: ("The body is too large", ErrorAnswer),
+        429: ("Too fast; see Retry-After", ErrorAnswer),
+        502: ("A service behind this one failed", ErrorAnswer),
+        503: ("Busy or restarting; see Retry-After", ErrorAnswer),
+    }
+    return {
+        code: {"description": known[code][0], "model": known[code][1]}
+        for code in sorted({400, 401, 503, *codes})
+    }

@@ -1,0 +1,12 @@
+"""Time, always aware and in UTC."""
+
+from datetime import UTC, datetime
+
+
+def utcnow() -> datetime:
+    return datetime.now(UTC)
+
+
+def isoformat(value: datetime) -> str:
+    """ISO 8601, UTC, microseconds, `Z` (contract 2)."""
+    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

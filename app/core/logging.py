@@ -1,0 +1,54 @@
+"""structlog over the standard library's logging: coloured lines in development, JSON in production."""
+
+import logging
+import logging.config
+
+import structlog
+
+_SHARED: list[structlog.typing.Processor] = [
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.add_logger_name,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+]
+
+
+def configure_logging(*, level: str = "INFO", json: bool) -> None:
+    """Everything, uvicorn, arq and SQLAlchemy too, goes to stderr in one format."""
+    renderer: list[structlog.typing.Processor]
+    if json:
+        renderer = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+    else:
+        renderer = [structlog.dev.ConsoleRenderer()]
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {
+                "plain": {
+                    "()": structlog.stdlib.ProcessorFormatter,
+                    "foreign_pre_chain": _SHARED,
+                    "processors": [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+                }
+            },
+            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "plain"}},
+            "root": {"handlers": ["stderr"], "level": level},
+            "loggers": {
+                name: {"handlers": [], "propagate": True, "level": floor}
+                for name, floor in {
+                    "uvicorn": level,
+                    "uvicorn.access": "WARNING",
+                    "arq": "WARNING",
+                    # httpx logs every URL at INFO: feed and webhook addresses are secrets.
+                    "httpx": "WARNING",
+                    "httpcore": "WARNING",
+                }.items()
+            },
+        }
+    )
+    structlog.configure(
+        processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )

@@ -1,0 +1,27 @@
+"""Running alembic from code: `calbridge migrate`, `up`, the tests and `/readyz` use the same steps."""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+
+import migrations
+
+
+def _config(database_url: str | None = None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent).replace("%", "%%"))
+    if database_url is not None:
+        config.attributes["database_url"] = database_url
+    return config
+
+
+def upgrade_to_head(database_url: str) -> None:
+    """Brings the schema to the newest revision. Blocking, and starts its own event loop: call it in a thread."""
+    command.upgrade(_config(database_url), "head")
+
+
+def head_revision() -> str | None:
+    """The newest revision that this code knows."""
+    return ScriptDirectory.from_config(_config()).get_current_head()

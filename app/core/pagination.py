@@ -1,0 +1,114 @@
+"""Opaque keyset cursors over (sort key, id): rows neither repeat nor go missing while others are written."""
+
+import base64
+import binascii
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+import orjson
+from sqlalchemy import ColumnElement, Select, literal, literal_column, tuple_
+
+from app.core.clock import isoformat
+from app.core.errors import BadQuery
+
+Row = TypeVar("Row")
+
+# The sort key of rows that have none: they stand behind all others.
+_LAST: ColumnElement[Any] = literal_column("'infinity'::timestamptz")
+_BAD = "The cursor is not one that this list gave out. Start again without it."
+
+
+@dataclass(frozen=True, slots=True)
+class Ordering:
+    """A sort order: its public name, the column (or indexed expression), and the id that breaks ties."""
+
+    name: str
+    key: ColumnElement[Any]
+    id: ColumnElement[Any]
+    descending: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """A place in a list: behind (or with `backward`, before) the row that has this key and id."""
+
+    ordering: str
+    key: datetime | None
+    id: str
+    backward: bool = False
+
+    def encode(self) -> str:
+        key = isoformat(self.key) if self.key is not None else None
+        parts = [self.ordering, key, self.id, self.backward]
+        return base64.urlsafe_b64encode(orjson.dumps(parts)).decode().rstrip("=")
+
+    @classmethod
+    def decode(cls, text: str, *, ordering: str) -> "Cursor":
+        """Raises BadQuery for anything that `encode` did not make for this ordering."""
+        try:
+            padded = text + "=" * (-len(text) % 4)
+            name, key, row_id, backward = orjson.loads(
+                base64.b64decode(padded, altchars=b"-_", validate=True)
+            )
+            at = None if key is None else datetime.fromisoformat(key)
+        except (binascii.Error, ValueError, TypeError):
+            raise BadQuery(_BAD) from None
+        if (
+            name != ordering
+            or not isinstance(row_id, str)
+            or not row_id.isascii()
+            or not row_id.replace("_", "").isalnum()
+            or not isinstance(backward, bool)
+            or (at is not None and at.tzinfo is None)
+        ):
+            raise BadQuery(_BAD)
+        return cls(name, at, row_id, backward)
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[Row]):
+    rows: Sequence[Row]
+    next: Cursor | None
+    previous: Cursor | None
+
+
+def seek(statement: Select[Any], ordering: Ordering, cursor: Cursor | None, limit: int) -> Select[Any]:
+    """`statement` ordered and started at the cursor; it asks for one row more than `limit`."""
+    backward = cursor is not None and cursor.backward
+    descending = ordering.descending != backward
+    if cursor is not None:
+        place = tuple_(ordering.key, ordering.id)
+        key = literal(cursor.key, ordering.key.type) if cursor.key is not None else _LAST
+        at = tuple_(key, literal(cursor.id))
+        statement = statement.where(place < at if descending else place > at)
+    keys = [ordering.key, ordering.id]
+    order = [key.desc() for key in keys] if descending else [key.asc() for key in keys]
+    return statement.order_by(*order).limit(limit + 1)
+
+
+def page_of(
+    rows: Sequence[Row],
+    ordering: Ordering,
+    cursor: Cursor | None,
+    limit: int,
+    *,
+    place: Callable[[Row], tuple[datetime | None, str]],
+) -> Page[Row]:
+    """The page from what `seek` selected. `place` gives a row's sort key and id."""
+    more = len(rows) > limit
+    rows = rows[:limit]
+    backward = cursor is not None and cursor.backward
+    if backward:
+        rows = rows[::-1]
+    if not rows:
+        return Page(rows, None, None)
+    has_next = more if not backward else True
+    has_previous = more if backward else cursor is not None
+    first, last = place(rows[0]), place(rows[-1])
+    return Page(
+        rows,
+        Cursor(ordering.name, *last) if has_next else None,
+        Cursor(ordering.name, *first, backward=True) if has_previous else None,
+    )

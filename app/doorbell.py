@@ -1,0 +1,65 @@
+"""Redis rings the bell: "there is work, look into PostgreSQL now". Nothing is lost with a bell that is not heard.
+
+Workers look by themselves every SCHEDULER_TICK_SECONDS; the bell only makes it sooner.
+"""
+
+import asyncio
+from functools import partial
+from typing import Literal
+
+import orjson
+import structlog
+from arq.connections import ArqRedis, RedisSettings
+from redis.asyncio import ConnectionPool
+from redis.exceptions import RedisError
+
+Bell = Literal["syncs", "deliveries", "bots", "mails"]
+
+QUEUE = "calbridge:bells"
+JOB = "ring"
+
+# No pickle: whoever can write to Redis must not be able to run code here.
+serialize_job = partial(orjson.dumps, default=repr)
+deserialize_job = orjson.loads
+
+_RING_WITHIN_SECONDS = 0.5
+
+log = structlog.get_logger()
+
+
+def connect_redis(url: str) -> ArqRedis:
+    """A lazily connecting client. `unix:///path` works as well as `redis://`."""
+    pool = ConnectionPool.from_url(url, socket_connect_timeout=2, socket_timeout=5, max_connections=50)
+    return ArqRedis(
+        connection_pool=pool,
+        job_serializer=serialize_job,
+        job_deserializer=deserialize_job,
+        default_queue_name=QUEUE,
+    )
+
+
+def redis_settings(url: str) -> RedisSettings:
+    """The URL in arq's own form, for its worker."""
+    return RedisSettings.from_dsn(url)
+
+
+class Doorbell:
+    def __init__(self, redis: ArqRedis) -> None:
+        self._redis = redis
+
+    async def ring(self, bell: Bell) -> None:
+        """Wakes one worker. Call it after the commit; a Redis that is away costs half a second at most."""
+        try:
+            async with asyncio.timeout(_RING_WITHIN_SECONDS):
+                # One waiting ring of a kind is enough: arq refuses a second job of the same id.
+                await self._redis.enqueue_job(JOB, bell, _job_id=f"ring:{bell}")
+        except (RedisError, OSError, TimeoutError) as err:
+            log.warning("doorbell_not_rung", bell=bell, error=type(err).__name__)
+
+    async def ping(self) -> None:
+        """Raises RedisError, OSError or TimeoutError when Redis is away."""
+        async with asyncio.timeout(2):
+            await self._redis.ping()
+
+    async def aclose(self) -> None:
+        await self._redis.aclose()

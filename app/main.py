@@ -1,0 +1,74 @@
+"""The FastAPI application: routers, middleware, error handlers, lifespan. No logic, no side effects on import."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from app.api.deps import State
+from app.api.errors import install_error_handlers
+from app.api.middleware import RequestContext
+from app.calendar_events.api import router as calendar_events
+from app.calendars.api import router as calendars
+from app.core.crypto import SecretBox
+from app.core.db import create_engine, create_sessions
+from app.core.http import operator_client
+from app.core.logging import configure_logging
+from app.doorbell import Doorbell, connect_redis
+from app.health.api import router as health
+from app.settings import Settings, load_settings
+from app.webhooks.api import router as webhooks
+
+_DESCRIPTION = """
+Connect calendars (Google, Microsoft, any iCal feed), read their events, and be told of every change by signed webhooks.
+
+Every call needs `Authorization: Token <api key>`. Start with `POST /api/v1/calendars`.
+"""
+
+_MAX_BODY_BYTES = 1_048_576
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application. Raises SettingsError where a setting that it needs is missing."""
+    database_url = settings.required_database_url()
+    redis_url = settings.required_redis_url()
+    box = SecretBox(settings.required_fernet_keys())
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        engine = create_engine(database_url, pool_size=settings.database_pool_size)
+        async with operator_client() as http:
+            doorbell = Doorbell(connect_redis(redis_url))
+            app.state.calbridge = State(
+                settings=settings,
+                sessions=create_sessions(engine),
+                read_sessions=create_sessions(engine.execution_options(isolation_level="AUTOCOMMIT")),
+                box=box,
+                doorbell=doorbell,
+                http=http,
+            )
+            yield
+            await doorbell.aclose()
+        await engine.dispose()
+
+    app = FastAPI(
+        title="calbridge",
+        version="1",
+        summary="Calendars in, signed webhooks out.",
+        description=_DESCRIPTION,
+        license_info={"name": "MIT"},
+        lifespan=lifespan,
+        max_body_size=_MAX_BODY_BYTES,
+    )
+    install_error_handlers(app)
+    app.add_middleware(RequestContext)
+    for router in (calendars, calendar_events, webhooks, health):
+        app.include_router(router)
+    return app
+
+
+def create_app_from_env() -> FastAPI:
+    """uvicorn's factory: settings from the environment, logging configured."""
+    settings = load_settings()
+    configure_logging(level=settings.log_level, json=settings.environment == "production")
+    return create_app(settings)

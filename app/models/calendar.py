@@ -1,0 +1,72 @@
+"""Calendars: what the API shows, and the state of their sync."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import CheckConstraint, ForeignKey, Index, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.models.base import Base, CreatedAt, PublicId
+
+
+class Calendar(Base):
+    """One connected calendar.
+
+    Sync state: a calendar is due when `next_sync_at` has come. A worker that claims it sets `lease_token`,
+    `lease_until` and puts `next_sync_at` at the lease's end: if the worker dies, the calendar is due again
+    then. A request that comes meanwhile moves `next_sync_at`, which is how the worker knows of it when it
+    settles (app/sync/repository.py).
+
+    `last_change_at` is the largest `updated_at` ever given to an event of this calendar.
+    `unannounced_*` count changes that are committed but not yet told by webhook: a sync of many pages
+    commits page by page, and whatever ends it, the next settle announces them.
+    """
+
+    __tablename__ = "calendars"
+    __table_args__ = (
+        CheckConstraint("platform IN ('google', 'microsoft', 'ics', 'local')", name="platform"),
+        CheckConstraint("state IN ('connected', 'disconnected')", name="state"),
+        Index("uq_calendars_project_id_deduplication_key", "project_id", "deduplication_key", unique=True),
+        Index("ix_calendars_project_id_created_at", "project_id", "created_at", "id"),
+        Index(
+            "ix_calendars_due",
+            "next_sync_at",
+            postgresql_where=text("state = 'connected' AND platform <> 'local'"),
+        ),
+    )
+
+    id: Mapped[PublicId] = mapped_column(primary_key=True)
+    project_id: Mapped[PublicId] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    platform: Mapped[str]
+    platform_uuid: Mapped[str | None]
+    credentials_id: Mapped[str | None] = mapped_column(ForeignKey("credentials.id"), index=True)
+    state: Mapped[str] = mapped_column(server_default="connected")
+    metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata", JSONB(none_as_null=True))
+    deduplication_key: Mapped[str | None]
+    connection_failure_data: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    name: Mapped[str | None]
+    owner_email: Mapped[str | None]
+    owner_name: Mapped[str | None]
+    timezone: Mapped[str | None]
+    sending_identity: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    created_at: Mapped[CreatedAt]
+    updated_at: Mapped[CreatedAt]
+
+    last_successful_sync_at: Mapped[datetime | None]
+    last_attempted_sync_at: Mapped[datetime | None]
+    sync_failing_since: Mapped[datetime | None]
+    sync_failure_count: Mapped[int] = mapped_column(server_default="0")
+    sync_failure_code: Mapped[str | None]
+    sync_cursor: Mapped[str | None]
+    window_start: Mapped[datetime | None]
+    window_end: Mapped[datetime | None]
+    next_sync_at: Mapped[CreatedAt]
+    lease_token: Mapped[str | None]
+    lease_until: Mapped[datetime | None]
+
+    last_change_at: Mapped[datetime | None]
+    unannounced_since: Mapped[datetime | None]
+    unannounced_created: Mapped[int] = mapped_column(server_default="0")
+    unannounced_updated: Mapped[int] = mapped_column(server_default="0")
+    unannounced_deleted: Mapped[int] = mapped_column(server_default="0")

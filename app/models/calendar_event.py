@@ -1,0 +1,67 @@
+"""Events, one row per event or instance of a series; gone ones stay with `is_deleted`."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ForeignKey, Index, LargeBinary, func, text
+from sqlalchemy.dialects.postgresql import JSON
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.models.base import Base, CreatedAt, PublicId
+
+
+class CalendarEvent(Base):
+    """`updated_at` is given under the calendar's row lock and is unique and growing within a calendar.
+
+    `raw`, `attendees` and `organizer` are JSON (not JSONB): kept and handed out as the text that was written.
+    `content_hash` covers everything that an application sees, so that a changed row is told by one comparison.
+    """
+
+    __tablename__ = "calendar_events"
+
+    id: Mapped[PublicId] = mapped_column(primary_key=True)
+    project_id: Mapped[PublicId]
+    calendar_id: Mapped[PublicId] = mapped_column(ForeignKey("calendars.id", ondelete="CASCADE"))
+    platform_uuid: Mapped[str]
+    content_hash: Mapped[bytes] = mapped_column(LargeBinary)
+    is_deleted: Mapped[bool] = mapped_column(server_default="false")
+    start_time: Mapped[datetime | None]
+    end_time: Mapped[datetime | None]
+    is_all_day: Mapped[bool] = mapped_column(server_default="false")
+    timezone: Mapped[str | None]
+    name: Mapped[str | None]
+    description: Mapped[str | None]
+    location: Mapped[str | None]
+    ical_uid: Mapped[str | None]
+    organizer: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
+    attendees: Mapped[Any] = mapped_column(JSON, server_default="[]")
+    response_status: Mapped[str | None]
+    recurring_event_id: Mapped[str | None]
+    original_start_time: Mapped[datetime | None]
+    meeting_url: Mapped[str | None]
+    meeting_platform: Mapped[str | None]
+    raw: Mapped[Any] = mapped_column(JSON, server_default="{}")
+    created_at: Mapped[CreatedAt]
+    updated_at: Mapped[CreatedAt]
+
+
+_event = CalendarEvent.__table__.c
+
+# An event without a readable start sorts behind all others; the same expression stands in the queries.
+start_or_last = func.coalesce(_event.start_time, text("'infinity'::timestamptz"))
+end_or_last = func.coalesce(_event.end_time, text("'infinity'::timestamptz"))
+
+Index("uq_calendar_events_calendar_id_platform_uuid", _event.calendar_id, _event.platform_uuid, unique=True)
+Index("ix_calendar_events_calendar_id_updated_at", _event.calendar_id, _event.updated_at, _event.id)
+Index("ix_calendar_events_project_id_updated_at", _event.project_id, _event.updated_at, _event.id)
+Index("ix_calendar_events_calendar_id_start_time", _event.calendar_id, start_or_last, _event.id)
+Index("ix_calendar_events_project_id_start_time", _event.project_id, start_or_last, _event.id)
+Index("ix_calendar_events_project_id_end_time", _event.project_id, end_or_last, _event.id)
+Index("ix_calendar_events_project_id_created_at", _event.project_id, _event.created_at, _event.id)
+Index("ix_calendar_events_project_id_ical_uid", _event.project_id, _event.ical_uid)
+Index(
+    "ix_calendar_events_calendar_id_recurring_event_id",
+    _event.calendar_id,
+    _event.recurring_event_id,
+    postgresql_where=_event.recurring_event_id.is_not(None),
+)

@@ -1,0 +1,29 @@
+"""What a calendar is connected with. A row of its own, since several calendars may share one account."""
+
+from datetime import datetime
+
+from sqlalchemy import ForeignKey, LargeBinary
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.models.base import Base, CreatedAt, PublicId
+
+
+class Credentials(Base):
+    """`sealed` opens to {"client_secret", "refresh_token"}, or {"feed_url"}; see app/core/crypto.py.
+
+    `version` grows when the application brings new credentials, so that the answer of a refresh that was
+    under way with the old ones is thrown away. `refresh_lease_until`: one process refreshes at a time.
+    """
+
+    __tablename__ = "credentials"
+
+    id: Mapped[PublicId] = mapped_column(primary_key=True)
+    project_id: Mapped[PublicId] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), index=True)
+    platform: Mapped[str]
+    client_id: Mapped[str | None]
+    sealed: Mapped[bytes] = mapped_column(LargeBinary)
+    version: Mapped[int] = mapped_column(server_default="1")
+    access_token_sealed: Mapped[bytes | None] = mapped_column(LargeBinary)
+    access_token_expires_at: Mapped[datetime | None]
+    refresh_lease_until: Mapped[datetime | None]
+    created_at: Mapped[CreatedAt]

@@ -1,0 +1,33 @@
+"""Rows that keep the service itself going: first answers by Idempotency-Key, and the workers' signs of life."""
+
+from datetime import datetime
+
+from sqlalchemy import ForeignKey, LargeBinary
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.models.base import Base, CreatedAt, PublicId
+
+
+class IdempotentAnswer(Base):
+    """The first answer to a POST with an Idempotency-Key, kept 24 hours (contract 2)."""
+
+    __tablename__ = "idempotent_answers"
+
+    project_id: Mapped[PublicId] = mapped_column(
+        ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True
+    )
+    key: Mapped[str] = mapped_column(primary_key=True)
+    request_sha256: Mapped[str]
+    status_code: Mapped[int | None]
+    body: Mapped[bytes | None] = mapped_column(LargeBinary)
+    created_at: Mapped[CreatedAt] = mapped_column(index=True)
+
+
+class WorkerHeartbeat(Base):
+    """`/readyz` asks whether any worker was seen lately."""
+
+    __tablename__ = "worker_heartbeats"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    started_at: Mapped[CreatedAt]
+    seen_at: Mapped[datetime]

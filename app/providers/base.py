@@ -1,0 +1,201 @@
+"""What the sync engine asks of a calendar provider, and what a provider may answer.
+
+A provider turns its own wire format into `RemoteEvent`s and its own failures into the errors below.
+It knows neither the database nor the other providers.
+
+Errors:
+
+    ProviderError
+    ├── CursorExpired           the cursor is no longer accepted: the engine starts a full round
+    ├── ConnectionLost          only the person can mend it: the calendar is disconnected
+    │   ├── CredentialsRevoked  the grant is dead (providers.md F.2)
+    │   ├── AccessDenied        the grant lacks the calendar scope, or the account has no calendar
+    │   └── CalendarGone        the calendar itself answers 404 (the engine asks for confirmations)
+    ├── ClientMisconfigured     the operator's OAuth client is wrong: nobody is disconnected
+    └── Transient               try again later
+        ├── RateLimited         `retry_after` seconds, where the provider said so
+        └── Unavailable         outage, timeout, HTML instead of JSON, a feed that is broken right now
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal, Protocol
+
+ResponseStatus = Literal["needs_action", "accepted", "tentative", "declined"]
+
+
+class ProviderError(Exception):
+    """Base of everything that a provider raises. `code` is a stable word for logs and metrics.
+
+    Messages are shown to people and logged: never put a token, a secret or a feed's address in one.
+    """
+
+    code = "provider_error"
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        if code is not None:
+            self.code = code
+
+
+class CursorExpired(ProviderError):
+    code = "cursor_expired"
+
+
+class ConnectionLost(ProviderError):
+    code = "connection_lost"
+
+
+class CredentialsRevoked(ConnectionLost):
+    code = "credentials_revoked"
+
+
+class AccessDenied(ConnectionLost):
+    code = "access_denied"
+
+
+class CalendarGone(ConnectionLost):
+    code = "calendar_gone"
+
+
+class ClientMisconfigured(ProviderError):
+    code = "client_misconfigured"
+
+
+class Transient(ProviderError):
+    code = "transient"
+
+    def __init__(self, message: str, *, code: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message, code=code)
+        self.retry_after = retry_after
+
+
+class RateLimited(Transient):
+    code = "rate_limited"
+
+
+class Unavailable(Transient):
+    code = "unavailable"
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The half-open time range that is kept in sync; both ends are aware, in UTC."""
+
+    start: datetime
+    end: datetime
+
+    def overlaps(self, start: datetime, end: datetime) -> bool:
+        """Whether an event is in the window. An event of no length counts by its start."""
+        return start < self.end and (end > self.start or start == end >= self.start)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteAttendee:
+    email: str | None
+    name: str | None
+    response_status: ResponseStatus = "needs_action"
+    is_organizer: bool = False
+    is_optional: bool = False
+    is_resource: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteOrganizer:
+    email: str | None
+    name: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteEvent:
+    """One event, or one instance of a series, in the provider-neutral form (providers.md F.1).
+
+    Times are aware and in UTC, `end_time` exclusive; None where the provider gave nothing that can be read.
+    `raw` is JSON text: the provider's own object after `app.providers.raw.dump_raw`.
+    No text holds a NUL character; texts are cut at the lengths of `app.providers.limits`.
+    """
+
+    platform_uuid: str
+    raw: str
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    is_all_day: bool = False
+    timezone: str | None = None
+    name: str | None = None
+    description: str | None = None
+    location: str | None = None
+    ical_uid: str | None = None
+    organizer: RemoteOrganizer | None = None
+    attendees: tuple[RemoteAttendee, ...] = ()
+    response_status: ResponseStatus | None = None
+    recurring_event_id: str | None = None
+    original_start_time: datetime | None = None
+    meeting_url: str | None = None
+    meeting_platform: str | None = None
+    is_cancelled: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangePage:
+    """A part of one round of changes. A round ends with exactly one page that has `is_last`.
+
+    `events`      created or changed (a later page or entry of the same id wins)
+    `gone`        platform_uuids that no longer exist; an id may be a series' id: its instances go with it
+    `is_snapshot` the round lists everything in the window, so what is missing from it is gone;
+                  the same on every page of a round
+    `next_cursor` on the last page: where the next round starts; None makes that one a full round again
+    """
+
+    events: list[RemoteEvent] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+    is_snapshot: bool
+    is_last: bool = False
+    next_cursor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteCalendar:
+    """One calendar that an account can read. `id` is what a calendar's `platform_uuid` may be set to."""
+
+    id: str
+    name: str
+    is_primary: bool = False
+    time_zone: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FreshToken:
+    """What a token endpoint granted. `expires_in` is in seconds from now.
+
+    `refresh_token` None means that the old one stays in use; `scope` is space separated, None where unsaid.
+    """
+
+    access_token: str = field(repr=False)
+    expires_in: int
+    refresh_token: str | None = field(default=None, repr=False)
+    scope: str | None = None
+
+
+class TokenSource(Protocol):
+    """Gives an access token for one calendar; the only way for a provider to get at one."""
+
+    async def get(self, *, rejected: str | None = None) -> str:
+        """The cached token, or a fresh one when it is about to expire or equals `rejected`.
+
+        Raises CredentialsRevoked, ClientMisconfigured, RateLimited, Unavailable.
+        """
+        ...
+
+
+class CalendarProvider(Protocol):
+    """One calendar at one provider, for the length of one sync."""
+
+    def changes(self, *, cursor: str | None, window: Window) -> AsyncIterator[ChangePage]:
+        """All changes since `cursor`, or with None everything that overlaps `window`.
+
+        With a cursor, changes outside the window may be in the answer: the engine filters.
+        Raises any ProviderError while it is being iterated.
+        """
+        ...

@@ -1,0 +1,23 @@
+"""The longest texts that are kept of an event. Longer ones are cut, never refused: sync must go on."""
+
+PLATFORM_UUID = 1_024
+TITLE = 1_000
+LOCATION = 2_000
+DESCRIPTION = 8_000
+URL = 4_096
+NAME = 300
+EMAIL = 320
+ATTENDEES = 1_000
+RAW_TEXT = 8_000
+RAW_TOTAL_BYTES = 262_144
+
+
+def cut(value: object, length: int) -> str | None:
+    """`value` as text without NUL characters and lone surrogates, at most `length` characters; None if it is not text."""
+    if not isinstance(value, str):
+        return None
+    if len(value) > length:
+        value = value[: length - 1] + "…"
+    if "\x00" in value:
+        value = value.replace("\x00", "")
+    return value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")

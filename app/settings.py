@@ -1,0 +1,227 @@
+"""Settings: environment variables (and `.env`), as in contract 1. Nothing here opens a connection."""
+
+import re
+from datetime import timedelta
+from typing import Annotated, Any, Literal, Self
+
+from cryptography.fernet import Fernet
+from pydantic import AnyHttpUrl, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+
+Seconds = Annotated[float, Field(gt=0, le=31_536_000)]
+
+
+class SettingsError(Exception):
+    """The environment cannot be used; the text has one line for each variable: name, fault, fix."""
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", env_ignore_empty=True)
+
+    database_url: SecretStr | None = None
+    redis_url: SecretStr | None = None
+    app_url: str = "http://localhost:8000"
+    credentials_encryption_keys: SecretStr | None = None
+    environment: Literal["development", "production"] = "development"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    database_pool_size: int = Field(default=10, ge=1, le=500)
+
+    calendar_sync_interval_seconds: Seconds = 1800
+    calendar_sync_window_past_days: int = Field(default=1, ge=0, le=3650)
+    calendar_sync_window_future_days: int = Field(default=28, ge=1, le=1800)
+    calendar_push_debounce_seconds: float = Field(default=2, ge=0, le=3600)
+    calendar_push_enabled: bool | None = None
+    scheduler_tick_seconds: float = Field(default=1, ge=0.05, le=60)
+    sync_concurrency: int = Field(default=16, ge=1, le=200)
+
+    google_api_base_url: str = "https://www.googleapis.com"
+    google_oauth_token_url: str = "https://oauth2.googleapis.com/token"  # noqa: S105 - an address
+    google_oauth_authorize_url: str = "https://accounts.google.com/o/oauth2/v2/auth"
+    google_userinfo_url: str = "https://www.googleapis.com/oauth2/v2/userinfo"
+    microsoft_oauth_token_url: str = "https://login.microsoftonline.com/common/oauth2/v2.0/token"  # noqa: S105 - an address
+    microsoft_oauth_authorize_url: str = "https://login.microsoftonline.com/common/oauth2/v2.0/authorize"
+    microsoft_graph_base_url: str = "https://graph.microsoft.com/v1.0"
+
+    feature_messages_integration: bool = False
+    messages_api_url: str | None = None
+    messages_api_key: SecretStr | None = None
+    messages_channel_id: str | None = None
+    messages_webhook_secret: SecretStr | None = None
+    smtp_url: SecretStr | None = None
+    email_from: str | None = None
+
+    webhook_timeout_seconds: float = Field(default=10, gt=0, le=60)
+    webhook_retry_schedule_seconds: Annotated[tuple[float, ...], NoDecode] = (
+        5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400,
+    )  # fmt: skip
+    webhook_allowed_hosts: Annotated[frozenset[str], NoDecode] = frozenset()
+    webhook_delivery_retention_days: int = Field(default=30, ge=1, le=3650)
+    webhook_concurrency: int = Field(default=64, ge=1, le=1000)
+    webhook_endpoint_concurrency: int = Field(default=4, ge=1, le=100)
+    allow_private_network_targets: bool = False
+
+    meeting_url_visio_hosts: Annotated[frozenset[str], NoDecode] = frozenset()
+    meeting_url_jitsi_hosts: Annotated[frozenset[str], NoDecode] = frozenset()
+
+    bot_runner_url: str | None = None
+    bot_runner_api_key: SecretStr | None = None
+    bot_launch_lead_seconds: float = Field(default=300, ge=0, le=86_400)
+
+    @field_validator(
+        "app_url",
+        "google_api_base_url",
+        "google_oauth_token_url",
+        "google_oauth_authorize_url",
+        "google_userinfo_url",
+        "microsoft_oauth_token_url",
+        "microsoft_oauth_authorize_url",
+        "microsoft_graph_base_url",
+        "messages_api_url",
+        "bot_runner_url",
+    )
+    @classmethod
+    def _http_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        AnyHttpUrl(value)
+        return value.rstrip("/")
+
+    @field_validator("messages_api_url")
+    @classmethod
+    def _without_api_path(cls, value: str | None) -> str | None:
+        if value is not None and value.endswith("/api/v1.0"):
+            raise ValueError(
+                "must NOT end with /api/v1.0/: the client appends it; give the base address alone"
+            )
+        return value
+
+    @field_validator("messages_channel_id")
+    @classmethod
+    def _channel_is_uuid(cls, value: str | None) -> str | None:
+        if value is not None and not _UUID.fullmatch(value):
+            raise ValueError("must be the UUID of the Messages channel")
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _postgresql(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.match(r"postgres(ql)?(\+asyncpg)?://", value.get_secret_value()):
+            raise ValueError("must look like postgresql://user:password@host/database")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.match(r"(rediss?|unix)://", value.get_secret_value()):
+            raise ValueError("must look like redis://host:6379/0 or unix:///path/to/socket")
+        return value
+
+    @field_validator("credentials_encryption_keys")
+    @classmethod
+    def _fernet_keys(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            for number, key in enumerate(_split(value.get_secret_value()), 1):
+                try:
+                    Fernet(key)
+                except ValueError:
+                    raise ValueError(
+                        f"key {number} is not a Fernet key (32 url-safe base64-encoded bytes); make one with: "
+                        'python -c "from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"'
+                    ) from None
+        return value
+
+    @field_validator("webhook_retry_schedule_seconds", mode="before")
+    @classmethod
+    def _schedule(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            waits = tuple(float(part) for part in _split(value))
+        except ValueError:
+            raise ValueError("must be seconds separated by commas, for example 5,300,1800") from None
+        if not all(0 <= wait <= 31_536_000 for wait in waits):
+            raise ValueError("every wait must be between 0 and 31536000 seconds")
+        return waits
+
+    @field_validator(
+        "webhook_allowed_hosts", "meeting_url_visio_hosts", "meeting_url_jitsi_hosts", mode="before"
+    )
+    @classmethod
+    def _hosts(cls, value: Any) -> Any:
+        return frozenset(part.lower() for part in _split(value)) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _messages_is_complete(self) -> Self:
+        if self.feature_messages_integration:
+            missing = [
+                name.upper()
+                for name in ("messages_api_url", "messages_api_key", "messages_channel_id")
+                if getattr(self, name) is None
+            ]
+            if missing:
+                raise ValueError(f"FEATURE_MESSAGES_INTEGRATION is on, so set {' and '.join(missing)} too")
+        if self.smtp_url is not None and self.email_from is None:
+            raise ValueError("SMTP_URL is set, so set EMAIL_FROM (the sender's address) too")
+        return self
+
+    @property
+    def fernet_keys(self) -> list[str]:
+        value = self.credentials_encryption_keys
+        return _split(value.get_secret_value()) if value else []
+
+    @property
+    def push_enabled(self) -> bool:
+        if self.calendar_push_enabled is not None:
+            return self.calendar_push_enabled
+        return self.app_url.startswith("https://")
+
+    @property
+    def sync_window_past_for(self) -> timedelta:
+        return timedelta(days=self.calendar_sync_window_past_days)
+
+    @property
+    def sync_window_future_for(self) -> timedelta:
+        return timedelta(days=self.calendar_sync_window_future_days)
+
+    def required_database_url(self) -> str:
+        if self.database_url is None:
+            raise SettingsError(
+                "DATABASE_URL is not set. Set it to postgresql://user:password@host/database, "
+                "or run `calbridge up`, which brings its own PostgreSQL."
+            )
+        return self.database_url.get_secret_value()
+
+    def required_redis_url(self) -> str:
+        if self.redis_url is None:
+            raise SettingsError(
+                "REDIS_URL is not set. Set it to redis://host:6379/0, or run `calbridge up`, which brings its own Redis."
+            )
+        return self.redis_url.get_secret_value()
+
+    def required_fernet_keys(self) -> list[str]:
+        if not self.fernet_keys:
+            raise SettingsError(
+                "CREDENTIALS_ENCRYPTION_KEYS is not set: credentials are stored encrypted only. Make a key with: "
+                'python -c "from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"'
+            )
+        return self.fernet_keys
+
+
+def _split(value: str) -> list[str]:
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """The settings of this process. Raises SettingsError with a line per faulty variable, never with a value."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as err:
+        lines = []
+        for problem in err.errors(include_input=False, include_url=False):
+            name = ".".join(str(part) for part in problem["loc"][:1]).upper()
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{name}: {message}" if name else message)
+        raise SettingsError("\n".join(lines)) from None

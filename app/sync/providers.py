@@ -1,0 +1,62 @@
+"""Which provider serves a calendar: the one place that knows them all."""
+
+from app.core.http import httpx
+from app.meeting_urls.extract import MeetingHosts
+from app.oauth.credentials import CredentialStore
+from app.providers.base import CalendarProvider, ClientMisconfigured
+from app.providers.google import GoogleCalendar
+from app.providers.ics import IcsFeed
+from app.settings import Settings
+from app.sync.repository import Claim, SyncState
+
+
+class Providers:
+    """Builds the provider of a claimed calendar; holds what they share.
+
+    `client` reaches addresses that the operator set, `feeds` those that callers chose.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        credentials: CredentialStore,
+        client: httpx.AsyncClient,
+        feeds: httpx.AsyncClient,
+    ) -> None:
+        self._settings = settings
+        self._credentials = credentials
+        self._client = client
+        self._feeds = feeds
+        self._hosts = meeting_hosts(settings)
+
+    async def open(self, claim: Claim, state: SyncState) -> CalendarProvider:
+        """Raises ProviderError where the credentials cannot be used."""
+        if state.credentials_id is None:
+            raise ClientMisconfigured("The calendar has no credentials.", code="no_credentials")
+        if claim.platform == "google":
+            return GoogleCalendar(
+                client=self._client,
+                tokens=self._credentials.tokens(state.credentials_id),
+                base_url=self._settings.google_api_base_url,
+                calendar_id=state.platform_uuid,
+                hosts=self._hosts,
+            )
+        if claim.platform == "ics":
+            return IcsFeed(
+                client=self._feeds,
+                feed_url=await self._credentials.load_feed_url(state.credentials_id),
+                owner_email=state.owner_email,
+                hosts=self._hosts,
+                allow_http=self._settings.allow_private_network_targets,
+            )
+        raise ClientMisconfigured(f"{claim.platform} calendars are not synced yet.", code="platform_unknown")
+
+
+def meeting_hosts(settings: Settings) -> MeetingHosts:
+    """The default hosts of self-hosted meeting platforms, and the operator's own."""
+    known = MeetingHosts()
+    return MeetingHosts(
+        visio=known.visio | settings.meeting_url_visio_hosts,
+        jitsi=known.jitsi | settings.meeting_url_jitsi_hosts,
+    )

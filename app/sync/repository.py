@@ -1,0 +1,492 @@
+"""SQL of the sync: claiming, fencing, set-based writes, settling.
+
+Locks, in this order everywhere: the calendar's row, then the writers' advisory lock (visibility.py).
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+from uuid import uuid4
+
+from sqlalchemy import ARRAY, JSON, Text, bindparam, text
+
+from app.core.db import Session
+from app.core.ids import new_id
+from app.providers.base import Window
+from app.sync.diff import EventWrite, StoredEvent, attendees_json, organizer_json
+
+Platform = Literal["google", "microsoft", "ics"]
+
+
+class LeaseLost(Exception):
+    """The calendar was deleted, disconnected, or is another worker's by now: write nothing more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A due calendar, as it was when this worker took the lease on it."""
+
+    calendar_id: str
+    project_id: str
+    platform: Platform
+    lease_token: str
+    lease_for: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class SyncState:
+    """What a sync starts from."""
+
+    platform_uuid: str | None
+    owner_email: str | None
+    credentials_id: str | None
+    cursor: str | None
+    window_start: datetime | None
+    window_end: datetime | None
+    failure_count: int
+    failure_code: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The calendar's row after a settle, for the webhook that goes with it."""
+
+    deduplication_key: str | None
+    metadata: dict[str, Any] | None
+    state: str
+    connection_failure_data: dict[str, Any] | None
+    last_successful_sync_at: datetime | None
+    last_attempted_sync_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Unannounced:
+    """Changes that are written but not yet told by webhook, those of this transaction included."""
+
+    since: datetime | None = None
+    created: int = 0
+    updated: int = 0
+    deleted: int = 0
+
+
+# Microsoft's and Google's calendars, and feeds; local calendars have nothing to fetch.
+_CLAIM = text(
+    """
+    WITH due AS (
+        SELECT id FROM calendars
+        WHERE state = 'connected' AND platform <> 'local'
+          AND next_sync_at <= clock_timestamp()
+          AND (lease_until IS NULL OR lease_until <= clock_timestamp())
+        ORDER BY next_sync_at
+        LIMIT :limit
+        FOR UPDATE SKIP LOCKED)
+    UPDATE calendars AS c
+    SET lease_token = :lease_token,
+        lease_until = clock.now + :lease_for,
+        next_sync_at = clock.now + :lease_for
+    FROM due, (SELECT clock_timestamp() AS now) AS clock
+    WHERE c.id = due.id
+    RETURNING c.id, c.project_id, c.platform
+    """
+)
+
+
+async def claim_due(session: Session, *, limit: int, lease_for: timedelta) -> list[Claim]:
+    """Takes the lease on up to `limit` due calendars that nobody holds, longest overdue first."""
+    lease_token = uuid4().hex
+    rows = await session.execute(_CLAIM, {"limit": limit, "lease_token": lease_token, "lease_for": lease_for})
+    return [Claim(row.id, row.project_id, row.platform, lease_token, lease_for) for row in rows]
+
+
+# A lease that is extended must not swallow a request: `next_sync_at` differs from `lease_until` once one came.
+_EXTEND = text(
+    """
+    UPDATE calendars AS c
+    SET next_sync_at = CASE WHEN next_sync_at = lease_until THEN clock.now + :lease_for ELSE next_sync_at END,
+        lease_until = clock.now + :lease_for
+    FROM (SELECT clock_timestamp() AS now) AS clock
+    WHERE id = :calendar_id AND lease_token = :lease_token
+    RETURNING id
+    """
+)
+
+
+async def extend_lease(session: Session, claim: Claim) -> None:
+    """Raises LeaseLost."""
+    found = await session.scalar(
+        _EXTEND,
+        {"calendar_id": claim.calendar_id, "lease_token": claim.lease_token, "lease_for": claim.lease_for},
+    )
+    if found is None:
+        raise LeaseLost
+
+
+_REQUEST = text(
+    """
+    UPDATE calendars SET next_sync_at = least(next_sync_at, clock_timestamp() + :delay)
+    WHERE id = :calendar_id
+    """
+)
+
+
+async def request_sync(session: Session, calendar_id: str, *, delay: timedelta = timedelta(0)) -> None:
+    """Makes the calendar due after `delay`. While a sync runs, this leads to one more when it has ended."""
+    await session.execute(_REQUEST, {"calendar_id": calendar_id, "delay": delay})
+
+
+_LOAD = text(
+    """
+    SELECT platform_uuid, owner_email, credentials_id, sync_cursor, window_start, window_end,
+           sync_failure_count, sync_failure_code
+    FROM calendars WHERE id = :calendar_id AND lease_token = :lease_token
+    """
+)
+
+
+async def load_state(session: Session, claim: Claim) -> SyncState:
+    """Raises LeaseLost."""
+    row = (
+        await session.execute(_LOAD, {"calendar_id": claim.calendar_id, "lease_token": claim.lease_token})
+    ).one_or_none()
+    if row is None:
+        raise LeaseLost
+    return SyncState(*row)
+
+
+_LOCK = text(
+    """
+    SELECT unannounced_since, unannounced_created, unannounced_updated, unannounced_deleted
+    FROM calendars
+    WHERE id = :calendar_id AND lease_token = :lease_token AND state = 'connected'
+    FOR NO KEY UPDATE
+    """
+)
+
+
+async def lock_calendar(session: Session, claim: Claim) -> Unannounced:
+    """The fence of every write: the row lock, only while the lease is still this worker's. Raises LeaseLost."""
+    row = (
+        await session.execute(_LOCK, {"calendar_id": claim.calendar_id, "lease_token": claim.lease_token})
+    ).one_or_none()
+    if row is None:
+        raise LeaseLost
+    return Unannounced(*row)
+
+
+_STORED = text(
+    """
+    SELECT e.id, e.platform_uuid, e.content_hash, e.is_deleted, e.start_time, e.end_time
+    FROM unnest(:platform_uuids) AS i(platform_uuid)
+    JOIN calendar_events e ON e.calendar_id = :calendar_id AND e.platform_uuid = i.platform_uuid
+    """
+).bindparams(bindparam("platform_uuids", type_=ARRAY(Text())))
+
+
+async def load_stored(
+    session: Session, calendar_id: str, platform_uuids: Sequence[str]
+) -> dict[str, StoredEvent]:
+    """The rows of these events that exist, by platform_uuid."""
+    rows = await session.execute(
+        _STORED, {"calendar_id": calendar_id, "platform_uuids": list(platform_uuids)}
+    )
+    return {row.platform_uuid: StoredEvent(*row) for row in rows}
+
+
+_LIVE_GONE = text(
+    """
+    SELECT id FROM calendar_events
+    WHERE calendar_id = :calendar_id AND NOT is_deleted
+      AND (platform_uuid = ANY(:gone) OR recurring_event_id = ANY(:gone))
+      AND NOT (platform_uuid = ANY(:kept))
+    ORDER BY id
+    """
+).bindparams(bindparam("gone", type_=ARRAY(Text())), bindparam("kept", type_=ARRAY(Text())))
+
+
+async def find_live_of(
+    session: Session, calendar_id: str, gone: Sequence[str], kept: Collection[str]
+) -> list[str]:
+    """Ids of live rows that are named in `gone`, or are instances of a series named there, save `kept`."""
+    rows = await session.scalars(
+        _LIVE_GONE, {"calendar_id": calendar_id, "gone": list(gone), "kept": list(kept)}
+    )
+    return list(rows)
+
+
+_LIVE_MISSING = text(
+    """
+    SELECT id FROM calendar_events e
+    WHERE calendar_id = :calendar_id AND NOT is_deleted
+      AND (start_time IS NULL
+           OR (start_time < :window_end
+               AND (coalesce(end_time, start_time) > :window_start
+                    OR (coalesce(end_time, start_time) = start_time AND start_time >= :window_start))))
+      AND NOT EXISTS (SELECT FROM unnest(:seen) AS s(platform_uuid) WHERE s.platform_uuid = e.platform_uuid)
+    ORDER BY id
+    """
+).bindparams(bindparam("seen", type_=ARRAY(Text())))
+
+
+async def find_live_missing(
+    session: Session, calendar_id: str, window: Window, seen: Collection[str]
+) -> list[str]:
+    """Ids of live rows in the window that a full round did not list."""
+    rows = await session.scalars(
+        _LIVE_MISSING,
+        {
+            "calendar_id": calendar_id,
+            "window_start": window.start,
+            "window_end": window.end,
+            "seen": list(seen),
+        },
+    )
+    return list(rows)
+
+
+# Column name -> PostgreSQL type of its array. The order is that of `_row`.
+_COLUMNS = {
+    "id": "text",
+    "platform_uuid": "text",
+    "content_hash": "bytea",
+    "is_deleted": "boolean",
+    "start_time": "timestamptz",
+    "end_time": "timestamptz",
+    "is_all_day": "boolean",
+    "timezone": "text",
+    "name": "text",
+    "description": "text",
+    "location": "text",
+    "ical_uid": "text",
+    "organizer": "text",
+    "attendees": "text",
+    "response_status": "text",
+    "recurring_event_id": "text",
+    "original_start_time": "timestamptz",
+    "meeting_url": "text",
+    "meeting_platform": "text",
+    "raw": "text",
+    "updated_at": "timestamptz",
+}
+_JSON = {"organizer", "attendees", "raw"}
+_KEPT_ON_UPDATE = {"id", "platform_uuid"}
+
+_UPSERT = text(
+    f"""
+    INSERT INTO calendar_events (project_id, calendar_id, created_at, {", ".join(_COLUMNS)})
+    SELECT :project_id, :calendar_id, i.updated_at,
+           {", ".join(f"i.{name}" + ("::json" if name in _JSON else "") for name in _COLUMNS)}
+    FROM unnest({", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in _COLUMNS.items())})
+         AS i({", ".join(_COLUMNS)})
+    ON CONFLICT (calendar_id, platform_uuid) DO UPDATE
+    SET {", ".join(f"{name} = excluded.{name}" for name in _COLUMNS if name not in _KEPT_ON_UPDATE)}
+    """.replace("::json", r"\:\:json")  # noqa: S608 - made of the constant names above
+)
+
+
+def _row(write: EventWrite, updated_at: datetime) -> tuple[Any, ...]:
+    event = write.event
+    return (
+        write.stored_id or new_id("evt"),
+        event.platform_uuid,
+        write.content_hash,
+        write.is_deleted,
+        event.start_time,
+        event.end_time,
+        event.is_all_day,
+        event.timezone,
+        event.name,
+        event.description,
+        event.location,
+        event.ical_uid,
+        organizer_json(event),
+        attendees_json(event),
+        event.response_status,
+        event.recurring_event_id,
+        event.original_start_time,
+        event.meeting_url,
+        event.meeting_platform,
+        event.raw,
+        updated_at,
+    )
+
+
+async def write_events(
+    session: Session, claim: Claim, writes: Sequence[EventWrite], times: Sequence[datetime]
+) -> list[str]:
+    """Inserts or updates the rows in one statement; their ids, in order. `times` are their `updated_at`s."""
+    rows = [_row(write, at) for write, at in zip(writes, times, strict=True)]
+    columns = dict(zip(_COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
+    await session.execute(
+        _UPSERT, {"project_id": claim.project_id, "calendar_id": claim.calendar_id, **columns}
+    )
+    ids: list[str] = columns["id"]
+    return ids
+
+
+_LOAD_CONTENT = (
+    text(
+        """
+    SELECT id, name, start_time, end_time, is_all_day, timezone, location, description, meeting_url,
+           response_status, attendees, is_deleted
+    FROM calendar_events WHERE id = ANY(:ids)
+    """
+    )
+    .bindparams(bindparam("ids", type_=ARRAY(Text())))
+    .columns(attendees=JSON())
+)
+
+
+async def load_content(session: Session, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The fields that `include_events` webhooks tell old and new values of, by event id."""
+    rows = await session.execute(_LOAD_CONTENT, {"ids": list(ids)})
+    return {row["id"]: {k: v for k, v in row.items() if k != "id"} for row in rows.mappings()}
+
+
+_MARK_DELETED = text(
+    """
+    UPDATE calendar_events e SET is_deleted = true, updated_at = i.updated_at
+    FROM unnest(:ids, CAST(:times AS timestamptz[])) AS i(id, updated_at)
+    WHERE e.id = i.id
+    """
+).bindparams(bindparam("ids", type_=ARRAY(Text())))
+
+
+async def mark_deleted(session: Session, ids: Sequence[str], times: Sequence[datetime]) -> None:
+    await session.execute(_MARK_DELETED, {"ids": list(ids), "times": list(times)})
+
+
+_RECORD_UNANNOUNCED = text(
+    """
+    UPDATE calendars
+    SET last_change_at = :last_change_at, unannounced_since = :since,
+        unannounced_created = :created, unannounced_updated = :updated, unannounced_deleted = :deleted
+    WHERE id = :calendar_id
+    """
+)
+
+
+async def record_changes(
+    session: Session, claim: Claim, changes: Unannounced, *, last_change_at: datetime
+) -> None:
+    """Keeps the largest `updated_at` given, and what is still to be announced."""
+    await session.execute(
+        _RECORD_UNANNOUNCED,
+        {
+            "calendar_id": claim.calendar_id,
+            "last_change_at": last_change_at,
+            "since": changes.since,
+            "created": changes.created,
+            "updated": changes.updated,
+            "deleted": changes.deleted,
+        },
+    )
+
+
+_SETTLED_COLUMNS = """
+    RETURNING deduplication_key, metadata, state, connection_failure_data,
+              last_successful_sync_at, last_attempted_sync_at
+"""
+
+# `next_sync_at` still equals `lease_until` unless somebody asked for a sync while this one ran.
+_RELEASE = """
+    next_sync_at = CASE WHEN next_sync_at = lease_until THEN clock_timestamp() + :next_in ELSE next_sync_at END,
+    lease_token = NULL, lease_until = NULL,
+    unannounced_since = NULL, unannounced_created = 0, unannounced_updated = 0, unannounced_deleted = 0
+"""
+
+_SETTLE_SUCCESS = text(
+    f"""
+    UPDATE calendars
+    SET sync_cursor = :cursor, window_start = :window_start, window_end = :window_end,
+        last_attempted_sync_at = :started_at, last_successful_sync_at = clock_timestamp(),
+        sync_failing_since = NULL, sync_failure_count = 0, sync_failure_code = NULL,
+        {_RELEASE}
+    WHERE id = :calendar_id
+    {_SETTLED_COLUMNS}
+    """  # noqa: S608 - constants
+)
+
+
+async def settle_success(
+    session: Session,
+    claim: Claim,
+    *,
+    cursor: str | None,
+    window: Window,
+    started_at: datetime,
+    next_in: timedelta,
+) -> Settled:
+    """Stores the cursor and the sync times, and gives the lease back. The caller holds the row lock."""
+    row = (
+        await session.execute(
+            _SETTLE_SUCCESS,
+            {
+                "calendar_id": claim.calendar_id,
+                "cursor": cursor,
+                "window_start": window.start,
+                "window_end": window.end,
+                "started_at": started_at,
+                "next_in": next_in,
+            },
+        )
+    ).one()
+    return Settled(*row)
+
+
+_SETTLE_FAILURE = text(
+    f"""
+    UPDATE calendars
+    SET state = CASE WHEN :disconnects THEN 'disconnected' ELSE state END,
+        connection_failure_data = CASE WHEN :disconnects THEN CAST(:failure_data AS jsonb)
+                                       ELSE connection_failure_data END,
+        updated_at = CASE WHEN :disconnects THEN clock_timestamp() ELSE updated_at END,
+        last_attempted_sync_at = :started_at,
+        sync_failing_since = coalesce(sync_failing_since, :started_at),
+        sync_failure_count = sync_failure_count + 1,
+        sync_failure_code = :code,
+        {_RELEASE}
+    WHERE id = :calendar_id
+    {_SETTLED_COLUMNS}
+    """  # noqa: S608 - constants
+)
+
+
+async def settle_failure(
+    session: Session,
+    claim: Claim,
+    *,
+    code: str,
+    started_at: datetime,
+    next_in: timedelta,
+    disconnects: bool,
+    failure_data: str | None,
+) -> Settled:
+    """Notes the failure, disconnects where it is lasting, and gives the lease back; the cursor stays."""
+    row = (
+        await session.execute(
+            _SETTLE_FAILURE,
+            {
+                "calendar_id": claim.calendar_id,
+                "code": code,
+                "started_at": started_at,
+                "next_in": next_in,
+                "disconnects": disconnects,
+                "failure_data": failure_data,
+            },
+        )
+    ).one()
+    return Settled(*row)
+
+
+_GIVE_BACK = text(
+    """
+    UPDATE calendars SET next_sync_at = clock_timestamp(), lease_token = NULL, lease_until = NULL
+    WHERE id = :calendar_id AND lease_token = :lease_token
+    """
+)
+
+
+async def give_back(session: Session, claim: Claim) -> None:
+    """Makes a calendar whose sync was cut by a shutdown due at once, for another worker."""
+    await session.execute(_GIVE_BACK, {"calendar_id": claim.calendar_id, "lease_token": claim.lease_token})

@@ -1,0 +1,93 @@
+"""The loop behind every kind of background work: claim rows from PostgreSQL, handle each in a task, repeat.
+
+It looks when the bell rings, when a claim came back full and a task has ended, and at every tick. Several
+drainers, in any number of processes, share the work by the claims' SKIP LOCKED.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+import structlog
+
+log = structlog.get_logger()
+
+Item = TypeVar("Item")
+
+
+class Drainer(Generic[Item]):
+    """`claim(limit)` takes up to `limit` due items under a lease; `handle(item)` works one off."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        claim: Callable[[int], Awaitable[Sequence[Item]]],
+        handle: Callable[[Item], Awaitable[None]],
+        concurrency: int,
+        tick_seconds: float,
+    ) -> None:
+        self._name = name
+        self._claim = claim
+        self._handle = handle
+        self._concurrency = concurrency
+        self._tick_seconds = tick_seconds
+        self._bell = asyncio.Event()
+        self._running: set[asyncio.Task[None]] = set()
+
+    def ring(self) -> None:
+        """Look now."""
+        self._bell.set()
+
+    async def run(self) -> None:
+        """Works until it is cancelled; then waits no longer for what it has under way, see `drain`."""
+        while True:
+            self._bell.clear()
+            free = self._concurrency - len(self._running)
+            claimed: Sequence[Item] = []
+            if free > 0:
+                try:
+                    claimed = await self._claim(free)
+                except Exception as err:  # noqa: BLE001 - the database may be restarting: look again at the next tick
+                    log.error("claim_failed", work=self._name, error=type(err).__name__)  # noqa: TRY400 - a restart needs no traceback
+                for item in claimed:
+                    task = asyncio.create_task(self._run_one(item), name=f"{self._name}")
+                    self._running.add(task)
+                    task.add_done_callback(self._on_done)
+            if len(claimed) == free:
+                # Full: there may be more. A task that ends sets the bell.
+                if len(self._running) < self._concurrency:
+                    continue
+                await self._bell.wait()
+                continue
+            try:
+                async with asyncio.timeout(self._tick_seconds * random.uniform(0.9, 1.1)):  # noqa: S311 - spread
+                    await self._bell.wait()
+            except TimeoutError:
+                pass
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        was_full = len(self._running) >= self._concurrency
+        self._running.discard(task)
+        if was_full:
+            self._bell.set()
+
+    async def _run_one(self, item: Item) -> None:
+        try:
+            await self._handle(item)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            # The item's lease runs out and it is claimed again.
+            log.exception("work_failed", work=self._name)
+
+    async def drain(self, seconds: float) -> None:
+        """Lets what is under way end, at most `seconds`; then cuts it, which its leases survive."""
+        if not self._running:
+            return
+        _, late = await asyncio.wait(self._running, timeout=seconds)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late, timeout=5)

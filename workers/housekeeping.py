@@ -1,0 +1,59 @@
+"""What a worker does now and then: its sign of life, and clearing away what is kept only for a time."""
+
+import asyncio
+import os
+import socket
+from datetime import timedelta
+from uuid import uuid4
+
+import structlog
+from app.webhooks.delivery import prune
+from sqlalchemy import delete, func
+from sqlalchemy.dialects.postgresql import insert
+
+from app.api.idempotency import KEPT_FOR
+from app.core.clock import utcnow
+from app.core.db import Sessions, transaction
+from app.models import IdempotentAnswer, WorkerHeartbeat
+from app.settings import Settings
+
+log = structlog.get_logger()
+
+HEARTBEAT_SECONDS = 5.0
+_FORGET_WORKERS_AFTER = timedelta(hours=1)
+_PRUNE_SECONDS = 600.0
+
+
+async def beat(sessions: Sessions) -> None:
+    """Renews this worker's row every few seconds, until cancelled."""
+    worker_id = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
+    while True:
+        try:
+            async with transaction(sessions) as session:
+                row = insert(WorkerHeartbeat).values(id=worker_id, seen_at=utcnow())
+                await session.execute(
+                    row.on_conflict_do_update(
+                        index_elements=[WorkerHeartbeat.id], set_={"seen_at": row.excluded.seen_at}
+                    )
+                )
+        except Exception as err:  # noqa: BLE001 - the database may be restarting
+            log.warning("heartbeat_failed", error=type(err).__name__)
+        await asyncio.sleep(HEARTBEAT_SECONDS)
+
+
+async def tidy(sessions: Sessions, settings: Settings) -> None:
+    """Deletes expired rows every ten minutes, until cancelled."""
+    while True:
+        try:
+            async with transaction(sessions) as session:
+                now = func.now()
+                await session.execute(
+                    delete(IdempotentAnswer).where(IdempotentAnswer.created_at < now - KEPT_FOR)
+                )
+                await session.execute(
+                    delete(WorkerHeartbeat).where(WorkerHeartbeat.seen_at < now - _FORGET_WORKERS_AFTER)
+                )
+            await prune(sessions, settings)
+        except Exception as err:  # noqa: BLE001 - the next round tries again
+            log.warning("tidy_failed", error=type(err).__name__)
+        await asyncio.sleep(_PRUNE_SECONDS)

@@ -1,0 +1,128 @@
+"""One worker process: drainers over PostgreSQL, and an arq worker that hears the bell.
+
+The truth about what is due is in PostgreSQL. arq's only job is `ring`, which makes a drainer look at once
+instead of at the next tick; with Redis emptied or away, everything still happens, a tick later.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import structlog
+from app.webhooks.delivery import Deliverer
+from arq import func
+from arq.worker import Worker
+from redis.exceptions import RedisError
+
+from app.core.crypto import SecretBox
+from app.core.db import create_engine, create_sessions
+from app.core.http import operator_client, public_client
+from app.doorbell import QUEUE, Bell, Doorbell, connect_redis, deserialize_job, serialize_job
+from app.oauth.credentials import CredentialStore
+from app.settings import Settings
+from app.sync.engine import SyncEngine
+from app.sync.providers import Providers
+from workers.drainer import Drainer
+from workers.housekeeping import beat, tidy
+
+log = structlog.get_logger()
+
+# Below the 30 s that process managers grant before they kill.
+_FINISH_WITHIN_SECONDS = 20.0
+_REDIS_RETRY_SECONDS = 2.0
+
+Drainers = dict[Bell, Drainer[Any]]
+
+
+async def ring(ctx: dict[str, Any], bell: str) -> None:
+    """The arq job. An unknown bell (of a newer release) wakes nobody; the tick will."""
+    drainer = ctx["drainers"].get(bell)
+    if drainer is not None:
+        drainer.ring()
+
+
+async def _listen(settings: Settings, drainers: Drainers) -> None:
+    """Hears the bell until cancelled; a Redis that is away is tried again."""
+    while True:
+        redis = connect_redis(settings.required_redis_url())
+        worker = Worker(
+            functions=[func(ring, timeout=5, keep_result=0, max_tries=1)],
+            queue_name=QUEUE,
+            redis_pool=redis,
+            ctx={"drainers": drainers},
+            handle_signals=False,
+            poll_delay=0.05,
+            max_jobs=10,
+            health_check_interval=15,
+            job_serializer=serialize_job,
+            job_deserializer=deserialize_job,
+        )
+        try:
+            await worker.async_run()
+        except (RedisError, OSError) as err:
+            log.warning("doorbell_lost", error=type(err).__name__)
+        finally:
+            with contextlib.suppress(RedisError, OSError):
+                await worker.close()
+        await asyncio.sleep(_REDIS_RETRY_SECONDS)
+
+
+@contextlib.asynccontextmanager
+async def _drainers(settings: Settings) -> AsyncIterator[tuple[Drainers, list[asyncio.Task[None]]]]:
+    engine = create_engine(settings.required_database_url(), pool_size=settings.database_pool_size)
+    sessions = create_sessions(engine)
+    box = SecretBox(settings.required_fernet_keys())
+    doorbell = Doorbell(connect_redis(settings.required_redis_url()))
+    tick = settings.scheduler_tick_seconds
+    allow_private = settings.allow_private_network_targets
+    async with (
+        operator_client() as client,
+        public_client(allow_private=allow_private) as feeds,
+        Deliverer(settings=settings, sessions=sessions, box=box) as deliverer,
+    ):
+        credentials = CredentialStore(settings=settings, sessions=sessions, box=box, client=client)
+        providers = Providers(settings=settings, credentials=credentials, client=client, feeds=feeds)
+        syncs = SyncEngine(settings=settings, sessions=sessions, providers=providers, doorbell=doorbell)
+        drainers: Drainers = {
+            "syncs": Drainer(
+                "syncs",
+                claim=syncs.claim,
+                handle=syncs.handle,
+                concurrency=settings.sync_concurrency,
+                tick_seconds=tick,
+            ),
+            "deliveries": Drainer(
+                "deliveries",
+                claim=deliverer.claim,
+                handle=deliverer.handle,
+                concurrency=settings.webhook_concurrency,
+                tick_seconds=tick,
+            ),
+        }
+        upkeep = [asyncio.create_task(beat(sessions)), asyncio.create_task(tidy(sessions, settings))]
+        yield drainers, upkeep
+        await asyncio.gather(*(drainer.drain(_FINISH_WITHIN_SECONDS) for drainer in drainers.values()))
+    await doorbell.aclose()
+    await engine.dispose()
+
+
+async def run_worker(settings: Settings) -> None:
+    """Works until it is cancelled, then finishes what it has under way and closes everything.
+
+    Raises SettingsError where a setting that it needs is missing.
+    """
+    async with _drainers(settings) as (drainers, upkeep):
+        loops = [asyncio.create_task(drainer.run()) for drainer in drainers.values()]
+        listener = asyncio.create_task(_listen(settings, drainers))
+        log.info("worker_started", concurrency=settings.sync_concurrency)
+        tasks = [*loops, *upkeep, listener]
+        try:
+            # None of these ends by itself; one that does has a bug, and the process manager restarts us.
+            await asyncio.gather(*tasks)
+        except asyncio.CancelledError:
+            log.info("worker_stopping")
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
