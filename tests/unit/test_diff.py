@@ -1,0 +1,99 @@
+"""The diff: which rows a round of changes writes, and as what."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from app.providers.base import RemoteAttendee, RemoteEvent, Window
+from app.sync.diff import StoredEvent, content_hash, diff_events
+
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+WINDOW = Window(NOW - timedelta(days=1), NOW + timedelta(days=28))
+
+
+def event(*, starts_in_days: float = 1, hours: float = 1, **fields) -> RemoteEvent:
+    start = NOW + timedelta(days=starts_in_days)
+    values = {"start_time": start, "end_time": start + timedelta(hours=hours), "name": "Weekly", "raw": "{}"}
+    return RemoteEvent(platform_uuid="e1", **{**values, **fields})
+
+
+def stored(of: RemoteEvent, *, is_deleted: bool = False) -> StoredEvent:
+    return StoredEvent("evt_1", of.platform_uuid, content_hash(of), is_deleted, of.start_time, of.end_time)
+
+
+def changes(new: RemoteEvent, old: StoredEvent | None) -> list[tuple[str, bool]]:
+    writes = diff_events(
+        [new], {new.platform_uuid: content_hash(new)}, {old.platform_uuid: old} if old else {}, WINDOW
+    )
+    return [(write.change, write.is_deleted) for write in writes]
+
+
+def test_an_unknown_event_in_the_window_is_created() -> None:
+    assert changes(event(), None) == [("created", False)]
+
+
+def test_an_unknown_event_without_a_start_is_kept() -> None:
+    assert changes(event(start_time=None, end_time=None), None) == [("created", False)]
+
+
+@pytest.mark.parametrize(
+    "new",
+    [event(starts_in_days=29), event(starts_in_days=-3), event(is_cancelled=True)],
+    ids=["ahead of the window", "behind the window", "cancelled"],
+)
+def test_an_unknown_event_that_nobody_should_see_is_left_out(new: RemoteEvent) -> None:
+    assert changes(new, None) == []
+
+
+def test_an_unchanged_event_is_not_written() -> None:
+    assert changes(event(), stored(event())) == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"name": "Monthly"},
+        {"raw": '{"etag":"2"}'},
+        {"attendees": (RemoteAttendee("a@example.com", None),)},
+        {"meeting_url": "https://zoom.us/j/123456789"},
+        {"response_status": "declined"},
+        {"is_all_day": True},
+        {"start_time": NOW + timedelta(days=2), "end_time": NOW + timedelta(days=2, hours=1)},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_a_change_of_any_visible_field_is_written(fields: dict) -> None:
+    assert changes(event(**fields), stored(event())) == [("updated", False)]
+
+
+def test_a_cancelled_event_is_deleted_once() -> None:
+    cancelled = event(is_cancelled=True)
+    assert changes(cancelled, stored(event())) == [("deleted", True)]
+    assert changes(cancelled, stored(cancelled, is_deleted=True)) == []
+
+
+def test_a_deleted_event_that_comes_back_is_created() -> None:
+    assert changes(event(), stored(event(), is_deleted=True)) == [("created", False)]
+
+
+@pytest.mark.parametrize("days", [40, -5], ids=["ahead", "into the past"])
+def test_an_event_that_is_moved_out_of_the_window_is_deleted_with_its_new_time(days: float) -> None:
+    moved = event(starts_in_days=days)
+    writes = diff_events([moved], {"e1": content_hash(moved)}, {"e1": stored(event())}, WINDOW)
+    assert [(write.change, write.is_deleted, write.event) for write in writes] == [("deleted", True, moved)]
+
+
+def test_an_event_that_moves_back_into_the_window_is_created_again() -> None:
+    away = event(starts_in_days=40)
+    assert changes(event(), stored(away, is_deleted=True)) == [("created", False)]
+
+
+def test_an_edit_of_a_past_event_does_not_delete_it() -> None:
+    past = event(starts_in_days=-10)
+    assert changes(replace(past, name="Edited"), stored(past)) == [("updated", False)]
+
+
+def test_an_event_of_no_length_counts_by_its_start() -> None:
+    assert changes(event(starts_in_days=-1, hours=0), None) == [("created", False)]
+    assert changes(event(starts_in_days=-1.5, hours=0), None) == []
