@@ -62,4 +62,4 @@ class Doorbell:
             await self._redis.ping()
 
     async def aclose(self) -> None:
-        await self._redis.aclose()
+        await self._redis.aclose(close_connection_pool=True)

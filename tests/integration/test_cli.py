@@ -1,0 +1,332 @@
+"""The commands as processes of their own: what they print, where, and their exit codes."""
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from app.cli.doctor import Finding, examine
+from app.core.crypto import sha256_hex
+from app.core.db import create_engine, create_sessions, reading
+from app.core.migrations import head_revision
+from app.projects.repository import find_project_of_key
+from tests.conftest import FERNET_KEY
+from tests.fakes.server import serve
+
+NOWHERE = "postgresql://somebody:hunter2@127.0.0.1:1/database"
+CHANNEL = "7c9e6679-7425-40de-944b-e07fc1f90ae7"
+
+
+@pytest.fixture(autouse=True)
+def _clean(clean_environment):
+    """Commands run in an empty folder, without the settings of whoever runs the tests."""
+    return clean_environment
+
+
+def calbridge(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "app.cli.main", *arguments],
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+async def project_of_key(database_url: str, api_key: str) -> str | None:
+    engine = create_engine(database_url)
+    async with reading(create_sessions(engine)) as session:
+        found = await find_project_of_key(session, sha256_hex(api_key))
+    await engine.dispose()
+    return found
+
+
+@pytest.mark.parametrize("command", [["migrate"], ["api"], ["worker"], ["up"], ["project", "create", "x"]])
+def test_wrong_settings_end_every_command_with_2_and_a_line_for_each(command):
+    done = calbridge(*command, DATABASE_URL="mysql://hunter2", LOG_LEVEL="LOUD")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == ["DATABASE_URL", "LOG_LEVEL"]
+    assert "hunter2" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["api", "worker"])
+def test_missing_settings_are_told_all_at_once(command):
+    done = calbridge(command)
+    assert done.returncode == 2
+    assert [line.split()[0] for line in done.stderr.splitlines()] == [
+        "DATABASE_URL",
+        "REDIS_URL",
+        "CREDENTIALS_ENCRYPTION_KEYS",
+    ]
+
+
+@pytest.mark.parametrize(
+    "command", [["migrate"], ["project", "create", "x"], ["api-key", "disable", "key_x"]]
+)
+def test_a_database_that_is_away_is_a_sentence_and_1(command):
+    done = calbridge(*command, DATABASE_URL=NOWHERE)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "Check DATABASE_URL" in done.stderr
+    assert "hunter2" not in done.stderr
+
+
+def test_a_database_without_tables_asks_for_migrate(empty_database_url):
+    done = calbridge("project", "create", "x", DATABASE_URL=empty_database_url)
+    assert done.returncode == 1
+    assert "run `calbridge migrate`" in done.stderr
+
+
+async def test_from_an_empty_database_to_a_disabled_key(empty_database_url):
+    def command(*arguments: str) -> dict[str, str]:
+        done = calbridge(*arguments, DATABASE_URL=empty_database_url)
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout.splitlines()) == 1
+        answer: dict[str, str] = json.loads(done.stdout)
+        return answer
+
+    migrated = calbridge("migrate", DATABASE_URL=empty_database_url)
+    assert (migrated.returncode, migrated.stdout) == (0, "")
+
+    made = command("project", "create", "Größe; DROP TABLE projects")
+    assert set(made) == {"project_id", "api_key"}
+    assert made["project_id"].startswith("proj_")
+    assert await project_of_key(empty_database_url, made["api_key"]) == made["project_id"]
+
+    second = command("api-key", "create", made["project_id"], "--name", "second")
+    assert second["key_id"].startswith("key_")
+    assert await project_of_key(empty_database_url, second["api_key"]) == made["project_id"]
+
+    command("api-key", "disable", second["key_id"])
+    assert await project_of_key(empty_database_url, second["api_key"]) is None
+    assert await project_of_key(empty_database_url, made["api_key"]) == made["project_id"]
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["api-key", "create", "proj_unknown"], "Project not found"),
+        (["api-key", "disable", "key_unknown"], "API key not found"),
+    ],
+)
+def test_an_unknown_id_is_a_sentence_and_1(database_url, command, says):
+    done = calbridge(*command, DATABASE_URL=database_url)
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (1, "", says)
+
+
+@pytest.mark.parametrize("command", ["api", "up"])
+def test_a_taken_port_names_the_option(command):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = calbridge(
+            command,
+            "--port",
+            str(port),
+            DATABASE_URL=NOWHERE,
+            REDIS_URL="redis://127.0.0.1:1",
+            CREDENTIALS_ENCRYPTION_KEYS=FERNET_KEY,
+        )
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"Port {port} is taken. Choose another with --port."
+
+
+# -- doctor -------------------------------------------------------------------------------------------------
+
+
+class Outside:
+    """Everything that doctor talks to over HTTP."""
+
+    def __init__(self) -> None:
+        self.mailboxes_status = 200
+        self.submit_status = 400
+        self.requests: list[Request] = []
+
+    async def mailboxes(self, request: Request) -> Response:
+        self.requests.append(request)
+        return Response('{"results": []}', self.mailboxes_status)
+
+    async def submit(self, request: Request) -> Response:
+        self.requests.append(request)
+        assert await request.body() == b""
+        return Response("<h1>Bad request</h1>", self.submit_status)
+
+    def app(self) -> Starlette:
+        return Starlette(
+            routes=[
+                Route("/api/v1.0/provisioning/mailboxes/", self.mailboxes),
+                Route("/api/v1.0/submit/", self.submit, methods=["POST"]),
+            ]
+        )
+
+
+@pytest.fixture
+async def outside(monkeypatch):
+    outside = Outside()
+    async with serve(outside.app()) as base_url:
+        for name in (
+            "GOOGLE_API_BASE_URL",
+            "GOOGLE_OAUTH_TOKEN_URL",
+            "MICROSOFT_GRAPH_BASE_URL",
+            "MICROSOFT_OAUTH_TOKEN_URL",
+            "MESSAGES_API_URL",
+        ):
+            monkeypatch.setenv(name, base_url)
+        yield outside
+
+
+@pytest.fixture
+def healthy(monkeypatch, outside, database_url, redis_url):
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    monkeypatch.setenv("CREDENTIALS_ENCRYPTION_KEYS", FERNET_KEY)
+
+
+def wrong(findings: list[Finding]) -> dict[str, str]:
+    return {finding.subject: finding.text for finding in findings if not finding.is_fine}
+
+
+@pytest.mark.usefixtures("healthy")
+async def test_doctor_finds_nothing_wrong_with_a_healthy_installation():
+    done = await asyncio.to_thread(calbridge, "doctor")
+    assert done.returncode == 0, done.stdout
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert all(line.startswith("ok ") for line in lines)
+    assert f"migrations: at the newest revision, {head_revision()}" in done.stdout
+    assert "Redis 6." in done.stdout or "Redis 7." in done.stdout or "Redis 8." in done.stdout
+    assert len(lines) == 9
+
+
+@pytest.mark.usefixtures("outside")
+async def test_doctor_tells_everything_that_is_missing_and_ends_with_1(monkeypatch):
+    monkeypatch.setenv("GOOGLE_API_BASE_URL", "http://127.0.0.1:1")
+    done = await asyncio.to_thread(calbridge, "doctor")
+    assert done.returncode == 1
+    wrong_lines = [line for line in done.stdout.splitlines() if line.startswith("WRONG ")]
+    assert [line.split(":")[0] for line in wrong_lines] == [
+        "WRONG database",
+        "WRONG redis",
+        "WRONG encryption keys",
+        "WRONG GOOGLE_API_BASE_URL",
+    ]
+
+
+async def test_doctor_reports_wrong_settings_as_findings(monkeypatch):
+    monkeypatch.setenv("LOG_LEVEL", "LOUD")
+    findings = await examine()
+    assert [finding.subject for finding in findings] == ["settings"]
+    assert findings[0].text.startswith("LOG_LEVEL: ")
+
+
+@pytest.mark.usefixtures("healthy")
+async def test_doctor_sees_a_schema_that_is_behind(monkeypatch, empty_database_url):
+    monkeypatch.setenv("DATABASE_URL", empty_database_url)
+    assert "run `calbridge migrate`" in wrong(await examine())["migrations"]
+
+
+@pytest.mark.usefixtures("healthy")
+async def test_doctor_sees_servers_that_are_away(monkeypatch):
+    monkeypatch.setenv("DATABASE_URL", NOWHERE)
+    monkeypatch.setenv("REDIS_URL", "redis://:hunter2@127.0.0.1:1/0")
+    found = wrong(await examine())
+    assert set(found) == {"database", "redis"}
+    assert "hunter2" not in str(found)
+
+
+@pytest.fixture
+def messages_on(monkeypatch, healthy):
+    monkeypatch.setenv("FEATURE_MESSAGES_INTEGRATION", "True")
+    monkeypatch.setenv("MESSAGES_API_KEY", "hunter2")
+    monkeypatch.setenv("MESSAGES_CHANNEL_ID", CHANNEL)
+
+
+@pytest.mark.usefixtures("messages_on")
+async def test_doctor_checks_both_scopes_of_messages_without_sending(outside):
+    assert wrong(await examine()) == {}
+    looked_up, submitted = outside.requests
+    assert looked_up.query_params["email"]
+    assert "user_email" not in looked_up.query_params
+    for request in outside.requests:
+        assert request.headers["X-API-Key"] == "hunter2"
+        assert request.headers["X-Channel-Id"] == CHANNEL
+    assert "X-Rcpt-To" not in submitted.headers
+
+
+@pytest.mark.usefixtures("messages_on")
+@pytest.mark.parametrize(
+    ("mailboxes_status", "submit_status", "subjects", "says"),
+    [
+        (403, 400, ["Messages, scope mailboxes:read"], "give it the scope mailboxes:read"),
+        (200, 403, ["Messages, scope messages:send"], "give it the scope messages:send"),
+        (
+            401,
+            401,
+            ["Messages, scope mailboxes:read", "Messages, scope messages:send"],
+            "MESSAGES_API_KEY and MESSAGES_CHANNEL_ID",
+        ),
+    ],
+)
+async def test_doctor_tells_which_scope_of_messages_is_missing(
+    outside, mailboxes_status, submit_status, subjects, says
+):
+    outside.mailboxes_status, outside.submit_status = mailboxes_status, submit_status
+    found = wrong(await examine())
+    assert list(found) == subjects
+    assert says in found[subjects[0]]
+    assert "hunter2" not in str(found)
+
+
+@pytest.mark.usefixtures("healthy")
+async def test_doctor_connects_to_the_mail_server(monkeypatch, tmp_path):
+    from aiosmtpd.controller import Controller
+    from aiosmtpd.handlers import Sink
+
+    monkeypatch.setenv("EMAIL_FROM", "calendars@example.org")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setenv("SMTP_URL", f"smtp://127.0.0.1:{port}")
+    assert "Check SMTP_URL" in wrong(await examine())["SMTP"]
+    controller = Controller(Sink(), hostname="127.0.0.1", port=port)
+    controller.start()
+    try:
+        assert wrong(await examine()) == {}
+    finally:
+        controller.stop()
+
+
+def test_commands_beside_a_running_up_need_no_settings(tmp_path, database_url, redis_url):
+    """`up` holds a lock and writes what it works with into its data folder; see tests/flows/test_up.py."""
+    import fcntl
+
+    data_dir = Path(".data")
+    data_dir.mkdir()
+    (data_dir / "up.json").write_text(
+        json.dumps(
+            {
+                "pid": os.getpid(),
+                "base_url": "http://127.0.0.1:8000",
+                "database_url": database_url,
+                "redis_url": redis_url,
+                "credentials_encryption_keys": FERNET_KEY,
+            }
+        )
+    )
+    with (data_dir / "up.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = calbridge("project", "create", "x")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["project_id"].startswith("proj_")
+    # Without the lock the file is what a killed `up` left behind.
+    assert calbridge("project", "create", "x").returncode == 2
