@@ -1,0 +1,148 @@
+"""What disconnects a calendar and what does not (providers.md F.2), and how its tokens are kept."""
+
+import asyncio
+
+import pytest
+from sqlalchemy import text
+
+from app.core.crypto import SecretBox
+from app.core.db import transaction
+from app.core.http import operator_client
+from app.oauth.credentials import CredentialStore
+from app.providers.base import CredentialsRevoked
+from tests.flows.conftest import GoogleCalendarUnderTest
+
+
+async def credentials_id(google: GoogleCalendarUnderTest) -> str:
+    row = await google.row()
+    assert row.credentials_id is not None
+    return row.credentials_id
+
+
+async def test_a_revoked_grant_disconnects_once_with_a_reason(google: GoogleCalendarUnderTest) -> None:
+    google.add("one")
+    await google.sync()
+    google.fake.revoke_grant(google.fake.refresh_token)
+    google.fake.expire_access_tokens()
+    await google.sync()
+    row = await google.row()
+    assert row.state == "disconnected"
+    assert row.connection_failure_data is not None
+    assert set(row.connection_failure_data) == {"error", "code", "timestamp"}
+    assert await google.names() == ["one"]
+    async with transaction(google.sessions) as session:
+        await session.execute(text("UPDATE calendars SET next_sync_at = now()"))
+    assert await google.engine.claim(10) == []
+
+
+@pytest.mark.parametrize(
+    ("route", "status", "reason"),
+    [
+        ("events.list", 500, "backendError"),
+        ("events.list", 503, None),
+        ("events.list", 429, "rateLimitExceeded"),
+        ("events.list", 403, "userRateLimitExceeded"),
+        ("events.list", 404, "notFound"),
+        ("token", 503, None),
+        ("token", 401, "invalid_client"),
+        ("token", 429, "rate_limit_exceeded"),
+    ],
+)
+async def test_outages_limits_and_operator_faults_disconnect_nobody(
+    google: GoogleCalendarUnderTest, route: str, status: int, reason: str | None
+) -> None:
+    body = b"<html>Error</html>" if reason is None else None
+    google.fake.inject_fault(route, status, reason, body=body, content_type="text/html" if body else None)
+    google.add("one")
+    await google.sync()
+    row = await google.row()
+    assert row.state == "connected"
+    assert row.sync_failure_count == 1
+    assert row.sync_failing_since is not None
+    assert row.last_attempted_sync_at is not None
+    assert row.last_successful_sync_at is None
+    await google.sync()
+    row = await google.row()
+    assert (row.sync_failing_since, row.sync_failure_count) == (None, 0)
+    assert await google.names() == ["one"]
+
+
+async def test_a_calendar_that_stays_away_is_gone_after_three_answers(
+    google: GoogleCalendarUnderTest,
+) -> None:
+    google.fake.inject_fault("events.list", 404, "notFound", count=3)
+    states = []
+    for _ in range(3):
+        await google.sync()
+        states.append((await google.row()).state)
+    assert states == ["connected", "connected", "disconnected"]
+    row = await google.row()
+    assert row.connection_failure_data is not None
+    assert row.connection_failure_data["code"] == "calendar_gone"
+
+
+async def test_retry_after_is_honoured(google: GoogleCalendarUnderTest) -> None:
+    google.fake.inject_fault("events.list", 429, "rateLimitExceeded", headers={"Retry-After": "600"})
+    await google.sync()
+    row = await google.row()
+    assert row.last_attempted_sync_at is not None
+    assert (row.next_sync_at - row.last_attempted_sync_at).total_seconds() >= 600
+
+
+async def test_access_tokens_are_cached_between_syncs(google: GoogleCalendarUnderTest) -> None:
+    for _ in range(3):
+        await google.sync()
+    assert len(google.fake.requests_to("token")) == 1
+
+
+async def test_a_token_that_dies_early_is_renewed_once(google: GoogleCalendarUnderTest) -> None:
+    google.add("one")
+    await google.sync()
+    google.fake.expire_access_tokens()
+    await google.sync()
+    assert (await google.row()).state == "connected"
+    assert len(google.fake.requests_to("token")) == 2
+
+
+async def test_many_processes_share_one_refresh(google: GoogleCalendarUnderTest) -> None:
+    box = SecretBox(google.settings.fernet_keys)
+    google.fake.inject_fault("token", delay=0.1)
+    async with operator_client() as client:
+        stores = [
+            CredentialStore(settings=google.settings, sessions=google.sessions, box=box, client=client)
+            for _ in range(4)
+        ]
+        chosen = await credentials_id(google)
+        tokens = await asyncio.gather(*(store.access_token(chosen, None) for store in stores))
+    assert len(set(tokens)) == 1
+    assert len(google.fake.requests_to("token")) == 1
+
+
+async def test_new_credentials_win_over_a_refresh_with_the_old_ones(google: GoogleCalendarUnderTest) -> None:
+    box = SecretBox(google.settings.fernet_keys)
+    chosen = await credentials_id(google)
+    google.fake.inject_fault("token", delay=0.2)
+    async with operator_client() as client:
+        store = CredentialStore(settings=google.settings, sessions=google.sessions, box=box, client=client)
+        refreshing = asyncio.create_task(store.access_token(chosen, None))
+        await asyncio.sleep(0.05)
+        async with transaction(google.sessions) as session:
+            secrets = {"client_secret": google.fake.client_secret, "refresh_token": "dead"}
+            await session.execute(
+                text(
+                    "UPDATE credentials SET version = version + 1, sealed = :sealed, refresh_lease_until = NULL"
+                ),
+                {"sealed": box.seal(f"credentials:{chosen}", secrets)},
+            )
+        with pytest.raises(CredentialsRevoked):
+            await refreshing
+
+
+async def test_secrets_are_not_in_the_database_in_clear(google: GoogleCalendarUnderTest) -> None:
+    await google.sync()
+    async with google.sessions() as session:
+        dump = str((await session.execute(text("SELECT c::text FROM credentials c"))).scalars().all())
+    token = google.fake.requests_to("events.list")[0].headers["authorization"].removeprefix("Bearer ")
+    for secret in (google.fake.refresh_token, google.fake.client_secret, token):
+        assert secret not in dump
+        assert secret.encode().hex() not in dump
