@@ -6,6 +6,8 @@ from app.models.calendar_event import CalendarEvent
 from app.models.credentials import Credentials
 from app.models.operations import IdempotentAnswer, WorkerHeartbeat
 from app.models.project import ApiKey, Project
+from app.models.push_channel import PushChannel
+from app.models.webhook import WebhookDelivery, WebhookSubscription
 
 __all__ = [
     "ApiKey",
@@ -15,5 +17,8 @@ __all__ = [
     "Credentials",
     "IdempotentAnswer",
     "Project",
+    "PushChannel",
+    "WebhookDelivery",
+    "WebhookSubscription",
     "WorkerHeartbeat",
 ]

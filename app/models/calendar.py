@@ -18,6 +18,9 @@ class Calendar(Base):
     then. A request that comes meanwhile moves `next_sync_at`, which is how the worker knows of it when it
     settles (app/sync/repository.py).
 
+    `push_due_at`: when a push channel is to be opened or renewed; null before the first sync and when
+    disconnected (app/push/).
+
     `last_change_at` is the largest `updated_at` ever given to an event of this calendar.
     `unannounced_*` count changes that are committed but not yet told by webhook: a sync of many pages
     commits page by page, and whatever ends it, the next settle announces them.
@@ -34,6 +37,7 @@ class Calendar(Base):
             "next_sync_at",
             postgresql_where=text("state = 'connected' AND platform <> 'local'"),
         ),
+        Index("ix_calendars_push_due", "push_due_at", postgresql_where=text("push_due_at IS NOT NULL")),
     )
 
     id: Mapped[PublicId] = mapped_column(primary_key=True)
@@ -64,6 +68,8 @@ class Calendar(Base):
     next_sync_at: Mapped[CreatedAt]
     lease_token: Mapped[str | None]
     lease_until: Mapped[datetime | None]
+
+    push_due_at: Mapped[datetime | None]
 
     last_change_at: Mapped[datetime | None]
     unannounced_since: Mapped[datetime | None]

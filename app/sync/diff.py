@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from hashlib import blake2b
+from hashlib import sha256
 from typing import Any, Literal
 
 import orjson
@@ -67,8 +67,7 @@ def organizer_json(event: RemoteEvent) -> str | None:
 
 def content_hash(event: RemoteEvent) -> bytes:
     """16 bytes over everything of an event that an application can see, save whether it is deleted."""
-    digest = blake2b(digest_size=16)
-    digest.update(
+    digest = sha256(
         orjson.dumps(
             (
                 _HASH_VERSION,
@@ -91,7 +90,7 @@ def content_hash(event: RemoteEvent) -> bytes:
         )
     )
     digest.update(event.raw.encode())
-    return digest.digest()
+    return digest.digest()[:16]
 
 
 def _in_window(window: Window, start: datetime | None, end: datetime | None) -> bool:

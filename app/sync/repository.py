@@ -269,18 +269,21 @@ _COLUMNS = {
     "updated_at": "timestamptz",
 }
 _JSON = {"organizer", "attendees", "raw"}
-_KEPT_ON_UPDATE = {"id", "platform_uuid"}
+_FIXED = {"id", "platform_uuid"}
 
-_UPSERT = text(
+_ASSIGNMENTS = ", ".join(
+    f"{name} = " + (f"CAST(i.{name} AS json)" if name in _JSON else f"i.{name}")
+    for name in _COLUMNS
+    if name not in _FIXED
+)
+_ARRAYS = ", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in _COLUMNS.items())
+
+_UPDATE = text(
     f"""
-    INSERT INTO calendar_events (project_id, calendar_id, created_at, {", ".join(_COLUMNS)})
-    SELECT :project_id, :calendar_id, i.updated_at,
-           {", ".join(f"i.{name}" + ("::json" if name in _JSON else "") for name in _COLUMNS)}
-    FROM unnest({", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in _COLUMNS.items())})
-         AS i({", ".join(_COLUMNS)})
-    ON CONFLICT (calendar_id, platform_uuid) DO UPDATE
-    SET {", ".join(f"{name} = excluded.{name}" for name in _COLUMNS if name not in _KEPT_ON_UPDATE)}
-    """.replace("::json", r"\:\:json")  # noqa: S608 - made of the constant names above
+    UPDATE calendar_events AS e SET {_ASSIGNMENTS}
+    FROM unnest({_ARRAYS}) AS i({", ".join(_COLUMNS)})
+    WHERE e.id = i.id
+    """  # noqa: S608 - made of the constant names above
 )
 
 
@@ -314,14 +317,27 @@ def _row(write: EventWrite, updated_at: datetime) -> tuple[Any, ...]:
 async def write_events(
     session: Session, claim: Claim, writes: Sequence[EventWrite], times: Sequence[datetime]
 ) -> list[str]:
-    """Inserts or updates the rows in one statement; their ids, in order. `times` are their `updated_at`s."""
+    """Inserts and updates the rows; their ids, in order. `times` are their `updated_at`s.
+
+    New rows go in by COPY, which costs half of an INSERT: nobody else can be inserting the same ones, since
+    the caller holds the calendar's row lock.
+    """
     rows = [_row(write, at) for write, at in zip(writes, times, strict=True)]
-    columns = dict(zip(_COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
-    await session.execute(
-        _UPSERT, {"project_id": claim.project_id, "calendar_id": claim.calendar_id, **columns}
-    )
-    ids: list[str] = columns["id"]
-    return ids
+    new = [row for row, write in zip(rows, writes, strict=True) if write.stored_id is None]
+    known = [row for row, write in zip(rows, writes, strict=True) if write.stored_id is not None]
+    if new:
+        owner = (claim.project_id, claim.calendar_id)
+        connection = await (await session.connection()).get_raw_connection()
+        assert connection.driver_connection is not None
+        await connection.driver_connection.copy_records_to_table(
+            "calendar_events",
+            columns=["project_id", "calendar_id", "created_at", *_COLUMNS],
+            records=[(*owner, row[-1], *row) for row in new],
+        )
+    if known:
+        columns = dict(zip(_COLUMNS, map(list, zip(*known, strict=True)), strict=True))
+        await session.execute(_UPDATE, columns)
+    return [row[0] for row in rows]
 
 
 _LOAD_CONTENT = (

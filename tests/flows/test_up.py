@@ -27,7 +27,7 @@ def _clean(clean_environment):
 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
+        return int(free.getsockname()[1])
 
 
 class Up:
@@ -35,12 +35,10 @@ class Up:
 
     def __init__(self, data_dir: Path, *options: str) -> None:
         self.data_dir = data_dir
-        self.process = subprocess.Popen(
-            command(data_dir, *options),
-            stdout=subprocess.PIPE,
-            stderr=(data_dir.parent / "stderr").open("ab"),
-            text=True,
-        )
+        with (data_dir.parent / "stderr").open("ab") as stderr:
+            self.process = subprocess.Popen(
+                command(data_dir, *options), stdout=subprocess.PIPE, stderr=stderr, text=True
+            )
 
     def read_until(self, is_last: Callable[[str], bool]) -> list[str]:
         lines = []
@@ -51,10 +49,10 @@ class Up:
                 return lines
         raise AssertionError((self.data_dir.parent / "stderr").read_text())
 
-    def family(self) -> list[psutil.Process]:
+    def family(self):
         return psutil.Process(self.process.pid).children(recursive=True)
 
-    def end(self, number: signal.Signals) -> tuple[int, str]:
+    def end(self, number):
         """Exit code, and what else was on stdout."""
         self.process.send_signal(number)
         rest, _ = self.process.communicate(timeout=60)
@@ -88,7 +86,7 @@ def are_gone(family: list[psutil.Process]) -> bool:
     return not psutil.wait_procs(family, timeout=0)[1]
 
 
-def calendars_of(base_url: str, api_key: str) -> list[str]:
+def calendars_of(base_url, api_key):
     answer = httpx.get(f"{base_url}/api/v1/calendars", headers={"Authorization": f"Token {api_key}"})
     assert answer.status_code == 200, answer.text
     return [calendar["id"] for calendar in answer.json()["results"]]
@@ -100,9 +98,9 @@ def is_ready(base_url: str) -> bool:
     return False
 
 
-def test_it_brings_everything_and_goes_on_with_the_same_data_after_ctrl_c_and_after_kill(tmp_path):
+def test_it_brings_everything_and_goes_on_with_the_same_data_after_ctrl_c_and_after_kill(servers_dir):
     # A space in the path, and a path too long for a socket: both must do.
-    data_dir = tmp_path / "the data" / ("d" * 60)
+    data_dir = servers_dir / "the data" / ("d" * 60)
     data_dir.parent.mkdir()
 
     with running(data_dir, "--port", "0", "--json") as up:
@@ -166,7 +164,7 @@ def test_it_brings_everything_and_goes_on_with_the_same_data_after_ctrl_c_and_af
         assert up.end(signal.SIGTERM) == (0, "")
 
 
-def paste(line: str) -> dict:
+def paste(line):
     """What a shell says to the line; only the sample feed gives way to one that no test reaches."""
     assert "https://calendar.google.com/" in line or "feed_url" not in line
     line = line.replace("https://calendar.google.com/", "https://calendar.invalid/")

@@ -91,7 +91,7 @@ async def test_a_client_polling_the_project_misses_nothing_while_many_calendars_
                 "SELECT id, to_char(updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') FROM calendar_events"
             )
         )
-        assert dict(rows.tuples().all()) == client.seen
+        assert {row[0]: row[1] for row in rows} == client.seen
     assert len(client.seen) == 200 * _CALENDARS
     assert len(ids) == _CALENDARS
 

@@ -1,6 +1,6 @@
 """The Google provider and its token endpoint, over HTTP against the fake that enforces the contract."""
 
-import logging
+import asyncio
 import traceback
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from app.providers import google as google_module
 from app.providers.base import (
     AccessDenied,
     CalendarGone,
+    CalendarProvider,
     ChangePage,
     ClientMisconfigured,
     CredentialsRevoked,
@@ -105,7 +106,7 @@ class World:
         after_page: Callable[[], None] | None = None,
         **options: Any,
     ) -> Answered:
-        calendar = self.calendar(calendar_id, **options)
+        calendar: CalendarProvider = self.calendar(calendar_id, **options)
         pages = []
         async for page in calendar.changes(cursor=cursor, window=WINDOW):
             pages.append(page)
@@ -128,6 +129,14 @@ async def world() -> AsyncIterator[World]:
     fake.now = lambda: NOW
     async with serve(fake) as url, operator_client(timeout=5.0) as client:
         yield World(fake, url, client, Tokens(client, url, fake))
+
+
+@pytest.fixture
+def logs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the provider logs, however other tests have configured and cached the loggers."""
+    capture = structlog.testing.LogCapture()
+    monkeypatch.setattr(google_module, "log", structlog.wrap_logger(None, processors=[capture]))
+    return capture.entries
 
 
 def add(fake: FakeGoogle, *, days: float = 1, **fields: Any) -> str:
@@ -431,7 +440,7 @@ def answer_with(fake: FakeGoogle, document: Any, *, count: int = 1) -> None:
     fake.inject_fault("events.list", 200, count=count, body=body, content_type="application/json")
 
 
-async def test_odd_events_stop_nothing_and_are_logged_by_id_only(world: World) -> None:
+async def test_odd_events_stop_nothing_and_are_logged_by_id_only(world: World, logs: list[Any]) -> None:
     good = add(world.fake)
     odd: dict[str, dict[str, Any]] = {
         "nostart": {"summary": "PRIVATE"},
@@ -444,8 +453,7 @@ async def test_odd_events_stop_nothing_and_are_logged_by_id_only(world: World) -
         world.fake.put_raw({"id": event_id, **fields})
     world.fake.put_raw({"summary": "no id at all: PRIVATE"})
     world.fake.put_raw({"id": 5, "summary": "PRIVATE"})
-    with structlog.testing.capture_logs() as logs:
-        answered = await world.round()
+    answered = await world.round()
     assert set(answered.events) == {good, *odd}
     assert answered.events["nostart"].name == "PRIVATE"
     assert answered.events["zone"].start_time is None
@@ -455,7 +463,7 @@ async def test_odd_events_stop_nothing_and_are_logged_by_id_only(world: World) -
 
 
 async def test_an_event_on_which_our_own_code_fails_is_kept_by_id_and_stops_nothing(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, logs: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(**texts: Any) -> None:
         if texts["title"] == "PRIVATE":
@@ -463,8 +471,7 @@ async def test_an_event_on_which_our_own_code_fails_is_kept_by_id_and_stops_noth
 
     monkeypatch.setattr(google_module, "find_meeting_link", fail)  # no input is known that makes it fail
     bad, good = add(world.fake, summary="PRIVATE"), add(world.fake)
-    with structlog.testing.capture_logs() as logs:
-        answered = await world.round()
+    answered = await world.round()
     assert set(answered.events) == {bad, good}
     assert (answered.events[bad].name, orjson.loads(answered.events[bad].raw)["summary"]) == (None, "PRIVATE")
     assert logs == [
@@ -483,6 +490,23 @@ async def test_one_lone_surrogate_does_not_hide_a_page(world: World) -> None:
         b'{"items": [{"id": "a", "summary": "\\ud800"}, {"id": "b", "start": {"date": "2026-11-24"}}]}',
     )
     assert set((await world.round()).events) == {"a", "b"}
+
+
+async def test_other_work_goes_on_while_a_large_page_is_parsed(world: World) -> None:
+    turns = 0
+
+    async def other_work() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    working = asyncio.create_task(other_work())
+    items = [{"id": str(number), "start": {"date": "2026-11-24"}} for number in range(1000)]
+    events, _ = await world.calendar()._read_items({"items": items})
+    working.cancel()
+    assert len(events) == 1000
+    assert turns >= 10
 
 
 # --- tokens ----------------------------------------------------------------------------------------------
@@ -627,17 +651,17 @@ async def test_a_server_that_dribbles_or_floods_is_cut_off(world: World) -> None
     world.fake.inject_fault("events.list", kind="dribble", count=2)
     url = f"{world.url}/calendar/v3/calendars/primary/events"
     with pytest.raises(Unavailable) as caught:
-        await exchange(world.client, "GET", url, provider="Google", max_bytes=10_000, deadline_seconds=0.2)
+        async with asyncio.timeout(5):  # the test's own patience
+            await exchange(
+                world.client, "GET", url, provider="Google", max_bytes=10_000, deadline_seconds=0.2
+            )
     assert caught.value.code == "timeout"
     with pytest.raises(Unavailable) as caught:
         await exchange(world.client, "GET", url, provider="Google", max_bytes=10, deadline_seconds=10.0)
     assert caught.value.code == "answer_too_large"
 
 
-async def test_no_error_and_no_log_holds_a_token_or_an_address(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "app")
+async def test_no_error_and_no_log_holds_a_token_or_an_address(world: World, logs: list[Any]) -> None:
     cursor = await world.cursor()
     assert world.tokens.current is not None
     secrets = {
@@ -658,10 +682,9 @@ async def test_no_error_and_no_log_holds_a_token_or_an_address(
         {"kind": "cut"},
     ):
         world.fake.inject_fault("events.list", **fault)
-        with structlog.testing.capture_logs() as logs, pytest.raises(ProviderError) as caught:
+        with pytest.raises(ProviderError) as caught:
             await world.round(cursor)
         failures.append(caught.value)
-        assert logs == []
     for fault in (
         {"status": 400, "reason": "invalid_grant"},
         {"status": 401, "reason": "invalid_client"},
@@ -676,6 +699,7 @@ async def test_no_error_and_no_log_holds_a_token_or_an_address(
         told = "".join(traceback.format_exception(failure)) + repr(failure)
         assert not [secret for secret in secrets if secret in told]
         assert world.url not in str(failure)
+    assert logs == []
 
 
 # --- the calendars of an account -------------------------------------------------------------------------

@@ -1,0 +1,118 @@
+"""What the benchmarks share: embedded servers, a seeded fake Google in a process of its own, and measuring."""
+
+import asyncio
+import contextlib
+import multiprocessing
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from cryptography.fernet import Fernet
+
+from app.cli.embedded import start_postgres, start_redis
+from app.core.migrations import upgrade_to_head
+from app.settings import Settings
+from tests.fakes.google import FakeGoogle
+from tests.fakes.server import serve
+
+
+@contextlib.contextmanager
+def servers() -> Iterator[tuple[str, str]]:
+    """URLs of a real, durable PostgreSQL, migrated, and of a Redis, in a folder that is gone afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="calbridge-bench-"))
+    folder.chmod(0o711)
+    postgres, redis = start_postgres(folder), start_redis(folder)
+    try:
+        upgrade_to_head(postgres.url)
+        yield postgres.url, redis.url
+    finally:
+        redis.stop()
+        postgres.stop()
+        shutil.rmtree(folder)
+
+
+def settings_for(database_url: str, redis_url: str, **values: Any) -> Settings:
+    return Settings(
+        _env_file=None,
+        **{
+            "database_url": database_url,
+            "redis_url": redis_url,
+            "credentials_encryption_keys": Fernet.generate_key().decode(),
+            "allow_private_network_targets": True,
+            **values,
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Google:
+    url: str
+    client_id: str
+    client_secret: str
+    refresh_token: str
+
+
+def _serve_google(pipe: Any, calendars: dict[str, int]) -> None:
+    async def main() -> None:
+        fake = FakeGoogle()
+        start = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=12)
+        for name, count in calendars.items():
+            fake.add_calendar(name)
+            spacing = timedelta(days=28) / max(count, 1)
+            fake.seed(count, start=start, spacing=spacing, description_length=3000, calendar_id=name)
+        async with serve(fake) as url:
+            pipe.send(Google(url, fake.client_id, fake.client_secret, fake.refresh_token))
+            while not pipe.poll():
+                await asyncio.sleep(0.05)
+
+    asyncio.run(main())
+
+
+@contextlib.asynccontextmanager
+async def google_process(calendars: dict[str, int]) -> AsyncIterator[Google]:
+    """A fake Google outside of the measured process, with so many events of about 3.6 kB in each calendar."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve_google, args=(theirs, calendars), daemon=True)
+    process.start()
+    try:
+        yield await asyncio.to_thread(ours.recv)
+    finally:
+        ours.send("stop")
+        await asyncio.to_thread(process.join, 10)
+
+
+@dataclass
+class Measured:
+    wall: float = 0.0
+    cpu: float = 0.0
+
+
+@contextlib.contextmanager
+def measured() -> Iterator[Measured]:
+    """Seconds of wall time, and of this process's CPU."""
+    result = Measured()
+
+    def cpu() -> float:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return usage.ru_utime + usage.ru_stime
+
+    wall, used = time.perf_counter(), cpu()
+    yield result
+    result.wall, result.cpu = time.perf_counter() - wall, cpu() - used
+
+
+def resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 1e6
+
+
+def quantile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

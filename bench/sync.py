@@ -1,0 +1,166 @@
+"""Syncs of a Google calendar, as ratios to a bare script that fetches, parses and COPYs the same events once."""
+
+import asyncio
+import multiprocessing
+from typing import Any
+
+import asyncpg
+import orjson
+from sqlalchemy import text
+
+from app.core.db import create_engine, create_sessions, transaction
+from app.core.http import httpx
+from app.core.ids import new_id
+from app.settings import Settings
+from bench.support import Google, google_process, measured, resident_mb, servers, settings_for
+from tests import factories
+
+_EVENTS = 5_000
+_MANY = 50_000
+_WINDOW = {"singleEvents": "true", "showDeleted": "true", "maxResults": "2500"}
+
+
+async def _bare(google: Google, database_url: str, calendar: str) -> None:
+    """Fetch, parse, COPY: what no sync can do without."""
+    async with httpx.AsyncClient() as client:  # a script of its own, on purpose without our layers
+        form = {
+            "client_id": google.client_id,
+            "client_secret": google.client_secret,
+            "refresh_token": google.refresh_token,
+            "grant_type": "refresh_token",
+        }
+        token = (await client.post(f"{google.url}/token", data=form)).json()["access_token"]
+        client.headers["Authorization"] = f"Bearer {token}"
+        connection = await asyncpg.connect(database_url)
+        params = dict(_WINDOW)
+        async with connection.transaction():
+            await connection.execute(
+                "CREATE TABLE bare (id text PRIMARY KEY, start_time text, name text, raw json)"
+            )
+            while True:
+                answer = await client.get(
+                    f"{google.url}/calendar/v3/calendars/{calendar}/events", params=params, timeout=60
+                )
+                page = orjson.loads(answer.content)
+                await connection.copy_records_to_table(
+                    "bare",
+                    records=[
+                        (e["id"], e["start"]["dateTime"], e["summary"], orjson.dumps(e).decode())
+                        for e in page["items"]
+                    ],
+                )
+                if "nextPageToken" not in page:
+                    break
+                params["pageToken"] = page["nextPageToken"]
+        await connection.execute("DROP TABLE bare")
+        await connection.close()
+
+
+async def _add_calendar(sessions: Any, settings: Settings, google: Google, calendar: str) -> str:
+    project_id = new_id("proj")
+    async with transaction(sessions) as session:
+        await session.execute(
+            text("INSERT INTO projects (id, name) VALUES (:id, 'bench')"), {"id": project_id}
+        )
+    return await factories.add_calendar(
+        sessions,
+        settings,
+        project_id,
+        platform_uuid=calendar,
+        client_id=google.client_id,
+        secrets={"client_secret": google.client_secret, "refresh_token": google.refresh_token},
+    )
+
+
+async def _main(database_url: str, redis_url: str) -> None:
+    async with google_process({"c1": _EVENTS, "c2": _EVENTS, "many": _MANY}) as google:
+        settings = settings_for(
+            database_url,
+            redis_url,
+            google_api_base_url=google.url,
+            google_oauth_token_url=f"{google.url}/token",
+        )
+        engine = create_engine(database_url)
+        sessions = create_sessions(engine)
+        async with factories.sync_engine(settings, sessions) as syncs:
+            # Warm both: imports, connections, the servers' caches.
+            await _bare(google, database_url, "c1")
+            await factories.sync_now(syncs, sessions, await _add_calendar(sessions, settings, google, "c1"))
+            bare_runs, sync_runs = [], []
+            for _ in range(3):
+                with measured() as bare:
+                    await _bare(google, database_url, "c2")
+                calendar_id = await _add_calendar(sessions, settings, google, "c2")
+                with measured() as cold:
+                    await factories.sync_now(syncs, sessions, calendar_id)
+                bare_runs.append(bare)
+                sync_runs.append(cold)
+            assert len(await factories.load_events(sessions, calendar_id)) == _EVENTS
+            bare = min(bare_runs, key=lambda run: run.wall)
+            cold = min(sync_runs, key=lambda run: run.wall)
+            print(f"bare script, {_EVENTS} events: {bare.wall:.2f} s wall, {bare.cpu:.2f} s CPU")
+            print(f"cold sync,   {_EVENTS} events: {cold.wall:.2f} s wall, {cold.cpu:.2f} s CPU")
+            print(f"ratios: wall {cold.wall / bare.wall:.2f}, CPU {cold.cpu / bare.cpu:.2f} (target: 3)")
+
+            with measured() as idle:
+                for _ in range(50):
+                    await factories.sync_now(syncs, sessions, calendar_id)
+            print(
+                f"sync without changes: {idle.wall / 50 * 1000:.1f} ms wall, {idle.cpu / 50 * 1000:.1f} ms CPU, "
+                f"{50 / idle.cpu:.0f} per worker CPU second"
+            )
+        await engine.dispose()
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(1) as pool:
+            added, peak = pool.apply(_measure_memory, (google, settings_values(settings)))
+        print(
+            f"a calendar of {_MANY} events adds {peak:.0f} MB at its peak, {added:.0f} MB after (target: 150)"
+        )
+
+
+def settings_values(settings: Settings) -> dict[str, Any]:
+    return {
+        "database_url": settings.required_database_url(),
+        "redis_url": settings.required_redis_url(),
+        "google_api_base_url": settings.google_api_base_url,
+        "google_oauth_token_url": settings.google_oauth_token_url,
+    }
+
+
+def _measure_memory(google: Google, values: dict[str, Any]) -> tuple[float, float]:
+    """In a fresh process: MB that the sync of the large calendar added, after it and at its peak."""
+
+    async def main() -> tuple[float, float]:
+        settings = settings_for(**values)
+        engine = create_engine(settings.required_database_url())
+        sessions = create_sessions(engine)
+        peak = 0.0
+
+        async def watch() -> None:
+            nonlocal peak
+            while True:
+                peak = max(peak, resident_mb())
+                await asyncio.sleep(0.01)
+
+        async with factories.sync_engine(settings, sessions) as syncs:
+            small = await _add_calendar(sessions, settings, google, "c1")
+            await factories.sync_now(syncs, sessions, small)
+            calendar_id = await _add_calendar(sessions, settings, google, "many")
+            before = resident_mb()
+            watching = asyncio.create_task(watch())
+            await factories.sync_now(syncs, sessions, calendar_id)
+            watching.cancel()
+            after = resident_mb()
+        await engine.dispose()
+        return after - before, peak - before
+
+    return asyncio.run(main())
+
+
+def main() -> None:
+    with servers() as (database_url, redis_url):
+        asyncio.run(_main(database_url, redis_url))
+
+
+if __name__ == "__main__":
+    main()
