@@ -8,6 +8,7 @@ from cryptography.fernet import Fernet
 from pydantic import AnyHttpUrl, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+_HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 Seconds = Annotated[float, Field(gt=0, le=31_536_000)]
@@ -151,7 +152,13 @@ class Settings(BaseSettings):
     )
     @classmethod
     def _hosts(cls, value: Any) -> Any:
-        return frozenset(part.lower() for part in _split(value)) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        hosts = frozenset(part.lower() for part in _split(value))
+        for host in hosts:
+            if not _HOST.fullmatch(host):
+                raise ValueError("must be host names separated by commas, without scheme, port or path")
+        return hosts
 
     @model_validator(mode="after")
     def _messages_is_complete(self) -> Self:

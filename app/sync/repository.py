@@ -70,23 +70,20 @@ class Unannounced:
     deleted: int = 0
 
 
-# Microsoft's and Google's calendars, and feeds; local calendars have nothing to fetch.
+# Google's and Microsoft's calendars, and feeds; local calendars have nothing to fetch.
+# now() and not clock_timestamp(), which as a volatile function could not be looked up in the index.
 _CLAIM = text(
     """
-    WITH due AS (
+    WITH due AS MATERIALIZED (
         SELECT id FROM calendars
         WHERE state = 'connected' AND platform <> 'local'
-          AND next_sync_at <= clock_timestamp()
-          AND (lease_until IS NULL OR lease_until <= clock_timestamp())
+          AND next_sync_at <= now() AND (lease_until IS NULL OR lease_until <= now())
         ORDER BY next_sync_at
         LIMIT :limit
         FOR UPDATE SKIP LOCKED)
     UPDATE calendars AS c
-    SET lease_token = :lease_token,
-        lease_until = clock.now + :lease_for,
-        next_sync_at = clock.now + :lease_for
-    FROM due, (SELECT clock_timestamp() AS now) AS clock
-    WHERE c.id = due.id
+    SET lease_token = :lease_token, lease_until = now() + :lease_for, next_sync_at = now() + :lease_for
+    FROM due WHERE c.id = due.id
     RETURNING c.id, c.project_id, c.platform
     """
 )
@@ -102,10 +99,9 @@ async def claim_due(session: Session, *, limit: int, lease_for: timedelta) -> li
 # A lease that is extended must not swallow a request: `next_sync_at` differs from `lease_until` once one came.
 _EXTEND = text(
     """
-    UPDATE calendars AS c
-    SET next_sync_at = CASE WHEN next_sync_at = lease_until THEN clock.now + :lease_for ELSE next_sync_at END,
-        lease_until = clock.now + :lease_for
-    FROM (SELECT clock_timestamp() AS now) AS clock
+    UPDATE calendars
+    SET next_sync_at = CASE WHEN next_sync_at = lease_until THEN now() + :lease_for ELSE next_sync_at END,
+        lease_until = now() + :lease_for
     WHERE id = :calendar_id AND lease_token = :lease_token
     RETURNING id
     """

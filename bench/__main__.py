@@ -1,0 +1,23 @@
+"""`make bench`: all measurements, or those named: `make bench ARGS="sync webhooks"`."""
+
+import importlib
+import sys
+import time
+
+_ALL = ("sync", "scheduler", "events_list", "webhooks", "push", "meeting_urls")
+
+
+def main() -> None:
+    names = sys.argv[1:] or _ALL
+    unknown = set(names) - set(_ALL)
+    if unknown:
+        sys.exit(f"No benchmark named {', '.join(sorted(unknown))}; there are {', '.join(_ALL)}.")
+    for name in names:
+        print(f"\n== {name}", flush=True)
+        started = time.perf_counter()
+        importlib.import_module(f"bench.{name}").main()
+        print(f"({time.perf_counter() - started:.0f} s)", flush=True)
+
+
+if __name__ == "__main__":
+    main()
