@@ -7,6 +7,9 @@ from typing import Annotated, Any, Literal, Self
 from cryptography.fernet import Fernet
 from pydantic import AnyHttpUrl, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from redis.asyncio.connection import parse_url
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
@@ -109,15 +112,24 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _postgresql(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not re.match(r"postgres(ql)?(\+asyncpg)?://", value.get_secret_value()):
-            raise ValueError("must look like postgresql://user:password@host/database")
+        sentence = "must look like postgresql://user:password@host/database"
+        if value is not None:
+            try:
+                url = make_url(value.get_secret_value())
+            except (ArgumentError, ValueError):
+                raise ValueError(sentence) from None
+            if url.get_backend_name() not in {"postgresql", "postgres"} or not url.database:
+                raise ValueError(sentence)
         return value
 
     @field_validator("redis_url")
     @classmethod
     def _redis(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not re.match(r"(rediss?|unix)://", value.get_secret_value()):
-            raise ValueError("must look like redis://host:6379/0 or unix:///path/to/socket")
+        if value is not None:
+            try:
+                parse_url(value.get_secret_value())
+            except ValueError:
+                raise ValueError("must look like redis://host:6379/0 or unix:///path/to/socket") from None
         return value
 
     @field_validator("credentials_encryption_keys")

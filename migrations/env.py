@@ -3,7 +3,7 @@
 import asyncio
 
 from alembic import context
-from sqlalchemy import Connection, pool
+from sqlalchemy import Connection, pool, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from app.core.db import database_url
@@ -12,8 +12,10 @@ from app.settings import load_settings
 
 
 def _run(connection: Connection) -> None:
-    context.configure(connection=connection, target_metadata=Base.metadata, transaction_per_migration=True)
+    context.configure(connection=connection, target_metadata=Base.metadata)
     with context.begin_transaction():
+        # Two processes that start together migrate one after the other.
+        connection.execute(text("SELECT pg_advisory_xact_lock(7142201)"))
         context.run_migrations()
 
 

