@@ -3,6 +3,7 @@
 Everything else imports `httpx` from here, so that a move to httpx2 is one line.
 """
 
+import http.cookiejar
 import ipaddress
 import socket
 import ssl
@@ -48,6 +49,11 @@ def is_public_address(address: str) -> bool:
     if not ip.is_global or ip.is_multicast or ip.is_reserved:
         return False
     return not any(ip.version == net.version and ip in net for net in _TUNNELS)
+
+
+def _no_cookies() -> http.cookiejar.CookieJar:
+    """A client is shared by all projects: what one endpoint sets must never go out with another's request."""
+    return http.cookiejar.CookieJar(policy=http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
 
 
 class PublicOnlyBackend(httpcore.AsyncNetworkBackend):
@@ -98,6 +104,7 @@ def operator_client(
         timeout=httpx.Timeout(timeout, connect=10.0),
         limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections // 2),
         headers={"User-Agent": USER_AGENT},
+        cookies=_no_cookies(),
         follow_redirects=False,
         trust_env=False,
         transport=transport,
@@ -127,6 +134,7 @@ def public_client(
     return httpx.AsyncClient(
         timeout=httpx.Timeout(timeout, connect=min(10.0, timeout)),
         headers={"User-Agent": USER_AGENT},
+        cookies=_no_cookies(),
         follow_redirects=False,
         trust_env=False,
         transport=transport,
@@ -134,7 +142,12 @@ def public_client(
 
 
 async def read_capped(response: httpx.Response, limit: int) -> bytes:
-    """The (decoded) body of a streamed response. Raises BodyTooLarge as soon as it is over `limit` bytes."""
+    """The (decoded) body of a streamed response. Raises BodyTooLarge as soon as it is over `limit` bytes.
+
+    An answer that is compressed twice is refused: a few kilobytes of it could become gigabytes at once.
+    """
+    if "," in response.headers.get("content-encoding", ""):
+        raise BodyTooLarge("the answer is compressed more than once")
     chunks: list[bytes] = []
     size = 0
     async for chunk in response.aiter_bytes():

@@ -23,6 +23,14 @@ SYNC_EVENTS_ODD = Counter(
 TOKEN_REFRESHES = Counter(
     "calbridge_token_refreshes_total", "Access token refreshes", ["platform", "outcome"]
 )
+PUSH_CHANNELS = Counter(
+    "calbridge_push_channels_total",
+    "Push channels opened, renewed, refused and closed, and attempts that failed",
+    ["platform", "outcome"],
+)
+PUSH_NOTIFICATIONS = Counter(
+    "calbridge_push_notifications_total", "Notifications from providers", ["platform", "outcome"]
+)
 DELIVERY_ATTEMPTS = Counter(
     "calbridge_webhook_attempts_total", "Webhook delivery attempts", ["trigger", "outcome"]
 )

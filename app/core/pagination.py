@@ -4,7 +4,7 @@ import base64
 import binascii
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
 
 import orjson
@@ -61,7 +61,7 @@ class Cursor:
             or not row_id.isascii()
             or not row_id.replace("_", "").isalnum()
             or not isinstance(backward, bool)
-            or (at is not None and at.tzinfo is None)
+            or (at is not None and at.utcoffset() != timedelta(0))
         ):
             raise BadQuery(_BAD)
         return cls(name, at, row_id, backward)

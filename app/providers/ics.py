@@ -37,6 +37,7 @@ MAX_BODY_BYTES = 20 * 1024 * 1024
 _DEADLINE_SECONDS = 60.0
 _MAX_REDIRECTS = 5
 _EVENTS_PER_PAGE = 1_000
+_LAST_PORT = 65_535
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # A file that was written less than this before it was sent may be written again within the same second.
 _LAST_MODIFIED_SETTLES = timedelta(seconds=60)
@@ -65,6 +66,8 @@ def normalize_feed_url(value: str, *, allow_http: bool = False) -> str:
         url = httpx.URL(text)
     except (httpx.InvalidURL, ValueError):
         raise ValueError("This is not a valid address.") from None
+    if (url.port or 0) > _LAST_PORT:
+        raise ValueError("This is not a valid address: its port is too high.")
     if not url.host:
         raise ValueError("A feed's address needs a host, as in https://calendar.example/feed.ics.")
     return text
@@ -174,7 +177,8 @@ class IcsFeed:
         origin = httpx.URL(self._feed_url)
         url = origin
         for _ in range(_MAX_REDIRECTS + 1):
-            if url.scheme != "https" and not (self._allow_http and url.scheme == "http"):
+            is_allowed = url.scheme == "https" or (self._allow_http and url.scheme == "http")
+            if not is_allowed or (url.port or 0) > _LAST_PORT:
                 raise Unavailable(
                     "The feed's address, or where it leads, is not https://.", code="address_refused"
                 )

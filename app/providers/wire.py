@@ -40,8 +40,9 @@ async def exchange(
     headers: Mapping[str, str] | None = None,
     params: Mapping[str, str] | None = None,
     data: Mapping[str, str] | None = None,
+    document: Any = None,
 ) -> Answer:
-    """Sends one request and reads the whole answer, whatever its status.
+    """Sends one request and reads the whole answer, whatever its status. `data` goes as a form, `document` as JSON.
 
     `deadline_seconds` covers everything from connecting to the last byte, so that a server which dribbles
     cannot hold a worker. `provider` is the name used in messages.
@@ -50,7 +51,7 @@ async def exchange(
     try:
         async with (
             asyncio.timeout(deadline_seconds),
-            client.stream(method, url, headers=headers, params=params, data=data) as response,
+            client.stream(method, url, headers=headers, params=params, data=data, json=document) as response,
         ):
             return Answer(response.status_code, response.headers, await read_capped(response, max_bytes))
     except (TimeoutError, httpx.TimeoutException):

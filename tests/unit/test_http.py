@@ -1,8 +1,11 @@
 """The guarded client: private addresses are refused where the socket opens."""
 
+import gzip
+
 import pytest
 
-from app.core.http import TargetRefused, is_public_address, public_client
+from app.core.http import BodyTooLarge, TargetRefused, is_public_address, public_client, read_capped
+from tests.fakes.server import serve
 
 
 @pytest.mark.parametrize(
@@ -51,3 +54,35 @@ async def test_a_named_host_may_be_private() -> None:
             await client.get("http://localhost:9/")
         with pytest.raises(TargetRefused):
             await client.get("http://127.0.0.1:9/")
+
+
+async def test_no_cookie_is_kept_from_one_request_to_the_next() -> None:
+    seen: list[str | None] = []
+
+    async def app(scope, receive, send) -> None:
+        seen.append(dict(scope["headers"]).get(b"cookie"))
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": [(b"set-cookie", b"a=b; Path=/")]}
+        )
+        await send({"type": "http.response.body"})
+
+    async with serve(app, lifespan="off") as url, public_client(allow_private=True) as client:
+        await client.get(url)
+        await client.get(url)
+    assert seen == [None, None]
+
+
+async def test_a_doubly_compressed_answer_is_refused() -> None:
+    async def app(scope, receive, send) -> None:
+        body = gzip.compress(gzip.compress(b"0" * 1_000_000))
+        headers = [(b"content-encoding", b"gzip, gzip")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async with (
+        serve(app, lifespan="off") as url,
+        public_client(allow_private=True) as client,
+        client.stream("GET", url) as response,
+    ):
+        with pytest.raises(BodyTooLarge):
+            await read_capped(response, 10_000_000)

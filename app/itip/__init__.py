@@ -1,0 +1,1 @@
+"""iCalendar: reading feeds (RFC 5545, 7986). Pure functions: no network, no database."""
