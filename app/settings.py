@@ -70,6 +70,9 @@ class Settings(BaseSettings):
     meeting_url_visio_hosts: Annotated[frozenset[str], NoDecode] = frozenset()
     meeting_url_jitsi_hosts: Annotated[frozenset[str], NoDecode] = frozenset()
 
+    # Set by `calbridge up`: the address of its own sample feed, the one private feed that is always allowed.
+    demo_feed_url: str | None = None
+
     bot_runner_url: str | None = None
     bot_runner_api_key: SecretStr | None = None
     bot_launch_lead_seconds: float = Field(default=300, ge=0, le=86_400)
@@ -190,6 +193,10 @@ class Settings(BaseSettings):
     def fernet_keys(self) -> list[str]:
         value = self.credentials_encryption_keys
         return _split(value.get_secret_value()) if value else []
+
+    def allows_http_feed(self, feed_url: str) -> bool:
+        """Whether this feed may be read by plain http."""
+        return self.allow_private_network_targets or feed_url == self.demo_feed_url
 
     @property
     def push_enabled(self) -> bool:

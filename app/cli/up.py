@@ -31,6 +31,7 @@ from app.cli.supervisor import Child, end_together, say
 from app.core.crypto import sha256_hex
 from app.core.db import create_engine, create_sessions, transaction
 from app.core.migrations import upgrade_to_head
+from app.demo.api import PATH as DEMO_FEED_PATH
 from app.projects.repository import find_project_of_key
 from app.projects.service import create_project
 from app.settings import Settings, load_settings
@@ -45,9 +46,6 @@ _READY_WITHIN_SECONDS = 90
 _PROGRAMS_END_WITHIN_SECONDS = 25
 _SERVERS_END_WITHIN_SECONDS = 30
 _LOOK_EVERY_SECONDS = 0.2
-
-# A public feed to try with: holidays in the United States, as Google publishes them.
-_SAMPLE_FEED = "https://calendar.google.com/calendar/ical/en.usa%23holiday%40group.v.calendar.google.com/public/basic.ics"
 
 
 @dataclass(frozen=True)
@@ -177,7 +175,7 @@ def _only_one(data_dir: Path) -> Iterator[None]:
 
 def _start_servers(settings: Settings, data_dir: Path, base_url: str, servers: list[Child]) -> Settings:
     """Starts what is not configured, and fills in the settings that are open."""
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"demo_feed_url": base_url + DEMO_FEED_PATH}
 
     def keep(server: Server, again: partial[Server]) -> str:
         servers.append(Child(server.name, server.process, lambda: again().process, server.gentle))
@@ -204,6 +202,7 @@ def _start_programs(settings: Settings, host: str, port: int, programs: list[Chi
         "REDIS_URL": settings.required_redis_url(),
         "CREDENTIALS_ENCRYPTION_KEYS": ",".join(settings.required_fernet_keys()),
         "APP_URL": settings.app_url,
+        "DEMO_FEED_URL": settings.demo_feed_url or "",
     }
 
     def start(*arguments: str) -> subprocess.Popen[bytes]:
@@ -315,7 +314,7 @@ def _reachable(host: str) -> str:
 def _welcome(started: dict[str, str], data_dir: Path) -> str:
     base_url, api_key = started["base_url"], started["api_key"]
     curl = f"curl -sS -H 'Authorization: Token {api_key}'"
-    body = json.dumps({"platform": "ics", "feed_url": _SAMPLE_FEED})
+    body = json.dumps({"platform": "ics", "feed_url": base_url + DEMO_FEED_PATH})
     return f"""
 calbridge runs at {base_url} (all calls: {base_url}/docs). Ctrl-C ends it; the data stay in {data_dir}
 
@@ -324,7 +323,7 @@ calbridge runs at {base_url} (all calls: {base_url}/docs). Ctrl-C ends it; the d
 
 Try it from another terminal:
 
-# 1. Connect a calendar. This feed is a sample: put the secret iCal address of your own calendar in its place.
+# 1. Connect a calendar. This feed is a sample; your own calendar's secret iCal address works too.
 {curl} -X POST {base_url}/api/v1/calendars -H 'Content-Type: application/json' -d '{body}'
 
 # 2. Its events, a moment later

@@ -75,7 +75,7 @@ class PublicOnlyBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        if host.lower() in self._allowed_hosts:
+        if not self._allowed_hosts.isdisjoint({host.lower(), f"{host.lower()}:{port}"}):
             return await self._inner.connect_tcp(host, port, timeout, local_address, socket_options)
         try:
             with anyio.fail_after(timeout):
@@ -121,7 +121,8 @@ def public_client(
 ) -> httpx.AsyncClient:
     """A client for addresses that callers chose (feeds, webhooks): public addresses only, no redirects.
 
-    `allow_private` lifts the restriction (ALLOW_PRIVATE_NETWORK_TARGETS); `allowed_hosts` names exceptions.
+    `allow_private` lifts the restriction (ALLOW_PRIVATE_NETWORK_TARGETS); `allowed_hosts` names exceptions, a host
+    or a host:port.
     Requests raise TargetRefused where the address is refused.
     """
     limits = httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections // 2)
