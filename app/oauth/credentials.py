@@ -20,7 +20,7 @@ from app.core.crypto import SealBroken, SecretBox
 from app.core.db import Sessions, transaction
 from app.core.http import httpx
 from app.models import Credentials
-from app.providers import google_oauth
+from app.providers import google_oauth, microsoft_oauth
 from app.providers.base import (
     ClientMisconfigured,
     CredentialsRevoked,
@@ -167,6 +167,8 @@ class CredentialStore:
     def _refresher(self, row: _Row) -> tuple[Callable[..., Awaitable[FreshToken]], str]:
         if row.platform == "google":
             return google_oauth.refresh_access_token, self._settings.google_oauth_token_url
+        if row.platform == "microsoft":
+            return microsoft_oauth.refresh_access_token, self._settings.microsoft_oauth_token_url
         raise ClientMisconfigured(f"{row.platform} calendars have no access tokens.", code="no_tokens")
 
     async def _store(self, credentials_id: str, row: _Row, fresh: FreshToken) -> bool:

@@ -89,6 +89,7 @@ _RESYNC_CODES = frozenset({"syncstatenotfound", "resyncrequired"})
 _NO_MAILBOX_CODES = frozenset({"mailboxnotenabledforrestapi", "errorinvaliduser", "errormissingemailaddress"})
 _MOVING_CODES = frozenset({"mailboxmoveinprogress", "errormailboxmoveinprogress"})
 _NOT_FOUND_CODES = frozenset({"erroritemnotfound", "itemnotfound", "errorinvalididmalformed"})
+_NO_MAILBOX = "This Microsoft account has no mailbox in Exchange Online, so it has no calendar to read."
 # Comes under several codes, this sentence being all that they share (B.9).
 _NO_MAILBOX_TEXT = "mailbox is either inactive, soft-deleted, or is hosted on-premise"
 
@@ -161,15 +162,15 @@ class MicrosoftCalendar:
     async def _first_position(self, reach: Window) -> "_Position":
         """A delta round over the whole window, for its link alone; without one every sync reads everything."""
         if reach.end - reach.start > _LONGEST_READ:
-            return _Position(None, has_changes=True, is_sure=False)
+            return _Position(None, has_changes=True, delta_works=False)
         try:
             link, _ = await self._delta_round(f"{self._owner_url}/calendarView/delta", _range(reach))
         except ProviderError as err:
             if not _may_be_deltas_own(err):
                 raise
             log.warning("microsoft.delta_unusable", code=err.code)
-            return _Position(None, has_changes=True, is_sure=False)
-        return _Position(link, has_changes=True, is_sure=True)
+            return _Position(None, has_changes=True, delta_works=False)
+        return _Position(link, has_changes=True, delta_works=True)
 
     async def _next_position(self, cursor: str) -> "_Position":
         link = cursor.removeprefix(_CURSOR_PREFIX)
@@ -184,11 +185,11 @@ class MicrosoftCalendar:
             if isinstance(err, CursorExpired) or not _may_be_deltas_own(err):
                 raise
             log.warning("microsoft.delta_unusable", code=err.code)
-            return _Position(link, has_changes=True, is_sure=False)
+            return _Position(link, has_changes=True, delta_works=False)
 
     async def _advance(self, link: str) -> "_Position":
         next_link, has_changes = await self._delta_round(link, None)
-        return _Position(next_link, has_changes=has_changes, is_sure=True)
+        return _Position(next_link, has_changes=has_changes, delta_works=True)
 
     async def _delta_round(self, url: str, query: dict[str, str] | None) -> tuple[str, bool]:
         """Reads a round to its end: the link of the next one, and whether anything at all was in it."""
@@ -209,18 +210,19 @@ class MicrosoftCalendar:
         page may skip one that stays. So a window of several pages counts only once delta says that nothing
         changed meanwhile; otherwise it is read again, at last in the next round.
         """
-        earlier: set[str] = set()
+        known: set[str] = set()
         gone: list[str] = []
         link = position.link
-        for _ in range(_MOST_WALKS):
+        for walk in range(1, _MOST_WALKS + 1):
             listed: set[str] = set()
             page_count = 0
             async for events in self._walk(reach):
                 page_count += 1
                 listed.update(event.platform_uuid for event in events)
                 yield ChangePage(events=events, is_snapshot=True)
-            if page_count == 1 or link is None or not position.is_sure:
-                gone = list(earlier - listed)
+            known |= listed
+            if page_count == 1 or link is None or not position.delta_works:
+                gone = list(known - listed)
                 break
             try:
                 after = await self._advance(link)
@@ -228,13 +230,11 @@ class MicrosoftCalendar:
                 link = None
                 break
             if not after.has_changes:
-                link, gone = after.link, list(earlier - listed)
+                link, gone = after.link, list(known - listed)
                 break
-            earlier |= listed
-            link, position = after.link, _Position(link, has_changes=True, is_sure=True)
-        else:
-            # Still changing: nothing that was seen counts as gone, and the next round looks again.
-            link = position.link
+            if walk < _MOST_WALKS:
+                link = after.link
+            # else still changing: nothing that was seen counts as gone, and the next round finds these changes.
         yield ChangePage(gone=gone, is_snapshot=True, is_last=True, next_cursor=_cursor(link))
 
     async def _walk(self, reach: Window) -> AsyncIterator[list[RemoteEvent]]:
@@ -356,14 +356,11 @@ class MicrosoftCalendar:
 
 
 class _Position(NamedTuple):
-    """Where a calendar stands: the next delta link, None where delta is of no use.
-
-    `is_sure` tells whether the link was got from a delta round just now.
-    """
+    """Where a calendar stands: `link` starts the next delta round; None where there is no such link."""
 
     link: str | None
     has_changes: bool
-    is_sure: bool
+    delta_works: bool
 
 
 def parse_event(item: dict[str, Any], *, hosts: MeetingHosts = DEFAULT_HOSTS) -> RemoteEvent:
@@ -434,9 +431,6 @@ def classify_error(status: int, body: bytes, headers: Mapping[str, str]) -> Prov
         # A 403 or 404 without an error code comes from something in between, not from the calendar.
         return Unavailable(f"Microsoft answered with HTTP status {status}.", retry_after=retry_after(headers))
     return ProviderError(f"Microsoft answered with HTTP status {status}.", code="unexpected_status")
-
-
-_NO_MAILBOX = "This Microsoft account has no mailbox in Exchange Online, so it has no calendar to read."
 
 
 def _refusal(status: int, codes: frozenset[str]) -> ProviderError:
@@ -655,7 +649,7 @@ def _response(word: Any) -> ResponseStatus:
 def _own_response(item: dict[str, Any]) -> ResponseStatus | None:
     """The answer of the calendar's owner; "none" is what an event without invitations has."""
     word = _part(item, "responseStatus", "response")
-    if word in {None, "none"} and item.get("isOrganizer") is True:
+    if (word is None or word == "none") and item.get("isOrganizer") is True:
         return "accepted"
     return None if word is None else _response(word)
 

@@ -6,6 +6,7 @@ from app.oauth.credentials import CredentialStore
 from app.providers.base import CalendarProvider, ClientMisconfigured
 from app.providers.google import GoogleCalendar
 from app.providers.ics import IcsFeed
+from app.providers.microsoft import MicrosoftCalendar
 from app.settings import Settings
 from app.sync.repository import Claim, SyncState
 
@@ -42,13 +43,22 @@ class Providers:
                 calendar_id=state.platform_uuid,
                 hosts=self._hosts,
             )
+        if claim.platform == "microsoft":
+            return MicrosoftCalendar(
+                client=self._client,
+                tokens=self._credentials.tokens(state.credentials_id),
+                base_url=self._settings.microsoft_graph_base_url,
+                calendar_id=state.platform_uuid,
+                hosts=self._hosts,
+            )
         if claim.platform == "ics":
+            feed_url = await self._credentials.load_feed_url(state.credentials_id)
             return IcsFeed(
                 client=self._feeds,
-                feed_url=await self._credentials.load_feed_url(state.credentials_id),
+                feed_url=feed_url,
                 owner_email=state.owner_email,
                 hosts=self._hosts,
-                allow_http=self._settings.allow_private_network_targets,
+                allow_http=self._settings.allows_http_feed(feed_url),
             )
         raise ClientMisconfigured(f"{claim.platform} calendars are not synced yet.", code="platform_unknown")
 

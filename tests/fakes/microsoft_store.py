@@ -367,7 +367,7 @@ class Calendar:
 
     def _resource(self, event_id: str, start: Any, end: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
         owner = {"name": self.owner.display_name, "address": self.owner.email}
-        resource = {
+        resource: dict[str, Any] = {
             "id": event_id,
             "createdDateTime": _CREATED,
             "categories": [],

@@ -1,0 +1,84 @@
+"""What all parts of the fake Microsoft say over HTTP: Graph's errors, and what a request's parts ask for."""
+
+import re
+import uuid
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import unquote
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.itip.timezones import named_zone
+from tests.fakes.microsoft_store import Preferences
+
+_PREFERENCE = re.compile(r'([\w.\-]+)\s*(?:=\s*("[^"]*"|[^",\s]+))?')
+
+
+class GraphError(Exception):
+    def __init__(
+        self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = dict(headers or {})
+        self.body: dict[str, Any] = {
+            "error": {
+                "code": code,
+                "message": message,
+                "innerError": {
+                    "date": "2026-11-20T10:00:00",
+                    "request-id": str(uuid.uuid4()),
+                    "client-request-id": str(uuid.uuid4()),
+                },
+            }
+        }
+
+
+def bad(message: str, code: str = "ErrorInvalidRequest") -> GraphError:
+    return GraphError(400, code, message)
+
+
+def not_found() -> GraphError:
+    return GraphError(404, "ErrorItemNotFound", "The specified object was not found in the store.")
+
+
+def json_answer(document: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(document), status, media_type="application/json")
+
+
+def param(request: Request, name: str) -> str | None:
+    value = request.path_params.get(name)
+    return None if value is None else unquote(value)
+
+
+def preferences_of(request: Request) -> Preferences:
+    asked = {
+        name.lower(): value.strip('"')
+        for header in request.headers.getlist("prefer")
+        for name, value in _PREFERENCE.findall(header)
+    }
+    zone_name = asked.get("outlook.timezone", "UTC")
+    if named_zone(zone_name) is None:
+        raise bad(
+            f"The following TimeZone value is not supported: '{zone_name}'.", "TimeZoneNotSupportedException"
+        )
+    size = asked.get("odata.maxpagesize", "")
+    return Preferences(
+        zone_name=zone_name,
+        has_immutable_ids=asked.get("idtype") == "ImmutableId",
+        body_type=asked.get("outlook.body-content-type", "html"),
+        page_size=int(size) if size.isdigit() and int(size) > 0 else None,
+    )
+
+
+def applied(preferences: Preferences) -> str:
+    applied = [f'outlook.timezone="{preferences.zone_name}"']
+    if preferences.has_immutable_ids:
+        applied.append('IdType="ImmutableId"')
+    if preferences.page_size is not None:
+        applied.append(f"odata.maxpagesize={preferences.page_size}")
+    if preferences.body_type == "text":
+        applied.append('outlook.body-content-type="text"')
+    return ", ".join(applied)
