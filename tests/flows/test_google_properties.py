@@ -9,15 +9,14 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies
-from sqlalchemy import text
 
 from app.core.clock import utcnow
 from app.core.ids import new_id
-from app.models import CalendarEvent
 from app.sync import engine as sync_engine
 from tests import factories
 from tests.fakes.google import FakeGoogle
 from tests.fakes.google_store import instance_id
+from tests.flows.checks import checked_sync, listen_to_changes
 from tests.flows.conftest import GoogleCalendarUnderTest
 
 _HOURS = (-60, -30, 2, 30, 200, 24 * 27, 24 * 31, 24 * 60)
@@ -154,14 +153,6 @@ class Story:
         }
 
 
-def content(event: CalendarEvent) -> dict[str, Any]:
-    return {
-        column.name: getattr(event, column.name)
-        for column in CalendarEvent.__table__.columns
-        if column.name not in {"updated_at", "content_hash"}
-    }
-
-
 @given(
     story=strategies.lists(steps, max_size=25),
     leak=strategies.booleans(),
@@ -191,6 +182,7 @@ async def test_what_is_stored_is_the_providers_window(  # noqa: PLR0917 - what h
     fake.clear_faults()
     fake.window_leak, fake.tombstone_style, fake.series_tombstone = leak, tombstones, series_tombstone
     fake.no_sync_token, fake.short_pages = no_sync_token, short_pages
+    await listen_to_changes(google.sessions, google.project_id)
     name = fake.add_calendar(new_id("cal").lower())
     told = Story(fake, name, utcnow().replace(microsecond=0))
     google.id = await factories.add_calendar(
@@ -202,28 +194,13 @@ async def test_what_is_stored_is_the_providers_window(  # noqa: PLR0917 - what h
         secrets={"client_secret": fake.client_secret, "refresh_token": fake.refresh_token},
     )
 
-    async def sync() -> None:
-        before = await google.events()
-        highest = max((event.updated_at for event in before.values()), default=None)
-        await google.sync()
-        moved = 0
-        for key, event in (await google.events()).items():
-            old = before.get(key)
-            if old is not None and content(old) == content(event):
-                assert event.updated_at == old.updated_at, "an unchanged event moved"
-                continue
-            moved += 1
-            assert highest is None or event.updated_at > highest, "a change did not move ahead"
-        announced = await announced_changes(google)
-        assert announced == moved, "the webhook counts what moved"
-
     for step in story:
         if step[0] == "sync":
-            await sync()
+            await checked_sync(google.engine, google.sessions, google.id)
         else:
             told.do(step)
     fake.clear_faults()
-    await sync()
+    await checked_sync(google.engine, google.sessions, google.id)
 
     row = await google.row()
     assert row.state == "connected"
@@ -239,28 +216,3 @@ async def test_what_is_stored_is_the_providers_window(  # noqa: PLR0917 - what h
         for key, (title, start) in told.truth(row.window_start, row.window_end).items()
     }
     assert stored == truth
-
-
-async def announced_changes(google: GoogleCalendarUnderTest) -> int:
-    """The sum of the `changes` that webhooks told of since the last time."""
-    async with google.sessions.begin() as session:
-        bodies = await session.scalars(
-            text(
-                "DELETE FROM webhook_deliveries WHERE calendar_id = :id RETURNING convert_from(body, 'UTF8')::json -> 'data' -> 'changes'"
-            ),
-            {"id": google.id},
-        )
-        return sum(sum(changes.values()) for changes in bodies)
-
-
-@pytest.fixture(autouse=True)
-async def _subscription(google: GoogleCalendarUnderTest) -> None:
-    """Somebody listens to every change."""
-    async with google.sessions.begin() as session:
-        await session.execute(
-            text(
-                "INSERT INTO webhook_subscriptions (id, project_id, url, triggers, secrets_sealed)"
-                " VALUES ('webhook_0000000000000000', :project_id, 'https://example.com', '{calendar.events_update}', 'x')"
-            ),
-            {"project_id": google.project_id},
-        )
