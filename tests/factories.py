@@ -15,6 +15,7 @@ from app.models import Calendar, CalendarEvent, Credentials
 from app.oauth.credentials import CredentialStore, context_of
 from app.settings import Settings
 from app.sync import repository
+from app.sync.budgets import Budgets
 from app.sync.engine import LEASE_FOR, SyncEngine
 from app.sync.providers import Providers
 
@@ -61,10 +62,14 @@ async def sync_engine(settings: Settings, sessions: Sessions) -> AsyncIterator[S
     """An engine as a worker has it, without the worker."""
     box = SecretBox(settings.fernet_keys)
     doorbell = Doorbell(connect_redis(settings.required_redis_url()))
+    budgets = Budgets(settings.required_redis_url())
     async with operator_client() as client, public_client(allow_private=True) as feeds:
         credentials = CredentialStore(settings=settings, sessions=sessions, box=box, client=client)
-        providers = Providers(settings=settings, credentials=credentials, client=client, feeds=feeds)
+        providers = Providers(
+            settings=settings, credentials=credentials, budgets=budgets, client=client, feeds=feeds
+        )
         yield SyncEngine(settings=settings, sessions=sessions, providers=providers, doorbell=doorbell)
+    await budgets.aclose()
     await doorbell.aclose()
 
 

@@ -204,11 +204,15 @@ def _expired(stored: Credentials) -> bool:
 
 
 class CredentialTokens:
-    """A TokenSource (app/providers/base.py) for one row of credentials."""
+    """A TokenSource (app/providers/base.py) for one row of credentials, for the length of one sync."""
 
     def __init__(self, store: CredentialStore, credentials_id: str) -> None:
         self._store = store
         self._credentials_id = credentials_id
+        self._token: str | None = None
 
     async def get(self, *, rejected: str | None = None) -> str:
-        return await self._store.access_token(self._credentials_id, rejected)
+        # A sync that outlives its token is told so by the provider, and asks with `rejected`.
+        if self._token is None or self._token == rejected:
+            self._token = await self._store.access_token(self._credentials_id, rejected)
+        return self._token

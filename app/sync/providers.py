@@ -3,11 +3,12 @@
 from app.core.http import httpx
 from app.meeting_urls.extract import MeetingHosts
 from app.oauth.credentials import CredentialStore
-from app.providers.base import CalendarProvider, ClientMisconfigured
+from app.providers.base import CalendarProvider, ClientMisconfigured, TokenSource
 from app.providers.google import GoogleCalendar
 from app.providers.ics import IcsFeed
 from app.providers.microsoft import MicrosoftCalendar
 from app.settings import Settings
+from app.sync.budgets import Budgets, MeteredTokens
 from app.sync.repository import Claim, SyncState
 
 
@@ -22,11 +23,13 @@ class Providers:
         *,
         settings: Settings,
         credentials: CredentialStore,
+        budgets: Budgets,
         client: httpx.AsyncClient,
         feeds: httpx.AsyncClient,
     ) -> None:
         self._settings = settings
         self._credentials = credentials
+        self._budgets = budgets
         self._client = client
         self._feeds = feeds
         self._hosts = meeting_hosts(settings)
@@ -38,7 +41,7 @@ class Providers:
         if claim.platform == "google":
             return GoogleCalendar(
                 client=self._client,
-                tokens=self._credentials.tokens(state.credentials_id),
+                tokens=self._tokens(claim, state),
                 base_url=self._settings.google_api_base_url,
                 calendar_id=state.platform_uuid,
                 hosts=self._hosts,
@@ -46,7 +49,7 @@ class Providers:
         if claim.platform == "microsoft":
             return MicrosoftCalendar(
                 client=self._client,
-                tokens=self._credentials.tokens(state.credentials_id),
+                tokens=self._tokens(claim, state),
                 base_url=self._settings.microsoft_graph_base_url,
                 calendar_id=state.platform_uuid,
                 hosts=self._hosts,
@@ -61,6 +64,16 @@ class Providers:
                 allow_http=self._settings.allows_http_feed(feed_url),
             )
         raise ClientMisconfigured(f"{claim.platform} calendars are not synced yet.", code="platform_unknown")
+
+    def _tokens(self, claim: Claim, state: SyncState) -> TokenSource:
+        assert state.credentials_id is not None
+        return MeteredTokens(
+            self._credentials.tokens(state.credentials_id),
+            self._budgets,
+            platform=claim.platform,
+            credentials_id=state.credentials_id,
+            client_id=state.client_id,
+        )
 
 
 def meeting_hosts(settings: Settings) -> MeetingHosts:

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from limits import RateLimitItemPerMinute
 from sqlalchemy import text
 
 from app.core.crypto import SecretBox
@@ -10,6 +11,7 @@ from app.core.db import transaction
 from app.core.http import operator_client
 from app.oauth.credentials import CredentialStore
 from app.providers.base import CredentialsRevoked
+from app.sync import budgets
 from tests.flows.conftest import GoogleCalendarUnderTest
 
 
@@ -146,3 +148,24 @@ async def test_secrets_are_not_in_the_database_in_clear(google: GoogleCalendarUn
     for secret in (google.fake.refresh_token, google.fake.client_secret, token):
         assert secret not in dump
         assert secret.encode().hex() not in dump
+
+
+async def test_a_spent_budget_waits_and_disconnects_nobody(
+    google: GoogleCalendarUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(budgets._USER, "google", RateLimitItemPerMinute(2))
+    for _ in range(3):
+        await google.sync()
+    row = await google.row()
+    assert (row.state, row.sync_failure_code) == ("connected", "budget_spent")
+    assert len(google.fake.requests_to("events.list")) == 2
+
+
+async def test_without_redis_requests_are_not_held_back(
+    google: GoogleCalendarUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(budgets._USER, "google", RateLimitItemPerMinute(1))
+    limiter = budgets.Budgets("redis://127.0.0.1:9/0")
+    for _ in range(3):
+        await limiter.spend("google", "cred_1", None)
+    await limiter.aclose()

@@ -1,0 +1,63 @@
+"""Request budgets of the providers, shared by all workers through Redis.
+
+Google: 600 a minute for a user, 10,000 a minute for a project, here the OAuth client (providers.md A.10).
+Graph: 10,000 in ten minutes for an app and mailbox (B.8). A budget is kept below its limit, since windows are
+counted approximately. With Redis emptied or away nothing is held back: the providers' own 429 still counts.
+"""
+
+from limits import RateLimitItem, RateLimitItemPerMinute
+
+from app.core.ratelimit import RateLimiter
+from app.providers.base import RateLimited, TokenSource
+
+_SHARE = 0.9
+
+_USER: dict[str, RateLimitItem] = {
+    "google": RateLimitItemPerMinute(int(600 * _SHARE)),
+    "microsoft": RateLimitItemPerMinute(int(10_000 * _SHARE), 10),
+}
+_CLIENT: dict[str, RateLimitItem] = {"google": RateLimitItemPerMinute(int(10_000 * _SHARE))}
+
+
+class Budgets:
+    """Counts requests to providers; one per process."""
+
+    def __init__(self, redis_url: str) -> None:
+        self._limiter = RateLimiter(redis_url, prefix="budgets")
+
+    async def spend(self, platform: str, credentials_id: str, client_id: str | None) -> None:
+        """One request of these credentials. Raises RateLimited where a budget is used up."""
+        for item, key in (
+            (_USER.get(platform), credentials_id),
+            (_CLIENT.get(platform), client_id or credentials_id),
+        ):
+            if item is not None and not await self._limiter.hit(item, platform, key):
+                raise RateLimited(
+                    "The request budget of this account or OAuth client is used up.",
+                    code="budget_spent",
+                    retry_after=item.get_expiry() / 4,
+                )
+
+    async def aclose(self) -> None:
+        await self._limiter.aclose()
+
+
+class MeteredTokens:
+    """A TokenSource that spends one request for each time it is asked: providers ask before every request."""
+
+    def __init__(
+        self,
+        tokens: TokenSource,
+        budgets: Budgets,
+        *,
+        platform: str,
+        credentials_id: str,
+        client_id: str | None,
+    ) -> None:
+        self._tokens = tokens
+        self._budgets = budgets
+        self._of = (platform, credentials_id, client_id)
+
+    async def get(self, *, rejected: str | None = None) -> str:
+        await self._budgets.spend(*self._of)
+        return await self._tokens.get(rejected=rejected)
