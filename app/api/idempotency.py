@@ -2,6 +2,8 @@
 
 The key's row is inserted first. A second request with the same key waits on it until the first has committed,
 and then gives the same answer; if the first failed, its row is gone with the rest and the second does the work.
+
+Answers are stored sealed: that of a new webhook has its secret in it.
 """
 
 from collections.abc import Awaitable, Callable
@@ -13,7 +15,8 @@ from fastapi import Depends, Header, Request, Response
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from app.api.deps import DbSession, ProjectId
+from app.api.deps import AppState, DbSession, ProjectId
+from app.core.crypto import SecretBox
 from app.core.errors import BadQuery, Conflict
 from app.models import IdempotentAnswer
 
@@ -26,8 +29,11 @@ _table = IdempotentAnswer
 class Idempotency:
     """Runs a POST's work at most once per project and key."""
 
-    def __init__(self, session: DbSession, project_id: str, key: str | None, request_sha256: str) -> None:
+    def __init__(
+        self, session: DbSession, box: SecretBox, project_id: str, key: str | None, request_sha256: str
+    ) -> None:
         self._session = session
+        self._box = box
         self._project_id = project_id
         self._key = key
         self._request_sha256 = request_sha256
@@ -52,10 +58,15 @@ class Idempotency:
                 or first.status_code is None
             ):
                 raise Conflict("This Idempotency-Key was used with another request in the last 24 hours.")
-            return _json(first.body, first.status_code)
+            return _json(self._box.open(self._context, first.body).encode(), first.status_code)
         body = await work()
-        await self._session.execute(update(_table).where(mine).values(status_code=status_code, body=body))
+        sealed = self._box.seal(self._context, body.decode())
+        await self._session.execute(update(_table).where(mine).values(status_code=status_code, body=sealed))
         return _json(body, status_code)
+
+    @property
+    def _context(self) -> str:
+        return f"idempotent_answers:{self._project_id}:{self._key}"
 
 
 def _json(body: bytes, status_code: int) -> Response:
@@ -65,6 +76,7 @@ def _json(body: bytes, status_code: int) -> Response:
 async def _idempotency(
     request: Request,
     session: DbSession,
+    state: AppState,
     project_id: ProjectId,
     key: Annotated[
         str | None,
@@ -74,7 +86,7 @@ async def _idempotency(
     if key is not None and not (0 < len(key) <= _MAX_LENGTH and key.isprintable() and key.isascii()):
         raise BadQuery(f"The Idempotency-Key must have 1 to {_MAX_LENGTH} printable ASCII characters.")
     digest = sha256(request.method.encode() + request.url.path.encode() + b"\n" + await request.body())
-    return Idempotency(session, project_id, key, digest.hexdigest())
+    return Idempotency(session, state.box, project_id, key, digest.hexdigest())
 
 
 Idempotent = Annotated[Idempotency, Depends(_idempotency, scope="function")]

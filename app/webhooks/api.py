@@ -1,0 +1,205 @@
+"""Routes of webhooks and their deliveries (contract 6)."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, BackgroundTasks, Path, Query, Request, Response
+from pydantic import AfterValidator
+
+from app.api.deps import AppState, DbReadSession, DbSession, ProjectId
+from app.api.idempotency import Idempotent
+from app.api.pages import ListQuery, PageRead, page_links
+from app.api.paths import id_pattern, require_id
+from app.api.schemas import responses
+from app.core.db import reading
+from app.webhooks import service
+from app.webhooks.schemas import (
+    DeliveriesQuery,
+    DeliveryRead,
+    ReplayQueued,
+    ReplayRequest,
+    TestResult,
+    WebhookCreate,
+    WebhookRead,
+    WebhookUpdate,
+    WebhookWithSecret,
+)
+
+router = APIRouter(prefix="/api/v1", tags=["webhooks"])
+
+
+def _webhook_id(value: str) -> str:
+    return require_id(value, prefix="webhook", what="Webhook")
+
+
+def _delivery_id(value: str) -> str:
+    return require_id(value, prefix="dlv", what="Webhook delivery")
+
+
+WebhookId = Annotated[str, Path(json_schema_extra={**id_pattern("webhook")}), AfterValidator(_webhook_id)]
+DeliveryId = Annotated[str, Path(json_schema_extra={**id_pattern("dlv")}), AfterValidator(_delivery_id)]
+
+
+@router.get("/webhooks", operation_id="list_webhooks", responses=responses())
+async def list_webhooks(
+    request: Request, session: DbReadSession, project_id: ProjectId, query: Annotated[ListQuery, Query()]
+) -> PageRead[WebhookRead]:
+    """The project's webhooks, newest first, 25 a page."""
+    page = await service.list_webhooks(session, project_id, query.cursor)
+    return PageRead(**page_links(request, page), results=list(page.rows))
+
+
+@router.post(
+    "/webhooks",
+    operation_id="create_webhook",
+    status_code=201,
+    response_model=WebhookWithSecret,
+    responses=responses(409, 413),
+)
+async def create_webhook(
+    *,
+    session: DbSession,
+    state: AppState,
+    project_id: ProjectId,
+    idempotent: Idempotent,
+    body: WebhookCreate,
+) -> Response:
+    """Subscribes an endpoint. The answer alone carries the secret that its deliveries are signed with."""
+
+    async def work() -> bytes:
+        webhook = await service.create_webhook(session, state.box, state.settings, project_id, body)
+        return webhook.model_dump_json().encode()
+
+    return await idempotent.once(work, status_code=201)
+
+
+@router.get("/webhooks/{webhook_id}", operation_id="get_webhook", responses=responses(404))
+async def get_webhook(session: DbReadSession, project_id: ProjectId, webhook_id: WebhookId) -> WebhookRead:
+    """One webhook."""
+    return await service.get_webhook(session, project_id, webhook_id)
+
+
+@router.patch("/webhooks/{webhook_id}", operation_id="update_webhook", responses=responses(404, 413))
+async def update_webhook(
+    *,
+    session: DbSession,
+    state: AppState,
+    project_id: ProjectId,
+    webhook_id: WebhookId,
+    body: WebhookUpdate,
+    background_tasks: BackgroundTasks,
+) -> WebhookRead:
+    """Changes a webhook. Switched on again, it gets what is still pending at once."""
+    webhook = await service.update_webhook(session, state.settings, project_id, webhook_id, body)
+    background_tasks.add_task(state.doorbell.ring, "deliveries")
+    return webhook
+
+
+@router.delete(
+    "/webhooks/{webhook_id}",
+    operation_id="delete_webhook",
+    response_class=Response,
+    responses={**responses(404), 200: {"description": "Gone; the body is empty."}},
+)
+async def delete_webhook(session: DbSession, project_id: ProjectId, webhook_id: WebhookId) -> Response:
+    """Removes the webhook, its log, and what was still to be delivered to it."""
+    await service.delete_webhook(session, project_id, webhook_id)
+    return Response()
+
+
+@router.post(
+    "/webhooks/{webhook_id}/rotate_secret",
+    operation_id="rotate_webhook_secret",
+    response_model=WebhookWithSecret,
+    responses=responses(404, 409),
+)
+async def rotate_secret(
+    *,
+    session: DbSession,
+    state: AppState,
+    project_id: ProjectId,
+    webhook_id: WebhookId,
+    idempotent: Idempotent,
+) -> Response:
+    """A new secret, shown once. For 24 hours the old one signs along in `webhook-signature`."""
+
+    async def work() -> bytes:
+        webhook = await service.rotate_secret(session, state.box, project_id, webhook_id)
+        return webhook.model_dump_json().encode()
+
+    return await idempotent.once(work, status_code=200)
+
+
+@router.post("/webhooks/{webhook_id}/test", operation_id="test_webhook", responses=responses(404))
+async def test_webhook(state: AppState, project_id: ProjectId, webhook_id: WebhookId) -> TestResult:
+    """Sends a sample now, signed like the real thing, and answers with what came back. It is not logged."""
+    async with reading(state.read_sessions) as session:
+        webhook = await service.find_webhook(session, project_id, webhook_id)
+    return await service.send_test(webhook, state.box, state.settings)
+
+
+@router.get(
+    "/webhooks/{webhook_id}/deliveries", operation_id="list_webhook_deliveries", responses=responses(404)
+)
+async def list_deliveries(
+    request: Request,
+    session: DbReadSession,
+    project_id: ProjectId,
+    webhook_id: WebhookId,
+    query: Annotated[DeliveriesQuery, Query()],
+) -> PageRead[DeliveryRead]:
+    """What was sent or is to be sent, with every attempt; newest first, 25 a page."""
+    page = await service.list_deliveries(session, project_id, webhook_id, query)
+    return PageRead(**page_links(request, page), results=list(page.rows))
+
+
+@router.post(
+    "/webhooks/{webhook_id}/replay",
+    operation_id="replay_webhook",
+    status_code=202,
+    response_model=ReplayQueued,
+    responses=responses(404, 409, 413),
+)
+async def replay(
+    *,
+    session: DbSession,
+    state: AppState,
+    project_id: ProjectId,
+    webhook_id: WebhookId,
+    idempotent: Idempotent,
+    body: ReplayRequest,
+    background_tasks: BackgroundTasks,
+) -> Response:
+    """Sends everything since a time again, with the same ids and bytes, oldest first."""
+
+    async def work() -> bytes:
+        count = await service.replay(session, project_id, webhook_id, body.since)
+        return ReplayQueued(count=count).model_dump_json().encode()
+
+    background_tasks.add_task(state.doorbell.ring, "deliveries")
+    return await idempotent.once(work, status_code=202)
+
+
+@router.post(
+    "/webhook_deliveries/{delivery_id}/redeliver",
+    operation_id="redeliver_webhook_delivery",
+    status_code=202,
+    response_model=DeliveryRead,
+    responses=responses(404, 409),
+)
+async def redeliver(
+    *,
+    session: DbSession,
+    state: AppState,
+    project_id: ProjectId,
+    delivery_id: DeliveryId,
+    idempotent: Idempotent,
+    background_tasks: BackgroundTasks,
+) -> Response:
+    """Sends a delivery again now, whatever became of it, with the same id and bytes."""
+
+    async def work() -> bytes:
+        delivery = await service.redeliver(session, project_id, delivery_id)
+        return delivery.model_dump_json().encode()
+
+    background_tasks.add_task(state.doorbell.ring, "deliveries")
+    return await idempotent.once(work, status_code=202)

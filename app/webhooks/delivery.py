@@ -1,0 +1,365 @@
+"""Deliveries: claim, sign, POST, record. No transaction is open while an endpoint is being called.
+
+At least once: a delivery stays pending in PostgreSQL until an attempt of it is recorded. A worker that dies
+between the POST and the record leaves a lease that runs out, and the same bytes with the same id go out again.
+"""
+
+import asyncio
+import random
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit
+from uuid import uuid4
+from zlib import crc32
+
+import orjson
+import structlog
+
+from app.core import metrics
+from app.core.clock import isoformat, utcnow
+from app.core.crypto import SecretBox
+from app.core.db import Session, Sessions, transaction
+from app.core.http import TargetRefused, httpx, public_client
+from app.providers.wire import retry_after
+from app.settings import Settings
+from app.webhooks import repository
+from app.webhooks.repository import DueDelivery
+from app.webhooks.schemas import url_fault
+from app.webhooks.signing import signature_headers
+
+log = structlog.get_logger()
+
+# What a worker may need, beyond the attempt itself, between claiming and recording.
+_LEASE_MARGIN_SECONDS = 10.0
+_SWITCH_OFF_AFTER_SECONDS = 5 * 86_400
+_READ_AT_MOST_BYTES = 65_536
+_RESPONSE_CHARACTERS = 500
+_PRUNE_BATCH = 1_000
+_POOLS = 16
+
+# Retries come later than the schedule says, by up to this share, never earlier.
+_JITTER = 0.2
+
+Outcome = Literal["success", "status", "redirect", "timeout", "dns", "tls", "connection", "refused"]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What came of one POST. `error` is None for a success; `retry_after` is in seconds."""
+
+    at: datetime
+    outcome: Outcome
+    status_code: int | None
+    duration_ms: int
+    response: str | None
+    error: str | None
+    retry_after: float | None
+
+    def record(self) -> dict[str, Any]:
+        """As the API shows it (contract 6)."""
+        return {
+            "at": isoformat(self.at),
+            "status_code": self.status_code,
+            "duration_ms": self.duration_ms,
+            "response": self.response,
+            "error": self.error,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedDelivery:
+    """A delivery under this process's lease. `begin_by` is on the clock of `time.monotonic`."""
+
+    due: DueDelivery
+    lease_token: str
+    begin_by: float
+
+
+def open_secrets(box: SecretBox, subscription_id: str, sealed: bytes) -> list[str]:
+    """The secrets that sign now, the current one first. Raises SealBroken."""
+    now = utcnow()
+    return [
+        kept["secret"]
+        for kept in box.open(secrets_context(subscription_id), sealed)
+        if kept["until"] is None or datetime.fromisoformat(kept["until"]) > now
+    ]
+
+
+def secrets_context(subscription_id: str) -> str:
+    """What a subscription's sealed secrets are bound to."""
+    return f"webhook_subscriptions:{subscription_id}"
+
+
+def webhook_client(settings: Settings, *, verify: ssl.SSLContext | bool = True) -> httpx.AsyncClient:
+    """A pooled client for endpoints. Connections that are kept open never use up the room for new ones."""
+    return public_client(
+        allow_private=settings.allow_private_network_targets,
+        allowed_hosts=settings.webhook_allowed_hosts,
+        timeout=settings.webhook_timeout_seconds,
+        max_connections=2 * settings.webhook_concurrency,
+        verify=verify,
+    )
+
+
+class _Clients:
+    """Several pools, each for a share of the hosts.
+
+    httpcore looks at all connections of a pool, for each of them, at every request: with a hundred hosts in
+    one pool that alone would take milliseconds. It also closes idle connections by the number of all.
+    """
+
+    def __init__(self, settings: Settings, verify: ssl.SSLContext | bool) -> None:
+        if verify is True:
+            verify = httpx.create_ssl_context(trust_env=False)  # costly: made once for all
+        self._clients = [webhook_client(settings, verify=verify) for _ in range(_POOLS)]
+
+    def __getitem__(self, url: str) -> httpx.AsyncClient:
+        return self._clients[crc32(urlsplit(url).netloc.encode()) % _POOLS]
+
+    async def aclose(self) -> None:
+        for client in self._clients:
+            await client.aclose()
+
+
+async def send(
+    client: httpx.AsyncClient,
+    settings: Settings,
+    *,
+    url: str,
+    message_id: str,
+    body: bytes,
+    secrets: list[str],
+) -> Attempt:
+    """One signed POST, bounded in time and in what is read of the answer. Raises nothing for an endpoint's fault."""
+    at, started = utcnow(), time.perf_counter()
+    # The settings may have become stricter since the URL was accepted.
+    fault = url_fault(url, settings)
+    if fault is not None:
+        return Attempt(at, "refused", None, 0, None, f"refused: {fault}", None)
+    headers = {
+        "Content-Type": "application/json",
+        # A compressed answer could unpack to anything.
+        "Accept-Encoding": "identity",
+        **signature_headers(secrets, message_id=message_id, attempted_at=at, body=body),
+    }
+    status_code: int | None = None
+    response_text: str | None = None
+    wait: float | None = None
+    outcome: Outcome = "success"
+    error: str | None = None
+    try:
+        async with (
+            asyncio.timeout(settings.webhook_timeout_seconds),
+            client.stream("POST", url, content=body, headers=headers) as response,
+        ):
+            status_code = response.status_code
+            if status_code in {429, 503}:
+                wait = retry_after(response.headers)
+            response_text = await _read_start(response)
+    except (TimeoutError, httpx.TimeoutException):
+        outcome = "timeout"
+        error = f"timeout: no complete answer within {settings.webhook_timeout_seconds:g} seconds"
+    except TargetRefused as err:
+        outcome, error = "refused", f"refused: {err}"
+    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as err:
+        outcome, error = _transport_fault(err)
+    else:
+        if 300 <= status_code < 400:
+            outcome, error = "redirect", f"redirect: {status_code} is not followed; set the final URL"
+        elif not 200 <= status_code < 300:
+            outcome, error = "status", f"status: answered {status_code} instead of 2xx"
+    duration = time.perf_counter() - started
+    return Attempt(at, outcome, status_code, round(duration * 1000), response_text, error, wait)
+
+
+async def _read_start(response: httpx.Response) -> str:
+    """The first characters of the answer; all of it is read if it is short, so that the connection can serve on."""
+    start = b""
+    size = 0
+    async for chunk in response.aiter_raw():
+        size += len(chunk)
+        if len(start) < 4 * _RESPONSE_CHARACTERS:
+            start += chunk[: 4 * _RESPONSE_CHARACTERS]
+        if size >= _READ_AT_MOST_BYTES:
+            break
+    # PostgreSQL's JSON has no NUL.
+    return start.decode("utf-8", "replace").replace("\x00", "\ufffd")[:_RESPONSE_CHARACTERS]
+
+
+def _transport_fault(err: Exception) -> tuple[Outcome, str]:
+    """A word and a sentence for a connection that failed. The error's own text may name addresses inside."""
+    causes = list(_causes(err))
+    for cause in causes:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return "tls", f"tls: the certificate is not valid ({cause.verify_message})"
+        if isinstance(cause, ssl.SSLError):
+            return "tls", "tls: no secure connection could be made"
+        if isinstance(cause, socket.gaierror | UnicodeError):
+            return "dns", "dns: the host name does not resolve"
+    if isinstance(err, httpx.ConnectError):
+        return "connection", "connection: the endpoint does not accept connections"
+    return "connection", f"connection: broken off before the answer was complete ({type(err).__name__})"
+
+
+def _causes(err: BaseException | None) -> Iterator[BaseException]:
+    while err is not None:
+        yield err
+        if isinstance(err, BaseExceptionGroup):
+            for inner in err.exceptions:
+                yield from _causes(inner)
+        err = err.__cause__ or err.__context__
+
+
+class Deliverer:
+    """The worker's side: `claim`, then `handle` each in a task of its own. An async context manager.
+
+    At most WEBHOOK_ENDPOINT_CONCURRENCY deliveries of an endpoint are under way over all workers. Of an
+    endpoint whose last attempt failed it is one, and all of those together may use half of a worker's
+    WEBHOOK_CONCURRENCY: endpoints that hang leave room for those that answer.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        sessions: Sessions,
+        box: SecretBox,
+        verify: ssl.SSLContext | bool = True,
+    ) -> None:
+        self._settings = settings
+        self._sessions = sessions
+        self._box = box
+        self._clients = _Clients(settings, verify)
+        self._most_probes = max(1, settings.webhook_concurrency // 2)
+        self._probing: set[str] = set()
+        self._after = ""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._clients.aclose()
+
+    async def claim(self, limit: int) -> list[ClaimedDelivery]:
+        """Up to `limit` due deliveries, each under a lease that covers one attempt. Call `handle` for each.
+
+        Fewer than `limit` do not mean that nothing is left: an endpoint may be at its own limit. So look
+        again whenever a delivery has ended.
+        """
+        timeout = self._settings.webhook_timeout_seconds
+        lease_token = uuid4().hex
+        started = time.monotonic()
+        async with transaction(self._sessions) as session:
+            self._after, due = await repository.claim_due(
+                session,
+                after=self._after,
+                limit=limit,
+                per_endpoint=self._settings.webhook_endpoint_concurrency,
+                probes=self._most_probes - len(self._probing),
+                lease_token=lease_token,
+                lease_seconds=timeout + _LEASE_MARGIN_SECONDS,
+            )
+        self._probing.update(delivery.id for delivery in due if delivery.is_failing)
+        begin_by = started + _LEASE_MARGIN_SECONDS / 2
+        return [ClaimedDelivery(delivery, lease_token, begin_by) for delivery in due]
+
+    async def handle(self, delivery: ClaimedDelivery) -> None:
+        """Signs, sends and records one attempt. Raises nothing for an endpoint's fault.
+
+        Raises SealBroken where the secret cannot be opened: nothing is sent, and the lease runs out.
+        """
+        due = delivery.due
+        try:
+            if time.monotonic() > delivery.begin_by:
+                # This process was held up for so long that the attempt could outlast the lease.
+                log.warning("webhook_attempt_too_late", delivery_id=due.id)
+                return
+            attempt = await send(
+                self._clients[due.url],
+                self._settings,
+                url=due.url,
+                message_id=due.idempotency_key,
+                body=due.body,
+                secrets=open_secrets(self._box, due.subscription_id, due.secrets_sealed),
+            )
+            metrics.DELIVERY_ATTEMPTS.labels(due.trigger, attempt.outcome).inc()
+            metrics.DELIVERY_SECONDS.observe(attempt.duration_ms / 1000)
+            await self._record(delivery, attempt)
+        finally:
+            self._probing.discard(due.id)
+
+    async def _record(self, delivery: ClaimedDelivery, attempt: Attempt) -> None:
+        due = delivery.due
+        succeeded = attempt.outcome == "success"
+        wait = None if succeeded else self._wait(due.retry_count, attempt)
+        status = "success" if succeeded else "failed" if wait is None else "pending"
+        switched_off: str | None = None
+        async with transaction(self._sessions) as session:
+            if not succeeded:
+                switched_off = await self._note_failure(session, due, attempt)
+            elif due.is_failing:
+                # One that was claimed before the endpoint failed proves nothing about the time since.
+                await repository.note_endpoint_success(session, due.subscription_id, due.url)
+            recorded = await repository.settle(
+                session,
+                due.id,
+                lease_token=delivery.lease_token,
+                status=status,
+                next_in_seconds=wait,
+                attempt=orjson.dumps(attempt.record()).decode(),
+            )
+        if not recorded:
+            log.warning("webhook_lease_lost", delivery_id=due.id, outcome=attempt.outcome)
+        elif status == "failed":
+            log.warning("webhook_delivery_failed", delivery_id=due.id, webhook_id=due.subscription_id)
+        if switched_off is not None:
+            log.error("webhook_switched_off", webhook_id=due.subscription_id, reason=switched_off)
+
+    def _wait(self, retry_count: int, attempt: Attempt) -> float | None:
+        """Seconds until the next attempt; None when the schedule is at its end."""
+        schedule = self._settings.webhook_retry_schedule_seconds
+        if retry_count >= len(schedule):
+            return None
+        wait = schedule[retry_count] * random.uniform(1, 1 + _JITTER)  # noqa: S311 - jitter
+        return max(wait, attempt.retry_after or 0.0)
+
+    async def _note_failure(self, session: Session, due: DueDelivery, attempt: Attempt) -> str | None:
+        """Keeps the endpoint's state; the reason, if this attempt switches it off."""
+        state = await repository.note_endpoint_failure(
+            session, due.subscription_id, due.url, pause_seconds=attempt.retry_after
+        )
+        if state is None or not state.is_active:
+            return None
+        if attempt.status_code == 410:
+            reason = f"The endpoint answered 410 Gone at {isoformat(attempt.at)}."
+        elif state.failing_for_seconds >= _SWITCH_OFF_AFTER_SECONDS:
+            since = isoformat(state.failing_since)
+            reason = f"No attempt has succeeded since {since}; the last error was: {attempt.error}."
+        else:
+            return None
+        await repository.switch_off(session, due.subscription_id, reason)
+        return reason
+
+
+async def prune(sessions: Sessions, settings: Settings) -> int:
+    """Deletes finished deliveries older than WEBHOOK_DELIVERY_RETENTION_DAYS, in batches; how many."""
+    total = 0
+    while True:
+        async with transaction(sessions) as session:
+            deleted = await repository.delete_finished(
+                session, older_than_days=settings.webhook_delivery_retention_days, limit=_PRUNE_BATCH
+            )
+        total += deleted
+        if deleted < _PRUNE_BATCH:
+            return total

@@ -1,0 +1,47 @@
+"""What can be wrong with a request about webhooks, beyond the form of its fields.
+
+AppError (app/core/errors.py)
+├── NotFound
+│   ├── WebhookNotFound     404
+│   └── DeliveryNotFound    404
+└── InvalidFields
+    ├── UrlRefused          400 on `url`
+    ├── TooManyWebhooks     400, `non_field_errors`
+    ├── WebhookInactive     400, `non_field_errors`
+    └── SecretLost          400, `non_field_errors`
+"""
+
+from app.core.errors import InvalidFields, NotFound
+
+
+class WebhookNotFound(NotFound):
+    def __init__(self) -> None:
+        super().__init__("Webhook not found")
+
+
+class DeliveryNotFound(NotFound):
+    def __init__(self) -> None:
+        super().__init__("Webhook delivery not found")
+
+
+class UrlRefused(InvalidFields):
+    def __init__(self, sentence: str) -> None:
+        super().__init__({"url": [sentence]})
+
+
+class TooManyWebhooks(InvalidFields):
+    def __init__(self, most: int) -> None:
+        sentence = f"A project has at most {most} webhooks. Delete one that is no longer used."
+        super().__init__({"non_field_errors": [sentence]})
+
+
+class WebhookInactive(InvalidFields):
+    def __init__(self) -> None:
+        sentence = "The webhook is switched off, so nothing can be sent. PATCH it with is_active true first."
+        super().__init__({"non_field_errors": [sentence]})
+
+
+class SecretLost(InvalidFields):
+    def __init__(self) -> None:
+        sentence = "The stored secret can no longer be decrypted. POST rotate_secret to get a new one."
+        super().__init__({"non_field_errors": [sentence]})

@@ -1,0 +1,179 @@
+"""Pure: the catalogue of triggers and the bodies of deliveries (contract 6).
+
+A body is canonical JSON: keys sorted, `,` and `:`, UTF-8 not escaped, and nothing but strings, integers,
+booleans and null in it, so that a verifier that parses and re-serialises arrives at the same bytes in any
+language (providers.md D.2).
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, get_args
+
+import orjson
+
+from app.core.clock import isoformat
+
+Trigger = Literal["calendar.events_update", "calendar.state_change", "bot.state_change", "event.rsvp_update"]
+Change = Literal["created", "updated", "deleted"]
+
+TRIGGERS: tuple[Trigger, ...] = get_args(Trigger)
+
+MOST_EVENTS = 50
+MOST_EVENTS_BYTES = 20_000
+
+# JavaScript's numbers are exact up to here.
+_LARGEST_INTEGER = 2**53 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class CalendarFacts:
+    """What a delivery says of the calendar that it is about."""
+
+    id: str
+    deduplication_key: str | None
+    metadata: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class BotFacts:
+    id: str
+    metadata: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedEvent:
+    """One changed event, for subscriptions with `include_events`. JSON-able, times as ISO 8601 text.
+
+    `changed_fields`: name -> (old value, new value).
+    """
+
+    id: str
+    change: Change
+    event: dict[str, Any]
+    changed_fields: dict[str, tuple[Any, Any]]
+
+
+def canonical_json(value: Any) -> bytes:
+    """The bytes that are stored, signed and sent."""
+    return orjson.dumps(_plain(value), option=orjson.OPT_SORT_KEYS)
+
+
+def _plain(value: Any) -> Any:
+    """`value` with what canonical JSON must not have (see above) replaced by text."""
+    if isinstance(value, str):
+        return _text(value)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int):
+        return value if abs(value) <= _LARGEST_INTEGER else str(value)
+    if isinstance(value, Mapping):
+        return {_text(str(key)): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, datetime):
+        return isoformat(value)
+    return str(value)
+
+
+def _text(value: str) -> str:
+    # Half of a surrogate pair has no UTF-8.
+    return value if value.isascii() else value.encode("utf-8", "replace").decode()
+
+
+def build_body(
+    *,
+    idempotency_key: str,
+    trigger: Trigger,
+    calendar: CalendarFacts | None,
+    data: Mapping[str, Any],
+    bot: BotFacts | None = None,
+    calendar_event_id: str | None = None,
+) -> bytes:
+    """The whole body of one delivery."""
+    payload: dict[str, Any] = {
+        "idempotency_key": idempotency_key,
+        "calendar_id": calendar.id if calendar else None,
+        "calendar_deduplication_key": calendar.deduplication_key if calendar else None,
+        "calendar_metadata": calendar.metadata if calendar else None,
+        "trigger": trigger,
+        "data": data,
+    }
+    if bot is not None:
+        payload |= {"bot_id": bot.id, "bot_metadata": bot.metadata}
+    if calendar_event_id is not None:
+        payload["calendar_event_id"] = calendar_event_id
+    return canonical_json(payload)
+
+
+def event_entries(changed_events: Iterable[ChangedEvent]) -> list[dict[str, Any]]:
+    """The entries of `data.events`: the event's own fields, `change`, and `changed_fields` with old and new value."""
+    return [
+        {
+            **changed.event,
+            "id": changed.id,
+            "change": changed.change,
+            "changed_fields": {
+                name: {"old": old, "new": new} for name, (old, new) in changed.changed_fields.items()
+            },
+        }
+        for changed in changed_events
+    ]
+
+
+def with_events(data: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`data` with `events` (as many entries as fit) and `truncated` (whether a change is missing from them)."""
+    events: list[Mapping[str, Any]] = []
+    size = len(b"[]")
+    for entry in entries:
+        size_with = size + len(canonical_json(entry)) + len(b",")
+        if len(events) < MOST_EVENTS and size_with <= MOST_EVENTS_BYTES:
+            events.append(entry)
+            size = size_with
+    changed = max(len(entries), sum(data.get("changes", {}).values()))
+    return {**data, "events": events, "truncated": changed > len(events)}
+
+
+def merged_data(older: Sequence[Mapping[str, Any]], newer: Mapping[str, Any]) -> dict[str, Any]:
+    """`newer` so that it tells what the `older` data of `calendar.events_update` told, too.
+
+    `changes` are summed and `updated_after` is the earliest; the state is the newer one's.
+    """
+    every = [*older, newer]
+    return {
+        **newer,
+        "changes": {kind: sum(data["changes"].get(kind, 0) for data in every) for kind in newer["changes"]},
+        "updated_after": min((data["updated_after"] for data in every), key=datetime.fromisoformat),
+    }
+
+
+def sample_body(*, idempotency_key: str, trigger: Trigger, now: datetime) -> bytes:
+    """What `POST /webhooks/{id}/test` sends: the real thing's shape with ids that no object has; `data.test` is true."""
+    at = isoformat(now)
+    state = {
+        "state": "connected",
+        "connection_failure_data": None,
+        "last_successful_sync_at": at,
+        "last_attempted_sync_at": at,
+    }
+    data: dict[Trigger, dict[str, Any]] = {
+        "calendar.events_update": {
+            **state,
+            "changes": {"created": 0, "updated": 0, "deleted": 0},
+            "updated_after": at,
+        },
+        "calendar.state_change": state,
+        "bot.state_change": {"state": "scheduled"},
+        "event.rsvp_update": {"response_status": "accepted"},
+    }
+    return build_body(
+        idempotency_key=idempotency_key,
+        trigger=trigger,
+        calendar=CalendarFacts("cal_0000000000000000", deduplication_key=None, metadata=None),
+        data={**data[trigger], "test": True},
+        bot=BotFacts("bot_0000000000000000", metadata=None) if trigger == "bot.state_change" else None,
+        calendar_event_id="evt_0000000000000000" if trigger == "event.rsvp_update" else None,
+    )

@@ -1,0 +1,197 @@
+"""Requests and answers about webhooks (contract 6), and which URLs may be called."""
+
+import ipaddress
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
+
+from app.api.pages import ListQuery
+from app.api.schemas import InputModel, InputTime, NotBlank, OutputTime
+from app.core.http import httpx, is_public_address
+from app.settings import Settings
+from app.webhooks.events import TRIGGERS, Trigger
+
+DeliveryStatus = Literal["pending", "success", "failed"]
+
+_LONGEST_URL = 2000
+
+
+def url_fault(text: str, settings: Settings) -> str | None:
+    """Why a webhook may not go to this URL, as a sentence; None if it may.
+
+    This is for the person who types it: no name is resolved here. The guard that counts stands where the
+    socket opens (app/core/http.py).
+    """
+    if not text.isprintable() or " " in text:
+        return "A URL has no spaces and no control characters."
+    try:
+        url = httpx.URL(text)
+        is_complete = url.scheme in {"http", "https"} and url.host
+    except (httpx.InvalidURL, UnicodeError):  # the latter when `host` decodes a bad international name
+        return "Not a valid URL."
+    host = url.raw_host.decode()
+    if not is_complete:
+        return "Must be a full URL, for example https://example.com/webhooks."
+    if url.userinfo:
+        return "User names and passwords are not sent: check the signature instead."
+    if url.port is not None and not 0 < url.port < 65_536:
+        return "Not a valid port."
+    if settings.allow_private_network_targets or host in settings.webhook_allowed_hosts:
+        return None
+    if url.scheme != "https":
+        return "Must begin with https://, so that nobody on the way can read or change what is sent."
+    if not _may_be_public(host):
+        return "Must be on a public address. Ask the operator (WEBHOOK_ALLOWED_HOSTS) to allow this host."
+    return None
+
+
+def _may_be_public(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return False
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return True
+    return is_public_address(host)
+
+
+def _known_once(triggers: list[str]) -> list[Trigger]:
+    unknown = sorted(set(triggers).difference(TRIGGERS))
+    if unknown:
+        raise ValueError(f"There is no trigger {unknown[0][:50]!r}; choose from {', '.join(TRIGGERS)}.")
+    return [trigger for trigger in TRIGGERS if trigger in triggers]
+
+
+_Url = Annotated[
+    NotBlank,
+    Field(
+        min_length=1,
+        max_length=_LONGEST_URL,
+        description="https, on a public address.",
+        examples=["https://example.com/webhooks"],
+    ),
+]
+_Triggers = Annotated[
+    list[str],
+    Field(
+        min_length=1,
+        max_length=50,
+        description="What to be told of.",
+        json_schema_extra={"items": {"type": "string", "enum": list(TRIGGERS)}},
+    ),
+    AfterValidator(_known_once),
+]
+_IsActive = Annotated[bool, Field(description="Only active webhooks are told of anything.")]
+_IncludeEvents = Annotated[
+    bool, Field(description="Whether `calendar.events_update` carries the changed events in `data.events`.")
+]
+
+_EXAMPLE: JsonDict = {
+    "url": "https://example.com/webhooks",
+    "triggers": ["calendar.events_update", "calendar.state_change"],
+}
+
+
+class WebhookCreate(InputModel):
+    """An endpoint, and what it wants to be told of."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+    url: _Url
+    triggers: _Triggers
+    is_active: _IsActive = True
+    include_events: _IncludeEvents = False
+
+
+class WebhookUpdate(InputModel):
+    """What is left out stays as it is."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"is_active": True}]})
+
+    # The defaults only say that a field may be left out; `exclude_unset` keeps them out of the database.
+    url: _Url = ""
+    triggers: _Triggers = Field(default_factory=list)
+    is_active: _IsActive = True
+    include_events: _IncludeEvents = False
+
+
+class ReplayRequest(InputModel):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"since": "2026-01-31T09:00:00Z"}]})
+
+    since: InputTime = Field(description="Every delivery created then or later is sent again.")
+
+
+class DeliveriesQuery(ListQuery):
+    status: DeliveryStatus | None = None
+
+
+class WebhookRead(BaseModel):
+    """A webhook. Its secret is shown once, by the calls that make one."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: str = Field(examples=["webhook_h3Gk29sLqPzX81Ab"])
+    url: str
+    triggers: list[Trigger]
+    is_active: bool
+    include_events: bool
+    disabled_reason: str | None = Field(
+        description="Why the service switched it off; null if it did not. PATCH is_active true to go on."
+    )
+    failing_since: OutputTime | None = Field(
+        description="No attempt has succeeded since then; null: the last one did, or there was none."
+    )
+    created_at: OutputTime
+    updated_at: OutputTime
+
+
+class WebhookWithSecret(WebhookRead):
+    """The only answer that has the secret."""
+
+    secret: str = Field(
+        description="base64 of 32 random bytes. Standard Webhooks libraries take it as it is."
+    )
+
+
+class AttemptRead(BaseModel):
+    """One POST to the endpoint."""
+
+    at: str = Field(examples=["2026-01-31T09:00:00.000000Z"])
+    status_code: int | None = Field(description="null: no answer came.")
+    duration_ms: int
+    response: str | None = Field(description="The answer's first 500 characters.")
+    error: str | None = Field(
+        description="null: success. Else a word (status, redirect, timeout, dns, tls, connection, refused) "
+        "and a sentence."
+    )
+
+
+class DeliveryRead(BaseModel):
+    """A message to the endpoint, and how its delivery went."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: str = Field(examples=["dlv_h3Gk29sLqPzX81Ab"])
+    trigger: Trigger
+    status: DeliveryStatus
+    idempotency_key: str = Field(description="In the body and in the `webhook-id` header of every attempt.")
+    calendar_id: str | None
+    created_at: OutputTime
+    next_attempt_at: OutputTime | None = Field(description="null: no further attempt is planned.")
+    merged_into: str | None = Field(
+        description="The newer delivery that told this one's changes too, when this one had not arrived yet."
+    )
+    attempts: list[AttemptRead] = Field(description="The last 50, oldest first.")
+
+
+class TestResult(AttemptRead):
+    """What came back from a test."""
+
+    status: Literal["success", "failed"]
+    trigger: Trigger
+    idempotency_key: str
+
+
+class ReplayQueued(BaseModel):
+    count: int = Field(description="How many deliveries are due again.")

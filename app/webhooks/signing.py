@@ -1,0 +1,40 @@
+"""Pure: the headers that prove where a delivery comes from, in both schemes (providers.md D, contract 6)."""
+
+import base64
+import hashlib
+import hmac
+import secrets
+from collections.abc import Sequence
+from datetime import datetime
+
+from standardwebhooks import Webhook
+
+_PREFIX = "whsec_"
+_SECRET_BYTES = 32
+
+
+def new_secret() -> str:
+    """base64 of 32 random bytes. `whsec_` before it makes it a Standard Webhooks secret."""
+    return base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode()
+
+
+def body_signature(secret: str, body: bytes) -> str:
+    """Attendee's scheme: base64(HMAC-SHA256(base64-decoded secret, body)), padded, standard alphabet."""
+    key = base64.b64decode(secret.removeprefix(_PREFIX))
+    return base64.b64encode(hmac.digest(key, body, hashlib.sha256)).decode()
+
+
+def signature_headers(
+    keys: Sequence[str], *, message_id: str, attempted_at: datetime, body: bytes
+) -> dict[str, str]:
+    """X-Webhook-Signature by the first (current) secret; the Standard Webhooks trio by all of them.
+
+    `attempted_at` is aware and in UTC: the library below takes its wall clock as UTC, whatever its zone.
+    """
+    text = body.decode()
+    return {
+        "X-Webhook-Signature": body_signature(keys[0], body),
+        "webhook-id": message_id,
+        "webhook-timestamp": str(int(attempted_at.timestamp())),
+        "webhook-signature": " ".join(Webhook(key).sign(message_id, attempted_at, text) for key in keys),
+    }
