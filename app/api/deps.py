@@ -12,7 +12,9 @@ from app.core.db import ReadSession, Session, Sessions, reading, transaction
 from app.core.errors import Unauthorized
 from app.core.http import httpx
 from app.doorbell import Doorbell
+from app.messages.mailboxes import Messages
 from app.projects import repository as projects
+from app.rsvp.limits import RsvpLimiter
 from app.settings import Settings
 
 
@@ -26,6 +28,8 @@ class State:
     box: SecretBox
     doorbell: Doorbell
     http: httpx.AsyncClient
+    messages: Messages
+    rsvp_limiter: RsvpLimiter
 
 
 def get_state(request: Request) -> State:
@@ -59,7 +63,7 @@ _scheme = APIKeyHeader(
 )
 
 
-async def _project_id(state: AppState, header: Annotated[str | None, Depends(_scheme)]) -> str:
+async def find_project_id(state: State, header: str | None) -> str:
     """The project whose key came with the request. Raises Unauthorized.
 
     The look-up has its own short session, so that no request ever holds two connections.
@@ -74,6 +78,10 @@ async def _project_id(state: AppState, header: Annotated[str | None, Depends(_sc
     if project_id is None:
         raise Unauthorized("This API key is not known or has been disabled.")
     return project_id
+
+
+async def _project_id(state: AppState, header: Annotated[str | None, Depends(_scheme)]) -> str:
+    return await find_project_id(state, header)
 
 
 ProjectId = Annotated[str, Depends(_project_id)]

@@ -98,6 +98,13 @@ async def _on_database_error(request: Request, err: Exception) -> JSONResponse:
     raise err
 
 
+async def _on_bug(_request: Request, _err: Exception) -> JSONResponse:
+    # The server logs the traceback.
+    return JSONResponse(
+        {"error": "Internal error. It has been logged; please report it to the operator."}, 500
+    )
+
+
 def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(AppError, _on_app_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
@@ -105,3 +112,4 @@ def install_error_handlers(app: FastAPI) -> None:
     for away in (OperationalError, InterfaceError, PoolTimeout, ConnectionError):
         app.add_exception_handler(away, _on_database_away)
     app.add_exception_handler(DBAPIError, _on_database_error)
+    app.add_exception_handler(Exception, _on_bug)

@@ -64,13 +64,13 @@ class InputModel(BaseModel):
         return value
 
 
-def _not_blank(value: str) -> str:
+def not_blank(value: str) -> str:
     if not value.strip():
         raise ValueError("This field may not be blank.")
     return value
 
 
-NotBlank = Annotated[str, AfterValidator(_not_blank)]
+NotBlank = Annotated[str, AfterValidator(not_blank)]
 
 
 def _parse_time(value: Any) -> datetime:

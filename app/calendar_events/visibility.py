@@ -61,9 +61,7 @@ async def enter_as_writer(session: Session, *, project_id: str, calendar_id: str
     each further one, and stores the last in `calendars.last_change_at`.
     """
     await session.execute(_ENTER, {"project_id": project_id})
-    first_free: datetime = (
-        await session.execute(_FIRST_FREE, {"calendar_id": calendar_id})
-    ).scalar_one()
+    first_free: datetime = (await session.execute(_FIRST_FREE, {"calendar_id": calendar_id})).scalar_one()
     return first_free
 
 

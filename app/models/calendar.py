@@ -53,6 +53,7 @@ class Calendar(Base):
     owner_email: Mapped[str | None]
     owner_name: Mapped[str | None]
     timezone: Mapped[str | None]
+    locale: Mapped[str | None]
     sending_identity: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     created_at: Mapped[CreatedAt]
     updated_at: Mapped[CreatedAt]

@@ -55,6 +55,8 @@ Index("uq_calendar_events_calendar_id_platform_uuid", _event.calendar_id, _event
 Index("ix_calendar_events_calendar_id_updated_at", _event.calendar_id, _event.updated_at, _event.id)
 Index("ix_calendar_events_project_id_updated_at", _event.project_id, _event.updated_at, _event.id)
 Index("ix_calendar_events_calendar_id_start_time", _event.calendar_id, start_or_last, _event.id)
+Index("ix_calendar_events_calendar_id_end_time", _event.calendar_id, end_or_last, _event.id)
+Index("ix_calendar_events_calendar_id_created_at", _event.calendar_id, _event.created_at, _event.id)
 Index("ix_calendar_events_project_id_start_time", _event.project_id, start_or_last, _event.id)
 Index("ix_calendar_events_project_id_end_time", _event.project_id, end_or_last, _event.id)
 Index("ix_calendar_events_project_id_created_at", _event.project_id, _event.created_at, _event.id)

@@ -1,0 +1,145 @@
+"""Reading events, and their form in answers (contract 4). Writing hosted ones is app/hosted/."""
+
+from datetime import UTC
+from typing import Any
+
+import orjson
+from sqlalchemy import Row
+
+from app.calendar_events import repository
+from app.calendar_events.repository import FIELDS, JSON_TEXTS, TIMES, EventFilters
+from app.calendar_events.schemas import CalendarEventsQuery
+from app.calendar_events.visibility import load_horizon
+from app.calendars.errors import CalendarNotFound
+from app.calendars.repository import find_connection
+from app.core.db import AnySession, ReadSession
+from app.core.errors import BadQuery, InvalidFields, NotFound
+from app.core.pagination import Page
+from app.itip.export import ExportedEvent, ExportedPerson
+
+_PROVIDERS = {"google": "Google", "microsoft": "Microsoft", "ics": "its iCal feed"}
+
+
+class CalendarEventNotFound(NotFound):
+    def __init__(self) -> None:
+        super().__init__("Calendar event not found")
+
+
+async def list_events(session: ReadSession, project_id: str, query: CalendarEventsQuery) -> Page[Row[Any]]:
+    """A page of rows for `event_body`, at most two statements. Raises BadQuery for a bad cursor.
+
+    Over a whole project, changes that an older one in flight could still undercut are held back
+    (app/calendar_events/visibility.py); within a calendar there are none.
+    """
+    of_one_calendar = query.calendar_id or query.calendar_deduplication_key or query.event_id
+    horizon = None if of_one_calendar else await load_horizon(session, project_id)
+    updated_from = [at for at in (query.updated_after, query.updated_at_gte) if at is not None]
+    filters = EventFilters(
+        calendar_id=query.calendar_id,
+        calendar_deduplication_key=query.calendar_deduplication_key,
+        event_id=query.event_id,
+        ical_uid=query.ical_uid,
+        updated_from=max(updated_from, default=None),
+        updated_before=horizon,
+        start_from=query.start_time_gte,
+        end_until=query.end_time_lte,
+        is_deleted=query.is_deleted,
+    )
+    return await repository.list_events(
+        session,
+        project_id,
+        filters,
+        ordering_name=query.ordering,
+        cursor_text=query.cursor,
+        limit=query.page_size,
+    )
+
+
+async def get_event(session: AnySession, project_id: str, event_id: str) -> Row[Any]:
+    """A row for `event_body`. Raises CalendarEventNotFound."""
+    row = await repository.find_event(session, project_id, event_id)
+    if row is None:
+        raise CalendarEventNotFound
+    return row
+
+
+async def get_exported(session: AnySession, project_id: str, event_id: str) -> ExportedEvent:
+    """The event in the form of app/itip/export.py. Raises CalendarEventNotFound; BadQuery if it has no start."""
+    row = await get_event(session, project_id, event_id)
+    if row.start_time is None:
+        raise BadQuery(
+            "The provider did not tell when this event starts, so there is no iCalendar file of it."
+        )
+    organizer = orjson.loads(row.organizer) if row.organizer is not None else None
+    return ExportedEvent(
+        uid=row.ical_uid or row.id,
+        start_time=row.start_time.replace(tzinfo=UTC),
+        end_time=row.end_time.replace(tzinfo=UTC) if row.end_time is not None else None,
+        is_all_day=row.is_all_day,
+        timezone=row.timezone,
+        original_start_time=(
+            row.original_start_time.replace(tzinfo=UTC)
+            if row.recurring_event_id is not None and row.original_start_time is not None
+            else None
+        ),
+        is_cancelled=row.is_deleted,
+        name=row.name,
+        description=row.description,
+        location=row.location,
+        url=row.meeting_url,
+        organizer=_exported_person(organizer) if organizer is not None else None,
+        attendees=[_exported_person(person) for person in orjson.loads(row.attendees)],
+        created_at=row.created_at.replace(tzinfo=UTC),
+        updated_at=row.updated_at.replace(tzinfo=UTC),
+    )
+
+
+def _exported_person(person: dict[str, Any]) -> ExportedPerson:
+    """From an organizer or attendee as it is stored."""
+    return ExportedPerson(
+        email=person["email"],
+        name=person["name"],
+        response_status=person.get("response_status", "needs_action"),
+        is_optional=person.get("is_optional", False),
+        is_resource=person.get("is_resource", False),
+    )
+
+
+def event_body(row: Row[Any]) -> dict[str, Any]:
+    """The event for orjson: times as text, and JSON columns embedded as the text that they are."""
+    body = dict(zip(FIELDS, row, strict=True))
+    for name in TIMES:
+        at = body[name]
+        if at is not None:
+            body[name] = at.isoformat("T", "microseconds") + "Z"
+    for name in JSON_TEXTS:
+        text = body[name]
+        if text is not None:
+            body[name] = orjson.Fragment(text)
+    return body
+
+
+async def require_local(session: AnySession, project_id: str, calendar_id: str) -> None:
+    """Raises CalendarNotFound, or InvalidFields with the reason why the calendar takes no events."""
+    connection = await find_connection(session, project_id, calendar_id)
+    if connection is None:
+        raise CalendarNotFound
+    if connection[0] != "local":
+        raise InvalidFields.one("calendar_id", _read_only(connection[0]))
+
+
+async def require_local_event(session: AnySession, project_id: str, event_id: str) -> None:
+    """Raises CalendarEventNotFound, or InvalidFields with the reason why the event cannot be changed here."""
+    event = await get_event(session, project_id, event_id)
+    connection = await find_connection(session, project_id, event.calendar_id)
+    if connection is None:
+        raise CalendarEventNotFound
+    if connection[0] != "local":
+        raise InvalidFields.one("non_field_errors", _read_only(connection[0]))
+
+
+def _read_only(platform: str) -> str:
+    return (
+        f"This is a {platform} calendar, and access to it is read-only: change its events at "
+        f"{_PROVIDERS.get(platform, platform)}."
+    )

@@ -1,0 +1,224 @@
+"""Routes of calendars (contract 3)."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, BackgroundTasks, Body, Path, Query, Request, Response
+from pydantic import AfterValidator
+
+from app.api.deps import AppState, DbReadSession, DbSession, ProjectId, State
+from app.api.idempotency import Idempotent
+from app.api.pages import PageRead, page_links
+from app.api.paths import id_pattern, require_id
+from app.api.schemas import ErrorAnswer, responses
+from app.calendars import service
+from app.calendars.schemas import (
+    CalendarCreate,
+    CalendarRead,
+    CalendarsQuery,
+    CalendarUpdate,
+    LocalCalendarCreate,
+    RemoteCalendarRead,
+    RemoteCalendarsRead,
+    SyncQueued,
+)
+from app.core.db import reading
+from app.hosted.identity import chosen_identity, default_identity
+from app.oauth.credentials import CredentialStore
+
+router = APIRouter(prefix="/api/v1/calendars", tags=["calendars"])
+
+
+def _calendar_id(value: str) -> str:
+    return require_id(value, prefix="cal", what="Calendar")
+
+
+CalendarId = Annotated[str, Path(json_schema_extra={**id_pattern("cal")}), AfterValidator(_calendar_id)]
+
+_CREATE_EXAMPLES = {
+    "google": {
+        "value": {
+            "platform": "google",
+            "client_id": "1234-abcd.apps.googleusercontent.com",
+            "client_secret": "GOCSPX-...",
+            "refresh_token": "1//09...",
+            "metadata": {"user_id": "42"},
+            "deduplication_key": "user-42",
+        }
+    },
+    "another calendar of the same account": {
+        "value": {"credentials_of": "cal_h3Gk29sLqPzX81Ab", "platform_uuid": "team@group.calendar.google.com"}
+    },
+    "ics": {
+        "value": {
+            "platform": "ics",
+            "feed_url": "https://example.com/secret.ics",
+            "metadata": {"user_id": "42"},
+        }
+    },
+    "local": {
+        "value": {
+            "platform": "local",
+            "name": "Lectures",
+            "owner_email": "ada@example.com",
+            "owner_name": "Ada Lovelace",
+            "timezone": "Europe/Paris",
+        }
+    },
+}
+
+
+@router.get("", operation_id="list_calendars", responses=responses())
+async def list_calendars(
+    request: Request, session: DbReadSession, project_id: ProjectId, query: Annotated[CalendarsQuery, Query()]
+) -> PageRead[CalendarRead]:
+    """The project's calendars, newest first, 25 a page."""
+    page = await service.list_calendars(session, project_id, query)
+    return PageRead(**page_links(request, page), results=list(page.rows))
+
+
+@router.post(
+    "",
+    operation_id="create_calendar",
+    status_code=201,
+    response_model=CalendarRead,
+    responses=responses(409, 413, 429, 502),
+)
+async def create_calendar(
+    *,
+    session: DbSession,
+    state: AppState,
+    project_id: ProjectId,
+    idempotent: Idempotent,
+    body: Annotated[CalendarCreate, Body(openapi_examples=_CREATE_EXAMPLES)],
+    background_tasks: BackgroundTasks,
+) -> Response:
+    """Connects a calendar, whose first sync is queued at once; or (platform `local`) makes one that is hosted here."""
+    # Messages is asked before the transaction begins: none is open across a network call.
+    identity = await _identity_of_new(state, body) if isinstance(body, LocalCalendarCreate) else None
+
+    async def work() -> bytes:
+        if isinstance(body, LocalCalendarCreate):
+            local = await service.create_local_calendar(session, project_id, body, identity)
+            return local.model_dump_json().encode()
+        allows_http = state.settings.allows_http_feed
+        calendar = await service.create_calendar(
+            session, state.box, project_id, body, allows_http=allows_http
+        )
+        return calendar.model_dump_json().encode()
+
+    background_tasks.add_task(state.doorbell.ring, "syncs")
+    return await idempotent.once(work, status_code=201)
+
+
+async def _identity_of_new(state: State, body: LocalCalendarCreate) -> dict[str, Any] | None:
+    if body.sending_identity is not None:
+        return await chosen_identity(state.messages, body.owner_email, body.sending_identity)
+    if "sending_identity" in body.model_fields_set:
+        return None
+    return await default_identity(state.messages, body.owner_email)
+
+
+@router.get("/{calendar_id}", operation_id="get_calendar", responses=responses(404))
+async def get_calendar(
+    session: DbReadSession, project_id: ProjectId, calendar_id: CalendarId
+) -> CalendarRead:
+    """One calendar."""
+    return await service.get_calendar(session, project_id, calendar_id)
+
+
+@router.get(
+    "/{calendar_id}/remote_calendars",
+    operation_id="list_remote_calendars",
+    responses={
+        **responses(404, 429, 502),
+        409: {"description": "The account's consent is gone: connect it again", "model": ErrorAnswer},
+    },
+)
+async def list_remote_calendars(
+    state: AppState, project_id: ProjectId, calendar_id: CalendarId
+) -> RemoteCalendarsRead:
+    """The calendars of the account that this one is connected with, asked of the provider now."""
+    async with reading(state.read_sessions) as session:
+        platform, credentials_id = await service.find_account(session, project_id, calendar_id)
+    # No session is held while the provider is asked.
+    calendars = await service.list_remote_calendars(
+        settings=state.settings,
+        client=state.http,
+        credentials=CredentialStore(
+            settings=state.settings, sessions=state.sessions, box=state.box, client=state.http
+        ),
+        platform=platform,
+        credentials_id=credentials_id,
+    )
+    results = [RemoteCalendarRead.model_validate(calendar) for calendar in calendars]
+    return RemoteCalendarsRead(results=results)
+
+
+@router.patch("/{calendar_id}", operation_id="update_calendar", responses=responses(404, 413, 429, 502))
+async def update_calendar(
+    *,
+    session: DbSession,
+    state: AppState,
+    project_id: ProjectId,
+    calendar_id: CalendarId,
+    body: CalendarUpdate,
+    background_tasks: BackgroundTasks,
+) -> CalendarRead:
+    """Changes metadata or secrets, and queues a sync at once. New secrets reconnect a disconnected calendar.
+
+    Of a calendar that is hosted here: its name, owner's name, time zone, language and sending identity.
+    """
+    identity = None
+    if body.sending_identity is not None:
+        async with reading(state.read_sessions) as before:
+            owner_email = await service.get_local_owner(
+                before, project_id, calendar_id, field="sending_identity"
+            )
+        identity = await chosen_identity(state.messages, owner_email, body.sending_identity)
+    allows_http = state.settings.allows_http_feed
+    calendar = await service.update_calendar(
+        session, state.box, project_id, calendar_id, body, allows_http=allows_http, identity=identity
+    )
+    background_tasks.add_task(state.doorbell.ring, "syncs")
+    background_tasks.add_task(state.doorbell.ring, "deliveries")
+    return calendar
+
+
+@router.delete(
+    "/{calendar_id}",
+    operation_id="delete_calendar",
+    response_class=Response,
+    responses={**responses(404), 200: {"description": "Gone; the body is empty."}},
+)
+async def delete_calendar(
+    session: DbSession, state: AppState, project_id: ProjectId, calendar_id: CalendarId
+) -> Response:
+    """Removes the calendar, its events, and what was still to be delivered about them."""
+    await service.delete_calendar(session, state.box, project_id, calendar_id)
+    return Response()
+
+
+@router.post(
+    "/{calendar_id}/sync",
+    operation_id="sync_calendar",
+    status_code=202,
+    response_model=SyncQueued,
+    responses=responses(404, 409),
+)
+async def sync_calendar(
+    *,
+    session: DbSession,
+    state: AppState,
+    project_id: ProjectId,
+    calendar_id: CalendarId,
+    idempotent: Idempotent,
+    background_tasks: BackgroundTasks,
+) -> Response:
+    """Queues a sync now; if one is running, one more follows it."""
+
+    async def work() -> bytes:
+        await service.queue_sync(session, project_id, calendar_id)
+        return SyncQueued().model_dump_json().encode()
+
+    background_tasks.add_task(state.doorbell.ring, "syncs")
+    return await idempotent.once(work, status_code=202)

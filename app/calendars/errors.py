@@ -1,0 +1,30 @@
+"""What can be wrong with a request about a calendar, beyond the form of its fields.
+
+AppError (app/core/errors.py)
+├── NotFound
+│   └── CalendarNotFound        404
+└── InvalidFields
+    ├── DeduplicationKeyTaken   400 on `deduplication_key`
+    └── CalendarDisconnected    400, `non_field_errors`
+"""
+
+from app.core.errors import InvalidFields, NotFound
+
+
+class CalendarNotFound(NotFound):
+    def __init__(self) -> None:
+        super().__init__("Calendar not found")
+
+
+class DeduplicationKeyTaken(InvalidFields):
+    def __init__(self) -> None:
+        sentence = "A calendar with this deduplication key already exists in this project."
+        super().__init__({"deduplication_key": [sentence]})
+
+
+class CalendarDisconnected(InvalidFields):
+    def __init__(self) -> None:
+        sentence = (
+            "The calendar is disconnected. PATCH it with new credentials: that reconnects and syncs it."
+        )
+        super().__init__({"non_field_errors": [sentence]})

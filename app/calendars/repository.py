@@ -1,0 +1,225 @@
+"""SQL of calendars and of the credentials they are connected with.
+
+Locks, in this order everywhere: rows of calendars by id, then the row of their credentials.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import RowMapping, Select, delete, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from app.core.db import AnySession, ReadSession, Session
+from app.core.pagination import Cursor, Ordering, Page, page_of, seek
+from app.models import Calendar, Credentials
+
+_NEWEST_FIRST = Ordering("-created_at", Calendar.created_at, Calendar.id, descending=True)  # type: ignore[arg-type] # a mapped column is a column
+
+_READ = select(
+    Calendar.id,
+    Calendar.platform,
+    Credentials.client_id,
+    Calendar.platform_uuid,
+    Calendar.state,
+    Calendar.metadata_.label("metadata"),
+    Calendar.deduplication_key,
+    Calendar.connection_failure_data,
+    Calendar.created_at,
+    Calendar.updated_at,
+    Calendar.last_successful_sync_at,
+    Calendar.last_attempted_sync_at,
+    Calendar.sync_failing_since,
+    Calendar.name,
+    Calendar.owner_email,
+    Calendar.owner_name,
+    Calendar.timezone,
+    Calendar.locale,
+    Calendar.sending_identity,
+).outerjoin(Credentials, Credentials.id == Calendar.credentials_id)
+
+
+async def find_calendar(session: AnySession, project_id: str, calendar_id: str) -> RowMapping | None:
+    """The columns of CalendarRead."""
+    statement = _READ.where(Calendar.project_id == project_id, Calendar.id == calendar_id)
+    return (await session.execute(statement)).mappings().one_or_none()
+
+
+async def list_calendars(
+    session: ReadSession, project_id: str, filters: Mapping[str, str], cursor_text: str | None, limit: int
+) -> Page[RowMapping]:
+    """`filters`: column names with the values they must have. Raises BadQuery for a bad cursor."""
+    statement: Select[Any] = _READ.where(Calendar.project_id == project_id)
+    for name, value in filters.items():
+        statement = statement.where(getattr(Calendar, name) == value)
+    cursor = Cursor.decode(cursor_text, ordering=_NEWEST_FIRST.name) if cursor_text is not None else None
+    rows = (await session.execute(seek(statement, _NEWEST_FIRST, cursor, limit))).mappings().all()
+    return page_of(rows, _NEWEST_FIRST, cursor, limit, place=lambda row: (row["created_at"], row["id"]))
+
+
+async def insert_credentials(
+    session: Session,
+    *,
+    credentials_id: str,
+    project_id: str,
+    platform: str,
+    client_id: str | None,
+    sealed: bytes,
+) -> None:
+    await session.execute(
+        insert(Credentials).values(
+            id=credentials_id, project_id=project_id, platform=platform, client_id=client_id, sealed=sealed
+        )
+    )
+
+
+async def insert_calendar(session: Session, values: Mapping[str, Any]) -> bool:
+    """Whether it was inserted: False where the project has a calendar of this deduplication key.
+
+    A request at the same time with the same key waits here until the other has committed or rolled back.
+    """
+    inserted = await session.scalar(
+        insert(Calendar)
+        .values(values)
+        .on_conflict_do_nothing(index_elements=[Calendar.project_id, Calendar.deduplication_key])
+        .returning(Calendar.id)
+    )
+    return inserted is not None
+
+
+async def find_connection(
+    session: AnySession, project_id: str, calendar_id: str
+) -> tuple[str, str | None] | None:
+    """(platform, credentials_id): both stay as they are for a calendar's whole life."""
+    row = (
+        await session.execute(
+            select(Calendar.platform, Calendar.credentials_id).where(
+                Calendar.project_id == project_id, Calendar.id == calendar_id
+            )
+        )
+    ).one_or_none()
+    return None if row is None else (row.platform, row.credentials_id)
+
+
+async def lock_calendar(session: Session, project_id: str, calendar_id: str) -> Calendar | None:
+    """The calendar, which nobody else changes or syncs into until the transaction's end."""
+    return await session.scalar(
+        select(Calendar)
+        .where(Calendar.project_id == project_id, Calendar.id == calendar_id)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+
+
+async def lock_calendars_of(session: Session, project_id: str, credentials_id: str) -> Sequence[Calendar]:
+    """All calendars that are connected with these credentials, by id, locked."""
+    rows = await session.scalars(
+        select(Calendar)
+        .where(Calendar.project_id == project_id, Calendar.credentials_id == credentials_id)
+        .order_by(Calendar.id)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+    return rows.all()
+
+
+async def lock_credentials(session: Session, credentials_id: str) -> Credentials:
+    """The caller holds the locks of the calendars that they belong to."""
+    return (
+        await session.scalars(
+            select(Credentials)
+            .where(Credentials.id == credentials_id)
+            .with_for_update()
+            .execution_options(populate_existing=True)
+        )
+    ).one()
+
+
+async def replace_secrets(
+    session: Session, credentials_id: str, sealed: bytes, *, client_id: str | None = None
+) -> None:
+    """Stores new secrets, and `client_id` if they are another client's.
+
+    What was cached or is being fetched with the old ones no longer counts.
+    """
+    await session.execute(
+        update(Credentials)
+        .where(Credentials.id == credentials_id)
+        .values(
+            sealed=sealed,
+            client_id=Credentials.client_id if client_id is None else client_id,
+            version=Credentials.version + 1,
+            access_token_sealed=None,
+            access_token_expires_at=None,
+            refresh_lease_until=None,
+        )
+        .execution_options(synchronize_session=False)
+    )
+
+
+async def reconnect(session: Session, calendar_ids: Sequence[str]) -> None:
+    """Connected, without failures, due now, and synced from scratch: the account may be another one.
+
+    A sync that is under way with the old credentials loses its lease, and so writes nothing more.
+    """
+    await session.execute(
+        update(Calendar)
+        .where(Calendar.id.in_(calendar_ids))
+        .values(
+            state="connected",
+            connection_failure_data=None,
+            sync_failing_since=None,
+            sync_failure_count=0,
+            sync_failure_code=None,
+            sync_cursor=None,
+            lease_token=None,
+            lease_until=None,
+            push_due_at=None,  # the next sync has it opened anew, for the account that it then is
+            next_sync_at=func.clock_timestamp(),
+            updated_at=func.clock_timestamp(),
+        )
+        .execution_options(synchronize_session=False)
+    )
+
+
+async def set_metadata(session: Session, calendar_id: str, metadata: dict[str, Any] | None) -> None:
+    await session.execute(
+        update(Calendar)
+        .where(Calendar.id == calendar_id)
+        .values(metadata_=metadata, updated_at=func.clock_timestamp())
+        .execution_options(synchronize_session=False)
+    )
+
+
+async def set_owner_email(session: Session, credentials_id: str, owner_email: str | None) -> None:
+    """Of all calendars that are connected with these credentials. The caller holds their locks."""
+    await session.execute(
+        update(Calendar)
+        .where(Calendar.credentials_id == credentials_id)
+        .values(owner_email=owner_email)
+        .execution_options(synchronize_session=False)
+    )
+
+
+async def set_fields(session: Session, calendar_id: str, values: Mapping[str, Any]) -> None:
+    await session.execute(
+        update(Calendar)
+        .where(Calendar.id == calendar_id)
+        .values(**values, updated_at=func.clock_timestamp())
+        .execution_options(synchronize_session=False)
+    )
+
+
+async def delete_calendar(session: Session, calendar_id: str) -> None:
+    """Its events go with it (foreign keys)."""
+    await session.execute(
+        delete(Calendar).where(Calendar.id == calendar_id).execution_options(synchronize_session=False)
+    )
+
+
+async def delete_credentials_unless_used(session: Session, credentials_id: str) -> None:
+    used = select(Calendar.id).where(Calendar.credentials_id == credentials_id).exists()
+    await session.execute(
+        delete(Credentials)
+        .where(Credentials.id == credentials_id, ~used)
+        .execution_options(synchronize_session=False)
+    )

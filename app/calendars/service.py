@@ -1,0 +1,405 @@
+"""Connecting, changing and removing calendars. What their sync does is in app/sync/."""
+
+import math
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Protocol
+
+from app.bots.service import drop_bots_of_calendar
+from app.calendars import repository
+from app.calendars.errors import CalendarDisconnected, CalendarNotFound, DeduplicationKeyTaken
+from app.calendars.schemas import (
+    CalendarRead,
+    CalendarsQuery,
+    CalendarUpdate,
+    FeedCalendarCreate,
+    LocalCalendarCreate,
+    ProviderCalendarCreate,
+    SharedCalendarCreate,
+)
+from app.core.clock import isoformat
+from app.core.crypto import SealBroken, SecretBox
+from app.core.db import AnySession, ReadSession, Session
+from app.core.errors import BadGateway, BadQuery, Conflict, InvalidFields, TooManyRequests
+from app.core.http import httpx
+from app.core.ids import new_id
+from app.core.pagination import Page
+from app.hosted.repository import expand_soon
+from app.models import Calendar, Credentials
+from app.oauth.credentials import CredentialStore, context_of
+from app.providers.base import ConnectionLost, ProviderError, RateLimited, RemoteCalendar
+from app.providers.ics import normalize_feed_url
+from app.push.service import release_channels
+from app.settings import Settings
+from app.sync.providers import AccountPlatform, account_calendar, meeting_hosts
+from app.sync.repository import request_sync
+from app.webhooks.events import CalendarFacts
+from app.webhooks.repository import delete_pending_of_calendar
+from app.webhooks.service import announce
+
+PAGE_SIZE = 25
+
+_SECRETS_OF = {
+    "google": {"client_secret", "refresh_token"},
+    "microsoft": {"client_secret", "refresh_token"},
+    "ics": {"feed_url"},
+}
+_LOCAL_FIELDS = {"name", "owner_name", "timezone", "locale", "sending_identity"}
+
+
+class _WithState(Protocol):
+    @property
+    def state(self) -> str: ...
+    @property
+    def connection_failure_data(self) -> dict[str, Any] | None: ...
+    @property
+    def last_successful_sync_at(self) -> datetime | None: ...
+    @property
+    def last_attempted_sync_at(self) -> datetime | None: ...
+
+
+def state_data(calendar: _WithState) -> dict[str, Any]:
+    """What webhooks about a calendar tell in `data` (contract 6), times as text."""
+    succeeded_at, attempted_at = calendar.last_successful_sync_at, calendar.last_attempted_sync_at
+    return {
+        "state": calendar.state,
+        "connection_failure_data": calendar.connection_failure_data,
+        "last_successful_sync_at": isoformat(succeeded_at) if succeeded_at is not None else None,
+        "last_attempted_sync_at": isoformat(attempted_at) if attempted_at is not None else None,
+    }
+
+
+async def get_calendar(session: AnySession, project_id: str, calendar_id: str) -> CalendarRead:
+    """Raises CalendarNotFound."""
+    row = await repository.find_calendar(session, project_id, calendar_id)
+    if row is None:
+        raise CalendarNotFound
+    return CalendarRead(**row)
+
+
+async def list_calendars(session: ReadSession, project_id: str, query: CalendarsQuery) -> Page[CalendarRead]:
+    """Raises BadQuery for a bad cursor."""
+    filters = query.model_dump(exclude={"cursor"}, exclude_none=True)
+    page = await repository.list_calendars(session, project_id, filters, query.cursor, PAGE_SIZE)
+    return Page([CalendarRead(**row) for row in page.rows], page.next, page.previous)
+
+
+async def create_calendar(
+    session: Session,
+    box: SecretBox,
+    project_id: str,
+    body: ProviderCalendarCreate | SharedCalendarCreate | FeedCalendarCreate,
+    *,
+    allows_http: Callable[[str], bool],
+    owner_email: str | None = None,
+) -> CalendarRead:
+    """Stores the calendar, due for its first sync now. Raises InvalidFields, DeduplicationKeyTaken."""
+    if isinstance(body, SharedCalendarCreate):
+        return await _share_credentials(session, project_id, body)
+    platform_uuid = client_id = None
+    if isinstance(body, FeedCalendarCreate):
+        secrets = {"feed_url": _feed_url(body.feed_url, allows_http)}
+    else:
+        secrets = {"client_secret": body.client_secret, "refresh_token": body.refresh_token}
+        platform_uuid, client_id = body.platform_uuid, body.client_id
+    credentials_id = new_id("cred")
+    await repository.insert_credentials(
+        session,
+        credentials_id=credentials_id,
+        project_id=project_id,
+        platform=body.platform,
+        client_id=client_id,
+        sealed=box.seal(context_of(credentials_id), secrets),
+    )
+    return await _insert_calendar(
+        session,
+        {
+            "project_id": project_id,
+            "platform": body.platform,
+            "platform_uuid": platform_uuid,
+            "credentials_id": credentials_id,
+            "metadata_": body.metadata,
+            "deduplication_key": body.deduplication_key,
+            "owner_email": owner_email,
+        },
+    )
+
+
+async def create_local_calendar(
+    session: Session, project_id: str, body: LocalCalendarCreate, identity: dict[str, Any] | None
+) -> CalendarRead:
+    """Stores a calendar that is hosted here. `identity`: of app/hosted/identity.py. Raises DeduplicationKeyTaken."""
+    calendar_id = new_id("cal")
+    inserted = await repository.insert_calendar(
+        session,
+        {
+            "id": calendar_id,
+            "project_id": project_id,
+            "platform": "local",
+            "metadata_": body.metadata,
+            "deduplication_key": body.deduplication_key,
+            "name": body.name,
+            "owner_email": body.owner_email,
+            "owner_name": body.owner_name,
+            "timezone": body.timezone,
+            "locale": body.locale,
+            "sending_identity": identity,
+        },
+    )
+    if not inserted:
+        raise DeduplicationKeyTaken
+    return await get_calendar(session, project_id, calendar_id)
+
+
+async def get_local_owner(session: AnySession, project_id: str, calendar_id: str, *, field: str) -> str:
+    """The owner's address of a local calendar. Raises CalendarNotFound; InvalidFields on `field` for other platforms."""
+    calendar = await get_calendar(session, project_id, calendar_id)
+    if calendar.platform != "local" or calendar.owner_email is None:
+        raise InvalidFields.one(field, _no_such_field(calendar.platform))
+    return calendar.owner_email
+
+
+async def update_calendar(
+    session: Session,
+    box: SecretBox,
+    project_id: str,
+    calendar_id: str,
+    body: CalendarUpdate,
+    *,
+    allows_http: Callable[[str], bool],
+    identity: dict[str, Any] | None = None,
+) -> CalendarRead:
+    """Applies the change and makes the calendar due for a sync now. `identity`: what `sending_identity` stands for.
+
+    New secrets reconnect every calendar that shares them. Raises CalendarNotFound, InvalidFields.
+    """
+    connection = await repository.find_connection(session, project_id, calendar_id)
+    if connection is None:
+        raise CalendarNotFound
+    platform, credentials_id = connection
+    secrets = body.model_dump(include={"client_secret", "refresh_token", "feed_url"}, exclude_none=True)
+    local_fields = body.model_fields_set & _LOCAL_FIELDS
+    foreign = secrets.keys() - _SECRETS_OF.get(platform, set())
+    if platform != "local":
+        foreign |= local_fields
+    if foreign:
+        raise InvalidFields({name: [_no_such_field(platform)] for name in sorted(foreign)})
+    if local_fields:
+        await _update_local(session, project_id, calendar_id, body, identity)
+    if "feed_url" in secrets:
+        secrets["feed_url"] = _feed_url(secrets["feed_url"], allows_http)
+    reconnected: list[Calendar] = []
+    if secrets and credentials_id is not None:
+        reconnected = await _renew_credentials(session, box, project_id, credentials_id, secrets)
+    if "metadata" in body.model_fields_set:
+        await repository.set_metadata(session, calendar_id, body.metadata)
+    await request_sync(session, calendar_id)
+    for calendar in reconnected:
+        await _announce_reconnected(session, calendar)
+    return await get_calendar(session, project_id, calendar_id)
+
+
+async def reconnect_calendar(
+    session: Session,
+    box: SecretBox,
+    project_id: str,
+    calendar_id: str,
+    *,
+    client_id: str,
+    secrets: dict[str, str],
+    owner_email: str | None,
+) -> None:
+    """A person agreed anew: like new secrets in `update_calendar`, of any client and account.
+
+    Raises CalendarNotFound.
+    """
+    connection = await repository.find_connection(session, project_id, calendar_id)
+    if connection is None or connection[1] is None:
+        raise CalendarNotFound
+    credentials_id = connection[1]
+    reconnected = await _renew_credentials(
+        session, box, project_id, credentials_id, secrets, client_id=client_id
+    )
+    await repository.set_owner_email(session, credentials_id, owner_email)
+    for calendar in reconnected:
+        await _announce_reconnected(session, calendar)
+
+
+async def find_account(session: AnySession, project_id: str, calendar_id: str) -> tuple[AccountPlatform, str]:
+    """The platform and credentials of an account's calendar. Raises CalendarNotFound, BadQuery for other kinds."""
+    connection = await repository.find_connection(session, project_id, calendar_id)
+    if connection is None:
+        raise CalendarNotFound
+    platform, credentials_id = connection
+    if credentials_id is None or platform not in {"google", "microsoft"}:
+        raise BadQuery(f"A calendar of platform {platform} has no account with further calendars.")
+    return platform, credentials_id  # type: ignore[return-value] # checked above
+
+
+async def list_remote_calendars(
+    *,
+    settings: Settings,
+    client: httpx.AsyncClient,
+    credentials: CredentialStore,
+    platform: AccountPlatform,
+    credentials_id: str,
+) -> list[RemoteCalendar]:
+    """What the account has at the provider. Raises Conflict, TooManyRequests, BadGateway; changes no state."""
+    account = account_calendar(
+        settings=settings,
+        client=client,
+        tokens=credentials.tokens(credentials_id),
+        platform=platform,
+        calendar_id=None,
+        hosts=meeting_hosts(settings),
+    )
+    try:
+        return await account.list_calendars()
+    except ConnectionLost as err:
+        raise Conflict(err.message) from None
+    except RateLimited as err:
+        raise TooManyRequests(err.message, retry_after=math.ceil(err.retry_after or 10)) from None
+    except ProviderError as err:
+        raise BadGateway(err.message) from None
+
+
+async def _update_local(
+    session: Session,
+    project_id: str,
+    calendar_id: str,
+    body: CalendarUpdate,
+    identity: dict[str, Any] | None,
+) -> None:
+    """Raises CalendarNotFound, InvalidFields."""
+    values = body.model_dump(include=_LOCAL_FIELDS & body.model_fields_set)
+    fixed = [name for name in ("name", "timezone", "locale") if name in values and values[name] is None]
+    if fixed:
+        raise InvalidFields({name: ["This field may not be null."] for name in fixed})
+    if "sending_identity" in values:
+        values["sending_identity"] = identity
+    if await repository.lock_calendar(session, project_id, calendar_id) is None:
+        raise CalendarNotFound
+    await repository.set_fields(session, calendar_id, values)
+    if values.keys() & {"sending_identity", "owner_name"}:
+        # The events' organizer: the worker writes them anew.
+        await expand_soon(session, calendar_id)
+
+
+def _no_such_field(platform: str) -> str:
+    return f"A calendar of platform {platform} has no such field."
+
+
+async def delete_calendar(session: Session, box: SecretBox, project_id: str, calendar_id: str) -> None:
+    """Removes the calendar and everything that hangs on it. Raises CalendarNotFound.
+
+    A sync that is under way finds its lease gone and writes nothing more.
+    """
+    calendar = await repository.lock_calendar(session, project_id, calendar_id)
+    if calendar is None:
+        raise CalendarNotFound
+    await delete_pending_of_calendar(session, calendar_id)
+    await release_channels(session, box, calendar_id=calendar_id, credentials_id=calendar.credentials_id)
+    await drop_bots_of_calendar(session, calendar_id, "calendar_deleted")
+    await repository.delete_calendar(session, calendar_id)
+    if calendar.credentials_id is not None:
+        # Under their lock, so that of two calendars deleted at once the second sees that it was the last.
+        await repository.lock_credentials(session, calendar.credentials_id)
+        await repository.delete_credentials_unless_used(session, calendar.credentials_id)
+
+
+async def queue_sync(session: Session, project_id: str, calendar_id: str) -> None:
+    """Makes the calendar due now. Raises CalendarNotFound, CalendarDisconnected."""
+    calendar = await get_calendar(session, project_id, calendar_id)
+    if calendar.state == "disconnected":
+        raise CalendarDisconnected
+    await request_sync(session, calendar_id)
+
+
+async def _share_credentials(session: Session, project_id: str, body: SharedCalendarCreate) -> CalendarRead:
+    # Locked, so that its credentials do not go with it meanwhile.
+    source = await repository.lock_calendar(session, project_id, body.credentials_of)
+    if source is None:
+        raise InvalidFields.one("credentials_of", "There is no such calendar in this project.")
+    if source.platform not in {"google", "microsoft"}:
+        sentence = f"A calendar of platform {source.platform} has no account with further calendars."
+        raise InvalidFields.one("credentials_of", sentence)
+    if body.platform not in {None, source.platform}:
+        raise InvalidFields.one(
+            "platform", f"The calendar that credentials_of names is of {source.platform}."
+        )
+    if source.state == "disconnected":
+        raise InvalidFields.one("credentials_of", "That calendar is disconnected: reconnect it first.")
+    return await _insert_calendar(
+        session,
+        {
+            "project_id": project_id,
+            "platform": source.platform,
+            "platform_uuid": body.platform_uuid,
+            "credentials_id": source.credentials_id,
+            "metadata_": body.metadata,
+            "deduplication_key": body.deduplication_key,
+            "owner_email": source.owner_email,
+        },
+    )
+
+
+async def _insert_calendar(session: Session, values: dict[str, Any]) -> CalendarRead:
+    calendar_id = new_id("cal")
+    if not await repository.insert_calendar(session, {"id": calendar_id, **values}):
+        raise DeduplicationKeyTaken
+    return await get_calendar(session, values["project_id"], calendar_id)
+
+
+async def _renew_credentials(
+    session: Session,
+    box: SecretBox,
+    project_id: str,
+    credentials_id: str,
+    secrets: dict[str, str],
+    *,
+    client_id: str | None = None,
+) -> list[Calendar]:
+    """The calendars that were disconnected and now are connected again."""
+    calendars = await repository.lock_calendars_of(session, project_id, credentials_id)
+    if not calendars:
+        raise CalendarNotFound
+    stored = await repository.lock_credentials(session, credentials_id)
+    sealed = box.seal(context_of(credentials_id), {**_kept_secrets(box, stored, secrets), **secrets})
+    await repository.replace_secrets(session, credentials_id, sealed, client_id=client_id)
+    disconnected = [calendar for calendar in calendars if calendar.state == "disconnected"]
+    await repository.reconnect(session, [calendar.id for calendar in calendars])
+    return disconnected
+
+
+async def _announce_reconnected(session: Session, calendar: Calendar) -> None:
+    await session.refresh(calendar)
+    facts = CalendarFacts(
+        id=calendar.id, deduplication_key=calendar.deduplication_key, metadata=calendar.metadata_
+    )
+    await announce(
+        session,
+        project_id=calendar.project_id,
+        trigger="calendar.state_change",
+        calendar=facts,
+        data=state_data(calendar),
+    )
+
+
+def _kept_secrets(box: SecretBox, stored: Credentials, secrets: dict[str, str]) -> dict[str, str]:
+    """The stored secrets that the new ones do not replace. Raises InvalidFields if they cannot be opened."""
+    if secrets.keys() == _SECRETS_OF[stored.platform]:
+        return {}
+    try:
+        kept: dict[str, str] = box.open(context_of(stored.id), stored.sealed)
+    except SealBroken:
+        missing = sorted(_SECRETS_OF[stored.platform] - secrets.keys())
+        sentence = "The stored value can no longer be decrypted: send this field too."
+        raise InvalidFields({name: [sentence] for name in missing}) from None
+    return kept
+
+
+def _feed_url(text: str, allows_http: Callable[[str], bool]) -> str:
+    try:
+        return normalize_feed_url(text, allow_http=allows_http(text))
+    except ValueError as err:
+        raise InvalidFields.one("feed_url", str(err)) from None

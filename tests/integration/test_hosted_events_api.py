@@ -1,0 +1,413 @@
+"""Events of local calendars over the API: fields, rules, instances, and which mails a change writes."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from icalendar import Calendar as Ics
+from sqlalchemy import select
+
+from app.models import InvitationMail
+
+pytestmark = pytest.mark.settings(smtp_url="smtp://127.0.0.1:9", email_from="calendar@example.net")
+
+BOB = {"email": "bob@example.org", "name": "Bob"}
+CY = {"email": "cy@example.org"}
+
+
+def soon(days: int, hour: int = 9) -> datetime:
+    day = datetime.now(UTC).replace(hour=hour, minute=0, second=0, microsecond=0)
+    return day + timedelta(days=days)
+
+
+def text(at: datetime) -> str:
+    return at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+@pytest.fixture
+async def calendar_id(api):
+    body = {
+        "platform": "local",
+        "name": "Lectures",
+        "owner_email": "ada@example.com",
+        "timezone": "Europe/Paris",
+    }
+    return (await api.post("/api/v1/calendars", json=body)).json()["id"]
+
+
+@pytest.fixture
+def event(calendar_id):
+    return {
+        "calendar_id": calendar_id,
+        "name": "Analysis",
+        "start_time": text(soon(3)),
+        "end_time": text(soon(3, 10)),
+    }
+
+
+@pytest.fixture
+def series(event):
+    return {**event, "timezone": "UTC", "recurrence": ["RRULE:FREQ=DAILY;COUNT=5"]}
+
+
+async def create(api, body, **more):
+    answer = await api.post("/api/v1/calendar_events", json={**body, **more})
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
+async def rows_of(api, calendar_id, **query):
+    answer = await api.get(
+        "/api/v1/calendar_events",
+        params={"calendar_id": calendar_id, "ordering": "start_time", "is_deleted": "false", **query},
+    )
+    return answer.json()["results"]
+
+
+class Outbox:
+    def __init__(self, sessions) -> None:
+        self._sessions = sessions
+        self._seen: set[str] = set()
+
+    async def new(self) -> list[tuple[str, str, int]]:
+        """(method, recipient, sequence) of the mails written since the last call."""
+        return [(m.method, m.recipient_email, m.sequence) for m in await self.mails()]
+
+    async def mails(self) -> list[InvitationMail]:
+        async with self._sessions() as session:
+            rows = await session.scalars(
+                select(InvitationMail).order_by(InvitationMail.created_at, InvitationMail.id)
+            )
+            new = [row for row in rows if row.id not in self._seen]
+        self._seen |= {row.id for row in new}
+        return sorted(new, key=lambda row: (row.method, row.recipient_email))
+
+
+def ics_of(mail) -> Any:
+    from email import message_from_bytes
+
+    for part in message_from_bytes(mail.mail or b"").walk():
+        if part.get_content_type() == "text/calendar":
+            return Ics.from_ical(part.get_payload(decode=True))  # type: ignore[arg-type] # bytes
+    raise AssertionError("no calendar part")
+
+
+@pytest.fixture
+def outbox(sessions):
+    return Outbox(sessions)
+
+
+async def test_an_event_is_created_read_changed_and_deleted(api, event, calendar_id):
+    made = await create(
+        api,
+        event,
+        location="Room 1",
+        description="Bring\nbooks",
+        meeting_url="https://meet.google.com/abc-defg-hij",
+        attendees=[{**BOB, "is_optional": True}, CY],
+    )
+    assert (made["name"], made["timezone"], made["location"]) == ("Analysis", "Europe/Paris", "Room 1")
+    assert (made["start_time"], made["end_time"]) == (event["start_time"], event["end_time"])
+    assert made["meeting_url"] == "https://meet.google.com/abc-defg-hij"
+    assert made["meeting_platform"] == "google_meet"
+    assert made["organizer"] == {"email": "ada@example.com", "name": None}
+    assert made["response_status"] == "accepted"
+    assert made["recurring_event_id"] is None
+    assert [(a["email"], a["response_status"], a["is_optional"]) for a in made["attendees"]] == [
+        ("bob@example.org", "needs_action", True),
+        ("cy@example.org", "needs_action", False),
+    ]
+    path = f"/api/v1/calendar_events/{made['id']}"
+    changed = (await api.patch(path, json={"start_time": text(soon(4, 15)), "name": "Algebra"})).json()
+    assert changed["id"] == made["id"]
+    assert (changed["start_time"], changed["end_time"]) == (text(soon(4, 15)), text(soon(4, 16)))
+    assert changed["name"] == "Algebra"
+    assert changed["updated_at"] > made["updated_at"]
+    same = (await api.patch(path, json={"name": "Algebra"})).json()
+    assert same["updated_at"] == changed["updated_at"]
+    cleared = (await api.patch(path, json={"location": None, "attendees": []})).json()
+    assert (cleared["location"], cleared["attendees"]) == (None, [])
+    assert (await api.delete(path)).content == b""
+    gone = (await api.get(path)).json()
+    assert gone["is_deleted"] is True
+    assert (await api.delete(path)).status_code == 200
+    assert (await api.patch(path, json={"name": "x"})).status_code == 400
+    assert await rows_of(api, calendar_id) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("end_time", text(soon(2))),
+        ("end_time", text(soon(3))),
+        ("end_time", text(soon(900))),
+        ("start_time", "yesterday"),
+        ("start_time", "9999-01-01T00:00:00Z"),
+        ("timezone", "Europe/Atlantis"),
+        ("name", "  "),
+        ("name", "a\r\nATTENDEE:mailto:x@example.com"),
+        ("name", "a\x00b"),
+        ("meeting_url", "javascript:alert(1)"),
+        ("meeting_url", "https://x.example/a b"),
+        ("attendees", [{"email": "bob"}]),
+        ("attendees", [{"email": "Bob <bob@example.org>"}]),
+        ("attendees", [{"email": "bob@example.org,cy@example.org"}]),
+        ("attendees", [{"email": "bob@example.org\r\nBcc: x@example.org"}]),
+        ("attendees", [{"email": "bob@example.org", "name": "B\nob"}]),
+        ("attendees", [{"email": "bob@example.org"}, {"email": "BOB@example.org"}]),
+        ("attendees", [{"email": f"a{n}@example.org"} for n in range(501)]),
+        ("attendees", [{"email": "bob@example.org", "role": "chair"}]),
+        ("recurrence", ["FREQ=DAILY"]),
+        ("recurrence", ["RRULE:FREQ=SECONDLY"]),
+        ("recurrence", ["RRULE:FREQ=DAILY;BYHOUR=1,2"]),
+        ("recurrence", ["RRULE:FREQ=DAILY;COUNT=100000"]),
+        ("recurrence", ["RRULE:FREQ=DAILY;COUNT=2;UNTIL=20300101"]),
+        ("recurrence", ["RRULE:FREQ=DAILY;UNTIL=19990101"]),
+        ("recurrence", ["RRULE:FREQ=YEARLY;BYMONTH=2;BYMONTHDAY=30"]),
+        ("recurrence", ["RRULE:FREQ=DAILY\r\nATTENDEE:x"]),
+        ("recurrence", ["RRULE:FREQ=DAILY", "EXDATE:20300101T000000Z"]),
+        ("colour", "red"),
+    ],
+)
+async def test_a_wrong_field_is_refused_by_name_and_nothing_is_written(api, event, outbox, field, value):
+    answer = await api.post("/api/v1/calendar_events", json={**event, "attendees": [CY], field: value})
+    assert answer.status_code == 400, answer.text
+    assert list(answer.json()) == [field]
+    assert await outbox.new() == []
+    assert await rows_of(api, event["calendar_id"]) == []
+
+
+async def test_500_attendees_are_taken(api, event, outbox):
+    await create(api, event, attendees=[{"email": f"a{n}@example.org"} for n in range(500)])
+    assert len(await outbox.new()) == 500
+
+
+async def test_an_all_day_event_has_dates_of_its_zone(api, event, calendar_id):
+    made = await create(
+        api, {**event, "is_all_day": True, "start_time": "2031-07-14", "end_time": "2031-07-15"}
+    )
+    assert (made["start_time"], made["end_time"]) == (
+        "2031-07-13T22:00:00.000000Z",
+        "2031-07-14T22:00:00.000000Z",
+    )
+    path = f"/api/v1/calendar_events/{made['id']}"
+    moved = (await api.patch(path, json={"start_time": "2031-01-01"})).json()
+    assert (moved["start_time"], moved["end_time"]) == (
+        "2030-12-31T23:00:00.000000Z",
+        "2031-01-01T23:00:00.000000Z",
+    )
+    zoned = (await api.patch(path, json={"timezone": "America/New_York"})).json()
+    assert zoned["start_time"] == "2031-01-01T05:00:00.000000Z"
+    bad = await api.patch(path, json={"start_time": "2031-01-01T10:30:00Z"})
+    assert list(bad.json()) == ["start_time"]
+    bad = await api.patch(path, json={"is_all_day": False})
+    assert list(bad.json()) == ["is_all_day"]
+    same_day = {"is_all_day": True, "start_time": "2031-07-14", "end_time": "2031-07-14"}
+    answer = await api.post("/api/v1/calendar_events", json={**event, **same_day})
+    assert "exclusive" in answer.json()["end_time"][0]
+
+
+async def test_a_post_with_an_idempotency_key_makes_one_event(api, event, calendar_id, outbox):
+    headers = {"Idempotency-Key": "k1"}
+    body = {**event, "attendees": [BOB]}
+    first = await api.post("/api/v1/calendar_events", json=body, headers=headers)
+    second = await api.post("/api/v1/calendar_events", json=body, headers=headers)
+    assert first.json() == second.json()
+    assert len(await rows_of(api, calendar_id)) == 1
+    assert len(await outbox.new()) == 1
+
+
+async def test_other_projects_and_other_platforms_are_refused(api, other_api, event):
+    made = await create(api, event)
+    path = f"/api/v1/calendar_events/{made['id']}"
+    assert (await other_api.post("/api/v1/calendar_events", json=event)).status_code == 404
+    assert (await other_api.patch(path, json={"name": "x"})).status_code == 404
+    assert (await other_api.delete(path)).status_code == 404
+    feed = await api.post(
+        "/api/v1/calendars", json={"platform": "ics", "feed_url": "https://example.com/a.ics"}
+    )
+    answer = await api.post("/api/v1/calendar_events", json={**event, "calendar_id": feed.json()["id"]})
+    assert answer.status_code == 400
+    assert "read-only" in answer.json()["calendar_id"][0]
+
+
+# -- series -------------------------------------------------------------------------------------------------
+
+
+async def test_a_series_is_listed_as_instances_with_stable_ids(api, series, calendar_id):
+    made = await create(api, series)
+    rows = await rows_of(api, calendar_id)
+    assert [row["start_time"] for row in rows] == [text(soon(3 + n)) for n in range(5)]
+    assert made["id"] == rows[0]["id"]
+    assert {row["recurring_event_id"] for row in rows} == {made["ical_uid"]}
+    assert rows[1]["platform_uuid"] == f"{made['ical_uid']}_{soon(4):%Y%m%dT%H%M%SZ}"
+    assert [row["original_start_time"] for row in rows] == [row["start_time"] for row in rows]
+
+
+async def test_a_series_stays_at_its_hour_when_the_clocks_change(api, calendar_id, settings):
+    settings.calendar_sync_window_future_days = 400
+    body = {
+        "calendar_id": calendar_id,
+        "name": "Weekly",
+        "start_time": f"{datetime.now(UTC).year + 1}-01-04T09:00:00Z",
+        "end_time": f"{datetime.now(UTC).year + 1}-01-04T10:00:00Z",
+        "recurrence": ["RRULE:FREQ=MONTHLY;COUNT=7"],
+    }
+    await create(api, body)
+    hours = {row["start_time"][11:16] for row in await rows_of(api, calendar_id)}
+    assert hours == {"09:00", "08:00"}
+
+
+async def test_a_series_far_ahead_has_its_first_instance(api, series, calendar_id):
+    far = {"start_time": text(soon(300)), "end_time": text(soon(300, 10))}
+    await create(api, {**series, **far})
+    assert [row["start_time"] for row in await rows_of(api, calendar_id)] == [text(soon(300))]
+
+
+async def test_a_series_that_is_over_is_refused(api, series):
+    past = {"start_time": text(soon(-300)), "end_time": text(soon(-300, 10))}
+    answer = await api.post("/api/v1/calendar_events", json={**series, **past})
+    assert list(answer.json()) == ["recurrence"]
+
+
+async def test_a_patch_changes_one_instance_and_leaves_the_others(api, series, calendar_id, outbox):
+    await create(api, series, attendees=[BOB])
+    assert await outbox.new() == [("REQUEST", "bob@example.org", 0)]
+    rows = await rows_of(api, calendar_id)
+    path = f"/api/v1/calendar_events/{rows[2]['id']}"
+    changed = (await api.patch(path, json={"start_time": text(soon(5, 14)), "name": "Exam"})).json()
+    assert changed["id"] == rows[2]["id"]
+    assert changed["platform_uuid"] == rows[2]["platform_uuid"]
+    assert (changed["start_time"], changed["name"]) == (text(soon(5, 14)), "Exam")
+    assert changed["original_start_time"] == text(soon(5))
+    after = await rows_of(api, calendar_id)
+    assert [row["name"] for row in after] == ["Analysis", "Analysis", "Exam", "Analysis", "Analysis"]
+    assert after[0]["updated_at"] == rows[0]["updated_at"]
+    (mail,) = await outbox.mails()
+    (vevent,) = ics_of(mail).walk("VEVENT")
+    assert (mail.method, mail.sequence) == ("REQUEST", 1)
+    assert vevent["RECURRENCE-ID"].dt.astimezone(UTC) == soon(5)
+    assert "RRULE" not in vevent
+    refused = await api.patch(path, json={"recurrence": ["RRULE:FREQ=WEEKLY"]})
+    assert "scope=series" in refused.json()["recurrence"][0]
+
+
+async def test_deleting_an_instance_cancels_it_alone(api, series, calendar_id, outbox):
+    await create(api, series, attendees=[BOB])
+    rows = await rows_of(api, calendar_id)
+    await outbox.new()
+    assert (await api.delete(f"/api/v1/calendar_events/{rows[1]['id']}")).status_code == 200
+    after = await rows_of(api, calendar_id)
+    assert [row["id"] for row in after] == [rows[0]["id"], *(row["id"] for row in rows[2:])]
+    (mail,) = await outbox.mails()
+    (vevent,) = ics_of(mail).walk("VEVENT")
+    assert (mail.method, str(vevent["STATUS"]), mail.sequence) == ("CANCEL", "CANCELLED", 1)
+    assert vevent["RECURRENCE-ID"].dt.astimezone(UTC) == soon(4)
+    # Whoever is invited later is not told of the cancelled one.
+    await api.patch(f"/api/v1/calendar_events/{rows[0]['id']}?scope=series", json={"attendees": [BOB, CY]})
+    (mail,) = await outbox.mails()
+    (vevent,) = ics_of(mail).walk("VEVENT")
+    assert (mail.method, mail.recipient_email) == ("REQUEST", "cy@example.org")
+    assert vevent["EXDATE"].dts[0].dt.astimezone(UTC) == soon(4)
+    assert str(vevent["RRULE"].to_ical().decode()) == "FREQ=DAILY;COUNT=5"
+
+
+async def test_changes_of_the_series_reach_changed_instances_where_they_agreed(
+    api, series, calendar_id, outbox
+):
+    await create(api, series, location="Room 1")
+    rows = await rows_of(api, calendar_id)
+    await api.patch(f"/api/v1/calendar_events/{rows[1]['id']}", json={"name": "Exam"})
+    await api.patch(
+        f"/api/v1/calendar_events/{rows[0]['id']}?scope=series",
+        json={"name": "Algebra", "location": "Room 2"},
+    )
+    after = await rows_of(api, calendar_id)
+    assert [row["name"] for row in after] == ["Algebra", "Exam", "Algebra", "Algebra", "Algebra"]
+    assert {row["location"] for row in after} == {"Room 2"}
+    assert [row["id"] for row in after] == [row["id"] for row in rows]
+
+
+async def test_a_series_moves_by_as_much_as_the_named_instance(api, series, calendar_id, outbox):
+    await create(api, series, attendees=[BOB])
+    rows = await rows_of(api, calendar_id)
+    await outbox.new()
+    path = f"/api/v1/calendar_events/{rows[2]['id']}?scope=series"
+    answer = await api.patch(path, json={"start_time": text(soon(5, 15))})
+    assert answer.status_code == 200, answer.text
+    after = await rows_of(api, calendar_id)
+    assert [row["start_time"] for row in after] == [text(soon(3 + n, 15)) for n in range(5)]
+    assert [row["end_time"] for row in after] == [text(soon(3 + n, 16)) for n in range(5)]
+    assert await outbox.new() == [("REQUEST", "bob@example.org", 1)]
+    short = await api.patch(
+        f"/api/v1/calendar_events/{after[0]['id']}?scope=series",
+        json={"recurrence": ["RRULE:FREQ=DAILY;COUNT=2"]},
+    )
+    assert short.status_code == 200, short.text
+    assert [row["id"] for row in await rows_of(api, calendar_id)] == [row["id"] for row in after[:2]]
+
+
+async def test_deleting_the_series_cancels_all_with_one_mail(api, series, calendar_id, outbox):
+    await create(api, series, attendees=[BOB])
+    rows = await rows_of(api, calendar_id)
+    await outbox.new()
+    assert (await api.delete(f"/api/v1/calendar_events/{rows[3]['id']}?scope=series")).status_code == 200
+    assert await rows_of(api, calendar_id) == []
+    assert await outbox.new() == [("CANCEL", "bob@example.org", 1)]
+
+
+# -- who gets a mail ----------------------------------------------------------------------------------------
+
+
+async def test_only_those_who_are_affected_get_a_mail(api, event, outbox):
+    ada = {"email": "ADA@example.com"}  # the organizer
+    made = await create(api, event, attendees=[BOB, ada])
+    assert await outbox.new() == [("REQUEST", "bob@example.org", 0)]
+    path = f"/api/v1/calendar_events/{made['id']}"
+
+    async def patch(**body):
+        answer = await api.patch(path, json=body)
+        assert answer.status_code == 200, answer.text
+        return await outbox.new()
+
+    assert await patch(name="Algebra", description="New") == []
+    assert await patch(attendees=[BOB, ada, CY]) == [("REQUEST", "cy@example.org", 0)]
+    assert await patch(attendees=[{**BOB, "name": "Robert"}, ada, CY]) == []
+    assert await patch(location="Room 2") == [
+        ("REQUEST", "bob@example.org", 1),
+        ("REQUEST", "cy@example.org", 1),
+    ]
+    assert await patch(attendees=[ada, CY]) == [("CANCEL", "bob@example.org", 2)]
+    assert await patch(start_time=text(soon(3, 8)), send_invitations=False) == []
+    assert await patch(end_time=text(soon(3, 11))) == [("REQUEST", "cy@example.org", 4)]
+    await api.delete(path)
+    (mail,) = await outbox.mails()
+    assert (mail.method, mail.recipient_email, mail.sequence) == ("CANCEL", "cy@example.org", 5)
+    (vevent,) = ics_of(mail).walk("VEVENT")
+    assert str(vevent["STATUS"]) == "CANCELLED"
+
+
+async def test_an_uninvited_guest_does_not_read_that_the_event_is_off(api, event, outbox):
+    made = await create(api, event, attendees=[BOB, CY])
+    await outbox.new()
+    await api.patch(f"/api/v1/calendar_events/{made['id']}", json={"attendees": [CY]})
+    (mail,) = await outbox.mails()
+    (vevent,) = ics_of(mail).walk("VEVENT")
+    assert str(vevent.get("STATUS", "")) != "CANCELLED"
+
+
+async def test_a_delete_without_invitations_tells_nobody(api, event, outbox):
+    made = await create(api, event, attendees=[BOB])
+    await outbox.new()
+    await api.delete(f"/api/v1/calendar_events/{made['id']}?send_invitations=false")
+    assert await outbox.new() == []
+
+
+@pytest.mark.settings(smtp_url=None, email_from=None)
+async def test_without_a_way_out_invitations_are_refused_and_nothing_is_written(api, event, calendar_id):
+    answer = await api.post("/api/v1/calendar_events", json={**event, "attendees": [BOB]})
+    assert answer.status_code == 400
+    assert "SMTP_URL" in answer.json()["send_invitations"][0]
+    assert await rows_of(api, calendar_id) == []
+    await create(api, event)
+    await create(api, event, attendees=[BOB], send_invitations=False)

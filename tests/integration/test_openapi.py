@@ -1,0 +1,94 @@
+"""The API under schemathesis' fire: whatever is sent, the answer is one that the OpenAPI document describes.
+
+Schemathesis runs in a process of its own against a real server over HTTP, so that nothing between the socket
+and the database is left out.
+"""
+
+import asyncio
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import insert
+
+from app.core.clock import utcnow
+from app.core.db import transaction
+from app.core.ids import new_id
+from app.main import create_app
+from app.models import CalendarEvent, WorkerHeartbeat
+from tests.fakes.server import serve
+
+_SECONDS = 30
+# The first two want a 405 to name all methods, the others the schema to say all that is checked.
+_CONFIG = """
+[checks]
+unsupported_method.enabled = false
+allow_header_conformance.enabled = false
+positive_data_acceptance.enabled = false
+negative_data_rejection.enabled = false
+
+# Some of its answers are empty, and so of no type.
+[[operations]]
+include-path = "/notifications/microsoft"
+checks.content_type_conformance.enabled = false
+"""
+
+
+async def _seed(api, sessions, project_id):
+    """Ids for half of the requests, so that these get further than a 404: {parameter: values}."""
+    calendars, webhooks = [], []
+    for _ in range(10):
+        made = await api.post(
+            "/api/v1/calendars", json={"platform": "ics", "feed_url": "http://127.0.0.1:1/"}
+        )
+        calendars.append(made.json()["id"])
+        body = {"url": "http://127.0.0.1:1/", "triggers": ["calendar.state_change"]}
+        webhooks.append((await api.post("/api/v1/webhooks", json=body)).json()["id"])
+    events = [new_id("evt") for _ in calendars]
+    async with transaction(sessions) as session:
+        await session.execute(
+            insert(CalendarEvent),
+            [
+                {
+                    "id": event_id, "project_id": project_id, "calendar_id": calendar_id, "platform_uuid": event_id,
+                    "content_hash": b"", "attendees": [], "raw": {}, "start_time": utcnow(),
+                }
+                for event_id, calendar_id in zip(events, calendars, strict=True)
+            ],
+        )  # fmt: skip
+        session.add(WorkerHeartbeat(id="worker", seen_at=utcnow() + timedelta(hours=1)))
+    return {
+        "path.calendar_id": calendars,
+        "query.calendar_id": calendars,
+        "body.calendar_id": calendars,
+        "path.event_id": events,
+        "query.event_id": events,
+        "path.webhook_id": webhooks,
+    }
+
+
+def _config(known):
+    lines = [_CONFIG]
+    for parameter, values in known.items():
+        name = parameter.replace(".", "-")
+        lines.append(f"[dictionaries.{name}]\nvalues = {values}")
+        lines.append(f'[parameters."{parameter}"]\ndictionary = "{name}"\nprobability = 0.5')
+    return "\n".join(lines)
+
+
+@pytest.mark.settings(log_level="ERROR")
+async def test_every_answer_is_one_that_the_document_describes(api, settings, sessions, project, tmp_path):
+    (tmp_path / "schemathesis.toml").write_text(_config(await _seed(api, sessions, project.id)))
+    async with serve(create_app(settings)) as url:
+        command = [
+            str(Path(sys.executable).with_name("schemathesis")), "run", f"{url}/openapi.json", "--url", url, "--no-color",
+            "--header", f"Authorization: Token {project.api_key}", "--continue-on-failure",
+            "--phases", "examples,coverage,fuzzing", "--max-time", str(_SECONDS), "--seed", "1", "--max-examples", "25",
+            "--generation-database", "none", "--suppress-health-check", "all", "--warnings", "off",
+        ]  # fmt: skip
+        process = await asyncio.create_subprocess_exec(
+            *command, cwd=tmp_path, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        )
+        output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()
