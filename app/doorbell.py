@@ -4,6 +4,9 @@ Workers look by themselves every SCHEDULER_TICK_SECONDS; the bell only makes it 
 """
 
 import asyncio
+import math
+import time
+from datetime import UTC, datetime
 from functools import partial
 from typing import Literal
 
@@ -13,7 +16,7 @@ from arq.connections import ArqRedis, RedisSettings
 from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
-Bell = Literal["syncs", "deliveries", "bots", "mails"]
+Bell = Literal["syncs", "deliveries", "channels", "bots", "mails"]
 
 QUEUE = "calbridge:bells"
 JOB = "ring"
@@ -47,12 +50,20 @@ class Doorbell:
     def __init__(self, redis: ArqRedis) -> None:
         self._redis = redis
 
-    async def ring(self, bell: Bell) -> None:
-        """Wakes one worker. Call it after the commit; a Redis that is away costs half a second at most."""
+    async def ring(self, bell: Bell, *, after: float = 0.0) -> None:
+        """Wakes one worker, in `after` seconds. Call it after the commit.
+
+        A Redis that is away costs half a second at most.
+        """
+        job_id, at = f"ring:{bell}", None
+        if after > 0:
+            # Rings of the same tenth of a second are one, at its end: by then all that they are about is due.
+            tenth = math.ceil((time.time() + after) * 10)
+            job_id, at = f"ring:{bell}:{tenth}", datetime.fromtimestamp(tenth / 10, UTC)
         try:
             async with asyncio.timeout(_RING_WITHIN_SECONDS):
                 # One waiting ring of a kind is enough: arq refuses a second job of the same id.
-                await self._redis.enqueue_job(JOB, bell, _job_id=f"ring:{bell}")
+                await self._redis.enqueue_job(JOB, bell, _job_id=job_id, _defer_until=at)
         except (RedisError, OSError, TimeoutError) as err:
             log.warning("doorbell_not_rung", bell=bell, error=type(err).__name__)
 

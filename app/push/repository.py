@@ -1,0 +1,415 @@
+"""SQL of push channels. Rows are locked in this order: calendars by id, then their channels."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+from sqlalchemy import ARRAY, Text, bindparam, text
+
+from app.core.db import Session
+
+Platform = Literal["google", "microsoft"]
+
+
+@dataclass(frozen=True, slots=True)
+class DueCalendar:
+    """A calendar whose channel is to be opened or renewed. `leased_until` is its `push_due_at` meanwhile."""
+
+    id: str
+    platform: Platform
+    platform_uuid: str | None
+    credentials_id: str | None
+    client_id: str | None
+    leased_until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ClosingChannel:
+    """A channel to be closed: with `credentials_id` of its calendar, or `sealed` where that is deleted."""
+
+    id: str
+    platform: Platform
+    platform_uuid: str | None
+    provider_id: str | None
+    resource_id: str | None
+    credentials_id: str | None
+    sealed: bytes | None
+    attempt_count: int
+    has_expired: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KnownChannel:
+    """What a notification is checked against."""
+
+    id: str
+    provider_id: str | None
+    calendar_id: str | None
+    state: str
+    secret_sha256: str
+
+
+# --- the worker's side -----------------------------------------------------------------------------------
+
+_CLAIM_CALENDARS = text(
+    """
+    WITH due AS (
+        SELECT id, credentials_id FROM calendars
+        WHERE push_due_at <= now() AND state = 'connected' AND platform IN ('google', 'microsoft')
+        ORDER BY push_due_at
+        LIMIT :limit
+        FOR NO KEY UPDATE SKIP LOCKED)
+    UPDATE calendars AS c SET push_due_at = clock_timestamp() + :lease_for
+    FROM due LEFT JOIN credentials ON credentials.id = due.credentials_id
+    WHERE c.id = due.id
+    RETURNING c.id, c.platform, c.platform_uuid, c.credentials_id, credentials.client_id, c.push_due_at
+    """
+)
+
+
+async def claim_calendars(session: Session, *, limit: int, lease_for: timedelta) -> list[DueCalendar]:
+    """Takes up to `limit` calendars whose channel is due, longest overdue first."""
+    rows = await session.execute(_CLAIM_CALENDARS, {"limit": limit, "lease_for": lease_for})
+    return [DueCalendar(*row) for row in rows]
+
+
+_CLAIM_CLOSING = text(
+    """
+    WITH due AS (
+        SELECT id FROM push_channels
+        WHERE state = 'closing' AND next_attempt_at <= now()
+        ORDER BY next_attempt_at
+        LIMIT :limit
+        FOR UPDATE SKIP LOCKED),
+    claimed AS (
+        UPDATE push_channels AS p SET next_attempt_at = clock_timestamp() + :lease_for
+        FROM due WHERE p.id = due.id
+        RETURNING p.*)
+    SELECT p.id, p.platform, c.platform_uuid, p.provider_id, p.resource_id, c.credentials_id, p.sealed,
+           p.attempt_count, coalesce(p.expires_at <= now(), false)
+    FROM claimed p LEFT JOIN calendars c ON c.id = p.calendar_id
+    """
+)
+
+
+async def claim_closing(session: Session, *, limit: int, lease_for: timedelta) -> list[ClosingChannel]:
+    """Takes up to `limit` channels that are due to be closed."""
+    rows = await session.execute(_CLAIM_CLOSING, {"limit": limit, "lease_for": lease_for})
+    return [ClosingChannel(*row) for row in rows]
+
+
+_FIND_OPEN = text(
+    """
+    SELECT id, provider_id FROM push_channels
+    WHERE calendar_id = :calendar_id AND state = 'open' AND provider_id IS NOT NULL
+    ORDER BY created_at DESC LIMIT 1
+    """
+)
+
+
+async def find_open(session: Session, calendar_id: str) -> tuple[str, str] | None:
+    """(id, provider_id) of the calendar's open channel."""
+    row = (await session.execute(_FIND_OPEN, {"calendar_id": calendar_id})).one_or_none()
+    return None if row is None else (row.id, row.provider_id)
+
+
+_LOCK_DUE = text(
+    """
+    SELECT id FROM calendars
+    WHERE id = :calendar_id AND push_due_at = :leased_until AND state = 'connected'
+    FOR NO KEY UPDATE
+    """
+)
+# What a worker that died, or an attempt that failed, left behind. Google's first message tells the resource id:
+# then the channel is there and has to be closed.
+_CLEAR_OPENING = text(
+    """
+    WITH kept AS (
+        UPDATE push_channels SET state = 'closing', next_attempt_at = clock_timestamp()
+        WHERE calendar_id = :calendar_id AND state = 'opening' AND resource_id IS NOT NULL
+        RETURNING attempt_count),
+    dropped AS (
+        DELETE FROM push_channels
+        WHERE calendar_id = :calendar_id AND state = 'opening' AND resource_id IS NULL
+        RETURNING attempt_count)
+    SELECT attempt_count FROM kept UNION ALL SELECT attempt_count FROM dropped
+    """
+)
+_INSERT_OPENING = text(
+    """
+    INSERT INTO push_channels (id, project_id, calendar_id, platform, secret_sha256, attempt_count)
+    SELECT :id, project_id, id, platform, :secret_sha256, :attempt_count
+    FROM calendars WHERE id = :calendar_id
+    """
+)
+
+
+async def begin_opening(
+    session: Session, due: DueCalendar, *, channel_id: str, secret_sha256: str
+) -> bool | None:
+    """Writes the row of a new channel. Whether an earlier attempt was left unfinished; None if the lease is lost."""
+    locked = await session.scalar(_LOCK_DUE, {"calendar_id": due.id, "leased_until": due.leased_until})
+    if locked is None:
+        return None
+    attempts = (await session.scalars(_CLEAR_OPENING, {"calendar_id": due.id})).all()
+    await session.execute(
+        _INSERT_OPENING,
+        {
+            "id": channel_id,
+            "secret_sha256": secret_sha256,
+            "attempt_count": max(attempts, default=0),
+            "calendar_id": due.id,
+        },
+    )
+    return bool(attempts)
+
+
+_LOCK_CALENDAR = text("SELECT state = 'connected' FROM calendars WHERE id = :calendar_id FOR NO KEY UPDATE")
+# The row is `closing` by now if the calendar was deleted meanwhile.
+_SETTLE_OPENED = text(
+    """
+    UPDATE push_channels
+    SET provider_id = :provider_id, resource_id = :resource_id, expires_at = :expires_at, attempt_count = 0,
+        state = CASE WHEN state = 'opening' AND :is_connected THEN 'open' ELSE 'closing' END,
+        next_attempt_at = CASE WHEN state = 'opening' AND :is_connected THEN NULL ELSE clock_timestamp() END
+    WHERE id = :id
+    RETURNING state
+    """
+)
+_CLOSE_OLDER = text(
+    """
+    UPDATE push_channels SET state = 'closing', next_attempt_at = clock_timestamp(), attempt_count = 0
+    WHERE calendar_id = :calendar_id AND id <> :id AND state = 'open'
+    RETURNING expires_at > clock_timestamp()
+    """
+)
+
+
+async def settle_opened(
+    session: Session,
+    due: DueCalendar,
+    *,
+    channel_id: str,
+    provider_id: str | None,
+    resource_id: str | None,
+    expires_at: datetime,
+) -> tuple[str | None, bool]:
+    """Notes the provider's answer, and closes the older channels.
+
+    Returns the channel's state, None if its row is gone, and whether an older channel was notifying all along.
+    """
+    is_connected = bool(await session.scalar(_LOCK_CALENDAR, {"calendar_id": due.id}))
+    state: str | None = await session.scalar(
+        _SETTLE_OPENED,
+        {
+            "id": channel_id,
+            "provider_id": provider_id,
+            "resource_id": resource_id,
+            "expires_at": expires_at,
+            "is_connected": is_connected,
+        },
+    )
+    if state != "open":
+        return state, False
+    older = await session.scalars(_CLOSE_OLDER, {"calendar_id": due.id, "id": channel_id})
+    return state, any(older.all())
+
+
+_SETTLE_RENEWED = text(
+    "UPDATE push_channels SET expires_at = :expires_at, attempt_count = 0 WHERE id = :id AND state = 'open'"
+)
+
+
+async def settle_renewed(session: Session, channel_id: str, expires_at: datetime) -> None:
+    await session.execute(_SETTLE_RENEWED, {"id": channel_id, "expires_at": expires_at})
+
+
+# Somebody else may have made the calendar due since: that stands.
+_SCHEDULE = text(
+    """
+    UPDATE calendars SET push_due_at = clock_timestamp() + :due_in
+    WHERE id = :calendar_id AND push_due_at = :leased_until
+    """
+)
+
+
+async def schedule(session: Session, due: DueCalendar, due_in: timedelta) -> None:
+    """Gives the lease back: the calendar's channel is due again in `due_in`."""
+    await session.execute(
+        _SCHEDULE, {"calendar_id": due.id, "leased_until": due.leased_until, "due_in": due_in}
+    )
+
+
+_COUNT_FAILURE = text(
+    """
+    UPDATE push_channels SET attempt_count = attempt_count + 1
+    WHERE id = (SELECT id FROM push_channels WHERE calendar_id = :calendar_id AND state <> 'closing'
+                ORDER BY created_at DESC LIMIT 1)
+    RETURNING attempt_count
+    """
+)
+
+
+async def count_failure(session: Session, calendar_id: str) -> int:
+    """How often opening or renewing has failed in a row."""
+    return await session.scalar(_COUNT_FAILURE, {"calendar_id": calendar_id}) or 1
+
+
+_DROP_OPENING = text("DELETE FROM push_channels WHERE calendar_id = :calendar_id AND state = 'opening'")
+
+
+async def drop_opening(session: Session, calendar_id: str) -> None:
+    """Forgets the attempt that the provider refused."""
+    await session.execute(_DROP_OPENING, {"calendar_id": calendar_id})
+
+
+_DROP = text("DELETE FROM push_channels WHERE id = ANY(:ids)").bindparams(
+    bindparam("ids", type_=ARRAY(Text()))
+)
+
+
+async def drop_channels(session: Session, channel_ids: Collection[str]) -> None:
+    """Forgets channels that are gone at the provider, or that nobody can close."""
+    await session.execute(_DROP, {"ids": list(channel_ids)})
+
+
+_RETRY_CLOSING = text(
+    """
+    UPDATE push_channels SET attempt_count = attempt_count + 1, next_attempt_at = clock_timestamp() + :retry_in
+    WHERE id = :id
+    """
+)
+
+
+async def retry_closing(session: Session, channel_id: str, retry_in: timedelta) -> None:
+    await session.execute(_RETRY_CLOSING, {"id": channel_id, "retry_in": retry_in})
+
+
+_FIND_HELD = text(
+    "SELECT provider_id FROM push_channels WHERE provider_id = ANY(:provider_ids) AND state = 'open'"
+).bindparams(bindparam("provider_ids", type_=ARRAY(Text())))
+
+
+async def find_held(session: Session, provider_ids: Sequence[str]) -> Collection[str]:
+    """Those of the provider's channels that serve a calendar."""
+    return set(await session.scalars(_FIND_HELD, {"provider_ids": list(provider_ids)}))
+
+
+_CLOSE_ALL = text(
+    """
+    UPDATE push_channels SET state = 'closing', next_attempt_at = clock_timestamp(), attempt_count = 0
+    WHERE calendar_id = :calendar_id AND state = 'open'
+    """
+)
+
+
+async def close_channels(session: Session, calendar_id: str) -> None:
+    """Of a calendar that stays. The caller holds the lock of its row, and sets its `push_due_at` to null."""
+    await session.execute(_CLOSE_ALL, {"calendar_id": calendar_id})
+
+
+_LOCK_CHANNELS = text("SELECT id FROM push_channels WHERE calendar_id = :calendar_id FOR UPDATE")
+
+
+async def lock_channels(session: Session, calendar_id: str) -> list[str]:
+    """Ids of all the calendar's channels. The caller holds the lock of the calendar's row."""
+    return list(await session.scalars(_LOCK_CHANNELS, {"calendar_id": calendar_id}))
+
+
+# A channel that is being opened right now gets the provider's ids in a moment; without them it cannot be closed.
+_RELEASE = text(
+    """
+    UPDATE push_channels
+    SET state = 'closing', sealed = :sealed, attempt_count = 0,
+        next_attempt_at = CASE WHEN coalesce(provider_id, resource_id) IS NULL
+                               THEN clock_timestamp() + :opens_within ELSE clock_timestamp() END
+    WHERE id = :id
+    """
+)
+
+
+async def release_channel(
+    session: Session, channel_id: str, *, sealed: bytes, opens_within: timedelta
+) -> None:
+    """Lets a channel outlive its calendar, with what closing it takes."""
+    await session.execute(_RELEASE, {"id": channel_id, "sealed": sealed, "opens_within": opens_within})
+
+
+# --- notifications ---------------------------------------------------------------------------------------
+
+_FIND_CHANNEL = text(
+    """
+    SELECT id, provider_id, calendar_id, state, secret_sha256 FROM push_channels
+    WHERE id = :id AND platform = 'google'
+    """
+)
+
+
+async def find_channel(session: Session, channel_id: str) -> KnownChannel | None:
+    """Google's, by our id."""
+    row = (await session.execute(_FIND_CHANNEL, {"id": channel_id})).one_or_none()
+    return None if row is None else KnownChannel(*row)
+
+
+_FIND_SUBSCRIPTIONS = text(
+    """
+    SELECT id, provider_id, calendar_id, state, secret_sha256 FROM push_channels
+    WHERE provider_id = ANY(:provider_ids) AND platform = 'microsoft'
+    """
+).bindparams(bindparam("provider_ids", type_=ARRAY(Text())))
+
+
+async def find_subscriptions(session: Session, provider_ids: Collection[str]) -> dict[str, KnownChannel]:
+    """Microsoft's, by its ids."""
+    rows = await session.execute(_FIND_SUBSCRIPTIONS, {"provider_ids": list(provider_ids)})
+    return {row.provider_id: KnownChannel(*row) for row in rows}
+
+
+_NOTE_RESOURCE = text(
+    "UPDATE push_channels SET resource_id = :resource_id WHERE id = :id AND resource_id IS NULL"
+)
+
+
+async def note_resource(session: Session, channel_id: str, resource_id: str) -> None:
+    await session.execute(_NOTE_RESOURCE, {"id": channel_id, "resource_id": resource_id})
+
+
+# A calendar that is due soon enough is left alone: its sync begins later than this, and so sees the change.
+# So is one whose last sync failed: its next attempt is a matter of backoff and of the provider's Retry-After.
+_MARK_DUE = text(
+    """
+    WITH marked AS (
+        SELECT id FROM calendars
+        WHERE id = ANY(:calendar_ids) AND state = 'connected'
+          AND (id = ANY(:renew_ids)
+               OR (next_sync_at > clock_timestamp() + :delay
+                   AND (sync_failure_count = 0 OR lease_until > clock_timestamp())))
+        ORDER BY id
+        FOR NO KEY UPDATE)
+    UPDATE calendars AS c
+    SET next_sync_at = CASE WHEN c.id = ANY(:sync_ids)
+                                 AND (c.sync_failure_count = 0 OR c.lease_until > clock_timestamp())
+                            THEN least(c.next_sync_at, clock_timestamp() + :delay)
+                            ELSE c.next_sync_at END,
+        push_due_at = CASE WHEN c.id = ANY(:renew_ids) THEN clock_timestamp() ELSE c.push_due_at END
+    FROM marked WHERE c.id = marked.id
+    RETURNING c.id
+    """
+).bindparams(*(bindparam(name, type_=ARRAY(Text())) for name in ("calendar_ids", "sync_ids", "renew_ids")))
+
+
+async def mark_due(
+    session: Session, *, sync_ids: Collection[str], renew_ids: Collection[str] = (), delay: timedelta
+) -> int:
+    """Makes calendars due for a sync after `delay`, and others (or the same) for a renewal now; how many moved."""
+    rows = await session.scalars(
+        _MARK_DUE,
+        {
+            "calendar_ids": [*sync_ids, *renew_ids],
+            "sync_ids": list(sync_ids),
+            "renew_ids": list(renew_ids),
+            "delay": delay,
+        },
+    )
+    return len(rows.all())

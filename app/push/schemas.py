@@ -1,0 +1,16 @@
+"""What Microsoft Graph posts (contract/providers.md B.7)."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Notification(BaseModel):
+    """One item: of a change or, with `lifecycleEvent`, about the subscription itself. Other members do not matter."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    # Printable ASCII, as all of Graph's ids are: anything else cannot be one of ours.
+    subscription_id: Annotated[str, Field(alias="subscriptionId", pattern="^[!-~]{1,200}$")]
+    client_state: Annotated[str | None, Field(alias="clientState", max_length=128)] = None
+    lifecycle_event: Annotated[str | None, Field(alias="lifecycleEvent", max_length=64)] = None

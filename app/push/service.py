@@ -1,0 +1,157 @@
+"""Notifications of the providers, and letting channels go when their calendar is deleted.
+
+A notification only makes its calendar due after CALENDAR_PUSH_DEBOUNCE_SECONDS. Those that follow until then find it
+due already; those that come while the sync runs make it due once more. One that is not known, or does not carry
+the channel's secret, changes nothing: channels go on for days after we have forgotten them.
+"""
+
+import hmac
+import re
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import structlog
+from pydantic import ValidationError
+
+from app.core import metrics
+from app.core.crypto import SealBroken, SecretBox, sha256_hex
+from app.core.db import Session
+from app.models import Credentials
+from app.oauth.credentials import context_of
+from app.push import repository
+from app.push.repository import KnownChannel
+from app.push.schemas import Notification
+
+log = structlog.get_logger()
+
+# How long opening or renewing a channel may take; a worker's lease on the calendar's channel.
+LEASE_FOR = timedelta(seconds=60)
+
+_CHANNEL_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_RESOURCE_ID = re.compile(r"[\x21-\x7e]{1,200}")
+
+
+def sealed_context(channel_id: str) -> str:
+    """What `push_channels.sealed` is bound to."""
+    return f"push_channels:{channel_id}"
+
+
+async def accept_google(
+    session: Session,
+    *,
+    channel_id: str | None,
+    token: str | None,
+    resource_state: str | None,
+    resource_id: str | None,
+    debounce: timedelta,
+) -> bool:
+    """Takes one notification of a Google channel (A.9): whether a calendar was made due."""
+    channel = None
+    if channel_id is not None and _CHANNEL_ID.fullmatch(channel_id):
+        channel = await repository.find_channel(session, channel_id)
+    outcome = _check(channel, token)
+    moved = 0
+    if channel is not None and outcome == "accepted":
+        if resource_state == "sync":
+            # The first message, of no change. It may come before the answer to the worker, or instead of it.
+            outcome = "handshake"
+            if channel.state == "opening" and _RESOURCE_ID.fullmatch(resource_id or ""):
+                await repository.note_resource(session, channel.id, resource_id or "")
+        elif resource_state != "exists":
+            outcome = "ignored"
+        elif channel.calendar_id is not None:
+            moved = await repository.mark_due(session, sync_ids=[channel.calendar_id], delay=debounce)
+    metrics.PUSH_NOTIFICATIONS.labels("google", outcome).inc()
+    return moved > 0
+
+
+async def accept_microsoft(
+    session: Session, items: Sequence[Any], *, debounce: timedelta
+) -> tuple[bool, bool]:
+    """Takes a batch of Graph's notifications (B.7).
+
+    Returns whether any of them was for a subscription of ours, and whether a calendar was made due for a sync.
+    """
+    outcomes: Counter[str] = Counter()
+    notifications = []
+    for item in items:
+        try:
+            notifications.append(Notification.model_validate(item))
+        except ValidationError:
+            outcomes["malformed"] += 1
+    channels: dict[str, KnownChannel] = {}
+    if notifications:
+        wanted = {notification.subscription_id for notification in notifications}
+        channels = await repository.find_subscriptions(session, wanted)
+    sync_ids: set[str] = set()
+    renew_ids: set[str] = set()
+    removed: set[str] = set()
+    for notification in notifications:
+        channel = channels.get(notification.subscription_id)
+        outcome = _check(channel, notification.client_state)
+        outcomes[outcome] += 1
+        if channel is None or channel.calendar_id is None or outcome != "accepted":
+            continue
+        match notification.lifecycle_event:
+            case None | "missed":
+                sync_ids.add(channel.calendar_id)
+            case "reauthorizationRequired" if channel.state == "open":
+                renew_ids.add(channel.calendar_id)
+            case "subscriptionRemoved":
+                removed.add(channel.id)
+                if channel.state == "open":
+                    renew_ids.add(channel.calendar_id)
+                    sync_ids.add(channel.calendar_id)
+    moved = 0
+    if sync_ids or renew_ids:
+        moved = await repository.mark_due(session, sync_ids=sync_ids, renew_ids=renew_ids, delay=debounce)
+    if removed:
+        await repository.drop_channels(session, removed)
+    for outcome, count in outcomes.items():
+        metrics.PUSH_NOTIFICATIONS.labels("microsoft", outcome).inc(count)
+    return outcomes["accepted"] > 0, moved > 0 and bool(sync_ids)
+
+
+def _check(channel: KnownChannel | None, secret: str | None) -> str:
+    if channel is None:
+        return "unknown"
+    if not hmac.compare_digest(sha256_hex(secret or ""), channel.secret_sha256):
+        log.warning("push_notification_forged", channel_id=channel.id)
+        return "forged"
+    return "accepted" if channel.calendar_id is not None else "ignored"
+
+
+async def release_channels(
+    session: Session, box: SecretBox, *, calendar_id: str, credentials_id: str | None
+) -> None:
+    """Lets the channels of a calendar that is being deleted live on until they are closed at the provider.
+
+    Call it under the lock of the calendar's row, before the row goes.
+    """
+    channel_ids = await repository.lock_channels(session, calendar_id)
+    if not channel_ids:
+        return
+    grant = await _load_grant(session, box, credentials_id)
+    if grant is None:
+        # Nobody can close them. They end by themselves within days, and are not known here any more.
+        await repository.drop_channels(session, channel_ids)
+        return
+    for channel_id in channel_ids:
+        sealed = box.seal(sealed_context(channel_id), grant)
+        await repository.release_channel(session, channel_id, sealed=sealed, opens_within=LEASE_FOR)
+
+
+async def _load_grant(session: Session, box: SecretBox, credentials_id: str | None) -> dict[str, str] | None:
+    stored = await session.get(Credentials, credentials_id) if credentials_id is not None else None
+    if stored is not None:
+        with suppress(SealBroken):
+            secrets = box.open(context_of(stored.id), stored.sealed)
+            return {
+                "client_id": stored.client_id or "",
+                "client_secret": secrets["client_secret"],
+                "refresh_token": secrets["refresh_token"],
+            }
+    return None
