@@ -1,0 +1,95 @@
+"""Routes of bots (contract 5)."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, BackgroundTasks, Path, Query, Request, Response
+from pydantic import AfterValidator
+
+from app.api.deps import AppState, DbReadSession, DbSession, ProjectId
+from app.api.idempotency import Idempotent
+from app.api.pages import PageRead, page_links
+from app.api.paths import id_pattern, require_id
+from app.api.schemas import responses
+from app.bots import service
+from app.bots.schemas import BotCreate, BotRead, BotsQuery, BotUpdate
+
+router = APIRouter(prefix="/api/v1/bots", tags=["bots"])
+
+
+def _bot_id(value: str) -> str:
+    return require_id(value, prefix="bot", what="Bot")
+
+
+BotId = Annotated[str, Path(json_schema_extra={**id_pattern("bot")}), AfterValidator(_bot_id)]
+
+
+@router.get("", operation_id="list_bots", responses=responses())
+async def list_bots(
+    request: Request, session: DbReadSession, project_id: ProjectId, query: Annotated[BotsQuery, Query()]
+) -> PageRead[BotRead]:
+    """The project's bots, newest first, 25 a page."""
+    page = await service.list_bots(session, project_id, query)
+    return PageRead(**page_links(request, page), results=list(page.rows))
+
+
+@router.post(
+    "",
+    operation_id="create_bot",
+    status_code=201,
+    response_model=BotRead,
+    responses=responses(404, 409, 413),
+)
+async def create_bot(
+    *, session: DbSession, project_id: ProjectId, idempotent: Idempotent, body: BotCreate
+) -> Response:
+    """Schedules a bot: for an event, which it then follows, or for a meeting given by hand.
+
+    Fields that are not listed here are kept in `bot_settings` and handed to the runner.
+    """
+
+    async def work() -> bytes:
+        bot = await service.create_bot(session, project_id, body)
+        return bot.model_dump_json().encode()
+
+    return await idempotent.once(work, status_code=201)
+
+
+@router.get("/{bot_id}", operation_id="get_bot", responses=responses(404))
+async def get_bot(session: DbReadSession, project_id: ProjectId, bot_id: BotId) -> BotRead:
+    """One bot."""
+    return await service.get_bot(session, project_id, bot_id)
+
+
+@router.patch("/{bot_id}", operation_id="update_bot", responses=responses(404, 413))
+async def update_bot(
+    *,
+    session: DbSession,
+    state: AppState,
+    project_id: ProjectId,
+    bot_id: BotId,
+    body: BotUpdate,
+    background_tasks: BackgroundTasks,
+) -> BotRead:
+    """Changes a scheduled bot; of one that is past that, the metadata alone."""
+    bot = await service.update_bot(session, project_id, bot_id, body)
+    background_tasks.add_task(state.doorbell.ring, "deliveries")
+    return bot
+
+
+@router.delete(
+    "/{bot_id}",
+    operation_id="delete_bot",
+    response_class=Response,
+    responses={**responses(404), 200: {"description": "Gone; the body is empty."}},
+)
+async def delete_bot(
+    session: DbSession,
+    state: AppState,
+    project_id: ProjectId,
+    bot_id: BotId,
+    background_tasks: BackgroundTasks,
+) -> Response:
+    """Unschedules a bot. One that is past `scheduled` cannot be deleted: 400."""
+    await service.delete_bot(session, project_id, bot_id)
+    background_tasks.add_task(state.doorbell.ring, "deliveries")
+    return Response()

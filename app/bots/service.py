@@ -1,0 +1,246 @@
+"""Scheduling, changing and deleting bots, and how they follow their events.
+
+Every change is a `Step` (lifecycle.py): it is written with its entry of the log and, where a webhook is
+subscribed to `bot.state_change`, its deliveries, all in the caller's transaction.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+from app.bots import lifecycle, repository
+from app.bots.errors import BotNotFound, BotNotScheduled, DeduplicationKeyTaken, EventNotFound
+from app.bots.lifecycle import BotState, Entry, Gone, Step
+from app.bots.repository import BotFilters
+from app.bots.schemas import BotCreate, BotRead, BotsQuery, BotUpdate
+from app.core.clock import isoformat, utcnow
+from app.core.db import AnySession, ReadSession, Session
+from app.core.errors import InvalidFields
+from app.core.ids import new_id
+from app.core.pagination import Page
+from app.webhooks import repository as webhooks
+from app.webhooks.events import BotFacts, Trigger, build_body
+
+PAGE_SIZE = 25
+
+_TRIGGER: Trigger = "bot.state_change"
+# How many deliveries one statement writes.
+_DELIVERIES_AT_ONCE = 500
+# A `join_at` of "now" may be this old when it arrives.
+_SKEW = timedelta(minutes=1)
+
+_READ_ONLY = "Read-only: it is the event's, and follows it."
+
+
+async def get_bot(session: AnySession, project_id: str, bot_id: str) -> BotRead:
+    """Raises BotNotFound."""
+    row = await repository.find_bot(session, project_id, bot_id)
+    if row is None:
+        raise BotNotFound
+    return BotRead(**row)
+
+
+async def list_bots(session: ReadSession, project_id: str, query: BotsQuery) -> Page[BotRead]:
+    """Raises BadQuery for a bad cursor."""
+    states = [*query.states, *([query.state] if query.state is not None else [])]
+    filters = BotFilters(
+        states=states or None,
+        calendar_event_id=query.calendar_event_id,
+        deduplication_key=query.deduplication_key,
+        meeting_url=query.meeting_url,
+        join_from=query.join_at_gte,
+        join_until=query.join_at_lte,
+        join_after=query.join_at_after,
+        join_before=query.join_at_before,
+    )
+    page = await repository.list_bots(session, project_id, filters, query.cursor, PAGE_SIZE)
+    return Page([BotRead(**row) for row in page.rows], page.next, page.previous)
+
+
+async def create_bot(session: Session, project_id: str, body: BotCreate) -> BotRead:
+    """Schedules a bot. Raises EventNotFound, InvalidFields, DeduplicationKeyTaken."""
+    meeting_url, join_at = await _meeting(session, project_id, body)
+    if body.deduplication_key is not None:
+        await repository.release_key(session, project_id, body.deduplication_key)
+    bot_id = new_id("bot")
+    inserted = await repository.insert_bot(
+        session,
+        {
+            "id": bot_id,
+            "project_id": project_id,
+            "calendar_event_id": body.calendar_event_id,
+            "meeting_url": meeting_url,
+            "join_at": join_at,
+            "bot_name": body.bot_name,
+            "metadata_": body.metadata,
+            "deduplication_key": body.deduplication_key,
+            "bot_settings": body.all_settings(),
+            "events": [repository.log_entry(Entry("scheduled"), utcnow())],
+        },
+    )
+    if not inserted:
+        raise DeduplicationKeyTaken
+    return await get_bot(session, project_id, bot_id)
+
+
+async def update_bot(session: Session, project_id: str, bot_id: str, body: BotUpdate) -> BotRead:
+    """Raises BotNotFound, InvalidFields, BotNotScheduled. What is equal to what it was changes nothing."""
+    old = await repository.lock_bot(session, project_id, bot_id)
+    if old is None:
+        raise BotNotFound
+    given = {name: getattr(body, name) for name in body.model_fields_set}
+    if given.keys() - {"metadata"} and old.state.state != "scheduled":
+        raise BotNotScheduled(old.state.state, "only its metadata can still be changed.")
+    if old.state.calendar_event_id is not None:
+        refused = [name for name in ("meeting_url", "join_at") if name in given]
+        if refused:
+            raise InvalidFields({name: [_READ_ONLY] for name in refused})
+    if "join_at" in given:
+        _check_join_at(given["join_at"])
+    state_changes = {name: given[name] for name in ("meeting_url", "join_at", "metadata") if name in given}
+    changes = {name: given[name] for name in ("bot_name", "bot_settings") if name in given}
+    new = replace(old, state=replace(old.state, **state_changes), **changes)
+    if new != old:
+        entry = Entry("updated", metadata={"fields": sorted(given)})
+        at = utcnow()
+        await repository.change_bot(session, new, repository.log_entry(entry, at))
+        await _announce(session, [Step(old.state, new.state, entry)], at)
+    return await get_bot(session, project_id, bot_id)
+
+
+async def delete_bot(session: Session, project_id: str, bot_id: str) -> None:
+    """Unschedules a bot. Raises BotNotFound, BotNotScheduled."""
+    bot = await repository.lock_bot(session, project_id, bot_id)
+    if bot is None:
+        raise BotNotFound
+    if bot.state.state != "scheduled":
+        raise BotNotScheduled(bot.state.state, "only a scheduled bot can be deleted.")
+    await take(session, [Step(bot.state, None, Entry("deleted", "requested"))])
+
+
+async def follow_events(session: Session, event_ids: Sequence[str]) -> None:
+    """Makes the bots of these events follow them. Call it in the transaction that changed the events.
+
+    The caller holds the row lock of the events' calendar, and rings "deliveries" after the commit.
+    """
+    if not event_ids:
+        return
+    now = utcnow()
+    bots = await repository.lock_bots_of_events(session, event_ids)
+    await take(session, [step for bot in bots if (step := lifecycle.follow(bot, now)) is not None])
+
+
+async def drop_bots_of_calendar(session: Session, calendar_id: str, gone: Gone) -> None:
+    """Deletes the scheduled bots of a calendar's events. The caller holds the calendar's row lock."""
+    now = utcnow()
+    steps = []
+    for bot in await repository.lock_bots_of_calendar(session, calendar_id):
+        assert bot.event is not None
+        step = lifecycle.follow(replace(bot, event=replace(bot.event, gone=gone)), now)
+        if step is not None:
+            steps.append(step)
+    await take(session, steps)
+
+
+async def take(session: Session, steps: Sequence[Step]) -> None:
+    """Writes and announces steps, at most one of a bot. The caller holds the bots' row locks."""
+    if not steps:
+        return
+    at = utcnow()
+    await repository.save(session, steps, at)
+    await _announce(session, steps, at)
+
+
+async def _announce(session: Session, steps: Sequence[Step], at: datetime) -> None:
+    """The outbox rows of all steps at once: a sync may change thousands of bots."""
+    told: dict[str, list[tuple[Step, Entry]]] = defaultdict(list)
+    for step in steps:
+        if step.entry is not None and step.entry.is_told:
+            told[step.before.project_id].append((step, step.entry))
+    for project_id, changes in sorted(told.items()):
+        subscribers = await webhooks.lock_subscribers(session, project_id, _TRIGGER)
+        rows = [
+            _delivery(subscriber.id, step, entry, at) for step, entry in changes for subscriber in subscribers
+        ]
+        for start in range(0, len(rows), _DELIVERIES_AT_ONCE):
+            await webhooks.insert_deliveries(session, rows[start : start + _DELIVERIES_AT_ONCE])
+
+
+def _delivery(subscription_id: str, step: Step, entry: Entry, at: datetime) -> dict[str, Any]:
+    bot: BotState = step.after or step.before
+    idempotency_key = str(uuid4())
+    new_state = step.after.state if step.after is not None else "deleted"
+    return {
+        "id": new_id("dlv"),
+        "subscription_id": subscription_id,
+        "trigger": _TRIGGER,
+        "calendar_id": bot.calendar.id if bot.calendar is not None else None,
+        "idempotency_key": idempotency_key,
+        "can_merge": False,
+        "body": build_body(
+            idempotency_key=idempotency_key,
+            trigger=_TRIGGER,
+            calendar=bot.calendar,
+            data={
+                "state": new_state,
+                "new_state": new_state,
+                "old_state": step.before.state,
+                "join_at": isoformat(bot.join_at),
+                "meeting_url": bot.meeting_url,
+                "event_type": entry.type,
+                "event_sub_type": entry.sub_type,
+                "event_metadata": entry.metadata,
+                "created_at": isoformat(at),
+            },
+            bot=BotFacts(id=bot.id, metadata=bot.metadata),
+            calendar_event_id=bot.calendar_event_id,
+        ),
+    }
+
+
+async def _meeting(session: Session, project_id: str, body: BotCreate) -> tuple[str, datetime]:
+    """Where and when the bot joins. Raises EventNotFound, InvalidFields."""
+    if body.calendar_event_id is not None:
+        given = [name for name in ("meeting_url", "join_at") if getattr(body, name) is not None]
+        if given:
+            sentence = "Leave it out when calendar_event_id is given: it is the event's, and follows it."
+            raise InvalidFields({name: [sentence] for name in given})
+        return await _meeting_of_event(session, project_id, body.calendar_event_id)
+    if body.meeting_url is None and body.join_at is None:
+        raise InvalidFields.one("non_field_errors", "Give calendar_event_id, or meeting_url and join_at.")
+    if body.meeting_url is None:
+        raise InvalidFields.one("meeting_url", "This field is required without calendar_event_id.")
+    if body.join_at is None:
+        raise InvalidFields.one("join_at", "This field is required without calendar_event_id.")
+    _check_join_at(body.join_at)
+    return body.meeting_url, body.join_at
+
+
+async def _meeting_of_event(session: Session, project_id: str, event_id: str) -> tuple[str, datetime]:
+    event = await repository.lock_event(session, project_id, event_id)
+    if event is None:
+        raise EventNotFound
+    fault: str | None = None
+    if event.is_deleted:
+        fault = "This event was cancelled or deleted."
+    elif not event.is_connected:
+        fault = "The event's calendar is disconnected, so that a bot could not follow the event."
+    elif event.start_time is None:
+        fault = "The provider did not tell when this event starts."
+    elif lifecycle.is_over(event.start_time, event.end_time, utcnow()):
+        fault = "This event is over."
+    elif event.meeting_url is None:
+        fault = "This event has no meeting URL."
+    if fault is not None:
+        raise InvalidFields.one("calendar_event_id", fault)
+    assert event.meeting_url is not None
+    assert event.start_time is not None
+    return event.meeting_url, event.start_time
+
+
+def _check_join_at(join_at: datetime) -> None:
+    if join_at < utcnow() - _SKEW:
+        raise InvalidFields.one("join_at", "This time is in the past.")

@@ -1,0 +1,63 @@
+"""Bots: scheduled here, handed over to a runner when due."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import CheckConstraint, ForeignKey, Index, text
+from sqlalchemy.dialects.postgresql import JSON, JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.models.base import Base, CreatedAt, PublicId
+
+
+class Bot(Base):
+    """One bot. A bot that is deleted leaves no row.
+
+    `calendar_event_id` is no foreign key: what was handed over still tells which event it was for when the
+    calendar is gone, and deleting a calendar of 50,000 events costs no look-up for each.
+    `meeting_url` is null while the event has no link. `events` is the log: {"type", "sub_type", "metadata",
+    "created_at"}, oldest first. `holds_key`: no other bot of the project may have its deduplication key.
+
+    A scheduled bot is due some time before `join_at`. The worker that claims it makes it `launching` with a
+    `lease_token` and puts `next_attempt_at` at the lease's end; after a failed attempt `next_attempt_at` is the
+    next one. It is null when nothing more is to be done here. `may_be_handed_over`: a call to the runner is under
+    way or ended without telling whether the runner has the bot, so that it keeps what the runner was told.
+    """
+
+    __tablename__ = "bots"
+    __table_args__ = (
+        CheckConstraint("state IN ('scheduled', 'launching', 'launched', 'fatal_error')", name="state"),
+        CheckConstraint("next_attempt_at IS NULL OR state = 'launching'", name="only_launching_is_attempted"),
+        Index(
+            "uq_bots_project_id_deduplication_key",
+            "project_id",
+            "deduplication_key",
+            unique=True,
+            postgresql_where=text("holds_key"),
+        ),
+        Index("ix_bots_project_id_deduplication_key", "project_id", "deduplication_key"),
+        Index("ix_bots_project_id_created_at", "project_id", "created_at", "id"),
+        Index("ix_bots_calendar_event_id", "calendar_event_id"),
+        Index("ix_bots_due", "join_at", postgresql_where=text("state = 'scheduled'")),
+        Index("ix_bots_attempts", "next_attempt_at", postgresql_where=text("next_attempt_at IS NOT NULL")),
+    )
+
+    id: Mapped[PublicId] = mapped_column(primary_key=True)
+    project_id: Mapped[PublicId] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    calendar_event_id: Mapped[str | None]
+    meeting_url: Mapped[str | None]
+    join_at: Mapped[datetime]
+    bot_name: Mapped[str]
+    state: Mapped[str] = mapped_column(server_default="scheduled")
+    metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata", JSONB(none_as_null=True))
+    deduplication_key: Mapped[str | None]
+    holds_key: Mapped[bool] = mapped_column(server_default="true")
+    bot_settings: Mapped[Any] = mapped_column(JSON, server_default="{}")
+    events: Mapped[list[dict[str, Any]]] = mapped_column(JSONB, server_default="[]")
+    runner_bot_id: Mapped[str | None]
+    attempt_count: Mapped[int] = mapped_column(server_default="0")
+    next_attempt_at: Mapped[datetime | None]
+    lease_token: Mapped[str | None]
+    may_be_handed_over: Mapped[bool] = mapped_column(server_default="false")
+    created_at: Mapped[CreatedAt]
+    updated_at: Mapped[CreatedAt]
