@@ -1,6 +1,6 @@
 # `make` alone lists the targets. Everything runs in .venv, which `make install` makes and keeps up to date.
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-browser lint format bench lock clean
+.PHONY: help install run example test test-browser lint format bench lock clean
 
 ARGS ?=
 
@@ -34,6 +34,9 @@ install: .venv/.installed ## Make .venv with everything in it
 
 run: install ## Start everything here (PostgreSQL, Redis, API, worker); make run ARGS="--port 8080"
 	@exec .venv/bin/calbridge up $(ARGS)
+
+example: install ## Start the example application (docs/example_app) beside `make run`
+	@exec env EXAMPLE_DATABASE="$${EXAMPLE_DATABASE:-.data/example.sqlite3}" .venv/bin/python docs/example_app/main.py
 
 test: install ## Run the tests; make test ARGS="-k webhooks"
 	.venv/bin/python -m pytest -n 2 -m "not browser" $(ARGS)

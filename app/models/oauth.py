@@ -1,0 +1,55 @@
+"""OAuth clients of projects, and the sessions in which a person connects a calendar by browser (contract 7)."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import CheckConstraint, ForeignKey, Index, LargeBinary
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.models.base import Base, CreatedAt, PublicId
+
+
+class OAuthApp(Base):
+    """An OAuth client that the application registered at a provider. `sealed` opens to {"client_secret"}."""
+
+    __tablename__ = "oauth_apps"
+    __table_args__ = (
+        CheckConstraint("platform IN ('google', 'microsoft')", name="platform"),
+        Index("uq_oauth_apps_project_id_platform", "project_id", "platform", unique=True),
+    )
+
+    id: Mapped[PublicId] = mapped_column(primary_key=True)
+    project_id: Mapped[PublicId] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    platform: Mapped[str]
+    client_id: Mapped[str]
+    sealed: Mapped[bytes] = mapped_column(LargeBinary)
+    redirect_uris: Mapped[list[str]] = mapped_column(JSONB)
+    created_at: Mapped[CreatedAt]
+    updated_at: Mapped[CreatedAt]
+
+
+class OAuthSession(Base):
+    """One way of a browser to the provider and back. Found by the hash of its `state`, which is stored nowhere.
+
+    `sealed` opens to {"code_verifier"} (PKCE). `consent_asked`: the provider was told to show its consent screen,
+    which is when Google gives a refresh token. `used_at`: the browser has come back; it may do so once.
+    """
+
+    __tablename__ = "oauth_sessions"
+    __table_args__ = (Index("ix_oauth_sessions_project_id_expires_at", "project_id", "expires_at"),)
+
+    state_sha256: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[PublicId] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    app_id: Mapped[PublicId] = mapped_column(ForeignKey("oauth_apps.id", ondelete="CASCADE"), index=True)
+    platform: Mapped[str]
+    redirect_uri: Mapped[str]
+    deduplication_key: Mapped[str | None]
+    metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata", JSONB(none_as_null=True))
+    platform_uuid: Mapped[str | None]
+    login_hint: Mapped[str | None]
+    sealed: Mapped[bytes] = mapped_column(LargeBinary)
+    consent_asked: Mapped[bool]
+    expires_at: Mapped[datetime]
+    used_at: Mapped[datetime | None]
+    created_at: Mapped[CreatedAt]

@@ -1,0 +1,212 @@
+"""Routes of OAuth apps and sessions, and the callback that browsers come back to (contract 7)."""
+
+import base64
+import hashlib
+import html
+from typing import Annotated, Any
+
+from fastapi import APIRouter, BackgroundTasks, Path, Query, Response
+from fastapi.responses import HTMLResponse, RedirectResponse
+from pydantic import AfterValidator
+
+from app.api.deps import AppState, DbReadSession, DbSession, ProjectId
+from app.api.idempotency import Idempotent
+from app.api.paths import require_id
+from app.api.schemas import responses
+from app.oauth import service
+from app.oauth.schemas import (
+    OAuthAppCreate,
+    OAuthAppRead,
+    OAuthAppsRead,
+    OAuthAppUpdate,
+    OAuthPlatform,
+    OAuthSessionCreate,
+    OAuthSessionRead,
+)
+
+router = APIRouter(tags=["oauth"])
+
+
+def _app(value: str) -> str:
+    if value in {"google", "microsoft"}:
+        return value
+    return require_id(value, prefix="oapp", what="OAuth app")
+
+
+App = Annotated[
+    str,
+    Path(
+        description="The app's id, or its platform.",
+        json_schema_extra={"pattern": "^(google|microsoft|oapp_[A-Za-z0-9]{16})$"},
+    ),
+    AfterValidator(_app),
+]
+
+_STYLE = (
+    "body{font:1.1rem/1.5 system-ui,sans-serif;max-width:34rem;margin:20vh auto 0;padding:0 1.5rem;"
+    "color:#1d2733;background:#fff}h1{font-size:1.5rem}"
+    "@media(prefers-color-scheme:dark){body{color:#e8ecf1;background:#14181d}}"
+)
+_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": (
+        f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+}
+
+
+@router.get("/api/v1/oauth/apps", operation_id="list_oauth_apps", responses=responses())
+async def list_apps(session: DbReadSession, state: AppState, project_id: ProjectId) -> OAuthAppsRead:
+    """The project's OAuth apps, at most one for each platform."""
+    return OAuthAppsRead(results=await service.list_apps(session, state.settings, project_id))
+
+
+@router.post(
+    "/api/v1/oauth/apps",
+    operation_id="create_oauth_app",
+    status_code=201,
+    response_model=OAuthAppRead,
+    responses=responses(409, 413),
+)
+async def create_app(
+    *,
+    session: DbSession,
+    state: AppState,
+    project_id: ProjectId,
+    idempotent: Idempotent,
+    body: OAuthAppCreate,
+) -> Response:
+    """Stores an OAuth client, with which people connect their calendars by browser."""
+
+    async def work() -> bytes:
+        app = await service.create_app(session, state.box, state.settings, project_id, body)
+        return app.model_dump_json().encode()
+
+    return await idempotent.once(work, status_code=201)
+
+
+@router.get("/api/v1/oauth/apps/{app}", operation_id="get_oauth_app", responses=responses(404))
+async def get_app(session: DbReadSession, state: AppState, project_id: ProjectId, app: App) -> OAuthAppRead:
+    """One OAuth app, by its id or its platform."""
+    return await service.get_app(session, state.settings, project_id, app)
+
+
+@router.patch("/api/v1/oauth/apps/{app}", operation_id="update_oauth_app", responses=responses(404, 413))
+async def update_app(
+    *, session: DbSession, state: AppState, project_id: ProjectId, app: App, body: OAuthAppUpdate
+) -> OAuthAppRead:
+    """Changes an app. A new `client_secret` is also given to all calendars that are connected with this client."""
+    return await service.update_app(
+        session, state.box, state.settings, project_id=project_id, app=app, body=body
+    )
+
+
+@router.delete(
+    "/api/v1/oauth/apps/{app}",
+    operation_id="delete_oauth_app",
+    response_class=Response,
+    responses={**responses(404), 200: {"description": "Gone; the body is empty."}},
+)
+async def delete_app(session: DbSession, project_id: ProjectId, app: App) -> Response:
+    """Removes an app and its open sessions. Calendars that were connected with it go on."""
+    await service.delete_app(session, project_id, app)
+    return Response()
+
+
+@router.post(
+    "/api/v1/oauth/sessions",
+    operation_id="create_oauth_session",
+    status_code=201,
+    response_model=OAuthSessionRead,
+    responses=responses(409, 413),
+)
+async def create_session(
+    *,
+    session: DbSession,
+    state: AppState,
+    project_id: ProjectId,
+    idempotent: Idempotent,
+    body: OAuthSessionCreate,
+) -> Response:
+    """Begins a connection: send the browser to `authorization_url`. It comes back to your `redirect_uri`.
+
+    With `calendar_id`, or with `error` and `error_description`. Compare the calendar's `deduplication_key` with
+    the person who is signed in in that browser before you rely on it.
+    """
+
+    async def work() -> bytes:
+        opened = await service.create_session(session, state.box, state.settings, project_id, body)
+        return opened.model_dump_json().encode()
+
+    return await idempotent.once(work, status_code=201)
+
+
+def _failures() -> dict[int | str, dict[str, Any]]:
+    return {
+        302: {"description": "On to the application's `redirect_uri`, or once more to the provider."},
+        400: {
+            "description": "A page for the person: this link is unknown, used or too old.",
+            "content": {"text/html": {"schema": {"type": "string"}}},
+        },
+        **{code: answer for code, answer in responses().items() if code == 503},
+    }
+
+
+@router.get(
+    "/oauth/{platform}/callback",
+    operation_id="finish_oauth_session",
+    response_class=HTMLResponse,
+    status_code=302,
+    responses=_failures(),
+)
+async def finish_session(
+    *,
+    state: AppState,
+    background_tasks: BackgroundTasks,
+    platform: str,
+    state_text: Annotated[str, Query(alias="state")] = "",
+    code: str | None = None,
+    error: str | None = None,
+) -> Response:
+    """Where the provider sends the browser back to."""
+    known: dict[str, OAuthPlatform] = {"google": "google", "microsoft": "microsoft"}
+    if platform not in known:
+        return _page()
+    try:
+        finished = await service.finish_session(
+            sessions=state.sessions,
+            box=state.box,
+            settings=state.settings,
+            http=state.http,
+            platform=known[platform],
+            state=state_text,
+            code=code,
+            error=error,
+        )
+    except service.StateRefused:
+        return _page()
+    if finished.connected:
+        background_tasks.add_task(state.doorbell.ring, "syncs")
+        background_tasks.add_task(state.doorbell.ring, "deliveries")
+    return RedirectResponse(
+        finished.location, 302, headers={"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+    )
+
+
+def _page() -> HTMLResponse:
+    title = "This link does not work any more"
+    minutes = int(service.SESSION_FOR.total_seconds() // 60)
+    sentence = (
+        f"Connecting a calendar has to be finished within {minutes} minutes, and each attempt works once. "
+        "Nothing was changed. Go back to the application you came from and start again."
+    )
+    text = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>'
+        f"<body><main><h1>{html.escape(title)}</h1><p>{html.escape(sentence)}</p></main></body></html>"
+    )
+    return HTMLResponse(text, 400, headers=_HEADERS)

@@ -1,0 +1,149 @@
+"""Requests and answers about OAuth apps and sessions (contract 7)."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
+
+from app.api.schemas import InputModel, Metadata, NotBlank, OutputTime
+from app.calendars.schemas import DeduplicationKey
+from app.core.http import httpx
+
+OAuthPlatform = Literal["google", "microsoft"]
+
+_MOST_REDIRECT_URIS = 50
+_LONGEST_URI = 2000
+
+
+def _check_redirect_uri(text: str) -> str:
+    """RFC 6749 3.1.2: absolute, without a fragment."""
+    sentence = "Must be a full http or https URL, for example https://example.com/calendar-connected."
+    if not text.isprintable() or " " in text or "\\" in text:
+        raise ValueError("A redirect address has no spaces, backslashes or control characters.")
+    try:
+        url = httpx.URL(text)
+        is_complete = url.scheme in {"http", "https"} and url.host
+    except (httpx.InvalidURL, UnicodeError):  # the latter when `host` decodes a bad international name
+        raise ValueError(sentence) from None
+    if not is_complete or (url.port is not None and not 0 < url.port < 65_536):
+        raise ValueError(sentence)
+    if url.userinfo:
+        raise ValueError("A redirect address has no user name and no password.")
+    if "#" in text:
+        raise ValueError("A redirect address has no fragment (#...).")
+    return text
+
+
+def _each_once(values: list[str]) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+_ClientId = Annotated[
+    NotBlank, Field(min_length=1, max_length=1024, description="The OAuth client's id at the provider.")
+]
+_ClientSecret = Annotated[
+    NotBlank, Field(min_length=1, max_length=10_000, description="Stored encrypted, never shown.")
+]
+_RedirectUri = Annotated[
+    str, Field(min_length=1, max_length=_LONGEST_URI), AfterValidator(_check_redirect_uri)
+]
+_RedirectUris = Annotated[
+    list[_RedirectUri],
+    Field(
+        min_length=1,
+        max_length=_MOST_REDIRECT_URIS,
+        description="Where browsers may be sent back to; a session must name one of them, letter for letter.",
+        examples=[["https://example.com/calendar-connected"]],
+    ),
+    AfterValidator(_each_once),
+]
+
+_EXAMPLE: JsonDict = {
+    "platform": "google",
+    "client_id": "1234-abcd.apps.googleusercontent.com",
+    "client_secret": "GOCSPX-...",
+    "redirect_uris": ["https://example.com/calendar-connected"],
+}
+
+
+class OAuthAppCreate(InputModel):
+    """An OAuth client of yours. At the provider, register `{APP_URL}/oauth/{platform}/callback` as its redirect URI."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+    platform: OAuthPlatform
+    client_id: _ClientId
+    client_secret: _ClientSecret
+    redirect_uris: _RedirectUris
+
+
+class OAuthAppUpdate(InputModel):
+    """What is left out stays as it is."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"redirect_uris": ["https://example.com/calendar-connected"]}]}
+    )
+
+    # The defaults only say that a field may be left out; `exclude_unset` keeps them out of the database.
+    client_id: _ClientId = ""
+    client_secret: _ClientSecret = ""
+    redirect_uris: _RedirectUris = Field(default_factory=list)
+
+
+class OAuthAppRead(BaseModel):
+    """An OAuth app. Its secret is never shown."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: str = Field(examples=["oapp_h3Gk29sLqPzX81Ab"])
+    platform: OAuthPlatform
+    client_id: str
+    redirect_uris: list[str]
+    callback_url: str = Field(description="What to register at the provider as the client's redirect URI.")
+    created_at: OutputTime
+    updated_at: OutputTime
+
+
+class OAuthAppsRead(BaseModel):
+    """All of the project's apps: at most one for each platform."""
+
+    next: None = None
+    previous: None = None
+    results: list[OAuthAppRead]
+
+
+class OAuthSessionCreate(InputModel):
+    """What the calendar is to be, once the person has agreed."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "platform": "google",
+                    "redirect_uri": "https://example.com/calendar-connected",
+                    "deduplication_key": "user-42",
+                    "metadata": {"user_id": "42"},
+                }
+            ]
+        }
+    )
+
+    platform: OAuthPlatform
+    redirect_uri: str = Field(
+        min_length=1, max_length=_LONGEST_URI, description="One of the app's `redirect_uris`."
+    )
+    deduplication_key: DeduplicationKey | None = Field(
+        default=None, description="A calendar that has it is reconnected; otherwise one is created with it."
+    )
+    metadata: Metadata | None = Field(default=None, description="Of the calendar.")
+    platform_uuid: Annotated[NotBlank, Field(min_length=1, max_length=1024)] | None = Field(
+        default=None, description="The provider's id of the calendar; null: the primary one."
+    )
+    login_hint: Annotated[NotBlank, Field(min_length=1, max_length=320)] | None = Field(
+        default=None, description="The person's e-mail address: the provider preselects that account."
+    )
+
+
+class OAuthSessionRead(BaseModel):
+    authorization_url: str = Field(description="Send the person's browser there (302).")
+    expires_at: OutputTime = Field(description="Until then the browser must have come back.")

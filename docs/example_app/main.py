@@ -1,0 +1,433 @@
+"""The reference application: people connect calendars, see their events, and send bots to them.
+
+Everything that an integration with calbridge needs is in this one file, in the order of docs/guide.md. What it
+keeps is in one SQLite file. Start it with `make example` beside `make run`; see README.md.
+"""
+
+import asyncio
+import html
+import json
+import logging
+import os
+import secrets
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from standardwebhooks import Webhook, WebhookVerificationError
+
+log = logging.getLogger("example")
+
+PLATFORMS = ("google", "microsoft")
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS calendars (
+    id TEXT PRIMARY KEY, user TEXT NOT NULL, attempt TEXT NOT NULL, label TEXT NOT NULL, state TEXT NOT NULL,
+    synced_until TEXT NOT NULL DEFAULT '');
+CREATE TABLE IF NOT EXISTS events (
+    id TEXT PRIMARY KEY, calendar_id TEXT NOT NULL, name TEXT, start_time TEXT, meeting_url TEXT, bot_id TEXT);
+"""
+
+
+@dataclass
+class Settings:
+    """Where things are, and the OAuth clients by platform: (client id, client secret)."""
+
+    calbridge_url: str
+    api_key: str
+    own_url: str
+    database: str
+    clients: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+
+class Calbridge:
+    """The few calls that are needed, with the API key."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.base_url = f"{settings.calbridge_url}/api/v1"
+        self._http = httpx.AsyncClient(  # noqa: TID251 - an application of its own
+            headers={"Authorization": f"Token {settings.api_key}"}, timeout=20
+        )
+
+    async def call(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """`path` below /api/v1, or a whole URL such as a page's `next`."""
+        url = path if path.startswith("http") else self.base_url + path
+        return await self._http.request(method, url, **options)
+
+    async def get(self, path: str, **params: str) -> Any:
+        """The answer's JSON; None for 404."""
+        answer = await self.call("GET", path, params=params or None)
+        if answer.status_code == 404:
+            return None
+        answer.raise_for_status()
+        return answer.json()
+
+    async def pages(self, path: str, **params: str) -> AsyncIterator[Any]:
+        page = await self.get(path, **params)
+        while page is not None:
+            for item in page["results"]:
+                yield item
+            page = await self.get(page["next"]) if page["next"] else None
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+
+class Example:
+    """The application's state: its database, its client, and the secret of its webhook."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.calbridge = Calbridge(settings)
+        self.database = sqlite3.connect(settings.database, isolation_level=None)
+        self.database.row_factory = sqlite3.Row
+        self.database.executescript(_TABLES)
+        self.webhook: Webhook | None = None
+        self._syncing: dict[str, asyncio.Lock] = {}
+
+    def rows(self, statement: str, *values: Any) -> list[sqlite3.Row]:
+        return self.database.execute(statement, values).fetchall()
+
+    # --- 1. at the start: OAuth clients, webhook, and what happened while nobody listened ---
+
+    async def begin(self) -> None:
+        for platform, (client_id, client_secret) in self.settings.clients.items():
+            await self._register_client(platform, client_id, client_secret)
+        await self._subscribe()
+        for row in self.rows("SELECT id FROM calendars"):
+            await self.sync(row["id"])
+
+    async def _register_client(self, platform: str, client_id: str, client_secret: str) -> None:
+        body: dict[str, Any] = {
+            "client_id": client_id,
+            "client_secret": client_secret,
+            "redirect_uris": [f"{self.settings.own_url}/connected"],
+        }
+        if await self.calbridge.get(f"/oauth/apps/{platform}") is None:
+            answer = await self.calbridge.call("POST", "/oauth/apps", json={"platform": platform, **body})
+        else:
+            answer = await self.calbridge.call("PATCH", f"/oauth/apps/{platform}", json=body)
+        answer.raise_for_status()
+        log.info("At %s, register this redirect URI: %s", platform, answer.json()["callback_url"])
+
+    async def _subscribe(self) -> None:
+        """A new webhook at each start: its secret is shown once, and so need not be kept anywhere."""
+        url = f"{self.settings.own_url}/webhook"
+        async for webhook in self.calbridge.pages("/webhooks"):
+            if webhook["url"] == url:
+                await self.calbridge.call("DELETE", f"/webhooks/{webhook['id']}")
+        body = {"url": url, "triggers": ["calendar.events_update", "calendar.state_change"]}
+        answer = await self.calbridge.call("POST", "/webhooks", json=body)
+        if answer.status_code == 400:
+            log.warning("No webhooks, press Refresh instead: %s", answer.text)
+            return
+        answer.raise_for_status()
+        self.webhook = Webhook(answer.json()["secret"])
+
+    # --- 2. connecting a calendar ---
+
+    async def authorization_url(self, platform: str, user: str, attempt: str) -> str:
+        """Where the browser goes. `attempt` comes back in the calendar's metadata."""
+        body = {
+            "platform": platform,
+            "redirect_uri": f"{self.settings.own_url}/connected",
+            "deduplication_key": f"{user}-{platform}",
+            "metadata": {"user": user, "attempt": attempt},
+        }
+        answer = await self.calbridge.call("POST", "/oauth/sessions", json=body)
+        if answer.status_code == 400:
+            raise HTTPException(400, answer.text)
+        answer.raise_for_status()
+        return str(answer.json()["authorization_url"])
+
+    async def finish(self, calendar_id: str, user: str | None, attempt: str | None) -> None:
+        """Takes the calendar, if it was this browser that set out to connect it.
+
+        Otherwise somebody may have had another person follow their link: that calendar is not shown to anybody.
+        """
+        calendar = await self.calbridge.get(f"/calendars/{calendar_id}")
+        metadata = (calendar or {}).get("metadata") or {}
+        if (
+            calendar is None
+            or not attempt
+            or metadata.get("attempt") != attempt
+            or metadata.get("user") != user
+        ):
+            raise HTTPException(403, "This connection was not begun in this browser. Nothing was taken over.")
+        self._save_calendar(calendar, str(user), attempt)
+        await self.sync(calendar_id)
+
+    async def connect_feed(self, feed_url: str, user: str) -> None:
+        """Without any OAuth client: a secret iCal address, or the sample feed of `make run`."""
+        attempt = secrets.token_urlsafe(16)
+        body = {"platform": "ics", "feed_url": feed_url, "metadata": {"user": user, "attempt": attempt}}
+        answer = await self.calbridge.call("POST", "/calendars", json=body)
+        if answer.status_code == 400:
+            raise HTTPException(400, answer.text)
+        answer.raise_for_status()
+        self._save_calendar(answer.json(), user, attempt)
+
+    def _save_calendar(self, calendar: dict[str, Any], user: str, attempt: str) -> None:
+        label = calendar["owner_email"] or calendar["platform"]
+        self.rows(
+            "INSERT INTO calendars (id, user, attempt, label, state) VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) "
+            "DO UPDATE SET user = excluded.user, attempt = excluded.attempt, label = excluded.label, "
+            "state = excluded.state",
+            calendar["id"], user, attempt, label, calendar["state"],
+        )  # fmt: skip
+
+    # --- 3. events ---
+
+    async def sync(self, calendar_id: str) -> None:
+        """Brings over what changed since the largest `updated_at` that was seen. Safe to repeat at any time."""
+        async with self._syncing.setdefault(calendar_id, asyncio.Lock()):
+            known = self.rows("SELECT attempt, synced_until FROM calendars WHERE id = ?", calendar_id)
+            if not known:
+                return
+            calendar = await self.calbridge.get(f"/calendars/{calendar_id}")
+            if calendar is None:
+                self.forget(calendar_id)
+                return
+            if (calendar["metadata"] or {}).get("attempt") != known[0]["attempt"]:
+                return  # connected anew, and nobody has come back from that yet
+            self.rows("UPDATE calendars SET state = ? WHERE id = ?", calendar["state"], calendar_id)
+            params = {"calendar_id": calendar_id, "ordering": "updated_at"}
+            if known[0]["synced_until"]:
+                params["updated_after"] = known[0]["synced_until"]
+            async for event in self.calbridge.pages("/calendar_events", **params):
+                self._save_event(event)
+                self.rows(
+                    "UPDATE calendars SET synced_until = ? WHERE id = ?", event["updated_at"], calendar_id
+                )
+
+    def _save_event(self, event: dict[str, Any]) -> None:
+        if event["is_deleted"]:
+            self.rows("DELETE FROM events WHERE id = ?", event["id"])
+            return
+        self.rows(
+            "INSERT INTO events (id, calendar_id, name, start_time, meeting_url) VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT (id) DO UPDATE SET name = excluded.name, start_time = excluded.start_time, "
+            "meeting_url = excluded.meeting_url",
+            event["id"], event["calendar_id"], event["name"], event["start_time"], event["meeting_url"],
+        )  # fmt: skip
+
+    def forget(self, calendar_id: str) -> None:
+        self.rows("DELETE FROM events WHERE calendar_id = ?", calendar_id)
+        self.rows("DELETE FROM calendars WHERE id = ?", calendar_id)
+
+    # --- 4. bots ---
+
+    async def schedule_bot(self, event_id: str) -> None:
+        """The deduplication key makes sure that a double click sends one bot."""
+        body = {"calendar_event_id": event_id, "bot_name": "Notetaker", "deduplication_key": event_id}
+        answer = await self.calbridge.call("POST", "/bots", json=body)
+        if answer.status_code == 400:
+            if "deduplication_key" in answer.json():
+                return  # it is scheduled already
+            raise HTTPException(400, answer.text)
+        answer.raise_for_status()
+        self.rows("UPDATE events SET bot_id = ? WHERE id = ?", answer.json()["id"], event_id)
+
+    async def unschedule_bot(self, event_id: str, bot_id: str) -> None:
+        answer = await self.calbridge.call("DELETE", f"/bots/{bot_id}")
+        if answer.status_code == 400:
+            raise HTTPException(400, answer.text)
+        self.rows("UPDATE events SET bot_id = NULL WHERE id = ?", event_id)
+
+    # --- 5. webhooks ---
+
+    async def receive(self, body: bytes, headers: dict[str, str]) -> None:
+        """Raises HTTPException(401) for what calbridge did not sign. Any other failure has it sent again."""
+        if self.webhook is None:
+            raise HTTPException(401)
+        try:
+            self.webhook.verify(body, headers)
+        except (WebhookVerificationError, ValueError):
+            raise HTTPException(401) from None
+        message = json.loads(body)
+        # calendar.state_change too: a disconnected calendar has lost its bots, a reconnected one may have news.
+        if message["calendar_id"]:
+            await self.sync(message["calendar_id"])
+            if message["data"].get("state") == "disconnected":
+                statement = "UPDATE events SET bot_id = NULL WHERE calendar_id = ?"
+                self.rows(statement, message["calendar_id"])
+
+    async def aclose(self) -> None:
+        await self.calbridge.aclose()
+        self.database.close()
+
+
+def create_app(settings: Settings) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.example = Example(settings)
+        # calbridge may call back at once: the server must be listening by then.
+        beginning = asyncio.create_task(app.state.example.begin())
+        app.state.beginning = beginning
+        yield
+        beginning.cancel()
+        await asyncio.gather(beginning, return_exceptions=True)
+        await app.state.example.aclose()
+
+    app = FastAPI(lifespan=lifespan, openapi_url=None)
+
+    def example_of(request: Request) -> Example:
+        example: Example = request.app.state.example
+        return example
+
+    def user_of(request: Request) -> str:
+        """Who is signed in. Here every browser is a person; a real application has its own sign-in."""
+        user = request.cookies.get("user")
+        if not user:
+            raise HTTPException(401, "Open the first page first.")
+        return user
+
+    def own_event(request: Request, event_id: str) -> sqlite3.Row:
+        found = example_of(request).rows(
+            "SELECT events.* FROM events JOIN calendars ON calendars.id = calendar_id "
+            "WHERE events.id = ? AND user = ?",
+            event_id, user_of(request),
+        )  # fmt: skip
+        if not found:
+            raise HTTPException(404)
+        return found[0]
+
+    @app.get("/")
+    async def home(request: Request) -> Response:
+        user = request.cookies.get("user") or secrets.token_urlsafe(16)
+        answer = HTMLResponse(_page(example_of(request), user))
+        answer.set_cookie("user", user, httponly=True, samesite="lax", max_age=31_536_000)
+        return answer
+
+    @app.post("/connect/{platform}")
+    async def connect(request: Request, platform: str) -> Response:
+        example, user = example_of(request), user_of(request)
+        if platform == "sample":
+            await example.connect_feed(f"{settings.calbridge_url}/demo/calendar.ics", user)
+            return _home()
+        attempt = secrets.token_urlsafe(16)
+        answer = RedirectResponse(await example.authorization_url(platform, user, attempt), 303)
+        answer.set_cookie("attempt", attempt, httponly=True, samesite="lax", max_age=600)
+        return answer
+
+    @app.get("/connected")
+    async def connected(
+        request: Request, calendar_id: str = "", error: str = "", error_description: str = ""
+    ) -> Response:
+        if error:
+            text = (
+                f"<h1>Not connected</h1><p>{html.escape(error_description or error)}</p><a href='/'>Back</a>"
+            )
+            return HTMLResponse(text, 400)
+        await example_of(request).finish(
+            calendar_id, request.cookies.get("user"), request.cookies.get("attempt")
+        )
+        answer = _home()
+        answer.delete_cookie("attempt")
+        return answer
+
+    @app.post("/refresh")
+    async def refresh(request: Request) -> Response:
+        example = example_of(request)
+        for row in example.rows("SELECT id FROM calendars WHERE user = ?", user_of(request)):
+            await example.sync(row["id"])
+        return _home()
+
+    @app.post("/events/{event_id}/bot")
+    async def schedule(request: Request, event_id: str) -> Response:
+        await example_of(request).schedule_bot(own_event(request, event_id)["id"])
+        return _home()
+
+    @app.post("/events/{event_id}/no_bot")
+    async def unschedule(request: Request, event_id: str) -> Response:
+        event = own_event(request, event_id)
+        await example_of(request).unschedule_bot(event_id, event["bot_id"])
+        return _home()
+
+    @app.post("/webhook")
+    async def webhook(request: Request) -> Response:
+        await example_of(request).receive(await request.body(), dict(request.headers))
+        return Response()
+
+    return app
+
+
+def _home() -> Response:
+    return RedirectResponse("/", 303)
+
+
+def _button(action: str, label: str) -> str:
+    return f'<form method="post" action="{html.escape(action)}"><button>{html.escape(label)}</button></form>'
+
+
+def _page(example: Example, user: str) -> str:
+    parts = ["<!doctype html><html lang='en'><meta charset='utf-8'><title>calbridge example</title>"]
+    parts.append(
+        "<style>body{font:1rem/1.5 system-ui;margin:2rem}form{display:inline}td{padding:.2rem 1rem 0 0}</style>"
+    )
+    parts.append("<h1>Calendars</h1>")
+    parts += [_button(f"/connect/{name}", f"Connect {name.title()}") for name in example.settings.clients]
+    parts += [
+        _button("/connect/sample", "Connect the sample calendar"),
+        _button("/refresh", "Refresh"),
+        "<ul>",
+    ]
+    for row in example.rows("SELECT * FROM calendars WHERE user = ?", user):
+        parts.append(f"<li>{html.escape(row['label'])}: {html.escape(row['state'])}")
+        if row["state"] == "disconnected":
+            parts.append(" (connect it again)")
+    parts.append("</ul><h1>Events</h1><table>")
+    events = example.rows(
+        "SELECT events.* FROM events JOIN calendars ON calendars.id = calendar_id "
+        "WHERE user = ? AND start_time >= ? ORDER BY start_time LIMIT 50",
+        user, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"),
+    )  # fmt: skip
+    for event in events:
+        bot = ""
+        if event["bot_id"]:
+            bot = _button(f"/events/{event['id']}/no_bot", "Take the bot back")
+        elif event["meeting_url"]:
+            bot = _button(f"/events/{event['id']}/bot", "Send a bot")
+        cells = (event["start_time"][:16], event["name"] or "(no title)", event["meeting_url"] or "")
+        parts.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + f"<td>{bot}</td>")
+    return "".join(parts) + "</table></html>"
+
+
+def load_settings() -> Settings:
+    """From the environment; the API key of `make run`'s demo project if none is given."""
+    api_key = os.environ.get("CALBRIDGE_API_KEY", "")
+    demo = Path(os.environ.get("CALBRIDGE_DEMO_FILE", ".data/demo_project.json"))
+    if not api_key and demo.exists():
+        api_key = json.loads(demo.read_text())["api_key"]
+    if not api_key:
+        raise SystemExit("Start `make run` first, or set CALBRIDGE_API_KEY.")
+    clients = {}
+    for platform in PLATFORMS:
+        client_id = os.environ.get(f"{platform.upper()}_CLIENT_ID")
+        if client_id:
+            clients[platform] = (client_id, os.environ.get(f"{platform.upper()}_CLIENT_SECRET", ""))
+    return Settings(
+        calbridge_url=os.environ.get("CALBRIDGE_URL", "http://localhost:8000").rstrip("/"),
+        api_key=api_key,
+        own_url=os.environ.get("EXAMPLE_URL", "http://localhost:8001").rstrip("/"),
+        database=os.environ.get("EXAMPLE_DATABASE", "example.sqlite3"),
+        clients=clients,
+    )
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    own = load_settings()
+    log.info("The example runs at %s", own.own_url)
+    uvicorn.run(
+        create_app(own), host="127.0.0.1", port=httpx.URL(own.own_url).port or 80, log_level="warning"
+    )

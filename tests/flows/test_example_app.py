@@ -1,0 +1,207 @@
+"""The reference application, end to end: browser, example, calbridge with a worker, and a fake Google, all over HTTP."""
+
+import asyncio
+import re
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from app.core.clock import utcnow
+from app.core.http import httpx
+from app.main import create_app
+from docs.example_app.main import Settings as ExampleSettings
+from docs.example_app.main import create_app as create_example
+from tests.conftest import _lifespan as running
+from tests.fakes.server import serve
+from tests.flows.test_oauth_flow import disconnect
+
+
+@dataclass
+class World:
+    """`browser` follows redirects between all servers, as a person's does."""
+
+    fake: Any
+    url: str
+    calbridge: httpx.AsyncClient
+    example: Any
+    make_browser: Any
+    browser: httpx.AsyncClient
+
+    async def press(self, action, *, browser=None, **options):
+        return await (browser or self.browser).post(f"{self.url}{action}", **options)
+
+    async def page(self, browser=None):
+        return (await (browser or self.browser).get(f"{self.url}/")).text
+
+    async def page_with(self, text, *, without=None):
+        """The page as soon as it has `text`."""
+        async with asyncio.timeout(15):
+            while True:
+                page = await self.page()
+                if (text is None or text in page) and (without is None or without not in page):
+                    return page
+                await asyncio.sleep(0.05)
+
+    def add(self, name, *, hours, link=None):
+        start = utcnow().replace(microsecond=0) + timedelta(hours=hours)
+        fields = {"location": link} if link else {}
+        return self.fake.add_event(start=start, end=start + timedelta(hours=1), summary=name, **fields)
+
+
+class _Front:
+    """Listens before the example exists, which must be told its own address."""
+
+    app: Any = None
+
+    async def __call__(self, scope, receive, send):
+        await self.app(scope, receive, send)
+
+
+@pytest.fixture
+async def world(google_settings, fake_google, project, worker, tmp_path):
+    fake = fake_google[0]
+    async with AsyncExitStack() as stack:
+        google_settings.demo_feed_url = "http://127.0.0.1/"  # for the route; the address is known below
+        calbridge_url = await stack.enter_async_context(serve(create_app(google_settings)))
+        google_settings.demo_feed_url = f"{calbridge_url}/demo/calendar.ics"
+        google_settings.app_url = calbridge_url
+        callback = f"{calbridge_url}/oauth/google/callback"
+        fake.add_client(fake.client_id, fake.client_secret, redirect_uris=[callback])
+        front = _Front()
+        url = await stack.enter_async_context(serve(front, lifespan="off"))
+        settings = ExampleSettings(
+            calbridge_url=calbridge_url,
+            api_key=project.api_key,
+            own_url=url,
+            database=str(tmp_path / "example.sqlite3"),
+            clients={"google": (fake.client_id, fake.client_secret)},
+        )
+        front.app = create_example(settings)
+        await stack.enter_async_context(running(front.app))
+        await front.app.state.beginning
+
+        async def make_browser():
+            return await stack.enter_async_context(httpx.AsyncClient(follow_redirects=True, trust_env=False))
+
+        headers = {"Authorization": f"Token {project.api_key}"}
+        calbridge = await stack.enter_async_context(
+            httpx.AsyncClient(base_url=f"{calbridge_url}/api/v1", headers=headers, trust_env=False)
+        )
+        made = World(fake, url, calbridge, front.app.state.example, make_browser, await make_browser())
+        await made.page()
+        yield made
+
+
+async def synced_events(world, count):
+    """As soon as calbridge has so many."""
+    async with asyncio.timeout(15):
+        while len((await world.calbridge.get("/calendar_events")).json()["results"]) < count:
+            await asyncio.sleep(0.05)
+
+
+async def test_a_person_connects_sees_changes_sends_a_bot_and_is_disconnected(world):
+    first = world.add("Weekly", hours=2, link="https://meet.google.com/abc-defg-hij")
+    answer = await world.press("/connect/google")
+    assert str(answer.url) == f"{world.url}/", answer.text
+    assert "ada@example.com: connected" in answer.text
+    page = await world.page_with("Weekly")  # brought by a webhook: nobody pressed Refresh
+
+    # Changes come by webhook too.
+    world.add("Planning", hours=3)
+    world.fake.update_event(first, summary="Weekly, renamed")
+    calendar_id = world.example.rows("SELECT id FROM calendars")[0]["id"]
+    await world.calbridge.post(f"/calendars/{calendar_id}/sync")
+    page = await world.page_with("Planning")
+    assert "Weekly, renamed" in page
+
+    # A bot, once, however often the button is pressed.
+    [event_id] = re.findall(r'action="/events/(evt_\w+)/bot"', page)
+    for _ in range(2):
+        page = (await world.press(f"/events/{event_id}/bot")).text
+    bots = (await world.calbridge.get("/bots")).json()["results"]
+    assert [bot["calendar_event_id"] for bot in bots] == [event_id]
+    assert "Take the bot back" in page
+    assert "Send a bot" in (await world.press(f"/events/{event_id}/no_bot")).text
+    assert (await world.calbridge.get("/bots")).json()["results"] == []
+
+    # The event goes.
+    world.fake.delete_event(first)
+    await world.calbridge.post(f"/calendars/{calendar_id}/sync")
+    await world.page_with(None, without="Weekly")
+
+    # The person takes the grant back; later they connect again, and nothing is doubled.
+    for token in list(world.fake._refresh_tokens):
+        world.fake.revoke_grant(token)
+    await world.calbridge.post(f"/calendars/{calendar_id}/sync")
+    await world.page_with("disconnected")
+    answer = await world.press("/connect/google")
+    assert "ada@example.com: connected" in answer.text
+    assert len((await world.calbridge.get("/calendars")).json()["results"]) == 1
+
+
+async def test_a_refusal_is_shown_to_the_person(world):
+    world.fake.denies_consent = True
+    answer = await world.press("/connect/google")
+    assert answer.status_code == 400
+    assert "The permission to read the calendar was not given" in answer.text
+
+
+async def test_a_connection_that_another_browser_began_is_not_taken_over(world, sessions):
+    """Session fixation: the attacker begins, and has the victim follow the link."""
+    world.add("Secret of the victim", hours=2)
+    attacker, victim = world.browser, await world.make_browser()
+    await world.page(victim)
+    link = (await world.press("/connect/google", follow_redirects=False)).headers["location"]
+    answer = await victim.get(link)
+    assert answer.status_code == 403
+    assert "not begun in this browser" in answer.text
+
+    # The victim has a session of their own under way: that does not help the attacker either.
+    await world.press("/connect/google", browser=victim, follow_redirects=False)
+    link = (await world.press("/connect/google", follow_redirects=False)).headers["location"]
+    assert (await victim.get(link)).status_code == 403
+
+    # Neither does a calendar that the attacker had connected before.
+    assert "connected" in (await world.press("/connect/google")).text
+    await world.page_with("Secret of the victim")  # it is one fake account; from here on it is the victim's
+    calendar_id = world.example.rows("SELECT id FROM calendars")[0]["id"]
+    await disconnect(sessions, calendar_id)
+    link = (await world.press("/connect/google", follow_redirects=False)).headers["location"]
+    assert (await victim.get(link)).status_code == 403
+    world.add("Another secret", hours=3)
+    await world.calbridge.post(f"/calendars/{calendar_id}/sync")
+    await synced_events(world, 2)
+    await world.press("/refresh")
+    assert "Another secret" not in await world.page(attacker)
+
+
+async def test_the_sample_calendar_needs_no_client(world):
+    answer = await world.press("/connect/sample")
+    assert "ics: connected" in answer.text
+    await world.page_with("Stand-up")
+
+
+async def test_webhooks_that_calbridge_did_not_sign_are_refused(world):
+    answer = await world.press("/webhook", json={"calendar_id": "cal_x", "data": {}})
+    assert answer.status_code == 401
+
+
+async def test_after_a_restart_what_was_missed_is_brought_over(world):
+    await world.press("/connect/google")
+    calendar_id = world.example.rows("SELECT id FROM calendars")[0]["id"]
+    async with asyncio.timeout(15):
+        while (await world.calbridge.get(f"/calendars/{calendar_id}")).json()[
+            "last_successful_sync_at"
+        ] is None:
+            await asyncio.sleep(0.05)
+    world.example.webhook = None  # deaf from now on
+    world.add("Missed", hours=2)
+    await world.calbridge.post(f"/calendars/{calendar_id}/sync")
+    await synced_events(world, 1)
+    await world.example.begin()
+    assert "Missed" in await world.page()
+    webhooks = (await world.calbridge.get("/webhooks")).json()["results"]
+    assert [webhook["url"] for webhook in webhooks] == [f"{world.url}/webhook"]
