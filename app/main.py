@@ -8,14 +8,24 @@ from fastapi import FastAPI
 from app.api.deps import State
 from app.api.errors import install_error_handlers
 from app.api.middleware import RequestContext
+from app.bots.api import router as bots
 from app.calendar_events.api import router as calendar_events
 from app.calendars.api import router as calendars
 from app.core.crypto import SecretBox
 from app.core.db import create_engine, create_sessions
 from app.core.http import operator_client
 from app.core.logging import configure_logging
+from app.demo.api import router as demo
 from app.doorbell import Doorbell, connect_redis
 from app.health.api import router as health
+from app.invitations.api import router as invitations
+from app.meeting_urls.api import router as meeting_urls
+from app.messages.api import router as mailboxes
+from app.messages.mailboxes import Messages
+from app.oauth.api import router as oauth
+from app.push.api import router as push
+from app.rsvp.api import router as rsvp
+from app.rsvp.limits import RsvpLimiter
 from app.settings import Settings, load_settings
 from app.webhooks.api import router as webhooks
 
@@ -39,6 +49,7 @@ def create_app(settings: Settings) -> FastAPI:
         engine = create_engine(database_url, pool_size=settings.database_pool_size)
         async with operator_client() as http:
             doorbell = Doorbell(connect_redis(redis_url))
+            rsvp_limiter = RsvpLimiter(redis_url)
             app.state.calbridge = State(
                 settings=settings,
                 sessions=create_sessions(engine),
@@ -46,8 +57,11 @@ def create_app(settings: Settings) -> FastAPI:
                 box=box,
                 doorbell=doorbell,
                 http=http,
+                messages=Messages(settings, http),
+                rsvp_limiter=rsvp_limiter,
             )
             yield
+            await rsvp_limiter.aclose()
             await doorbell.aclose()
         await engine.dispose()
 
@@ -62,13 +76,27 @@ def create_app(settings: Settings) -> FastAPI:
     )
     install_error_handlers(app)
     app.add_middleware(RequestContext)
-    for router in (calendars, calendar_events, webhooks, health):
+    for router in (
+        calendars,
+        calendar_events,
+        invitations,
+        mailboxes,
+        bots,
+        webhooks,
+        meeting_urls,
+        oauth,
+        push,
+        rsvp,
+        health,
+    ):
         app.include_router(router)
+    if settings.demo_feed_url is not None:
+        app.include_router(demo)
     return app
 
 
 def create_app_from_env() -> FastAPI:
-    """uvicorn's factory: settings from the environment, logging configured."""
+    """Uvicorn's factory: settings from the environment, logging configured."""
     settings = load_settings()
     configure_logging(level=settings.log_level, json=settings.environment == "production")
     return create_app(settings)

@@ -7,21 +7,26 @@ from datetime import timedelta
 from uuid import uuid4
 
 import structlog
-from app.webhooks.delivery import prune
 from sqlalchemy import delete, func
 from sqlalchemy.dialects.postgresql import insert
 
 from app.api.idempotency import KEPT_FOR
 from app.core.clock import utcnow
 from app.core.db import Sessions, transaction
+from app.doorbell import Doorbell
+from app.hosted.repository import forget_inbound_replies
+from app.hosted.service import Hosting, keep_all_expanded
 from app.models import IdempotentAnswer, WorkerHeartbeat
 from app.settings import Settings
+from app.webhooks.delivery import prune
 
 log = structlog.get_logger()
 
 HEARTBEAT_SECONDS = 5.0
 _FORGET_WORKERS_AFTER = timedelta(hours=1)
+_FORGET_REPLIES_AFTER = timedelta(days=30)
 _PRUNE_SECONDS = 600.0
+_EXPAND_SECONDS = 5.0
 
 
 async def beat(sessions: Sessions) -> None:
@@ -53,7 +58,18 @@ async def tidy(sessions: Sessions, settings: Settings) -> None:
                 await session.execute(
                     delete(WorkerHeartbeat).where(WorkerHeartbeat.seen_at < now - _FORGET_WORKERS_AFTER)
                 )
+                await forget_inbound_replies(session, _FORGET_REPLIES_AFTER)
             await prune(sessions, settings)
         except Exception as err:  # noqa: BLE001 - the next round tries again
             log.warning("tidy_failed", error=type(err).__name__)
         await asyncio.sleep(_PRUNE_SECONDS)
+
+
+async def roll(sessions: Sessions, settings: Settings, doorbell: Doorbell) -> None:
+    """Expands hosted series as time goes on, until cancelled."""
+    while True:
+        try:
+            await keep_all_expanded(sessions, Hosting(settings), doorbell)
+        except Exception as err:  # noqa: BLE001 - the next round tries again
+            log.warning("expanding_failed", error=type(err).__name__)
+        await asyncio.sleep(_EXPAND_SECONDS)

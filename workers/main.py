@@ -10,27 +10,37 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import structlog
-from app.webhooks.delivery import Deliverer
 from arq import func
 from arq.worker import Worker
 from redis.exceptions import RedisError
 
+from app.bots.launch import Launcher
 from app.core.crypto import SecretBox
 from app.core.db import create_engine, create_sessions
-from app.core.http import operator_client, public_client
+from app.core.http import httpx, operator_client, public_client
 from app.doorbell import QUEUE, Bell, Doorbell, connect_redis, deserialize_job, serialize_job
+from app.invitations.sender import MailSender
+from app.messages.mailboxes import Messages
 from app.oauth.credentials import CredentialStore
+from app.push.channels import ChannelKeeper
 from app.settings import Settings
+from app.sync.budgets import Budgets
 from app.sync.engine import SyncEngine
 from app.sync.providers import Providers
+from app.webhooks.delivery import Deliverer
 from workers.drainer import Drainer
-from workers.housekeeping import beat, tidy
+from workers.housekeeping import beat, roll, tidy
 
 log = structlog.get_logger()
 
 # Below the 30 s that process managers grant before they kill.
 _FINISH_WITHIN_SECONDS = 20.0
 _REDIS_RETRY_SECONDS = 2.0
+# Opening and closing push channels is never urgent, and shares the providers' quotas with the syncs.
+_CHANNEL_CONCURRENCY = 8
+_BOT_CONCURRENCY = 16
+# Messages takes a mail in 0.1 s, and counts them.
+_MAIL_CONCURRENCY = 4
 
 Drainers = dict[Bell, Drainer[Any]]
 
@@ -63,8 +73,10 @@ async def _listen(settings: Settings, drainers: Drainers) -> None:
         except (RedisError, OSError) as err:
             log.warning("doorbell_lost", error=type(err).__name__)
         finally:
-            with contextlib.suppress(RedisError, OSError):
+            # arq's close waits for tasks that it has just cancelled, and lets their CancelledError out.
+            with contextlib.suppress(RedisError, OSError, asyncio.CancelledError):
                 await worker.close()
+            await redis.aclose(close_connection_pool=True)
         await asyncio.sleep(_REDIS_RETRY_SECONDS)
 
 
@@ -74,16 +86,31 @@ async def _drainers(settings: Settings) -> AsyncIterator[tuple[Drainers, list[as
     sessions = create_sessions(engine)
     box = SecretBox(settings.required_fernet_keys())
     doorbell = Doorbell(connect_redis(settings.required_redis_url()))
+    budgets = Budgets(settings.required_redis_url())
     tick = settings.scheduler_tick_seconds
     allow_private = settings.allow_private_network_targets
+    demo_hosts = [httpx.URL(settings.demo_feed_url).netloc.decode()] if settings.demo_feed_url else []
     async with (
         operator_client() as client,
-        public_client(allow_private=allow_private) as feeds,
+        public_client(allow_private=allow_private, allowed_hosts=demo_hosts) as feeds,
         Deliverer(settings=settings, sessions=sessions, box=box) as deliverer,
     ):
         credentials = CredentialStore(settings=settings, sessions=sessions, box=box, client=client)
-        providers = Providers(settings=settings, credentials=credentials, client=client, feeds=feeds)
+        providers = Providers(
+            settings=settings, credentials=credentials, budgets=budgets, client=client, feeds=feeds
+        )
         syncs = SyncEngine(settings=settings, sessions=sessions, providers=providers, doorbell=doorbell)
+        channels = ChannelKeeper(
+            settings=settings,
+            sessions=sessions,
+            box=box,
+            credentials=credentials,
+            budgets=budgets,
+            client=client,
+            doorbell=doorbell,
+        )
+        launcher = Launcher(settings=settings, sessions=sessions, client=client, doorbell=doorbell)
+        mails = MailSender(settings=settings, sessions=sessions, messages=Messages(settings, client))
         drainers: Drainers = {
             "syncs": Drainer(
                 "syncs",
@@ -99,10 +126,36 @@ async def _drainers(settings: Settings) -> AsyncIterator[tuple[Drainers, list[as
                 concurrency=settings.webhook_concurrency,
                 tick_seconds=tick,
             ),
+            "bots": Drainer(
+                "bots",
+                claim=launcher.claim,
+                handle=launcher.handle,
+                concurrency=_BOT_CONCURRENCY,
+                tick_seconds=tick,
+            ),
+            "mails": Drainer(
+                "mails",
+                claim=mails.claim,
+                handle=mails.handle,
+                concurrency=_MAIL_CONCURRENCY,
+                tick_seconds=tick,
+            ),
+            "channels": Drainer(
+                "channels",
+                claim=channels.claim,
+                handle=channels.handle,
+                concurrency=_CHANNEL_CONCURRENCY,
+                tick_seconds=tick,
+            ),
         }
-        upkeep = [asyncio.create_task(beat(sessions)), asyncio.create_task(tidy(sessions, settings))]
+        upkeep = [
+            asyncio.create_task(beat(sessions)),
+            asyncio.create_task(tidy(sessions, settings)),
+            asyncio.create_task(roll(sessions, settings, doorbell)),
+        ]
         yield drainers, upkeep
         await asyncio.gather(*(drainer.drain(_FINISH_WITHIN_SECONDS) for drainer in drainers.values()))
+    await budgets.aclose()
     await doorbell.aclose()
     await engine.dispose()
 

@@ -6,7 +6,7 @@ Changes nothing. Every network check has a short limit of time.
 import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import urlsplit
 
 import aiosmtplib
 from alembic.runtime.migration import MigrationContext
@@ -18,6 +18,7 @@ from app.cli.errors import DATABASE_ERRORS, explain_database_error
 from app.core.db import create_engine
 from app.core.http import httpx, operator_client
 from app.core.migrations import head_revision
+from app.messages.smtp import smtp_client
 from app.settings import Settings, SettingsError, load_settings
 
 _OLDEST_POSTGRES = (14,)
@@ -177,21 +178,12 @@ def _scope(scope: str, status_code: int, *, fine: set[int]) -> Finding:
 async def _smtp(settings: Settings) -> list[Finding]:
     if settings.smtp_url is None:
         return []
-    url = urlsplit(settings.smtp_url.get_secret_value())
-    query = parse_qs(url.query)
-    client = aiosmtplib.SMTP(
-        hostname=url.hostname,
-        port=url.port,
-        username=unquote(url.username) if url.username else None,
-        password=unquote(url.password) if url.password else None,
-        use_tls=url.scheme == "smtps",
-        start_tls=query.get("starttls", ["false"])[-1].lower() == "true",
-        timeout=_LIMIT_SECONDS,
-    )
+    host = urlsplit(settings.smtp_url.get_secret_value()).hostname
     try:
+        client = smtp_client(settings.smtp_url.get_secret_value(), timeout=_LIMIT_SECONDS)
         await client.connect()
         with suppress(aiosmtplib.SMTPException):
             await client.quit()
     except (aiosmtplib.SMTPException, OSError, ValueError) as err:
-        return [Finding("SMTP", False, f"{url.hostname}: {str(err).rstrip('.')}. Check SMTP_URL.")]
-    return [Finding("SMTP", True, f"{url.hostname} takes mail")]
+        return [Finding("SMTP", False, f"{host}: {str(err).rstrip('.')}. Check SMTP_URL.")]
+    return [Finding("SMTP", True, f"{host} takes mail")]

@@ -1,9 +1,13 @@
 """All tables. Importing this package is what alembic and the mapper need."""
 
 from app.models.base import Base
+from app.models.bot import Bot
 from app.models.calendar import Calendar
 from app.models.calendar_event import CalendarEvent
 from app.models.credentials import Credentials
+from app.models.hosted_event import HostedEvent, InboundReply
+from app.models.invitation import InvitationMail
+from app.models.oauth import OAuthApp, OAuthSession
 from app.models.operations import IdempotentAnswer, WorkerHeartbeat
 from app.models.project import ApiKey, Project
 from app.models.push_channel import PushChannel
@@ -12,10 +16,16 @@ from app.models.webhook import WebhookDelivery, WebhookSubscription
 __all__ = [
     "ApiKey",
     "Base",
+    "Bot",
     "Calendar",
     "CalendarEvent",
     "Credentials",
+    "HostedEvent",
     "IdempotentAnswer",
+    "InboundReply",
+    "InvitationMail",
+    "OAuthApp",
+    "OAuthSession",
     "Project",
     "PushChannel",
     "WebhookDelivery",

@@ -19,6 +19,7 @@ from typing import Any
 import orjson
 import structlog
 
+from app.bots.service import drop_bots_of_calendar, follow_events
 from app.calendar_events.visibility import enter_as_writer
 from app.calendars.service import state_data
 from app.core import metrics
@@ -38,6 +39,7 @@ from app.providers.base import (
     Unavailable,
     Window,
 )
+from app.push.repository import close_channels
 from app.settings import Settings
 from app.sync import repository
 from app.sync.changed_events import describe_changes
@@ -211,6 +213,7 @@ class SyncEngine:
                 window=window,
                 started_at=started_at,
                 next_in=self._next_in(),
+                wants_push=self._settings.push_enabled,
             )
             await _announce_changes(session, claim, settled, unannounced, changed_events)
         for change in ("created", "updated", "deleted"):
@@ -257,9 +260,9 @@ class SyncEngine:
             return unannounced, []
 
         wanted = await wants_events(session, claim.project_id)
+        known = [write.stored_id for write in writes if write.stored_id is not None]
         before: dict[str, dict[str, Any]] = {}
         if wanted:
-            known = [write.stored_id for write in writes if write.stored_id is not None]
             before = await repository.load_content(session, [*known, *deleted_ids])
         first = await enter_as_writer(session, project_id=claim.project_id, calendar_id=claim.calendar_id)
         times = [first + n * _MICROSECOND for n in range(len(writes) + len(deleted_ids))]
@@ -268,6 +271,7 @@ class SyncEngine:
             ids = await repository.write_events(session, claim, writes, times[: len(writes)])
         if deleted_ids:
             await repository.mark_deleted(session, deleted_ids, times[len(writes) :])
+        await follow_events(session, [*known, *deleted_ids])
         counts = Counter(write.change for write in writes)
         unannounced = Unannounced(
             since=unannounced.since or first,
@@ -296,6 +300,8 @@ class SyncEngine:
                 )
                 await _announce_changes(session, claim, settled, unannounced, [])
                 if disconnects:
+                    await close_channels(session, claim.calendar_id)
+                    await drop_bots_of_calendar(session, claim.calendar_id, "calendar_disconnected")
                     await announce(
                         session,
                         project_id=claim.project_id,

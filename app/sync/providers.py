@@ -1,5 +1,7 @@
 """Which provider serves a calendar: the one place that knows them all."""
 
+from typing import Literal
+
 from app.core.http import httpx
 from app.meeting_urls.extract import MeetingHosts
 from app.oauth.credentials import CredentialStore
@@ -10,6 +12,8 @@ from app.providers.microsoft import MicrosoftCalendar
 from app.settings import Settings
 from app.sync.budgets import Budgets, MeteredTokens
 from app.sync.repository import Claim, SyncState
+
+AccountPlatform = Literal["google", "microsoft"]
 
 
 class Providers:
@@ -38,32 +42,23 @@ class Providers:
         """Raises ProviderError where the credentials cannot be used."""
         if state.credentials_id is None:
             raise ClientMisconfigured("The calendar has no credentials.", code="no_credentials")
-        if claim.platform == "google":
-            return GoogleCalendar(
+        if claim.platform != "ics":
+            return account_calendar(
+                settings=self._settings,
                 client=self._client,
                 tokens=self._tokens(claim, state),
-                base_url=self._settings.google_api_base_url,
+                platform=claim.platform,
                 calendar_id=state.platform_uuid,
                 hosts=self._hosts,
             )
-        if claim.platform == "microsoft":
-            return MicrosoftCalendar(
-                client=self._client,
-                tokens=self._tokens(claim, state),
-                base_url=self._settings.microsoft_graph_base_url,
-                calendar_id=state.platform_uuid,
-                hosts=self._hosts,
-            )
-        if claim.platform == "ics":
-            feed_url = await self._credentials.load_feed_url(state.credentials_id)
-            return IcsFeed(
-                client=self._feeds,
-                feed_url=feed_url,
-                owner_email=state.owner_email,
-                hosts=self._hosts,
-                allow_http=self._settings.allows_http_feed(feed_url),
-            )
-        raise ClientMisconfigured(f"{claim.platform} calendars are not synced yet.", code="platform_unknown")
+        feed_url = await self._credentials.load_feed_url(state.credentials_id)
+        return IcsFeed(
+            client=self._feeds,
+            feed_url=feed_url,
+            owner_email=state.owner_email,
+            hosts=self._hosts,
+            allow_http=self._settings.allows_http_feed(feed_url),
+        )
 
     def _tokens(self, claim: Claim, state: SyncState) -> TokenSource:
         assert state.credentials_id is not None
@@ -74,6 +69,33 @@ class Providers:
             credentials_id=state.credentials_id,
             client_id=state.client_id,
         )
+
+
+def account_calendar(
+    *,
+    settings: Settings,
+    client: httpx.AsyncClient,
+    tokens: TokenSource,
+    platform: AccountPlatform,
+    calendar_id: str | None,
+    hosts: MeetingHosts,
+) -> GoogleCalendar | MicrosoftCalendar:
+    """A calendar of an account; with `calendar_id` None the account's primary one."""
+    if platform == "google":
+        return GoogleCalendar(
+            client=client,
+            tokens=tokens,
+            base_url=settings.google_api_base_url,
+            calendar_id=calendar_id,
+            hosts=hosts,
+        )
+    return MicrosoftCalendar(
+        client=client,
+        tokens=tokens,
+        base_url=settings.microsoft_graph_base_url,
+        calendar_id=calendar_id,
+        hosts=hosts,
+    )
 
 
 def meeting_hosts(settings: Settings) -> MeetingHosts:

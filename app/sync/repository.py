@@ -6,7 +6,7 @@ Locks, in this order everywhere: the calendar's row, then the writers' advisory 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 from uuid import uuid4
 
 from sqlalchemy import ARRAY, JSON, Text, bindparam, text
@@ -34,6 +34,15 @@ class Claim:
     lease_for: timedelta
 
 
+class CalendarRef(Protocol):
+    """Whose events are written: a `Claim`, or a local calendar whose row the caller has locked."""
+
+    @property
+    def calendar_id(self) -> str: ...
+    @property
+    def project_id(self) -> str: ...
+
+
 @dataclass(frozen=True, slots=True)
 class SyncState:
     """What a sync starts from."""
@@ -41,6 +50,7 @@ class SyncState:
     platform_uuid: str | None
     owner_email: str | None
     credentials_id: str | None
+    client_id: str | None
     cursor: str | None
     window_start: datetime | None
     window_end: datetime | None
@@ -133,9 +143,10 @@ async def request_sync(session: Session, calendar_id: str, *, delay: timedelta =
 
 _LOAD = text(
     """
-    SELECT platform_uuid, owner_email, credentials_id, sync_cursor, window_start, window_end,
-           sync_failure_count, sync_failure_code
-    FROM calendars WHERE id = :calendar_id AND lease_token = :lease_token
+    SELECT c.platform_uuid, c.owner_email, c.credentials_id, k.client_id, c.sync_cursor,
+           c.window_start, c.window_end, c.sync_failure_count, c.sync_failure_code
+    FROM calendars c LEFT JOIN credentials k ON k.id = c.credentials_id
+    WHERE c.id = :calendar_id AND c.lease_token = :lease_token
     """
 )
 
@@ -311,7 +322,7 @@ def _row(write: EventWrite, updated_at: datetime) -> tuple[Any, ...]:
 
 
 async def write_events(
-    session: Session, claim: Claim, writes: Sequence[EventWrite], times: Sequence[datetime]
+    session: Session, claim: CalendarRef, writes: Sequence[EventWrite], times: Sequence[datetime]
 ) -> list[str]:
     """Inserts and updates the rows; their ids, in order. `times` are their `updated_at`s.
 
@@ -379,7 +390,7 @@ _RECORD_UNANNOUNCED = text(
 
 
 async def record_changes(
-    session: Session, claim: Claim, changes: Unannounced, *, last_change_at: datetime
+    session: Session, claim: CalendarRef, changes: Unannounced, *, last_change_at: datetime
 ) -> None:
     """Keeps the largest `updated_at` given, and what is still to be announced."""
     await session.execute(
@@ -400,9 +411,7 @@ _SETTLED_COLUMNS = """
               last_successful_sync_at, last_attempted_sync_at
 """
 
-# `next_sync_at` still equals `lease_until` unless somebody asked for a sync while this one ran.
 _RELEASE = """
-    next_sync_at = CASE WHEN next_sync_at = lease_until THEN clock_timestamp() + :next_in ELSE next_sync_at END,
     lease_token = NULL, lease_until = NULL,
     unannounced_since = NULL, unannounced_created = 0, unannounced_updated = 0, unannounced_deleted = 0
 """
@@ -413,6 +422,11 @@ _SETTLE_SUCCESS = text(
     SET sync_cursor = :cursor, window_start = :window_start, window_end = :window_end,
         last_attempted_sync_at = :started_at, last_successful_sync_at = clock_timestamp(),
         sync_failing_since = NULL, sync_failure_count = 0, sync_failure_code = NULL,
+        push_due_at = CASE WHEN :wants_push AND platform IN ('google', 'microsoft')
+                           THEN coalesce(push_due_at, clock_timestamp()) ELSE push_due_at END,
+        -- It still equals `lease_until` unless somebody asked for a sync while this one ran.
+        next_sync_at = CASE WHEN next_sync_at = lease_until THEN clock_timestamp() + :next_in
+                            ELSE next_sync_at END,
         {_RELEASE}
     WHERE id = :calendar_id
     {_SETTLED_COLUMNS}
@@ -428,8 +442,12 @@ async def settle_success(
     window: Window,
     started_at: datetime,
     next_in: timedelta,
+    wants_push: bool,
 ) -> Settled:
-    """Stores the cursor and the sync times, and gives the lease back. The caller holds the row lock."""
+    """Stores the cursor and the sync times, and gives the lease back. The caller holds the row lock.
+
+    `wants_push`: a calendar without a push channel is due for one from now on (app/push/).
+    """
     row = (
         await session.execute(
             _SETTLE_SUCCESS,
@@ -440,6 +458,7 @@ async def settle_success(
                 "window_end": window.end,
                 "started_at": started_at,
                 "next_in": next_in,
+                "wants_push": wants_push,
             },
         )
     ).one()
@@ -457,6 +476,9 @@ _SETTLE_FAILURE = text(
         sync_failing_since = coalesce(sync_failing_since, :started_at),
         sync_failure_count = sync_failure_count + 1,
         sync_failure_code = :code,
+        push_due_at = CASE WHEN :disconnects THEN NULL ELSE push_due_at END,
+        -- Whoever asked meanwhile is served by the retry: notifications must not cut the backoff short.
+        next_sync_at = clock_timestamp() + :next_in,
         {_RELEASE}
     WHERE id = :calendar_id
     {_SETTLED_COLUMNS}

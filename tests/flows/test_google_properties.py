@@ -166,7 +166,7 @@ class Story:
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-async def test_what_is_stored_is_the_providers_window(  # noqa: PLR0917 - what hypothesis draws
+async def test_what_is_stored_is_the_providers_window(
     google: GoogleCalendarUnderTest,
     monkeypatch: pytest.MonkeyPatch,
     story: list[tuple[Any, ...]],

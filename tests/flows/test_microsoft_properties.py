@@ -126,7 +126,7 @@ async def fake_microsoft(settings: Settings) -> AsyncIterator[FakeMicrosoft]:
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-async def test_what_is_stored_is_the_mailboxs_window(  # noqa: PLR0917 - what hypothesis draws
+async def test_what_is_stored_is_the_mailboxs_window(
     settings: Settings,
     sessions: Sessions,
     project: TestProject,

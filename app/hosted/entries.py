@@ -1,0 +1,151 @@
+"""Values: one entry of a hosted event, as iCalendar has it: the event or series itself, or one changed instance."""
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from app.core.clock import isoformat
+from app.itip.build import fold_address
+from app.itip.event import Guest, HostedEvent, Person
+from app.providers.base import ResponseStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attendee:
+    """An invited person and the answer. (`sequence`, `replied_at`) are of the last applied reply: what is older is stale.
+
+    `has_own_answer`: of a changed instance: the answer was given for this instance and not for its series.
+    """
+
+    email: str
+    name: str | None
+    is_optional: bool = False
+    locale: str | None = None
+    response_status: ResponseStatus = "needs_action"
+    sequence: int | None = None
+    replied_at: datetime | None = None
+    has_own_answer: bool = False
+
+    @property
+    def guest(self) -> Guest:
+        return Guest(
+            email=self.email,
+            name=self.name,
+            is_optional=self.is_optional,
+            response_status=self.response_status,
+            locale=self.locale,
+        )
+
+    def is_stale(self, sequence: int, replied_at: datetime) -> bool:
+        """Whether a reply is older than the one that was applied last (RFC 5546 2.1.5)."""
+        if self.sequence is None or sequence > self.sequence:
+            return False
+        if sequence < self.sequence:
+            return True
+        return self.replied_at is not None and replied_at < self.replied_at
+
+
+def attendee_to_json(person: Attendee) -> dict[str, Any]:
+    return {
+        "email": person.email,
+        "name": person.name,
+        "is_optional": person.is_optional,
+        "locale": person.locale,
+        "response_status": person.response_status,
+        "sequence": person.sequence,
+        "replied_at": isoformat(person.replied_at) if person.replied_at is not None else None,
+        "has_own_answer": person.has_own_answer,
+    }
+
+
+def attendee_from_json(value: dict[str, Any]) -> Attendee:
+    replied_at = value["replied_at"]
+    at = datetime.fromisoformat(replied_at) if replied_at is not None else None
+    return Attendee(**{**value, "replied_at": at})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """`slot` tells a changed instance from the series (''): its original start, YYYYMMDD for a date, else
+    YYYYMMDDTHHMMSSZ. Times are aware, in UTC; of an all-day entry they are midnights of `timezone`.
+    """
+
+    uid: str
+    slot: str = ""
+    sequence: int = 0
+    name: str
+    description: str | None = None
+    location: str | None = None
+    meeting_url: str | None = None
+    start: datetime
+    end: datetime
+    is_all_day: bool = False
+    timezone: str
+    rrule: str | None = None  # without "RRULE:"
+    recurrence_id: datetime | None = None
+    attendees: tuple[Attendee, ...] = ()
+    is_cancelled: bool = False
+
+    def find(self, email: str) -> Attendee | None:
+        key = fold_address(email)
+        return next((person for person in self.attendees if fold_address(person.email) == key), None)
+
+    def with_attendee(self, changed: Attendee) -> "Entry":
+        """The same with this person in the place of the one with that address."""
+        key = fold_address(changed.email)
+        people = tuple(changed if fold_address(one.email) == key else one for one in self.attendees)
+        return replace(self, attendees=people)
+
+    @property
+    def length(self) -> timedelta:
+        """On the wall: from nine to five is eight hours, whatever the clocks do meanwhile."""
+        return wall(self.end, self.timezone) - wall(self.start, self.timezone)
+
+    def moment(self, at: datetime) -> str:
+        """The end of a content line: `;VALUE=DATE:20261124`, or `;TZID=Europe/Paris:20261124T100000`."""
+        local = wall(at, self.timezone)
+        if self.is_all_day:
+            return f";VALUE=DATE:{local:%Y%m%d}"
+        return f";TZID={self.timezone}:{local:%Y%m%dT%H%M%S}"
+
+    def for_mail(
+        self,
+        organizer: Person,
+        *,
+        cancelled: tuple["Entry", ...] = (),
+        guests: tuple[Attendee, ...] | None = None,
+    ) -> HostedEvent:
+        """The event of a mail. `cancelled` are the series' cancelled instances, `guests` others than its attendees."""
+        recurrence = () if self.rrule is None else (f"RRULE:{self.rrule}",)
+        excluded = tuple(
+            f"EXDATE{self.moment(entry.recurrence_id)}"
+            for entry in cancelled
+            if self.rrule is not None and entry.recurrence_id is not None
+        )
+        return HostedEvent(
+            uid=self.uid,
+            sequence=self.sequence,
+            name=self.name,
+            description=self.description,
+            location=self.location,
+            meeting_url=self.meeting_url,
+            start=self.start,
+            end=self.end,
+            is_all_day=self.is_all_day,
+            timezone=self.timezone,
+            recurrence=(*recurrence, *excluded),
+            recurrence_id=self.recurrence_id,
+            organizer=organizer,
+            guests=tuple(person.guest for person in (self.attendees if guests is None else guests)),
+        )
+
+
+def wall(at: datetime, timezone: str) -> datetime:
+    """What the clock on the wall shows there (naive)."""
+    return at.astimezone(ZoneInfo(timezone)).replace(tzinfo=None)
+
+
+def instant(local: datetime, timezone: str) -> datetime:
+    """The aware UTC time at which the wall's clock shows `local`."""
+    return local.replace(tzinfo=ZoneInfo(timezone)).astimezone(UTC)

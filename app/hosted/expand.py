@@ -1,0 +1,245 @@
+"""Pure: from the entries of a hosted event to the rows that applications see, and what a rule may look like.
+
+A series is expanded by the reader of feeds (app/itip/feed.py), so that hosted and connected calendars agree about
+slots, clock changes and identities.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from app.hosted.entries import Entry, instant, wall
+from app.itip.build import fold_address
+from app.itip.event import Person
+from app.itip.feed import Feed
+from app.itip.recurrence import Rule, RuleRefused
+from app.itip.values import parse_time
+from app.meeting_urls.extract import MeetingHosts, find_meeting_link
+from app.providers.base import RemoteAttendee, RemoteEvent, RemoteOrganizer, Window
+from app.providers.raw import dump_raw
+
+MOST_OCCURRENCES = 1_000
+LAST_YEAR = 2199
+
+_FREQUENCIES = frozenset({"DAILY", "WEEKLY", "MONTHLY", "YEARLY"})
+_PARTS = frozenset(
+    {"FREQ", "INTERVAL", "COUNT", "UNTIL", "WKST", "BYDAY", "BYMONTHDAY", "BYMONTH", "BYSETPOS", "BYYEARDAY"}
+)
+_A_CENTURY = timedelta(days=36_525)
+_EVER = Window(datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC))
+
+
+def read_rule(lines: Sequence[str]) -> str:
+    """The rule in `recurrence`, normalised. Raises ValueError with a sentence."""
+    if len(lines) != 1:
+        raise ValueError("Send exactly one line, RRULE:...; to leave out an instance, delete that instance.")
+    text = lines[0].strip()
+    name, colon, value = text.partition(":")
+    if not colon or name.upper() != "RRULE":
+        raise ValueError("The line must start with RRULE:, for example RRULE:FREQ=WEEKLY;COUNT=10.")
+    try:
+        value = value.upper()
+        Rule(value)  # its characters and its numbers
+    except RuleRefused as err:
+        raise ValueError(f"The rule cannot be used: {err}.") from None
+    pairs = [part.partition("=") for part in value.rstrip(";").split(";")]
+    parts = {part: given for part, _, given in pairs}
+    if len(parts) != len(pairs) or not all(parts.values()):
+        raise ValueError("Each part of a rule must stand once, with a value.")
+    unknown = sorted(parts.keys() - _PARTS)
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)} cannot be used in a rule here.")
+    if parts.get("FREQ") not in _FREQUENCIES:
+        raise ValueError("FREQ must be DAILY, WEEKLY, MONTHLY or YEARLY.")
+    if "COUNT" in parts and "UNTIL" in parts:
+        raise ValueError("A rule has COUNT or UNTIL, not both.")
+    for part in ("COUNT", "INTERVAL"):
+        if part in parts and not (parts[part].isdigit() and 1 <= int(parts[part]) <= MOST_OCCURRENCES):
+            raise ValueError(f"{part} must be a number from 1 to {MOST_OCCURRENCES}.")
+    return ";".join(f"{part}={given}" for part, given in parts.items())
+
+
+def fit_rule(rule_text: str, entry: Entry) -> str:
+    """The rule for this start: UNTIL in the form that RFC 5545 3.3.10 asks for. Raises ValueError with a sentence."""
+    parts = dict(part.split("=", 1) for part in rule_text.split(";"))
+    if "UNTIL" in parts:
+        until = parse_time(parts["UNTIL"])
+        if until is None or until.wall.year > LAST_YEAR:
+            raise ValueError("UNTIL is not a time.")
+        at = until.wall.replace(tzinfo=UTC) if until.is_utc else instant(until.wall, entry.timezone)
+        if until.is_date and not entry.is_all_day:
+            at = instant(until.wall.replace(hour=23, minute=59, second=59), entry.timezone)
+        if at < entry.start:
+            raise ValueError("UNTIL is before the event's start.")
+        local = until.wall if until.is_date else wall(at, entry.timezone)
+        parts["UNTIL"] = f"{local:%Y%m%d}" if entry.is_all_day else f"{at:%Y%m%dT%H%M%SZ}"
+    text = ";".join(f"{part}={value}" for part, value in parts.items())
+    start = wall(entry.start, entry.timezone)
+    try:
+        found = next(Rule(text).walls(start, first=start, last=start + _A_CENTURY), None)
+    except RuleRefused as err:
+        raise ValueError(f"The rule cannot be used: {err}.") from None
+    if found != start:
+        raise ValueError("The event's start must be an occurrence of its own rule.")
+    return text
+
+
+def last_end(entry: Entry) -> datetime | None:
+    """When an event is over for good; None for a series without an end. Not before the last instance's end."""
+    if entry.rrule is None:
+        return entry.end
+    rule = Rule(entry.rrule)
+    if rule.until is not None:
+        local = rule.until.wall
+        at = local.replace(tzinfo=UTC) if rule.until.is_utc else instant(local, entry.timezone)
+        return at + entry.length
+    if "COUNT=" not in entry.rrule:
+        return None
+    start = wall(entry.start, entry.timezone)
+    last = start
+    try:
+        for last in rule.walls(start, first=start, last=datetime(LAST_YEAR, 12, 31)):  # noqa: B007, DTZ001 - the last one is meant, on the wall
+            pass
+    except RuleRefused:
+        return None
+    return instant(last + entry.length, entry.timezone)
+
+
+def expand(
+    master: Entry,
+    overrides: Sequence[Entry],
+    window: Window,
+    *,
+    organizer: Person,
+    owner_email: str | None,
+    hosts: MeetingHosts,
+) -> list[RemoteEvent]:
+    """The rows of an event: itself; or the instances of a series in the window, and the next one if that is later.
+
+    A changed instance is there wherever it was moved to.
+    """
+    if master.is_cancelled:
+        return []
+    if master.rrule is None:
+        return [_row(master, organizer, owner_email, hosts, master.uid)]
+    instances = _instances(master, overrides, window)
+    rows = [
+        replace(
+            _row(master, organizer, owner_email, hosts, instance.platform_uuid),
+            start_time=instance.start_time,
+            end_time=instance.end_time,
+            recurring_event_id=master.uid,
+            original_start_time=instance.original_start_time,
+        )
+        for instance in instances
+    ]
+    for entry in overrides:
+        if not entry.is_cancelled:
+            row = _row(entry, organizer, owner_email, hosts, f"{entry.uid}_{entry.slot}")
+            rows.append(replace(row, recurring_event_id=entry.uid, original_start_time=entry.recurrence_id))
+    return rows
+
+
+def has_slot(master: Entry, slot: str) -> bool:
+    """Whether the series (still) has an instance with this original start."""
+    written = parse_time(slot)
+    if written is None or master.rrule is None:
+        return False
+    at = written.wall.replace(tzinfo=UTC) if written.is_utc else instant(written.wall, master.timezone)
+    around = Window(at - timedelta(days=1), at + timedelta(days=1))
+    return f"{master.uid}_{slot}" in {
+        event.platform_uuid for event in _instances(master, (), around, reach=False)
+    }
+
+
+def _instances(
+    master: Entry, overrides: Sequence[Entry], window: Window, *, reach: bool = True
+) -> list[RemoteEvent]:
+    """The instances that follow the series itself. With `reach`, the first after the window if none is before."""
+    excluded = "".join(
+        f"EXDATE{master.moment(entry.recurrence_id)}\r\n"
+        for entry in overrides
+        if entry.recurrence_id is not None
+    )
+    text = (
+        f"BEGIN:VCALENDAR\r\nVERSION:2.0\r\nX-WR-TIMEZONE:{master.timezone}\r\nBEGIN:VEVENT\r\nUID:{master.uid}\r\n"
+        f"DTSTART{master.moment(master.start)}\r\nDTEND{master.moment(master.end)}\r\n"
+        f"RRULE:{master.rrule}\r\n{excluded}END:VEVENT\r\nEND:VCALENDAR\r\n"
+    )
+    feed = Feed(text.encode())
+    selection = feed.select(window)
+    if reach and not len(selection):
+        after = _first_after(master, window.end, overrides)
+        if after is not None:
+            selection = feed.select(Window(after, after + timedelta(seconds=1)))
+    return selection.page(0, len(selection))
+
+
+def _first_after(master: Entry, at: datetime, overrides: Sequence[Entry]) -> datetime | None:
+    """The start of the series' next instance at or after `at` that is not replaced."""
+    taken = {entry.recurrence_id for entry in overrides}
+    first = max(wall(at, master.timezone), wall(master.start, master.timezone))
+    rule = Rule(master.rrule or "")
+    until = _EVER.end
+    if rule.until is not None:
+        local = rule.until.wall
+        until = local.replace(tzinfo=UTC) if rule.until.is_utc else instant(local, master.timezone)
+    try:
+        for local in rule.walls(
+            wall(master.start, master.timezone), first=first, last=first + 5 * timedelta(days=366)
+        ):
+            start = instant(local, master.timezone)
+            if start > until:
+                return None
+            if start not in taken:
+                return start
+    except RuleRefused:
+        return None
+    return None
+
+
+def _row(
+    entry: Entry, organizer: Person, owner_email: str | None, hosts: MeetingHosts, platform_uuid: str
+) -> RemoteEvent:
+    organizer_keys = {fold_address(email) for email in (organizer.email, owner_email) if email}
+    attendees = tuple(
+        RemoteAttendee(
+            email=person.email,
+            name=person.name,
+            response_status=(
+                "accepted" if fold_address(person.email) in organizer_keys else person.response_status
+            ),
+            is_organizer=fold_address(person.email) in organizer_keys,
+            is_optional=person.is_optional,
+        )
+        for person in entry.attendees
+    )
+    if entry.meeting_url is not None:
+        link = find_meeting_link(conference=[entry.meeting_url], hosts=hosts)
+    else:
+        link = find_meeting_link(
+            location=entry.location, description=entry.description, title=entry.name, hosts=hosts
+        )
+    raw = {
+        "uid": entry.uid,
+        "sequence": entry.sequence,
+        "recurrence": [f"RRULE:{entry.rrule}"] if entry.rrule is not None else [],
+        "is_changed_instance": bool(entry.slot),
+    }
+    return RemoteEvent(
+        platform_uuid=platform_uuid,
+        raw=dump_raw(raw),
+        start_time=entry.start,
+        end_time=entry.end,
+        is_all_day=entry.is_all_day,
+        timezone=entry.timezone,
+        name=entry.name,
+        description=entry.description,
+        location=entry.location,
+        ical_uid=entry.uid,
+        organizer=RemoteOrganizer(email=organizer.email, name=organizer.name),
+        attendees=attendees,
+        response_status="accepted",
+        meeting_url=link.url if link is not None else entry.meeting_url,
+        meeting_platform=link.platform if link else None,
+    )

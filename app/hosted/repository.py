@@ -1,0 +1,280 @@
+"""SQL of hosted events. Their rows in calendar_events are written with app/sync/repository.py.
+
+Locks, in this order everywhere: the calendar's row, then the writers' advisory lock (visibility.py).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import delete, func, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+
+from app.core.db import AnySession, Session
+from app.hosted.entries import Entry, attendee_from_json, attendee_to_json
+from app.models import Calendar, CalendarEvent, HostedEvent, InboundReply
+
+
+@dataclass(frozen=True, slots=True)
+class LocalCalendar:
+    """What a hosted event needs of its calendar. `identity`: {"mailbox_id", "email", "name"} or None."""
+
+    calendar_id: str
+    project_id: str
+    owner_email: str
+    owner_name: str | None
+    timezone: str
+    locale: str
+    identity: dict[str, Any] | None
+    deduplication_key: str | None
+    metadata: dict[str, Any] | None
+    state: str
+    connection_failure_data: dict[str, Any] | None
+    last_successful_sync_at: datetime | None
+    last_attempted_sync_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class EventPlace:
+    """Which entry a row of calendar_events was made of."""
+
+    calendar_id: str
+    platform: str
+    uid: str
+    slot: str
+    is_deleted: bool
+    start_time: datetime | None
+    end_time: datetime | None
+    original_start_time: datetime | None
+
+
+_CALENDAR = select(
+    Calendar.id,
+    Calendar.project_id,
+    Calendar.owner_email,
+    Calendar.owner_name,
+    func.coalesce(Calendar.timezone, "UTC"),
+    func.coalesce(Calendar.locale, "en"),
+    Calendar.sending_identity,
+    Calendar.deduplication_key,
+    Calendar.metadata_,
+    Calendar.state,
+    Calendar.connection_failure_data,
+    Calendar.last_successful_sync_at,
+    Calendar.last_attempted_sync_at,
+).where(Calendar.platform == "local")
+
+
+async def lock_calendar(
+    session: Session, calendar_id: str, project_id: str | None = None
+) -> LocalCalendar | None:
+    """The local calendar, whose events nobody else writes until the transaction's end."""
+    statement = _CALENDAR.where(Calendar.id == calendar_id).with_for_update(key_share=True)
+    if project_id is not None:
+        statement = statement.where(Calendar.project_id == project_id)
+    row = (await session.execute(statement)).one_or_none()
+    return None if row is None else LocalCalendar(*row)
+
+
+async def find_calendar(session: AnySession, calendar_id: str) -> LocalCalendar | None:
+    row = (await session.execute(_CALENDAR.where(Calendar.id == calendar_id))).one_or_none()
+    return None if row is None else LocalCalendar(*row)
+
+
+async def find_place(session: AnySession, project_id: str, event_id: str) -> EventPlace | None:
+    event = CalendarEvent
+    row = (
+        await session.execute(
+            select(
+                event.calendar_id,
+                Calendar.platform,
+                event.platform_uuid,
+                event.recurring_event_id,
+                event.is_deleted,
+                event.start_time,
+                event.end_time,
+                event.original_start_time,
+            )
+            .join(Calendar, Calendar.id == event.calendar_id)
+            .where(event.project_id == project_id, event.id == event_id)
+        )
+    ).one_or_none()
+    if row is None:
+        return None
+    uid = row.recurring_event_id or row.platform_uuid
+    slot = row.platform_uuid[len(uid) + 1 :] if row.recurring_event_id is not None else ""
+    return EventPlace(
+        row.calendar_id,
+        row.platform,
+        uid,
+        slot,
+        row.is_deleted,
+        row.start_time,
+        row.end_time,
+        row.original_start_time,
+    )
+
+
+async def load_entries(session: AnySession, calendar_id: str, uid: str) -> dict[str, Entry]:
+    """The entries of one event by slot; the event or series itself has ''."""
+    rows = await session.scalars(
+        select(HostedEvent)
+        .where(HostedEvent.calendar_id == calendar_id, HostedEvent.uid == uid)
+        .execution_options(populate_existing=True)
+    )
+    return {row.slot: _entry(row) for row in rows}
+
+
+async def find_calendars_of_uid(session: AnySession, uid: str, project_id: str | None) -> list[str]:
+    """Ids of the calendars that have an event of this UID; in practice at most one."""
+    statement = select(HostedEvent.calendar_id).where(HostedEvent.uid == uid, HostedEvent.slot == "")
+    if project_id is not None:
+        statement = statement.where(HostedEvent.project_id == project_id)
+    return list(await session.scalars(statement))
+
+
+async def save_entries(
+    session: Session,
+    calendar: LocalCalendar,
+    entries: Sequence[Entry],
+    *,
+    ends_at: datetime | None,
+    expand_at: datetime | None,
+) -> None:
+    """Inserts or replaces them. `ends_at` and `expand_at` are of the event or series itself."""
+    for entry in entries:
+        values = {
+            "project_id": calendar.project_id,
+            "calendar_id": calendar.calendar_id,
+            "sequence": entry.sequence,
+            "name": entry.name,
+            "description": entry.description,
+            "location": entry.location,
+            "meeting_url": entry.meeting_url,
+            "start_time": entry.start,
+            "end_time": entry.end,
+            "is_all_day": entry.is_all_day,
+            "timezone": entry.timezone,
+            "rrule": entry.rrule,
+            "recurrence_id": entry.recurrence_id,
+            "attendees": [attendee_to_json(person) for person in entry.attendees],
+            "is_cancelled": entry.is_cancelled,
+            "ends_at": ends_at if not entry.slot else None,
+            "expand_at": expand_at if not entry.slot else None,
+            "updated_at": func.clock_timestamp(),
+        }
+        await session.execute(
+            insert(HostedEvent)
+            .values(uid=entry.uid, slot=entry.slot, **values)
+            .on_conflict_do_update(index_elements=[HostedEvent.uid, HostedEvent.slot], set_=values)
+        )
+
+
+async def delete_entries(session: Session, uid: str, slots: Sequence[str]) -> None:
+    await session.execute(
+        delete(HostedEvent)
+        .where(HostedEvent.uid == uid, HostedEvent.slot.in_(slots))
+        .execution_options(synchronize_session=False)
+    )
+
+
+_LIVE = text(
+    """
+    SELECT id, platform_uuid, start_time FROM calendar_events
+    WHERE calendar_id = :calendar_id AND NOT is_deleted
+      AND (platform_uuid = :uid OR recurring_event_id = :uid)
+    ORDER BY start_time, id
+    """
+)
+
+
+async def load_live_rows(
+    session: AnySession, calendar_id: str, uid: str
+) -> list[tuple[str, str, datetime | None]]:
+    """(id, platform_uuid, start_time) of what applications see of this event, by start."""
+    rows = await session.execute(_LIVE, {"calendar_id": calendar_id, "uid": uid})
+    return [(row.id, row.platform_uuid, row.start_time) for row in rows]
+
+
+async def find_event_id(session: AnySession, calendar_id: str, platform_uuid: str) -> str | None:
+    found: str | None = await session.scalar(
+        select(CalendarEvent.id).where(
+            CalendarEvent.calendar_id == calendar_id, CalendarEvent.platform_uuid == platform_uuid
+        )
+    )
+    return found
+
+
+async def find_to_expand(session: AnySession, limit: int) -> list[tuple[str, str]]:
+    """(calendar_id, uid) of the series that are due to be expanded further."""
+    rows = await session.execute(
+        select(HostedEvent.calendar_id, HostedEvent.uid)
+        .where(HostedEvent.expand_at <= func.now())
+        .order_by(HostedEvent.expand_at)
+        .limit(limit)
+    )
+    return [(row.calendar_id, row.uid) for row in rows]
+
+
+async def expand_soon(session: Session, calendar_id: str) -> None:
+    """Has a worker write the rows of all of the calendar's events anew."""
+    await session.execute(
+        update(HostedEvent)
+        .where(HostedEvent.calendar_id == calendar_id, HostedEvent.slot == "")
+        .values(expand_at=func.now())
+        .execution_options(synchronize_session=False)
+    )
+
+
+async def set_expand_at(session: Session, uid: str, expand_at: datetime | None) -> None:
+    await session.execute(
+        update(HostedEvent)
+        .where(HostedEvent.uid == uid, HostedEvent.slot == "")
+        .values(expand_at=expand_at)
+        .execution_options(synchronize_session=False)
+    )
+
+
+async def find_ends_at(session: AnySession, calendar_id: str, uid: str) -> datetime | None:
+    """When the event or series is over for good; None: never."""
+    return await session.scalar(
+        select(HostedEvent.ends_at).where(
+            HostedEvent.calendar_id == calendar_id, HostedEvent.uid == uid, HostedEvent.slot == ""
+        )
+    )
+
+
+async def note_inbound_reply(session: Session, calendar_id: str, message_id_sha256: bytes) -> bool:
+    """Whether this mail was not seen before."""
+    noted = await session.scalar(
+        insert(InboundReply)
+        .values(calendar_id=calendar_id, message_id_sha256=message_id_sha256)
+        .on_conflict_do_nothing()
+        .returning(InboundReply.calendar_id)
+    )
+    return noted is not None
+
+
+async def forget_inbound_replies(session: Session, older_than: timedelta) -> None:
+    await session.execute(delete(InboundReply).where(InboundReply.received_at < func.now() - older_than))
+
+
+def _entry(row: HostedEvent) -> Entry:
+    return Entry(
+        uid=row.uid,
+        slot=row.slot,
+        sequence=row.sequence,
+        name=row.name,
+        description=row.description,
+        location=row.location,
+        meeting_url=row.meeting_url,
+        start=row.start_time,
+        end=row.end_time,
+        is_all_day=row.is_all_day,
+        timezone=row.timezone,
+        rrule=row.rrule,
+        recurrence_id=row.recurrence_id,
+        attendees=tuple(attendee_from_json(person) for person in row.attendees),
+        is_cancelled=row.is_cancelled,
+    )

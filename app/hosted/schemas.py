@@ -1,0 +1,69 @@
+"""Types of fields that hosted calendars and their events add: addresses, one-line texts, zones, rules, links."""
+
+import re
+from typing import Annotated, Literal
+from zoneinfo import available_timezones
+
+from pydantic import AfterValidator, Field
+
+from app.api.schemas import not_blank
+
+MOST_ATTENDEES = 500  # what Messages takes for one mail (contract/messages.md)
+
+# What every mail server takes: the dot-atom of RFC 5322 3.4.1, and a host name with at least one dot.
+_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_ADDRESS = re.compile(rf"{_ATOM}(?:\.{_ATOM})*@{_LABEL}(?:\.{_LABEL})+")
+_LONGEST_ADDRESS, _LONGEST_LOCAL_PART = 254, 64  # RFC 5321 4.5.3.1
+
+# Everything that could end a line of a mail's header or of an iCalendar file (NEL and the separators of Unicode too).
+_LINE_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_TEXT_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029]")
+_WEB_URL = re.compile(r"https?://[^\s<>\"\\^`{|}]+", re.IGNORECASE)
+
+
+def is_address(value: str) -> bool:
+    """Whether a mail can be sent to it: a bare ASCII address, without a display name."""
+    local_part = value.partition("@")[0]
+    fits = len(value) <= _LONGEST_ADDRESS and len(local_part) <= _LONGEST_LOCAL_PART
+    return fits and _ADDRESS.fullmatch(value) is not None
+
+
+def _address(value: str) -> str:
+    if not is_address(value):
+        raise ValueError("Not an e-mail address, such as ada@example.com.")
+    return value
+
+
+def _one_line(value: str) -> str:
+    if _LINE_CONTROLS.search(value):
+        raise ValueError("Line breaks and control characters are not allowed.")
+    return value
+
+
+def _text(value: str) -> str:
+    if _TEXT_CONTROLS.search(value):
+        raise ValueError("Control characters are not allowed.")
+    return value
+
+
+def _web_url(value: str) -> str:
+    if not _WEB_URL.fullmatch(value):
+        raise ValueError("Not a web address: it must start with https:// (or http://) and have no blanks.")
+    return value
+
+
+def _time_zone(value: str) -> str:
+    if value not in available_timezones() or value in {"localtime", "Factory"}:
+        raise ValueError("Not a time zone of the IANA database, such as Europe/Paris.")
+    return value
+
+
+EmailAddress = Annotated[str, Field(min_length=1, max_length=320), AfterValidator(_address)]
+OneLine = AfterValidator(_one_line)
+TextBlock = AfterValidator(_text)
+PersonName = Annotated[str, Field(max_length=300), OneLine]
+EventName = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(not_blank), OneLine]
+TimeZoneName = Annotated[str, AfterValidator(_time_zone)]
+WebUrl = Annotated[str, Field(max_length=4096), AfterValidator(_web_url)]
+Locale = Literal["en", "fr"]

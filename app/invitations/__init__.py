@@ -1,0 +1,1 @@
+"""Invitations: the outbox of mails to guests, its sender, and its log."""

@@ -1,0 +1,244 @@
+"""SQL of the outbox of mails."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ARRAY, Text, and_, bindparam, exists, func, insert, select, text, update
+from sqlalchemy.orm import aliased, defer
+
+from app.core.db import AnySession, Session
+from app.core.pagination import Cursor, Ordering, Page, page_of, seek
+from app.models import CalendarEvent, InvitationMail
+
+_mail = InvitationMail
+
+_NEWEST = Ordering("-created_at", _mail.created_at.expression, _mail.id.expression, descending=True)
+
+
+# Writing
+
+
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """What a recipient has had about an event: the Message-ID of the first mail, and the last method or None."""
+
+    first_message_id: str
+    last_method: str | None
+
+
+_THREADS = text(
+    """
+    SELECT recipient_key,
+           (array_agg(message_id ORDER BY position))[1] AS first_message_id,
+           (array_agg(method ORDER BY position DESC) FILTER (
+               WHERE method IN ('REQUEST', 'CANCEL')
+                 AND (recurrence_id IS NULL OR recurrence_id = CAST(:recurrence_id AS timestamptz))
+           ))[1] AS last_method
+    FROM invitation_mails
+    WHERE calendar_id = :calendar_id AND event_uid = :event_uid AND recipient_key = ANY(:recipient_keys)
+    GROUP BY recipient_key
+    """
+).bindparams(bindparam("recipient_keys", type_=ARRAY(Text())))
+
+
+async def load_threads(
+    session: Session,
+    calendar_id: str,
+    event_uid: str,
+    recurrence_id: datetime | None,
+    recipient_keys: Sequence[str],
+) -> dict[str, Thread]:
+    """By recipient key, for those who have had a mail. Mails about other instances count for the thread alone."""
+    rows = await session.execute(
+        _THREADS,
+        {
+            "calendar_id": calendar_id,
+            "event_uid": event_uid,
+            "recurrence_id": recurrence_id,
+            "recipient_keys": list(recipient_keys),
+        },
+    )
+    return {row.recipient_key: Thread(row.first_message_id, row.last_method) for row in rows}
+
+
+async def insert_mails(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:
+    """In this order, which is the order of sending. Due at once."""
+    if rows:
+        await session.execute(insert(_mail).values(next_attempt_at=func.now()), list(rows))
+
+
+# The log
+
+
+async def find_event_project(session: AnySession, project_id: str, event_id: str) -> bool:
+    """Whether the project has this event, deleted or not."""
+    statement = select(exists().where(CalendarEvent.id == event_id, CalendarEvent.project_id == project_id))
+    return bool(await session.scalar(statement))
+
+
+async def list_mails(
+    session: AnySession, project_id: str, event_id: str, *, cursor: str | None, limit: int
+) -> Page[InvitationMail]:
+    """Newest first. Raises BadQuery for a bad cursor."""
+    place = Cursor.decode(cursor, ordering=_NEWEST.name) if cursor is not None else None
+    statement = (
+        select(_mail)
+        .where(_mail.event_id == event_id, _mail.project_id == project_id)
+        .options(defer(_mail.mail, raiseload=True))
+    )
+    rows = (await session.scalars(seek(statement, _NEWEST, place, limit))).all()
+    return page_of(rows, _NEWEST, place, limit, place=lambda row: (row.created_at, row.id))
+
+
+# Sending
+
+
+@dataclass(frozen=True, slots=True)
+class DueMail:
+    """A claimed mail. `open_submits`: earlier submits of which nobody knows how they ended."""
+
+    id: str
+    lease_token: str
+    method: str
+    mailbox_id: str | None
+    sender_email: str
+    owner_email: str
+    recipient_email: str
+    mail: bytes
+    attempt_count: int
+    open_submits: int
+    created_at: datetime
+
+
+async def claim_due(session: Session, *, limit: int, lease_token: str, lease_for: timedelta) -> list[DueMail]:
+    """Up to `limit` due mails that nobody else has locked, under a lease.
+
+    A mail waits for the earlier ones to the same recipient about the same event: a late invitation must not undo
+    a cancellation.
+    """
+    earlier = aliased(InvitationMail)
+    is_behind = exists().where(
+        and_(
+            earlier.status == text("'pending'"),
+            earlier.calendar_id == _mail.calendar_id,
+            earlier.event_uid == _mail.event_uid,
+            earlier.recipient_key == _mail.recipient_key,
+            earlier.position < _mail.position,
+        )
+    )
+    due = (
+        select(_mail.id)
+        .where(_mail.status == text("'pending'"), _mail.next_attempt_at <= func.now(), ~is_behind)
+        .order_by(_mail.next_attempt_at, _mail.position)
+        .limit(limit)
+        .with_for_update(skip_locked=True, of=_mail)
+        .cte("due")
+    )
+    rows = await session.execute(
+        update(_mail)
+        .where(_mail.id.in_(select(due.c.id)))
+        .values(
+            lease_token=lease_token,
+            next_attempt_at=func.clock_timestamp() + lease_for,
+            attempt_count=_mail.attempt_count + 1,
+        )
+        .returning(
+            _mail.id,
+            _mail.lease_token,
+            _mail.method,
+            _mail.mailbox_id,
+            _mail.sender_email,
+            _mail.owner_email,
+            _mail.recipient_email,
+            _mail.mail,
+            _mail.attempt_count,
+            _mail.open_submits,
+            _mail.created_at,
+        )
+        .execution_options(synchronize_session=False)
+    )
+    return [DueMail(**row) for row in rows.mappings()]
+
+
+async def begin_submit(session: Session, mail_id: str, lease_token: str) -> bool:
+    """Notes that a submit is about to go out; False if the lease is lost, and nothing may be sent."""
+    found = await session.scalar(
+        update(_mail)
+        .where(_mail.id == mail_id, _mail.lease_token == lease_token, _mail.next_attempt_at > func.now())
+        .values(open_submits=_mail.open_submits + 1)
+        .returning(_mail.id)
+        .execution_options(synchronize_session=False)
+    )
+    return found is not None
+
+
+async def finish(
+    session: Session,
+    due: DueMail,
+    *,
+    status: str,
+    error: str | None,
+    messages_id: str | None,
+    open_submits: int,
+) -> bool:
+    """The last word on a mail; False if the lease is lost."""
+    return await _settle(
+        session,
+        due,
+        {
+            "status": status,
+            "last_error": error,
+            "messages_id": messages_id,
+            "open_submits": open_submits,
+            "mail": None,
+            "next_attempt_at": None,
+            "finished_at": func.clock_timestamp(),
+        },
+    )
+
+
+async def retry_later(
+    session: Session, due: DueMail, *, wait_seconds: float, error: str, open_submits: int
+) -> bool:
+    """Another attempt after `wait_seconds`; False if the lease is lost."""
+    return await _settle(
+        session,
+        due,
+        {
+            "last_error": error,
+            "open_submits": open_submits,
+            "next_attempt_at": func.clock_timestamp() + timedelta(seconds=wait_seconds),
+        },
+    )
+
+
+async def _settle(session: Session, due: DueMail, values: Mapping[str, Any]) -> bool:
+    settled = await session.scalar(
+        update(_mail)
+        .where(_mail.id == due.id, _mail.lease_token == due.lease_token)
+        .values(**values, lease_token=None, updated_at=func.clock_timestamp())
+        .returning(_mail.id)
+        .execution_options(synchronize_session=False)
+    )
+    return settled is not None
+
+
+_HOLD = text(
+    """
+    UPDATE invitation_mails SET next_attempt_at = now() + CAST(:wait AS interval)
+    WHERE id IN (
+        SELECT id FROM invitation_mails
+        WHERE status = 'pending' AND lease_token IS NULL AND mailbox_id IS NOT NULL
+          AND next_attempt_at < now() + CAST(:wait AS interval)
+        ORDER BY id
+        FOR UPDATE SKIP LOCKED
+    )
+    """
+)
+
+
+async def hold_messages(session: Session, *, wait_seconds: float) -> None:
+    """No mail through Messages before `wait_seconds` are over: it told us to wait, and counts by channel."""
+    await session.execute(_HOLD, {"wait": timedelta(seconds=wait_seconds)})

@@ -1,0 +1,49 @@
+"""Requests and answers about invitations (contract 4; docs/messages.md)."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from app.api.pages import ListQuery
+from app.api.schemas import OutputTime
+
+
+class InvitationsQuery(ListQuery):
+    pass
+
+
+class InvitationRecipient(BaseModel):
+    email: str
+    name: str | None
+
+
+class InvitationSender(BaseModel):
+    mailbox_id: str | None = Field(description="The Messages mailbox; null: sent by SMTP.")
+    email: str
+    name: str | None
+
+
+class InvitationRead(BaseModel):
+    """One mail to one person."""
+
+    id: str
+    method: Literal["REQUEST", "CANCEL", "REPLY"] = Field(
+        description="REQUEST: an invitation or its update; CANCEL; REPLY: a guest's answer, to the organizer."
+    )
+    status: Literal["pending", "sent", "failed", "unknown"] = Field(
+        description=(
+            "`sent`: handed over, delivery comes later. `failed`: never handed over, `last_error` says why. "
+            "`unknown`: handed over twice without an answer, so it is very likely on its way."
+        )
+    )
+    recipient: InvitationRecipient
+    sender: InvitationSender
+    sequence: int
+    recurrence_id: OutputTime | None = Field(description="Of a mail about one instance: its original start.")
+    message_id: str
+    attempt_count: int
+    last_error: str | None
+    next_attempt_at: OutputTime | None
+    finished_at: OutputTime | None
+    created_at: OutputTime
+    updated_at: OutputTime

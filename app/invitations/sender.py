@@ -1,0 +1,225 @@
+"""The worker's side of the outbox: each mail is claimed under a lease, and submitted with no transaction open.
+
+A submit can end without anybody knowing how: the answer is lost, or this process dies. Messages does not
+deduplicate, and cannot be asked. Such a mail is submitted once more after ten minutes, the very same bytes: for the
+receiver a twin has the same Message-ID, UID, SEQUENCE and DTSTAMP, and changes nothing; an invitation that never comes
+would. If that submit too ends in the dark, the mail is left as `unknown`, because then it has very likely
+been taken both times.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+from uuid import uuid4
+
+import structlog
+
+from app.core import metrics
+from app.core.clock import utcnow
+from app.core.db import Sessions, transaction
+from app.core.errors import AppError
+from app.invitations import repository
+from app.invitations.repository import DueMail
+from app.itip.build import same_address
+from app.messages.client import (
+    SUBMIT_WITHIN_SECONDS,
+    MailRefused,
+    MessagesThrottled,
+    MessagesUnavailable,
+)
+from app.messages.mailboxes import Messages
+from app.messages.smtp import SmtpFailed, send_by_smtp
+from app.settings import Settings
+
+log = structlog.get_logger()
+
+# Seconds after each failed attempt; the last wait is repeated until a day is over.
+RETRY_WAITS = (5.0, 30.0, 120.0, 600.0, 1800.0, 3600.0, 10_800.0, 21_600.0)
+GIVE_UP_AFTER = timedelta(days=1)
+# By then a Messages that was slow has finished, and its log shows whether the first one went out.
+_AFTER_LOST_ANSWER_SECONDS = 600.0
+_MOST_OPEN_SUBMITS = 2
+_JITTER = 0.1
+# Time to begin, to look up the mailbox, and for the submit.
+_LEASE_FOR = timedelta(seconds=SUBMIT_WITHIN_SECONDS + 90)
+_BEGIN_WITHIN_SECONDS = 30.0
+_SEND_WITHIN_SECONDS = SUBMIT_WITHIN_SECONDS + 20
+
+Result = Literal["sent", "failed", "retry", "throttled", "lost"]
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedMail:
+    """A due mail. `begin_by` is on the clock of `time.monotonic`."""
+
+    due: DueMail
+    begin_by: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    result: Result
+    error: str | None = None
+    retry_after: float = 0.0
+    messages_id: str | None = None
+
+
+class _NothingSent(Exception):
+    """What stopped a mail before its submit."""
+
+    def __init__(self, outcome: _Outcome) -> None:
+        super().__init__(outcome.error)
+        self.outcome = outcome
+
+
+class MailSender:
+    """`claim`, then `handle` each in a task of its own. Any number of them may run."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        sessions: Sessions,
+        messages: Messages,
+        retry_waits: Sequence[float] = RETRY_WAITS,
+    ) -> None:
+        self._settings = settings
+        self._sessions = sessions
+        self._messages = messages
+        self._retry_waits = retry_waits
+
+    async def claim(self, limit: int) -> list[ClaimedMail]:
+        """Up to `limit` mails to send now."""
+        begin_by = time.monotonic() + _BEGIN_WITHIN_SECONDS
+        async with transaction(self._sessions) as session:
+            due = await repository.claim_due(
+                session, limit=limit, lease_token=uuid4().hex, lease_for=_LEASE_FOR
+            )
+        return [ClaimedMail(mail, begin_by) for mail in due]
+
+    async def handle(self, claimed: ClaimedMail) -> None:
+        """One attempt. Raises nothing for the fault of Messages or of a mail server."""
+        due = claimed.due
+        if time.monotonic() > claimed.begin_by:
+            # This process was held up for so long that the attempt could outlast the lease.
+            log.warning("mail_too_late", mail_id=due.id)
+            return
+        if due.open_submits >= _MOST_OPEN_SUBMITS:
+            await self._settle(due, _Outcome("lost", "No submit of this mail was answered."))
+            return
+        try:
+            await self._check(due)
+        except _NothingSent as stop:
+            await self._settle(due, stop.outcome)
+            return
+        async with transaction(self._sessions) as session:
+            is_ours = await repository.begin_submit(session, due.id, due.lease_token)
+        if not is_ours:
+            log.warning("mail_lease_lost", mail_id=due.id)
+            return
+        try:
+            async with asyncio.timeout(_SEND_WITHIN_SECONDS):
+                outcome = await (self._submit(due) if due.mailbox_id is not None else self._send_by_smtp(due))
+        except TimeoutError:
+            outcome = _Outcome("lost", "The mail was not taken in time.")
+        await self._settle(due, outcome)
+
+    async def _check(self, due: DueMail) -> None:
+        """The owner may still send from the mailbox. Raises _NothingSent.
+
+        Messages itself checks no user's role (contract/messages.md).
+        """
+        if due.mailbox_id is None:
+            if self._settings.smtp_url is None:
+                raise _NothingSent(_Outcome("retry", "SMTP_URL is not set any more."))
+            return
+        try:
+            mailboxes = await self._messages.list_mailboxes(due.owner_email)
+        except MessagesThrottled as err:
+            raise _NothingSent(_Outcome("throttled", err.message, err.retry_after)) from None
+        except AppError as err:
+            raise _NothingSent(_Outcome("retry", err.message)) from None
+        mailbox = next((box for box in mailboxes if box.mailbox_id == due.mailbox_id), None)
+        if mailbox is None or not mailbox.can_send:
+            reason = f"{due.owner_email} may not send from the mailbox {due.sender_email} any more."
+            raise _NothingSent(_Outcome("failed", reason))
+        if not same_address(mailbox.email, due.sender_email):
+            reason = f"The mailbox's address is not {due.sender_email} any more."
+            raise _NothingSent(_Outcome("failed", reason))
+
+    async def _submit(self, due: DueMail) -> _Outcome:
+        assert due.mailbox_id is not None
+        try:
+            messages_id = await self._messages.client.submit(due.mailbox_id, [due.recipient_email], due.mail)
+        except MessagesThrottled as err:
+            return _Outcome("throttled", err.message, err.retry_after)
+        except MessagesUnavailable as err:
+            return _Outcome("lost" if err.may_be_taken else "retry", err.message)
+        except MailRefused as err:
+            return _Outcome("failed", err.message)
+        except AppError as err:  # refused, or switched off: the operator can mend that
+            return _Outcome("retry", err.message)
+        return _Outcome("sent", messages_id=messages_id)
+
+    async def _send_by_smtp(self, due: DueMail) -> _Outcome:
+        try:
+            await send_by_smtp(
+                self._settings, sender=due.sender_email, recipient=due.recipient_email, mail=due.mail
+            )
+        except SmtpFailed as err:
+            return _Outcome("failed" if err.is_final else "lost" if err.may_be_taken else "retry", str(err))
+        return _Outcome("sent")
+
+    async def _settle(self, due: DueMail, outcome: _Outcome) -> None:
+        """Writes what came of an attempt. `open_submits` of `due` is from before it."""
+        result: str = outcome.result
+        open_submits = due.open_submits
+        if result == "lost":
+            open_submits += 1
+            if open_submits >= _MOST_OPEN_SUBMITS:
+                result = "unknown"
+        elif result == "failed" and open_submits:
+            # An earlier submit may have gone through: then this is not a plain failure.
+            result = "unknown"
+        elif result in {"retry", "throttled"} and utcnow() - due.created_at >= GIVE_UP_AFTER:
+            result = "unknown" if open_submits else "failed"
+        error = outcome.error
+        async with transaction(self._sessions) as session:
+            if result in {"sent", "failed", "unknown"}:
+                settled = await repository.finish(
+                    session,
+                    due,
+                    status=result,
+                    error=error,
+                    messages_id=outcome.messages_id,
+                    open_submits=open_submits,
+                )
+            else:
+                settled = await repository.retry_later(
+                    session,
+                    due,
+                    wait_seconds=self._wait(due, outcome),
+                    error=error or "",
+                    open_submits=open_submits,
+                )
+        if outcome.result == "throttled":
+            async with transaction(self._sessions) as session:
+                await repository.hold_messages(session, wait_seconds=outcome.retry_after)
+        metrics.INVITATION_MAILS.labels(due.method, result).inc()
+        if not settled:
+            log.warning("mail_lease_lost", mail_id=due.id, outcome=result)
+        elif result == "sent":
+            log.info("mail_sent", mail_id=due.id, method=due.method)
+        else:
+            log.warning("mail_not_sent", mail_id=due.id, method=due.method, outcome=result, error=error)
+
+    def _wait(self, due: DueMail, outcome: _Outcome) -> float:
+        if outcome.result == "lost":
+            return _AFTER_LOST_ANSWER_SECONDS
+        place = min(due.attempt_count, len(self._retry_waits)) - 1
+        wait = self._retry_waits[place] * random.uniform(1, 1 + _JITTER)  # noqa: S311 - jitter
+        return max(wait, outcome.retry_after)

@@ -1,0 +1,242 @@
+"""Writing mails into the outbox, in the transaction that changes the event; and reading its log."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from app.calendar_events.service import CalendarEventNotFound
+from app.core.clock import isoformat, utcnow
+from app.core.db import AnySession, Session
+from app.core.errors import InvalidFields
+from app.core.ids import new_id
+from app.core.pagination import Page
+from app.invitations import repository
+from app.invitations.repository import Thread
+from app.invitations.schemas import InvitationRead, InvitationRecipient, InvitationSender, InvitationsQuery
+from app.itip.build import (
+    MOST_GUESTS_LISTED,
+    Method,
+    build_cancel,
+    build_reply,
+    build_request,
+    fold_address,
+    is_whole_cancel,
+)
+from app.itip.event import Guest, HostedEvent, Person
+from app.messages.mime import Mailing, compose, is_mail_address, make_message_id
+from app.messages.rendering import Kind, RsvpLinks, kind_of, render
+from app.models import InvitationMail
+
+__all__ = ["Method", "RsvpLinks", "Sender", "list_invitations", "queue_mails"]
+
+_PAGE_SIZE = 100
+# Composing takes up to 20 ms a mail: others get their turn in between, and the transaction is not idle for long.
+_WRITTEN_AT_ONCE = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """Who the mails come from. `mailbox_id` None: the way out by SMTP, with `email` of EMAIL_FROM.
+
+    `owner_email` is whose right to send is checked again before each mail, and the Reply-To of mails by SMTP.
+    """
+
+    mailbox_id: str | None
+    email: str
+    name: str | None
+    owner_email: str
+
+
+async def queue_mails(
+    session: Session,
+    *,
+    project_id: str,
+    calendar_id: str,
+    event_id: str,
+    event: HostedEvent,
+    method: Method,
+    recipients: Sequence[Guest | Person],
+    sender: Sender,
+    locale: str,
+    replying: Guest | None = None,
+    rsvp_links: Mapping[str, RsvpLinks] | None = None,
+) -> int:
+    """Writes one mail for each recipient, complete as it will be sent; how many. Ring the bell "mails" after the commit.
+
+    `locale`: the calendar's language, for recipients without one. `replying`: the guest who answered, for a REPLY.
+    `rsvp_links` go by the recipient's address as given. A CANCEL that reaches all of `event.guests` calls the event
+    off; to fewer people, it uninvites them. An address that comes twice gets one mail.
+    Raises InvalidFields (`attendees`) for an address that no mail can go to; ValueError for a REPLY without `replying`.
+    """
+    if method == "REPLY" and replying is None:
+        raise ValueError("a REPLY needs the guest who answered")
+    by_key: dict[str, Guest | Person] = {}
+    for person in recipients:
+        if not is_mail_address(person.email):
+            raise InvalidFields.one("attendees", f"{person.email[:100]!r} is not an e-mail address.")
+        by_key.setdefault(fold_address(person.email), person)
+    threads = await repository.load_threads(
+        session, calendar_id, event.uid, event.recurrence_id, list(by_key)
+    )
+    draft = _Draft(
+        event=event,
+        method=method,
+        recipients=tuple(by_key.values()),
+        sender=sender,
+        locale=locale,
+        replying=replying,
+        rsvp_links=rsvp_links or {},
+    )
+    everybody = [(key, person, threads.get(key)) for key, person in by_key.items()]
+    for start in range(0, len(everybody), _WRITTEN_AT_ONCE):
+        batch = everybody[start : start + _WRITTEN_AT_ONCE]
+        # In a thread: mails to hundreds of guests take seconds, and the server has others to serve.
+        mails = await asyncio.to_thread(draft.mails_to, batch)
+        rows = [
+            {
+                "id": new_id("msg"),
+                "project_id": project_id,
+                "calendar_id": calendar_id,
+                "event_id": event_id,
+                "event_uid": event.uid,
+                "recurrence_id": event.recurrence_id,
+                "method": method,
+                "sequence": event.sequence,
+                "recipient_key": key,
+                "recipient_email": person.email,
+                "recipient_name": person.name,
+                "mailbox_id": sender.mailbox_id,
+                "sender_email": sender.email,
+                "sender_name": sender.name,
+                "owner_email": sender.owner_email,
+                "message_id": message_id,
+                "thread_id": thread.first_message_id if thread is not None else None,
+                "mail": mail,
+            }
+            for (key, person, thread), (message_id, mail) in zip(batch, mails, strict=True)
+        ]
+        await repository.insert_mails(session, rows)
+    return len(by_key)
+
+
+class _Draft:
+    """What the mails of one change have in common. The same words are rendered once, whoever they go to."""
+
+    def __init__(
+        self,
+        *,
+        event: HostedEvent,
+        method: Method,
+        recipients: Sequence[Guest | Person],
+        sender: Sender,
+        locale: str,
+        replying: Guest | None,
+        rsvp_links: Mapping[str, RsvpLinks],
+    ) -> None:
+        self._event = event
+        self._method = method
+        self._sender = sender
+        self._locale = locale
+        self._replying = replying
+        self._links = rsvp_links
+        self._stamp = utcnow()
+        self._is_whole = method == "CANCEL" and is_whole_cancel(event, recipients)
+        self._common_ics: bytes | None = None
+        self._lists_all = len(event.guests) <= MOST_GUESTS_LISTED
+        if method == "REQUEST" and self._lists_all:
+            self._common_ics = build_request(event, stamp=self._stamp)
+        elif method == "REPLY" and replying is not None:
+            self._common_ics = build_reply(event, stamp=self._stamp, replying=replying)
+        elif self._is_whole and self._lists_all:
+            self._common_ics = build_cancel(event, stamp=self._stamp, uninvited=event.guests, is_whole=True)
+
+    def mails_to(
+        self, people: Sequence[tuple[str, Guest | Person, Thread | None]]
+    ) -> list[tuple[str, bytes]]:
+        return [self.mail_to(person, thread) for _, person, thread in people]
+
+    def mail_to(self, person: Guest | Person, thread: Thread | None) -> tuple[str, bytes]:
+        """The Message-ID and the complete mail."""
+        event, sender = self._event, self._sender
+        ics = self._common_ics or self._own_ics(person)
+        kind: Kind = kind_of(
+            self._method,
+            is_update=thread is not None and thread.last_method == "REQUEST",
+            is_whole=self._is_whole,
+        )
+        locale = person.locale if isinstance(person, Guest) and person.locale else self._locale
+        message_id = make_message_id(
+            sender.email,
+            event.uid,
+            isoformat(event.recurrence_id) if event.recurrence_id is not None else None,
+            fold_address(person.email),
+            event.sequence,
+            self._method,
+            # Two changes may share a SEQUENCE, and a guest may answer twice.
+            isoformat(self._stamp),
+            self._replying.email if self._replying is not None else None,
+        )
+        mail = compose(
+            Mailing(
+                sender_email=sender.email,
+                sender_name=sender.name,
+                recipient_email=person.email,
+                recipient_name=person.name,
+                reply_to=sender.owner_email if sender.mailbox_id is None else None,
+                message_id=message_id,
+                thread_id=thread.first_message_id if thread is not None else None,
+                date=self._stamp,
+                method=self._method,
+                ics=ics,
+                rendered=render(
+                    event,
+                    kind=kind,
+                    locale=locale,
+                    replying=self._replying,
+                    links=self._links.get(person.email),
+                ),
+            )
+        )
+        return message_id, mail
+
+    def _own_ics(self, person: Guest | Person) -> bytes:
+        """With this recipient as the only guest: of large events, and for who is uninvited, which is nobody else's business."""
+        if self._method == "CANCEL":
+            return build_cancel(self._event, stamp=self._stamp, uninvited=[person], is_whole=self._is_whole)
+        key = fold_address(person.email)
+        guests = tuple(guest for guest in self._event.guests if fold_address(guest.email) == key)
+        return build_request(replace(self._event, guests=guests), stamp=self._stamp)
+
+
+async def list_invitations(
+    session: AnySession, project_id: str, event_id: str, query: InvitationsQuery
+) -> Page[Any]:
+    """The mails about an event, newest first, 100 a page. Raises CalendarEventNotFound, BadQuery."""
+    if not await repository.find_event_project(session, project_id, event_id):
+        raise CalendarEventNotFound
+    page = await repository.list_mails(session, project_id, event_id, cursor=query.cursor, limit=_PAGE_SIZE)
+    return Page([_read(row) for row in page.rows], page.next, page.previous)
+
+
+def _read(row: InvitationMail) -> InvitationRead:
+    return InvitationRead.model_validate(
+        {
+            "id": row.id,
+            "method": row.method,
+            "status": row.status,
+            "recipient": InvitationRecipient(email=row.recipient_email, name=row.recipient_name),
+            "sender": InvitationSender(
+                mailbox_id=row.mailbox_id, email=row.sender_email, name=row.sender_name
+            ),
+            "sequence": row.sequence,
+            "recurrence_id": row.recurrence_id,
+            "message_id": row.message_id,
+            "attempt_count": row.attempt_count,
+            "last_error": row.last_error,
+            "next_attempt_at": row.next_attempt_at,
+            "finished_at": row.finished_at,
+            "created_at": row.created_at,
+            "updated_at": row.updated_at,
+        }
+    )

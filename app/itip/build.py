@@ -1,0 +1,261 @@
+"""iTIP objects (RFC 5546) for one recipient: REQUEST, CANCEL and REPLY of a hosted event. Pure: bytes out.
+
+What callers wrote cannot inject a line or a parameter: texts lose their control characters and are escaped by the
+icalendar library, recurrence lines are parsed and written anew. The library folds at 75 octets.
+"""
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Literal
+from zoneinfo import ZoneInfo
+
+from icalendar import Calendar, Event, vCalAddress, vRecur, vUri
+from icalendar.enums import CUTYPE, PARTSTAT, ROLE
+
+from app.itip.event import Guest, HostedEvent, Person
+from app.itip.timezones import named_zone
+from app.itip.values import Written, parse_time
+from app.itip.vtimezone import vtimezone
+from app.providers.base import ResponseStatus
+
+Method = Literal["REQUEST", "CANCEL", "REPLY"]
+
+_PRODUCT = "-//calbridge//calbridge//EN"
+_CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160), 0x2028, 0x2029])  # all but tab and LF
+_SCRIPT = re.compile(r"\b(javascript|vbscript|data):(?=\S)", re.IGNORECASE)
+_HTTP_URL = re.compile(r"https?://[^\s\"'<>\\^`{|}\x00-\x20\x7f]+", re.IGNORECASE)
+_RECURRENCE_LINE = re.compile(r"(RRULE|RDATE|EXDATE)((?:;[A-Z-]+=[^;:]+)*):(.+)", re.IGNORECASE)
+_TZID = re.compile(r";TZID=\"?([^;:\"]+)", re.IGNORECASE)
+_RULE_TEXT = re.compile(r"[A-Z0-9=;,+-]+")
+_PARTSTATS: dict[ResponseStatus, PARTSTAT] = {
+    "needs_action": PARTSTAT.NEEDS_ACTION,
+    "accepted": PARTSTAT.ACCEPTED,
+    "tentative": PARTSTAT.TENTATIVE,
+    "declined": PARTSTAT.DECLINED,
+}
+# Larger events list each guest alone: 500 mails with 500 guests each are 100 MB, and nobody reads them.
+MOST_GUESTS_LISTED = 100
+# The definition of a zone must hold for all instances; older ones than this nobody is invited to.
+_LAST_ZONE_YEAR = 2100
+
+
+def same_address(one: str, other: str) -> bool:
+    """Whether two addresses are one person's: case is folded for A-Z alone (contract/messages.md)."""
+    return fold_address(one) == fold_address(other)
+
+
+def fold_address(email: str) -> str:
+    """A-Z in lower case, everything else as it is."""
+    return "".join(char.lower() if "A" <= char <= "Z" else char for char in email)
+
+
+def clean_text(value: str | None) -> str:
+    """A text of several lines without control characters, and without addresses that run scripts."""
+    if not value:
+        return ""
+    lines = value.replace("\r\n", "\n").replace("\r", "\n").translate(_CONTROLS)
+    return _SCRIPT.sub(r"\1 ", lines).strip()
+
+
+def clean_line(value: str | None) -> str:
+    """The same on one line, for names, subjects and places."""
+    return " ".join(clean_text(value).split())
+
+
+def safe_url(value: str | None) -> str | None:
+    """The address if it is plainly http or https, else None: `javascript:` and the like never reach a mail."""
+    url = (value or "").strip()
+    return url if len(url) <= 2048 and _HTTP_URL.fullmatch(url) else None
+
+
+def is_whole_cancel(event: HostedEvent, recipients: Sequence[Guest | Person]) -> bool:
+    """Whether a CANCEL to `recipients` calls the event off, and does not only uninvite some of its guests."""
+    reached = {fold_address(person.email) for person in recipients}
+    return bool(event.guests) and all(fold_address(guest.email) in reached for guest in event.guests)
+
+
+def build_request(event: HostedEvent, *, stamp: datetime) -> bytes:
+    """An invitation, or the same event changed. `stamp`: the time of this message, aware."""
+    vevent = _vevent(event, stamp)
+    vevent.add("status", "CONFIRMED")
+    if not any(same_address(guest.email, event.organizer.email) for guest in event.guests):
+        # Without RSVP: the organizer is not asked.
+        host = _address(event.organizer.email, event.organizer.name)
+        host.params.update({"ROLE": ROLE.CHAIR, "PARTSTAT": PARTSTAT.ACCEPTED})
+        vevent.add("attendee", host)
+    for guest in event.guests:
+        vevent.add("attendee", _attendee(guest, with_rsvp=True))
+    return _calendar("REQUEST", event, vevent)
+
+
+def build_cancel(
+    event: HostedEvent, *, stamp: datetime, uninvited: Sequence[Guest | Person], is_whole: bool
+) -> bytes:
+    """The event (or instance) called off for `uninvited`. STATUS is CANCELLED only if it is so for all (RFC 5546 3.2.5)."""
+    vevent = _vevent(event, stamp)
+    if is_whole:
+        vevent.add("status", "CANCELLED")
+    for person in uninvited:
+        if isinstance(person, Guest):
+            vevent.add("attendee", _attendee(person, with_rsvp=False))
+        else:
+            vevent.add("attendee", _address(person.email, person.name))
+    return _calendar("CANCEL", event, vevent)
+
+
+def build_reply(event: HostedEvent, *, stamp: datetime, replying: Guest) -> bytes:
+    """A guest's answer: exactly one ATTENDEE, and the SEQUENCE that was answered (RFC 5546 3.2.3)."""
+    vevent = _vevent(event, stamp)
+    address = _address(replying.email, replying.name)
+    address.params["PARTSTAT"] = _PARTSTATS[replying.response_status]
+    vevent.add("attendee", address)
+    return _calendar("REPLY", event, vevent)
+
+
+def _calendar(method: Method, event: HostedEvent, vevent: Event) -> bytes:
+    calendar = Calendar()
+    calendar.add("prodid", _PRODUCT)
+    calendar.add("version", "2.0")
+    calendar.add("calscale", "GREGORIAN")
+    calendar.add("method", method)
+    if _is_zoned(event):
+        calendar.add_component(
+            vtimezone(event.timezone, min(_local(event, event.start).year, _LAST_ZONE_YEAR))
+        )
+    calendar.add_component(vevent)
+    text: bytes = calendar.to_ical()
+    return text
+
+
+def _vevent(event: HostedEvent, stamp: datetime) -> Event:
+    vevent = Event()
+    vevent.add("uid", clean_line(event.uid))
+    vevent.add("dtstamp", stamp.astimezone(UTC).replace(microsecond=0))
+    vevent.add("sequence", event.sequence)
+    vevent.add("dtstart", _moment(event, event.start))
+    vevent.add("dtend", _end(event))
+    if event.recurrence_id is not None:
+        vevent.add("recurrence-id", _moment(event, event.recurrence_id))
+    else:
+        for line in event.recurrence:
+            _add_recurrence(vevent, event, line)
+    vevent.add("summary", clean_line(event.name))
+    _add_place(vevent, event)
+    vevent.add("transp", "OPAQUE")
+    vevent.add("organizer", _address(event.organizer.email, event.organizer.name))
+    return vevent
+
+
+def _add_place(vevent: Event, event: HostedEvent) -> None:
+    """The meeting's address is in LOCATION and DESCRIPTION too: most clients do not show CONFERENCE."""
+    url = safe_url(event.meeting_url)
+    location = clean_line(event.location) or url
+    if location:
+        vevent.add("location", location)
+    description = clean_text(event.description)
+    if url and url not in description:
+        description = f"{description}\n\n{url}" if description else url
+    if description:
+        vevent.add("description", description)
+    if url:
+        conference = vUri(url)
+        conference.params.update({"VALUE": "URI", "FEATURE": ["AUDIO", "VIDEO"], "LABEL": "Join"})
+        vevent.add("conference", conference)
+
+
+def _address(email: str, name: str | None) -> vCalAddress:
+    address = vCalAddress(f"mailto:{''.join(clean_line(email).split())}")
+    shown = clean_line(name).replace('"', "'")
+    if shown:
+        address.params["CN"] = shown
+    return address
+
+
+def _attendee(guest: Guest, *, with_rsvp: bool) -> vCalAddress:
+    address = _address(guest.email, guest.name)
+    address.params["CUTYPE"] = CUTYPE.INDIVIDUAL
+    address.params["ROLE"] = ROLE.OPT_PARTICIPANT if guest.is_optional else ROLE.REQ_PARTICIPANT
+    address.params["PARTSTAT"] = _PARTSTATS[guest.response_status]
+    if with_rsvp:
+        address.params["RSVP"] = "TRUE"
+    return address
+
+
+# Times
+
+
+def _is_zoned(event: HostedEvent) -> bool:
+    """A series keeps its hour over a change of the clocks, so it is written in its zone; all else in UTC."""
+    is_of_series = bool(event.recurrence) or event.recurrence_id is not None
+    return is_of_series and not event.is_all_day and event.timezone != "UTC"
+
+
+def _local(event: HostedEvent, at: datetime) -> datetime:
+    return at.astimezone(ZoneInfo(event.timezone))
+
+
+def _moment(event: HostedEvent, at: datetime) -> date | datetime:
+    if event.is_all_day:
+        return _local(event, at).date()
+    if _is_zoned(event):
+        return _local(event, at)
+    return at.astimezone(UTC)
+
+
+def _end(event: HostedEvent) -> date | datetime:
+    """Exclusive; an all-day event has at least one day."""
+    if not event.is_all_day:
+        return _moment(event, event.end)
+    first = _local(event, event.start).date()
+    return max(_local(event, event.end).date(), first + timedelta(days=1))
+
+
+def _add_recurrence(vevent: Event, event: HostedEvent, line: str) -> None:
+    """One RRULE, RDATE or EXDATE line in the form that DTSTART has. Raises ValueError for anything else."""
+    match = _RECURRENCE_LINE.fullmatch(line.strip())
+    if match is None:
+        raise ValueError("not a recurrence line")
+    name, parameters, value = match[1].upper(), match[2], match[3].strip()
+    if name == "RRULE":
+        vevent.add("rrule", _rule(event, value.upper()))
+        return
+    zone = _TZID.search(parameters)
+    for text in value.split(","):
+        written = parse_time(text)
+        if written is None:
+            raise ValueError(f"{name} is not a list of times")
+        vevent.add(name, _in_form(event, written, zone[1] if zone else event.timezone))
+
+
+def _rule(event: HostedEvent, text: str) -> vRecur:
+    if not _RULE_TEXT.fullmatch(text):
+        raise ValueError("not a recurrence rule")
+    rule: vRecur = vRecur.from_ical(text)
+    parts = dict(part.partition("=")[::2] for part in text.split(";"))
+    if "UNTIL" in parts:
+        until = parse_time(parts["UNTIL"])
+        if until is None:
+            raise ValueError("UNTIL is not a time")
+        if until.is_date and not event.is_all_day:
+            # The whole of that day, in the event's zone.
+            until = until._replace(wall=datetime.combine(until.wall.date(), time(23, 59, 59)), is_date=False)
+        moment = _in_form(event, until, event.timezone)
+        # RFC 5545 3.3.10: in UTC, or a date where DTSTART is one.
+        rule["UNTIL"] = [moment.astimezone(UTC) if isinstance(moment, datetime) else moment]
+    return rule
+
+
+def _in_form(event: HostedEvent, written: Written, zone_name: str) -> date | datetime:
+    if event.is_all_day and written.is_date:
+        return written.wall.date()
+    if written.is_date:
+        # A date on an event with a time means that day's instance.
+        start = _local(event, event.start)
+        return _moment(event, datetime.combine(written.wall.date(), start.timetz()))
+    if written.is_utc:
+        return _moment(event, written.wall.replace(tzinfo=UTC))
+    zone = named_zone(zone_name)
+    if zone is None:
+        raise ValueError("a time zone is not known")
+    return _moment(event, written.wall.replace(tzinfo=zone.tzinfo))

@@ -1,0 +1,226 @@
+"""Answers to invitations that came by mail (iMIP, RFC 6047). Pure: bytes in, never an exception."""
+
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email import message_from_bytes
+from email.errors import MessageError
+from email.message import Message
+from email.utils import getaddresses, parsedate_to_datetime
+
+from app.itip.build import same_address
+from app.itip.components import Component, Line, normalize, split
+from app.itip.timezones import ZoneTable
+from app.itip.values import parse_time
+from app.providers.base import ResponseStatus, Unavailable
+
+LONGEST_CALENDAR_BYTES = 512 * 1024
+_LONGEST_MAIL_BYTES = 25 * 1024 * 1024
+_LONGEST_HEADER = 4_000
+_MOST_PARTS = 100
+_MOST_WORK = 2_000_000
+_LONGEST_VALUE = 1000
+_HIGHEST_SEQUENCE = 2**31 - 1
+
+_ADDRESS = re.compile(r"[!-~]{1,254}@[!-~]{1,254}")
+_CONTENT_TYPE = re.compile(rb"^content-type[ \t]*:[^\n]*(?:\n[ \t][^\n]*)*", re.IGNORECASE | re.MULTILINE)
+_METHOD = re.compile(rb"^METHOD[^:\n]*:[ \t]*(.*?)[ \t]*$", re.IGNORECASE | re.MULTILINE)
+_ANSWERS: dict[str, ResponseStatus] = {
+    "ACCEPTED": "accepted",
+    "TENTATIVE": "tentative",
+    "DECLINED": "declined",
+    "NEEDS-ACTION": "needs_action",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InboundReply:
+    """One guest's answer. Addresses are as written.
+
+    `recurrence_id`: the one instance that it is about, aware, UTC; if `recurrence_is_date`, the midnight (UTC) of
+    a date, which is to be read in the event's own zone. `dtstamp`: aware, UTC; the mail's Date if the answer has none.
+    `from_email` is the mail's only sender, and the same address as `attendee_email`. Nothing here is authenticated.
+    """
+
+    uid: str
+    recurrence_id: datetime | None
+    recurrence_is_date: bool
+    sequence: int
+    dtstamp: datetime
+    attendee_email: str
+    partstat: ResponseStatus
+    from_email: str
+    message_id: str | None
+    organizer_email: str | None
+
+
+def parse_reply(mail: bytes) -> InboundReply | None:
+    """The answer in an RFC 5322 message; None where there is none that counts (contract/messages.md).
+
+    Counts: the first text/calendar part with METHOD:REPLY, at most 512 KiB, in which the sender is an ATTENDEE.
+    An ORGANIZER may be missing (outlook.com leaves it out), and so may the SEQUENCE (0).
+    """
+    if len(mail) > _LONGEST_MAIL_BYTES or not _is_cheap(mail):
+        return None
+    # The library's parser raises anything for what nobody has ever sent before.
+    with suppress(
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        OverflowError,
+        MessageError,
+        Unavailable,
+    ):
+        return _read(message_from_bytes(mail))
+    return None
+
+
+def _is_cheap(mail: bytes) -> bool:
+    """Whether the library's parser will be done soon: it tries each line against the boundary of each open part, and
+    takes quadratic time for a long Content-Type.
+    """
+    text = mail.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    headers = [len(found[0]) for found in _CONTENT_TYPE.finditer(text)]
+    is_short = max(headers, default=0) <= _LONGEST_HEADER
+    return is_short and len(headers) <= _MOST_PARTS and len(headers) * text.count(b"\n") <= _MOST_WORK
+
+
+def _read(message: Message) -> InboundReply | None:
+    from_email = _only_sender(message)
+    body = _first_reply(message)
+    if from_email is None or body is None:
+        return None
+    components = list(split(body))
+    events = [component for component in components if component.name == "VEVENT"]
+    if not events:
+        return None
+    zones = ZoneTable(component for component in components if component.name == "VTIMEZONE")
+    # An answer to a series may list instances beside it; the series itself goes first.
+    chosen = next((event for event in events if _find(event, "RECURRENCE-ID") is None), events[0])
+    return _answer(chosen, zones, message, from_email)
+
+
+def _only_sender(message: Message) -> str | None:
+    """The address in From, if it is exactly one."""
+    headers = [str(value) for value in message.get_all("From", [])]
+    if len(headers) != 1 or len(headers[0]) > _LONGEST_HEADER:
+        return None
+    found = [address for _, address in getaddresses(headers) if address]
+    if len(found) != 1 or not _ADDRESS.fullmatch(found[0]):
+        return None
+    return found[0]
+
+
+def _first_reply(message: Message) -> bytes | None:
+    """The unfolded text of the first calendar part whose METHOD is REPLY."""
+    for number, part in enumerate(message.walk()):
+        if number >= _MOST_PARTS:
+            return None
+        if part.get_content_type() != "text/calendar" or part.is_multipart():
+            continue
+        payload = part.get_payload(decode=True)
+        if not isinstance(payload, bytes) or len(payload) > LONGEST_CALENDAR_BYTES:
+            continue
+        try:
+            body = normalize(_as_utf8(payload, part.get_content_charset()))
+        except Unavailable:
+            continue
+        methods = {method.upper() for method in _METHOD.findall(body)}
+        if methods == {b"REPLY"}:
+            return body
+    return None
+
+
+def _as_utf8(payload: bytes, charset: str | None) -> bytes:
+    if charset in {None, "utf-8", "us-ascii"}:
+        return payload
+    try:
+        return payload.decode(charset or "utf-8", "replace").encode()
+    except (LookupError, ValueError):
+        return payload
+
+
+def _answer(event: Component, zones: ZoneTable, message: Message, from_email: str) -> InboundReply | None:
+    uid = _text(event, "UID")
+    attendee = _own_attendee(event, from_email)
+    dtstamp = _dtstamp(event, message)
+    if uid is None or attendee is None or dtstamp is None:
+        return None
+    partstat = _ANSWERS.get((attendee.parameter("PARTSTAT") or "").strip().upper())
+    written = _find(event, "RECURRENCE-ID")
+    recurrence_id, is_date = _instance(written, zones) if written is not None else (None, False)
+    if partstat is None or (written is not None and recurrence_id is None):
+        # An answer to an instance that cannot be told must not become one to the series.
+        return None
+    organizer = _find(event, "ORGANIZER")
+    return InboundReply(
+        uid=uid,
+        recurrence_id=recurrence_id,
+        recurrence_is_date=is_date,
+        sequence=_sequence(event),
+        dtstamp=dtstamp,
+        attendee_email=_mailto(attendee),
+        partstat=partstat,
+        from_email=from_email,
+        message_id=_message_id(message),
+        organizer_email=_mailto(organizer) or None if organizer is not None else None,
+    )
+
+
+def _find(event: Component, name: str) -> Line | None:
+    return next((line for line in event.lines() if line.name == name), None)
+
+
+def _text(event: Component, name: str) -> str | None:
+    line = _find(event, name)
+    return line.text if line is not None and 0 < len(line.text) <= _LONGEST_VALUE else None
+
+
+def _own_attendee(event: Component, from_email: str) -> Line | None:
+    attendees: Sequence[Line] = [line for line in event.lines() if line.name == "ATTENDEE"]
+    return next((line for line in attendees if same_address(_mailto(line), from_email)), None)
+
+
+def _mailto(line: Line) -> str:
+    value = line.value.strip()
+    return value[7:].strip() if value[:7].lower() == "mailto:" else value
+
+
+def _sequence(event: Component) -> int:
+    text = (_text(event, "SEQUENCE") or "0").strip()
+    return min(int(text), _HIGHEST_SEQUENCE) if text.isascii() and text.isdigit() and len(text) < 20 else 0
+
+
+def _dtstamp(event: Component, message: Message) -> datetime | None:
+    """DTSTAMP, which is in UTC (RFC 5545 3.8.7.2); the mail's own Date where it is missing."""
+    written = parse_time(_text(event, "DTSTAMP") or "")
+    if written is not None and not written.is_date:
+        return written.wall.replace(tzinfo=UTC)
+    try:
+        at = parsedate_to_datetime(str(message.get("Date", "")))
+    except (ValueError, OverflowError):
+        return None
+    # "-0000" as zone makes the parser return a naive time; it is UTC all the same.
+    return at.replace(tzinfo=at.tzinfo or UTC).astimezone(UTC)
+
+
+def _instance(line: Line, zones: ZoneTable) -> tuple[datetime | None, bool]:
+    written = parse_time(line.value)
+    if written is None:
+        return None, False
+    if written.is_date or written.is_utc:
+        return written.wall.replace(tzinfo=UTC), written.is_date
+    name = line.parameter("TZID")
+    zone = zones.find(name) if name else zones.calendar
+    if zone is None:
+        return None, False
+    return written.wall.replace(tzinfo=zone.tzinfo).astimezone(UTC), False
+
+
+def _message_id(message: Message) -> str | None:
+    value = str(message.get("Message-ID", "")).strip()
+    return value if value and len(value) <= _LONGEST_VALUE and value.isprintable() else None

@@ -1,0 +1,133 @@
+"""VTIMEZONE definitions as Outlook wants them: a yearly RRULE with BYDAY that begins in 1970 (providers.md C.4)."""
+
+import calendar
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
+from typing import NamedTuple
+from zoneinfo import ZoneInfo
+
+from icalendar import Timezone, TimezoneDaylight, TimezoneStandard
+
+_DAYS = ("MO", "TU", "WE", "TH", "FR", "SA", "SU")
+# So many years must follow one rule. Rules such as "the Friday before the last Sunday" look like one for a while.
+_YEARS = 12
+_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - on the wall of the zone
+
+
+class _Change(NamedTuple):
+    """`wall`: the local time before the change, naive."""
+
+    wall: datetime
+    before: timedelta
+    after: timedelta
+    name: str
+
+
+@lru_cache(maxsize=256)
+def vtimezone(name: str, first_year: int) -> Timezone:
+    """The definition of an IANA zone, right from `first_year` on; about 400 bytes.
+
+    A zone whose changes follow no yearly rule (Morocco, Israel) has them listed for twelve years.
+    The answer is shared: do not change it.
+    """
+    zone = ZoneInfo(name)
+    changes = [list(_changes(zone, year)) for year in range(first_year, first_year + _YEARS)]
+    if not any(changes):
+        at = datetime(first_year, 1, 1, tzinfo=zone)
+        return _definition(
+            name, [_block(_Change(_EPOCH, _offset(at), _offset(at), at.tzname() or name), None)]
+        )
+    rules = _yearly_rules(changes)
+    if rules is None:
+        first, last = date(first_year, 1, 1), date(first_year + _YEARS, 1, 1)
+        return Timezone.from_tzinfo(zone, name, first, last)
+    return _definition(name, [_block(change, rule) for change, rule in rules])
+
+
+def _offset(at: datetime) -> timedelta:
+    return at.utcoffset() or timedelta(0)
+
+
+def _changes(zone: ZoneInfo, year: int) -> Iterator[_Change]:
+    """The changes of offset within a year, found between the midnights (UTC) of its days."""
+    start = datetime(year, 1, 1, tzinfo=UTC)
+    end = datetime(year + 1, 1, 1, tzinfo=UTC)
+    while start < end:
+        low, high = start, start + timedelta(days=1)
+        start = high
+        before = _offset(low.astimezone(zone))
+        if before == _offset(high.astimezone(zone)):
+            continue
+        while high - low > timedelta(seconds=1):
+            middle = (low + (high - low) / 2).replace(microsecond=0)
+            if middle in (low, high):
+                break
+            if _offset(middle.astimezone(zone)) == before:
+                low = middle
+            else:
+                high = middle
+        after = high.astimezone(zone)
+        yield _Change(
+            (high + before).replace(tzinfo=None), before, _offset(after), after.tzname() or str(zone)
+        )
+
+
+def _yearly_rules(changes: list[list[_Change]]) -> list[tuple[_Change, str]] | None:
+    """The two changes of a year, moved to 1970, each with its RRULE; None if the years differ."""
+    if any(len(of_year) != 2 for of_year in changes):
+        return None
+    rules = []
+    for first, *others in zip(*changes, strict=True):
+        places = _places(first.wall)
+        for other in others:
+            if (other.before, other.after, other.wall.time()) != (
+                first.before,
+                first.after,
+                first.wall.time(),
+            ):
+                return None
+            places &= _places(other.wall)
+        if not places:
+            return None
+        month, nth, weekday = min(places, key=lambda place: place[1])
+        rule = f"FREQ=YEARLY;BYMONTH={month};BYDAY={nth}{_DAYS[weekday]}"
+        in_1970 = datetime.combine(_date_of(1970, month, nth, weekday), first.wall.time())
+        rules.append((first._replace(wall=in_1970), rule))
+    return rules
+
+
+def _places(wall: datetime) -> set[tuple[int, int, int]]:
+    """(month, nth, weekday) readings of a date: the last Sunday may be the fourth too."""
+    length = calendar.monthrange(wall.year, wall.month)[1]
+    places = {(wall.month, (wall.day - 1) // 7 + 1, wall.weekday())}
+    if wall.day + 7 > length:
+        places.add((wall.month, -1, wall.weekday()))
+    return places
+
+
+def _date_of(year: int, month: int, nth: int, weekday: int) -> date:
+    length = calendar.monthrange(year, month)[1]
+    days = [day for day in range(1, length + 1) if date(year, month, day).weekday() == weekday]
+    return date(year, month, days[nth - 1 if nth > 0 else nth])
+
+
+def _block(change: _Change, rule: str | None) -> TimezoneStandard | TimezoneDaylight:
+    # By the offset and not by tzinfo.dst(): Dublin's summer time is its standard time there.
+    block = TimezoneDaylight() if change.after > change.before else TimezoneStandard()
+    block.add("dtstart", change.wall)
+    block.add("tzoffsetfrom", change.before)
+    block.add("tzoffsetto", change.after)
+    block.add("tzname", change.name)
+    if rule is not None:
+        parts = (part.partition("=") for part in rule.split(";"))
+        block.add("rrule", {key: value for key, _, value in parts})
+    return block
+
+
+def _definition(name: str, blocks: list[TimezoneStandard | TimezoneDaylight]) -> Timezone:
+    definition = Timezone()
+    definition.add("tzid", name)
+    for block in blocks:
+        definition.add_component(block)
+    return definition

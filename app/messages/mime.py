@@ -1,0 +1,135 @@
+"""Complete mails: RFC 5322 bytes with CRLF, for one recipient each (contract/messages.md, RFC 6047)."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from email.headerregistry import Address
+from email.message import EmailMessage, MIMEPart
+from email.policy import SMTP
+from functools import lru_cache
+
+from app.itip.build import Method, clean_line, fold_address
+from app.messages.rendering import Rendered
+
+# Display names and subjects are cut: clients show less anyway.
+_LONGEST_NAME = 120
+_LONGEST_SUBJECT = 200
+# The standard library folds a longer Message-ID into something that is none.
+_LONGEST_ID_DOMAIN = 30
+_LONGEST_ADDRESS = 254
+
+_ADDRESS = re.compile(
+    r"(?=.{1,64}@)[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*"
+    r"@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)*[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mailing:
+    """What a mail consists of. `thread_id`: the Message-ID of the first mail about the event, if this is a later one."""
+
+    sender_email: str
+    sender_name: str | None
+    recipient_email: str
+    recipient_name: str | None
+    reply_to: str | None
+    message_id: str
+    thread_id: str | None
+    date: datetime
+    method: Method
+    ics: bytes
+    rendered: Rendered
+
+
+def is_mail_address(value: str) -> bool:
+    """Whether this is a bare ASCII address (RFC 5321 4.1.2, without quoted local parts and address literals).
+
+    Messages drops what it cannot parse without a word, so nothing else is ever handed to it.
+    """
+    return len(value) <= _LONGEST_ADDRESS and _ADDRESS.fullmatch(value) is not None
+
+
+def make_message_id(sender_email: str, *parts: str | int | None) -> str:
+    """`<digest@sender's domain>`: the same for the same parts, so that receivers can drop a twin."""
+    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).hexdigest()[:32]
+    domain = sender_email.rpartition("@")[2].lower()
+    while len(domain) > _LONGEST_ID_DOMAIN and "." in domain:
+        domain = domain.partition(".")[2]
+    return f"<{digest}@{domain[-_LONGEST_ID_DOMAIN:].lstrip('-.')}>"
+
+
+def compose(mailing: Mailing) -> bytes:
+    """mixed( alternative( text/plain, text/html, text/calendar ), invite.ics ), as Outlook and Gmail want it.
+
+    Raises ValueError for an address that is none.
+    """
+    mail = EmailMessage(policy=SMTP)
+    mail["From"] = _mailbox(mailing.sender_email, mailing.sender_name)
+    mail["To"] = _mailbox(mailing.recipient_email, mailing.recipient_name)
+    if mailing.reply_to is not None and fold_address(mailing.reply_to) != fold_address(mailing.sender_email):
+        mail["Reply-To"] = _mailbox(mailing.reply_to, None)
+    mail["Subject"] = clean_line(mailing.rendered.subject)[:_LONGEST_SUBJECT]
+    mail["Date"] = mailing.date
+    mail["Message-ID"] = mailing.message_id
+    if mailing.thread_id is not None:
+        mail["In-Reply-To"] = mailing.thread_id
+        mail["References"] = mailing.thread_id
+    mail["Auto-Submitted"] = "auto-generated"
+
+    mail["MIME-Version"] = "1.0"
+    mail["Content-Class"] = "urn:content-classes:calendarmessage"
+    mail["Content-Language"] = mailing.rendered.language
+
+    # "=_" is in no base64 and no quoted-printable text, so these stand nowhere else in the mail.
+    digest = mailing.message_id.strip("<>").partition("@")[0]
+    outer, inner = f"=_mixed_{digest}", f"=_alternative_{digest}"
+    calendar, attachment = _calendar_parts(mailing.ics, mailing.method)
+    texts = [_text_part(mailing.rendered.text), _html_part(mailing.rendered.html), calendar]
+    alternative = f'Content-Type: multipart/alternative;\r\n boundary="{inner}"\r\n\r\n'.encode()
+    mail["Content-Type"] = f'multipart/mixed; boundary="{outer}"'
+    header = b"".join(SMTP.fold_binary(name, value) for name, value in mail.raw_items())
+    return header + b"\r\n" + _multipart(outer, [alternative + _multipart(inner, texts), attachment])
+
+
+def _multipart(boundary: str, parts: Sequence[bytes]) -> bytes:
+    """RFC 2046 5.1.1. Put together here and not by the library, which would encode the guests' list anew for each guest."""
+    mark = f"--{boundary}".encode()
+    return b"".join(mark + b"\r\n" + part + b"\r\n" for part in parts) + mark + b"--\r\n"
+
+
+def _text_part(text: str) -> bytes:
+    part = MIMEPart(policy=SMTP)
+    part.set_content(text, cte="quoted-printable")
+    return part.as_bytes()
+
+
+def _html_part(html: str) -> bytes:
+    part = MIMEPart(policy=SMTP)
+    part.set_content(html, subtype="html", cte="base64")
+    return part.as_bytes()
+
+
+@lru_cache(maxsize=8)
+def _calendar_parts(ics: bytes, method: Method) -> tuple[bytes, bytes]:
+    """The part for calendar programs, and the same bytes as an attachment. Base64: no relay touches a line of it."""
+    calendar = MIMEPart(policy=SMTP)
+    calendar.set_content(ics.decode(), subtype="calendar", cte="base64", params={"method": method})
+    # As application/ics: a second text/calendar part makes some clients ask twice.
+    attachment = MIMEPart(policy=SMTP)
+    attachment.set_content(
+        ics,
+        maintype="application",
+        subtype="ics",
+        disposition="attachment",
+        filename="invite.ics",
+        params={"name": "invite.ics", "method": method},
+    )
+    return calendar.as_bytes(), attachment.as_bytes()
+
+
+def _mailbox(email: str, name: str | None) -> Address:
+    if not is_mail_address(email):
+        raise ValueError("not a mail address")
+    return Address(display_name=clean_line(name)[:_LONGEST_NAME], addr_spec=email)

@@ -1,0 +1,75 @@
+"""The way out for calendars without a mailbox: SMTP_URL, by aiosmtplib."""
+
+from email.utils import parseaddr
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import aiosmtplib
+
+from app.settings import Settings
+
+_WITHIN_SECONDS = 30.0
+
+
+class SmtpFailed(Exception):
+    """`is_final`: another attempt is of no use. `may_be_taken`: the mail went out whole, its answer is missing."""
+
+    def __init__(self, message: str, *, is_final: bool = False, may_be_taken: bool = False) -> None:
+        super().__init__(message)
+        self.is_final = is_final
+        self.may_be_taken = may_be_taken
+
+
+def smtp_client(smtp_url: str, *, timeout: float = _WITHIN_SECONDS) -> aiosmtplib.SMTP:
+    """Not connected yet. `smtp://user:pass@host:port?starttls=true`, or `smtps://` for TLS from the first byte.
+
+    Raises ValueError for an address that is none.
+    """
+    url = urlsplit(smtp_url)
+    if url.scheme not in {"smtp", "smtps"} or not url.hostname:
+        raise ValueError("SMTP_URL must look like smtp://user:password@host:587?starttls=true")
+    return aiosmtplib.SMTP(
+        hostname=url.hostname,
+        port=url.port,
+        username=unquote(url.username) if url.username else None,
+        password=unquote(url.password) if url.password else None,
+        use_tls=url.scheme == "smtps",
+        start_tls=parse_qs(url.query).get("starttls", ["false"])[-1].lower() == "true",
+        timeout=timeout,
+    )
+
+
+def smtp_from(settings: Settings) -> tuple[str, str | None] | None:
+    """(address, display name or None) of EMAIL_FROM, if the way out by SMTP is set up."""
+    if settings.smtp_url is None or settings.email_from is None:
+        return None
+    name, address = parseaddr(settings.email_from)
+    return address, name or None
+
+
+async def send_by_smtp(settings: Settings, *, sender: str, recipient: str, mail: bytes) -> str:
+    """Hands over one mail; what the server answered. Raises SmtpFailed."""
+    if settings.smtp_url is None:
+        raise SmtpFailed("SMTP_URL is not set any more.")
+    try:
+        client = smtp_client(settings.smtp_url.get_secret_value())
+    except ValueError as err:
+        raise SmtpFailed(f"{err}.") from None
+    is_written = False
+    try:
+        async with client:
+            await client.mail(sender)
+            await client.rcpt(recipient)
+            is_written = True
+            answer = await client.data(mail)
+            is_written = False
+            return answer.message
+    except aiosmtplib.SMTPAuthenticationError as err:
+        # The operator can mend this while the mail waits.
+        problem, is_final, may_be_taken = f"refuses our credentials ({err.code})", False, False
+    except aiosmtplib.SMTPRecipientRefused as err:
+        problem, is_final, may_be_taken = f"refuses the recipient ({err.code})", err.code >= 500, False
+    except aiosmtplib.SMTPResponseException as err:
+        problem, is_final, may_be_taken = f"refuses the mail ({err.code})", err.code >= 500, False
+    except (aiosmtplib.SMTPException, OSError, ValueError) as err:
+        problem, is_final, may_be_taken = f"broke off ({type(err).__name__})", False, is_written
+    raise SmtpFailed(f"The mail server {problem}.", is_final=is_final, may_be_taken=may_be_taken)

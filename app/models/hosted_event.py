@@ -1,0 +1,58 @@
+"""Events of local calendars as their owner wrote them, and which mailed replies were taken in already."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ForeignKey, Index, LargeBinary, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.models.base import Base, CreatedAt, PublicId
+
+
+class HostedEvent(Base):
+    """One entry (app/hosted/entries.py): an event or series (`slot` is ''), or one changed instance of a series.
+
+    What applications see are rows of calendar_events, written along with it. `attendees`: a list of what
+    `attendee_to_json` gives. `ends_at`: when the event is over for good; null: never. `expand_at`: when a series is to
+    be expanded further; null: not needed. Both belong to the event or series and not to its changed instances.
+    """
+
+    __tablename__ = "hosted_events"
+    __table_args__ = (
+        Index("ix_hosted_events_expand_at", "expand_at", postgresql_where=text("expand_at IS NOT NULL")),
+    )
+
+    uid: Mapped[str] = mapped_column(primary_key=True)
+    slot: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[PublicId]
+    calendar_id: Mapped[PublicId] = mapped_column(ForeignKey("calendars.id", ondelete="CASCADE"), index=True)
+    sequence: Mapped[int]
+    name: Mapped[str]
+    description: Mapped[str | None]
+    location: Mapped[str | None]
+    meeting_url: Mapped[str | None]
+    start_time: Mapped[datetime]
+    end_time: Mapped[datetime]
+    is_all_day: Mapped[bool]
+    timezone: Mapped[str]
+    rrule: Mapped[str | None]
+    recurrence_id: Mapped[datetime | None]
+    attendees: Mapped[list[Any]] = mapped_column(JSONB)
+    is_cancelled: Mapped[bool]
+    ends_at: Mapped[datetime | None]
+    expand_at: Mapped[datetime | None]
+    created_at: Mapped[CreatedAt]
+    updated_at: Mapped[CreatedAt]
+
+
+class InboundReply(Base):
+    """A mailed reply that was taken in: Messages may bring a mail more than once. Kept for some weeks."""
+
+    __tablename__ = "inbound_replies"
+
+    calendar_id: Mapped[PublicId] = mapped_column(
+        ForeignKey("calendars.id", ondelete="CASCADE"), primary_key=True
+    )
+    message_id_sha256: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
+    received_at: Mapped[CreatedAt] = mapped_column(index=True)

@@ -1,0 +1,71 @@
+"""The outbox of mails: one row for each mail to one recipient, kept on as the log."""
+
+from datetime import datetime
+
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, LargeBinary, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.models.base import Base, CreatedAt, PublicId
+
+
+class InvitationMail(Base):
+    """One invitation, update, cancellation or answer. `mail` is the complete message, the same on every attempt.
+
+    `event_id` is no foreign key: the log outlives the event. `mailbox_id` is null for the way out by SMTP.
+    `position` orders the mails: of those to one recipient about one event none overtakes another.
+    `thread_id` is the Message-ID of the first of them.
+
+    A pending row is due when `next_attempt_at` has come. The worker that claims it sets `lease_token` and puts
+    `next_attempt_at` at the lease's end: if the worker dies, the row is due again then. A finished row has neither,
+    and no `mail` any more. `open_submits` counts the submits of which nobody knows how they ended: it is raised
+    before a submit, and lowered by an answer. With two of them the row ends as `unknown` (docs/messages.md).
+    """
+
+    __tablename__ = "invitation_mails"
+    __table_args__ = (
+        CheckConstraint("method IN ('REQUEST', 'CANCEL', 'REPLY')", name="method"),
+        CheckConstraint("status IN ('pending', 'sent', 'failed', 'unknown')", name="status"),
+        CheckConstraint("(status = 'pending') = (next_attempt_at IS NOT NULL)", name="pending_is_due"),
+        CheckConstraint("(status = 'pending') = (mail IS NOT NULL)", name="pending_has_mail"),
+        Index("ix_invitation_mails_due", "next_attempt_at", postgresql_where=text("status = 'pending'")),
+        Index(
+            "ix_invitation_mails_pending_of_recipient",
+            "calendar_id",
+            "event_uid",
+            "recipient_key",
+            "position",
+            postgresql_where=text("status = 'pending'"),
+        ),
+        Index("ix_invitation_mails_thread", "calendar_id", "event_uid", "recipient_key", "position"),
+        Index("ix_invitation_mails_log", "event_id", "created_at", "id"),
+    )
+
+    id: Mapped[PublicId] = mapped_column(primary_key=True)
+    position: Mapped[int] = mapped_column(BigInteger, Identity(always=True))
+    project_id: Mapped[PublicId]
+    calendar_id: Mapped[PublicId] = mapped_column(ForeignKey("calendars.id", ondelete="CASCADE"))
+    event_id: Mapped[PublicId]
+    event_uid: Mapped[str]
+    recurrence_id: Mapped[datetime | None]
+    method: Mapped[str]
+    sequence: Mapped[int]
+    recipient_key: Mapped[str]  # the address with A-Z folded
+    recipient_email: Mapped[str]
+    recipient_name: Mapped[str | None]
+    mailbox_id: Mapped[str | None]
+    sender_email: Mapped[str]
+    sender_name: Mapped[str | None]
+    owner_email: Mapped[str]
+    message_id: Mapped[str]
+    thread_id: Mapped[str | None]
+    mail: Mapped[bytes | None] = mapped_column(LargeBinary)
+    status: Mapped[str] = mapped_column(server_default="pending")
+    attempt_count: Mapped[int] = mapped_column(server_default="0")
+    open_submits: Mapped[int] = mapped_column(server_default="0")
+    next_attempt_at: Mapped[datetime | None]
+    lease_token: Mapped[str | None]
+    last_error: Mapped[str | None]
+    messages_id: Mapped[str | None]  # what Messages calls the mail
+    finished_at: Mapped[datetime | None]
+    created_at: Mapped[CreatedAt]
+    updated_at: Mapped[CreatedAt]

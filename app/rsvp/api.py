@@ -1,0 +1,238 @@
+"""The RSVP page, and the address that mailed replies are posted to (contract 8).
+
+GET and HEAD change nothing, and there is no script: scanners follow links, and some run scripts. The click POSTs.
+"""
+
+import base64
+import hashlib
+from functools import lru_cache
+from typing import Annotated, Any
+
+from fastapi import APIRouter, BackgroundTasks, Header, Request, Response
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+from starlette.datastructures import FormData
+from starlette.exceptions import HTTPException
+
+from app.api.deps import AppState, DbReadSession, DbSession, State, find_project_id
+from app.api.schemas import responses
+from app.core.errors import Unauthorized
+from app.hosted.service import Hosting, organizer_of
+from app.messages.rendering import Language, language_of, repeats_text, when_text
+from app.rsvp import service
+from app.rsvp.limits import RETRY_AFTER_SECONDS
+from app.rsvp.schemas import ACTIONS, STATUS_CODES, Action, InboundAnswer, Page
+from app.rsvp.service import Source, messages_source
+from app.rsvp.texts import TEXTS
+
+router = APIRouter(tags=["rsvp"])
+
+_HTML = {"content": {"text/html": {"schema": {"type": "string"}}}}
+_PAGES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The page", **_HTML},
+    400: {"description": "A bad link", **_HTML},
+    403: {"description": "No longer invited", **_HTML},
+    410: {"description": "Cancelled, over or expired", **_HTML},
+    429: {"description": "Too many requests", **_HTML},
+}
+_MOST_FORM_BYTES = 16_384
+
+
+@router.get("/rsvp/", operation_id="show_rsvp", response_class=Response, responses=_PAGES)
+@router.head("/rsvp/", include_in_schema=False)
+async def show_rsvp(
+    request: Request, state: AppState, session: DbReadSession, token: str = "", action: str = ""
+) -> Response:
+    """What will be answered, and the button that answers it. Changes nothing."""
+    if not await state.rsvp_limiter.allows(_address(request)):
+        return _too_many(request)
+    page = await service.show(session, Hosting(state.settings), token, action)
+    return _render(page, _language(request))
+
+
+@router.post("/rsvp/", operation_id="answer_rsvp", response_class=Response, responses=_PAGES)
+async def answer_rsvp(
+    request: Request, state: AppState, session: DbSession, background_tasks: BackgroundTasks
+) -> Response:
+    """Records the answer of the form: `token` and `action`. The last answer wins."""
+    if not await state.rsvp_limiter.allows(_address(request)):
+        return _too_many(request)
+    form = await _form(request)
+    token, action = form.get("token"), form.get("action")
+    if not isinstance(token, str) or not isinstance(action, str):
+        return _render(Page(kind="bad_link"), _language(request))
+    page = await service.answer(session, Hosting(state.settings), token, action)
+    background_tasks.add_task(state.doorbell.ring, "deliveries")
+    background_tasks.add_task(state.doorbell.ring, "mails")
+    return _render(page, _language(request))
+
+
+@router.post(
+    "/api/v1/rsvp/inbound",
+    operation_id="receive_rsvp_mail",
+    responses=responses(413),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"message/rfc822": {"schema": {"type": "string", "format": "binary"}}},
+        },
+        "security": [{"ApiKey": []}],
+    },
+)
+async def receive_rsvp_mail(
+    request: Request,
+    state: AppState,
+    session: DbSession,
+    background_tasks: BackgroundTasks,
+    authorization: Annotated[str | None, Header(include_in_schema=False)] = None,
+) -> InboundAnswer:
+    """A mail with a calendar reply (METHOD:REPLY), raw. Updates the attendee; what does not count is ignored.
+
+    For the webhook of Messages (`Authorization: Bearer <JWT>`, with MESSAGES_WEBHOOK_SECRET), or with an API key.
+    """
+    source = await _source(request, state, authorization)
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    taken = await service.take_in(session, Hosting(state.settings), source, headers, await request.body())
+    background_tasks.add_task(state.doorbell.ring, "deliveries")
+    return taken
+
+
+async def _source(request: Request, state: State, authorization: str | None) -> Source:
+    """Raises Unauthorized."""
+    scheme, _, token = (authorization or "").partition(" ")
+    is_jwt = scheme.lower() == "bearer" and token.count(".") == 2
+    if not is_jwt:
+        project_id = await find_project_id(state, authorization)
+        return Source(project_id=project_id, mailbox=request.headers.get("x-stmsg-mailbox"))
+    secret = state.settings.messages_webhook_secret
+    if secret is None:
+        raise Unauthorized("MESSAGES_WEBHOOK_SECRET is not set: use a project's API key.")
+    return messages_source(token.strip(), secret.get_secret_value(), await request.body())
+
+
+async def _form(request: Request) -> FormData:
+    """The form; an empty one where it cannot be read."""
+    if len(await request.body()) > _MOST_FORM_BYTES:
+        return FormData()
+    try:
+        return await request.form(max_files=0, max_fields=10)
+    except HTTPException:
+        return FormData()
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client is not None else "unknown"
+
+
+def _too_many(request: Request) -> Response:
+    response = _render(Page(kind="too_many"), _language(request))
+    response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    return response
+
+
+def _language(request: Request) -> Language:
+    """English or French, as the browser prefers (RFC 9110 12.5.4)."""
+    wanted: list[tuple[float, int, Language]] = []
+    for place, part in enumerate(request.headers.get("accept-language", "")[:500].split(",")):
+        tag, _, quality = part.partition(";q=")
+        language = tag.strip().partition("-")[0].lower()
+        try:
+            weight = float(quality or "1")
+        except ValueError:
+            continue
+        if language in TEXTS and weight > 0:
+            wanted.append((-weight, place, language_of(language)))
+    return min(wanted)[2] if wanted else "en"
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("app.rsvp"),
+        autoescape=select_autoescape(default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+
+
+@lru_cache(maxsize=1)
+def _css() -> str:
+    return _environment().get_template("rsvp.css").render()
+
+
+@lru_cache(maxsize=1)
+def _headers() -> dict[str, str]:
+    digest = base64.b64encode(hashlib.sha256(_css().encode()).digest()).decode()
+    return {
+        "Content-Security-Policy": (
+            f"default-src 'none'; style-src 'sha256-{digest}'; form-action 'self'; "
+            "base-uri 'none'; frame-ancestors 'none'"
+        ),
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+        "X-Frame-Options": "DENY",
+        "X-Robots-Tag": "noindex, nofollow",
+        "Cache-Control": "no-store",
+        "Vary": "Accept-Language",
+    }
+
+
+def _render(page: Page, language: Language) -> Response:
+    t = TEXTS[language]
+    message = t["messages"].get(page.kind)
+    if page.kind == "done":
+        message = t["change"]
+    html = (
+        _environment()
+        .get_template("rsvp.html")
+        .render(
+            language=language,
+            t=t,
+            title=t["titles"][page.kind],
+            css=Markup(_css()),  # noqa: S704 - our own file
+            message=message,
+            is_done=page.kind == "done",
+            event=_event(page, language),
+            form=_form_of(page, language) if page.kind in {"ask", "done"} else None,
+        )
+    )
+    return Response(html, STATUS_CODES[page.kind], media_type="text/html; charset=utf-8", headers=_headers())
+
+
+def _event(page: Page, language: Language) -> dict[str, Any] | None:
+    if page.entry is None or page.attendee is None or page.calendar is None:
+        return None
+    organizer = organizer_of(page.calendar)
+    event = page.entry.for_mail(organizer)
+    attendee = page.attendee
+    return {
+        "name": event.name,
+        "when": when_text(event, language),
+        "repeats": repeats_text(event, language),
+        "location": event.location,
+        "organizer": f"{organizer.name} ({organizer.email})" if organizer.name else organizer.email,
+        "attendee": f"{attendee.name} ({attendee.email})" if attendee.name else attendee.email,
+        "current": TEXTS[language]["answers"][attendee.response_status],
+    }
+
+
+def _form_of(page: Page, language: Language) -> dict[str, Any]:
+    t = TEXTS[language]
+
+    def choice(action: Action) -> dict[str, str]:
+        return {"action": action, "label": t["buttons"][action]}
+
+    if page.kind == "done":
+        question, legend = "", t["change_legend"]
+    elif page.action is not None:
+        question, legend = t["question"].format(answer=t["answers"][page.action]), t["other"]
+    else:
+        question, legend = t["choose"], t["choose_legend"]
+    current = page.attendee.response_status if page.kind == "done" and page.attendee is not None else None
+    return {
+        "token": page.token,
+        "question": question,
+        "legend": legend,
+        "main": choice(page.action) if page.action is not None else None,
+        "others": [choice(action) for action in ACTIONS if action not in {page.action, current}],
+    }

@@ -1,0 +1,62 @@
+"""Signed RSVP links. A token binds calendar, event, instance and attendee; it never changes and has no time in it.
+
+How long it is good for is asked of the event (app/rsvp/service.py): links must not die before the meeting. Keys are
+derived from CREDENTIALS_ENCRYPTION_KEYS, so they rotate with them: the first signs, all are accepted.
+"""
+
+import hashlib
+import hmac
+from typing import NamedTuple
+from urllib.parse import urlencode
+
+from itsdangerous import BadData, URLSafeSerializer
+
+_PURPOSE = b"calbridge rsvp links"
+_SALT = "rsvp-v1"
+_LONGEST = 2_000
+
+
+class Subject(NamedTuple):
+    """Whom a link is for, and what it answers. `slot` is '' for an event or a whole series."""
+
+    calendar_id: str
+    uid: str
+    slot: str
+    email: str
+
+
+class RsvpTokens:
+    def __init__(self, keys: list[str]) -> None:
+        derived = [hmac.new(key.encode(), _PURPOSE, hashlib.sha256).digest() for key in keys]
+        self._serializer = URLSafeSerializer(
+            derived[::-1],  # the last one signs
+            salt=_SALT,
+            signer_kwargs={"key_derivation": "hmac", "digest_method": hashlib.sha256},
+        )
+
+    def sign(self, subject: Subject) -> str:
+        token = self._serializer.dumps(list(subject))
+        return token if isinstance(token, str) else token.decode()
+
+    def read(self, token: str) -> Subject | None:
+        """None for everything that `sign` did not make."""
+        if not token or len(token) > _LONGEST:
+            return None
+        try:
+            value = self._serializer.loads(token)
+        except (BadData, ValueError):
+            return None
+        is_ours = isinstance(value, list) and len(value) == 4 and all(isinstance(part, str) for part in value)
+        return Subject(*value) if is_ours else None
+
+    def links(self, subject: Subject, app_url: str) -> tuple[str, str, str]:
+        """To accept, to accept tentatively, to decline."""
+        token = self.sign(subject)
+
+        def link(action: str) -> str:
+            return f"{app_url}/rsvp/?{urlencode({'token': token, 'action': action})}"
+
+        return link("accepted"), link("tentative"), link("declined")
+
+    def __repr__(self) -> str:
+        return "<RsvpTokens>"

@@ -1,0 +1,139 @@
+"""The RSVP page in a real Chromium: it answers by one click, by mouse and by keyboard, and fits a phone."""
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.rsvp.tokens import RsvpTokens, Subject
+from tests.fakes.server import serve
+
+_CHROMIUM = next((p for p in ("/usr/bin/chromium", shutil.which("chromium")) if p and Path(p).exists()), None)
+_MISSING = [
+    name
+    for name, is_there in (
+        ("the package playwright", importlib.util.find_spec("playwright") is not None),
+        ("/usr/bin/chromium", _CHROMIUM is not None),
+    )
+    if not is_there
+]
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        bool(_MISSING), reason=f"`make test-browser` needs {' and '.join(_MISSING)}: install it first"
+    ),
+]
+
+
+@pytest.fixture
+def shots(tmp_path: Path) -> Iterator[Path]:
+    """Where screenshots go: BROWSER_SCREENSHOTS, to be looked at, or a temporary folder."""
+    folder = Path(os.environ.get("BROWSER_SCREENSHOTS", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+    yield folder
+
+
+@pytest.fixture
+async def base_url(app):
+    async with serve(app, lifespan="off") as url:
+        yield url
+
+
+@pytest.fixture
+async def browser():
+    from playwright.async_api import async_playwright
+
+    async with async_playwright() as playwright:
+        chromium = await playwright.chromium.launch(executable_path=_CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        await chromium.close()
+
+
+@pytest.fixture
+async def event(api) -> dict[str, Any]:
+    calendar = {
+        "platform": "local",
+        "name": "Lectures",
+        "owner_email": "ada@example.com",
+        "owner_name": "Ada Lovelace",
+        "timezone": "Europe/Paris",
+    }
+    calendar_id = (await api.post("/api/v1/calendars", json=calendar)).json()["id"]
+    start = (datetime.now(UTC) + timedelta(days=3)).replace(minute=0, second=0, microsecond=0)
+    body = {
+        "calendar_id": calendar_id,
+        "name": "Notes on the Analytical Engine, read aloud and discussed at length",
+        "start_time": start.isoformat(),
+        "end_time": (start + timedelta(hours=1)).isoformat(),
+        "location": "Room 1",
+        "attendees": [{"email": "bob@example.org", "name": "Bob"}],
+        "send_invitations": False,
+    }
+    made: dict[str, Any] = (await api.post("/api/v1/calendar_events", json=body)).json()
+    return made
+
+
+@pytest.fixture
+def link(base_url, settings, event) -> str:
+    subject = Subject(event["calendar_id"], event["ical_uid"], "", "bob@example.org")
+    return RsvpTokens(settings.fernet_keys).links(subject, base_url)[0]
+
+
+async def status_of(api, event) -> str:
+    found = (await api.get(f"/api/v1/calendar_events/{event['id']}")).json()
+    return str(found["attendees"][0]["response_status"])
+
+
+@pytest.mark.parametrize("language", ["en", "fr"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_one_click_answers_on_a_phone(browser, api, event, link, shots, language, scheme):
+    context = await browser.new_context(
+        viewport={"width": 360, "height": 740}, locale=language, color_scheme=scheme
+    )
+    page = await context.new_page()
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text))
+    await page.goto(link)
+    await page.screenshot(path=shots / f"rsvp-ask-{language}-{scheme}.png")
+    assert await page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert await page.evaluate("getComputedStyle(document.querySelector('button.main')).minHeight") == "48px"
+    assert await status_of(api, event) == "needs_action"
+    await page.click("button.main")
+    await page.wait_for_selector("[role=status]")
+    await page.screenshot(path=shots / f"rsvp-done-{language}-{scheme}.png")
+    assert await status_of(api, event) == "accepted"
+    assert problems == []  # nothing that the content security policy refused
+    await context.close()
+
+
+async def test_the_keyboard_is_enough_and_no_script_is_needed(browser, api, event, link):
+    context = await browser.new_context(java_script_enabled=False)
+    page = await context.new_page()
+    await page.goto(link)
+    await page.keyboard.press("Tab")
+    await page.keyboard.press("Tab")
+    await page.keyboard.press("Enter")
+    await page.wait_for_selector("[role=status]")
+    assert await status_of(api, event) != "needs_action"
+    await context.close()
+
+
+async def test_a_visit_alone_changes_nothing(browser, api, event, link):
+    page = await browser.new_page()
+    await page.goto(link)
+    await page.wait_for_load_state("networkidle")
+    assert await status_of(api, event) == "needs_action"
+
+
+async def test_the_error_page_is_readable(browser, base_url, shots):
+    page = await browser.new_page(viewport={"width": 360, "height": 740})
+    answer = await page.goto(f"{base_url}/rsvp/?token=x&action=accepted")
+    assert answer.status == 400
+    assert await page.inner_text("h1") == "This link does not work"
+    await page.screenshot(path=shots / "rsvp-bad-link.png")

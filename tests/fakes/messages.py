@@ -1,0 +1,218 @@
+"""A fake Messages: the server-to-server API of contract/messages.md, all of its rules, over real HTTP.
+
+Like the real one it does not deduplicate, answers HTML errors for what its web server refuses, compares look-ups
+with case, and checks no user's role for a global key.
+"""
+
+import asyncio
+import email
+import email.policy
+import hashlib
+import uuid
+from collections import deque
+from dataclasses import dataclass, field
+from email.message import EmailMessage
+from email.utils import getaddresses
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+
+_MOST_RECIPIENTS = 500
+_LARGEST_MAIL = 20 * 1024 * 1024
+_SUBMIT, _MAILBOXES = "/api/v1.0/submit/", "/api/v1.0/provisioning/mailboxes/"
+
+
+@dataclass
+class FakeMailbox:
+    id: str
+    email: str
+    name: str | None
+    users: dict[str, str]  # address -> role
+
+
+@dataclass(frozen=True)
+class Submitted:
+    mailbox_id: str
+    recipients: list[str]
+    raw: bytes
+    message_id: str
+
+    @property
+    def mail(self) -> EmailMessage:
+        return email.message_from_bytes(self.raw, policy=email.policy.default)
+
+    def part(self, content_type: str) -> Any:
+        """The content of the first part of this type, decoded."""
+        return next(
+            part for part in self.mail.walk() if part.get_content_type() == content_type
+        ).get_content()
+
+
+@dataclass
+class Fault:
+    """What the next call of a kind gets instead of an answer.
+
+    `take`: the mail is taken all the same. `hang`: no answer at all for so many seconds; `drop`: the connection is cut.
+    """
+
+    status: int = 500
+    headers: dict[str, str] = field(default_factory=dict)
+    html: bool = True
+    take: bool = False
+    hang: float = 0
+    drop: bool = False
+
+
+class FakeMessages:
+    """An ASGI app. `faults` and `look_up_faults` are used up one by one, by submits and by look-ups."""
+
+    def __init__(self) -> None:
+        self.api_key = "messages-key-" + "k" * 20
+        self.channel_id = str(uuid.uuid4())
+        self.scopes = {"mailboxes:read", "messages:send"}
+        self.is_global = True
+        self.mailboxes: dict[str, FakeMailbox] = {}
+        self.submitted: list[Submitted] = []
+        self.look_ups: list[dict[str, str]] = []
+        self.faults: deque[Fault] = deque()
+        self.look_up_faults: deque[Fault] = deque()
+        self.refused: list[tuple[int, str]] = []
+
+    def add_mailbox(self, address: str, *, name: str | None = None, **users: str) -> FakeMailbox:
+        """`users` as role="address": add_mailbox("team@x.org", admin="ada@x.org")."""
+        mailbox = FakeMailbox(str(uuid.uuid4()), address, name, {user: role for role, user in users.items()})
+        self.mailboxes[mailbox.id] = mailbox
+        return mailbox
+
+    async def wait_for(self, count: int, *, seconds: float = 10) -> list[Submitted]:
+        async with asyncio.timeout(seconds):
+            while len(self.submitted) < count:
+                await asyncio.sleep(0.005)
+        return self.submitted[:count]
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        request = Request(scope, receive)
+        response = await self._answer(request)
+        if response is None:
+            send.__self__.transport.abort()  # uvicorn's: what a dying server looks like from outside
+            return
+        if response.status_code >= 300:
+            self.refused.append((response.status_code, bytes(response.body).decode()))
+        await response(scope, receive, send)
+
+    async def _answer(self, request: Request) -> Response | None:
+        path = request.url.path
+        if path + "/" in {_SUBMIT, _MAILBOXES}:
+            return RedirectResponse(path + "/", 301)
+        if path not in {_SUBMIT, _MAILBOXES}:
+            return _html(404, "Not Found")
+        if request.method != ("POST" if path == _SUBMIT else "GET"):
+            return JSONResponse({"detail": f'Method "{request.method}" not allowed.'}, 405)
+        return await (self._submit(request) if path == _SUBMIT else self._list(request))
+
+    def _refusal(self, request: Request, scope: str) -> Response | None:
+        key, channel = request.headers.get("X-API-Key"), request.headers.get("X-Channel-Id")
+        if not key or not channel:
+            return JSONResponse({"detail": "Authentication credentials were not provided."}, 401)
+        # Hashes are compared, as there.
+        known = hashlib.sha256(self.api_key.encode()).hexdigest()
+        if channel != self.channel_id or hashlib.sha256(key.encode()).hexdigest() != known:
+            return JSONResponse({"detail": "Invalid API key or channel."}, 401)
+        if scope not in self.scopes:
+            return JSONResponse({"detail": "You do not have permission to perform this action."}, 403)
+        return None
+
+    async def _faulty(self, fault: Fault) -> Response | None:
+        if fault.hang:
+            await asyncio.sleep(fault.hang)
+        if fault.drop:
+            return None
+        if fault.html:
+            return _html(fault.status, "Server Error", fault.headers)
+        return JSONResponse({"detail": "Request was throttled."}, fault.status, headers=fault.headers)
+
+    async def _list(self, request: Request) -> Response | None:
+        if self.look_up_faults:
+            return await self._faulty(self.look_up_faults.popleft())
+        refusal = self._refusal(request, "mailboxes:read")
+        if refusal is not None:
+            return refusal
+        if not self.is_global:
+            return JSONResponse({"detail": "This channel is not global."}, 403)
+        query = dict(request.query_params)
+        self.look_ups.append(query)
+        user, address = query.get("user_email"), query.get("email")
+        if user:
+            found = [box for box in self.mailboxes.values() if user in box.users]
+        elif address:
+            found = [box for box in self.mailboxes.values() if box.email == address]
+        else:
+            return JSONResponse({"detail": "user_email or email is required."}, 400)
+        return JSONResponse({"results": [_mailbox(box, user) for box in found]})
+
+    async def _submit(self, request: Request) -> Response | None:
+        raw = await request.body()
+        fault = self.faults.popleft() if self.faults else None
+        if fault is not None and not fault.take:
+            return await self._faulty(fault)
+        answer = self._take(request, raw)
+        if fault is not None:
+            return await self._faulty(fault)
+        return answer
+
+    def _take(self, request: Request, raw: bytes) -> Response:
+        refusal = self._refusal(request, "messages:send")
+        if refusal is not None:
+            return refusal
+        mailbox_id = request.headers.get("X-Mail-From", "")
+        listed = [
+            address.strip() for address in request.headers.get("X-Rcpt-To", "").split(",") if address.strip()
+        ]
+        if request.headers.get("Content-Type") != "message/rfc822":
+            return JSONResponse({"detail": "Unsupported media type."}, 415)
+        if not mailbox_id or not listed:
+            return JSONResponse({"detail": "X-Mail-From and X-Rcpt-To are required."}, 400)
+        if not raw:
+            return JSONResponse({"detail": "Empty body."}, 400)
+        if len(raw) > _LARGEST_MAIL:
+            return _html(400, "Bad Request")
+        mailbox = self.mailboxes.get(mailbox_id)
+        if mailbox is None:
+            return JSONResponse({"detail": "Mailbox not found."}, 404)
+        mail = email.message_from_bytes(raw, policy=email.policy.default)
+        if mail["Bcc"] is not None:
+            return JSONResponse({"detail": "Bcc is not allowed."}, 400)
+        senders = [address for _, address in getaddresses([str(value) for value in mail.get_all("From", [])])]
+        if senders != [mailbox.email]:
+            return JSONResponse({"detail": "From must be the mailbox's address."}, 403)
+        in_mail = [
+            address
+            for _, address in getaddresses([str(v) for v in mail.get_all("To", []) + mail.get_all("Cc", [])])
+        ]
+        everybody = list(dict.fromkeys([*in_mail, *listed]))
+        if len(everybody) > _MOST_RECIPIENTS:
+            return JSONResponse({"message": "Too many recipients."}, 400)
+        if b"\n" in raw.replace(b"\r\n", b"") or max(map(len, raw.split(b"\r\n"))) > 998:
+            return _html(400, "Bad Request")
+        submitted = Submitted(mailbox_id, everybody, raw, str(uuid.uuid4()))
+        self.submitted.append(submitted)
+        return JSONResponse({"message_id": submitted.message_id, "status": "accepted"}, 202)
+
+
+def _mailbox(box: FakeMailbox, user: str | None) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "id": box.id,
+        "email": box.email,
+        "name": box.name,
+        "users": [{"email": address, "role": role} for address, role in box.users.items()],
+    }
+    if user:
+        shown["role"] = box.users[user]
+    return shown
+
+
+def _html(status: int, title: str, headers: dict[str, str] | None = None) -> Response:
+    return HTMLResponse(f"<!doctype html><html><head><title>{title}</title></head></html>", status, headers)

@@ -1,0 +1,51 @@
+"""A real SMTP server that keeps what it takes."""
+
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiosmtpd.smtp import SMTP
+
+
+@dataclass
+class Sink:
+    """`rcpt_answer` and `data_answer`: what it says instead of taking a recipient or a mail."""
+
+    port: int = 0
+    mails: list[tuple[str, list[str], bytes]] = field(default_factory=list)
+    rcpt_answer: str | None = None
+    data_answer: str | None = None
+
+    async def handle_RCPT(  # noqa: N802 - aiosmtpd's name
+        self, _server: Any, _session: Any, envelope: Any, address: str, _options: Any
+    ) -> str:
+        if self.rcpt_answer is not None:
+            return self.rcpt_answer
+        envelope.rcpt_tos.append(address)
+        return "250 OK"
+
+    async def handle_DATA(self, server: Any, _session: Any, envelope: Any) -> str:  # noqa: N802 - aiosmtpd's name
+        self.mails.append((envelope.mail_from, list(envelope.rcpt_tos), envelope.original_content))
+        if self.data_answer == "cut":
+            server.transport.abort()
+        return self.data_answer or "250 OK"
+
+
+@contextlib.asynccontextmanager
+async def smtp_sink() -> AsyncIterator[Sink]:
+    """Listens on 127.0.0.1 at `port`, in the test's own event loop."""
+    import asyncio
+
+    sink = Sink()
+    loop = asyncio.get_running_loop()
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    server = await loop.create_server(lambda: SMTP(sink, hostname="127.0.0.1", loop=loop), sock=listener)
+    sink.port = listener.getsockname()[1]
+    try:
+        yield sink
+    finally:
+        server.close()
+        await server.wait_closed()

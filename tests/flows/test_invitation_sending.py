@@ -1,0 +1,491 @@
+"""Mails from the outbox to a fake Messages and to a real SMTP server."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import icalendar
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import select, text, update
+
+from app.core.clock import utcnow
+from app.core.db import Sessions, transaction
+from app.core.errors import InvalidFields
+from app.core.http import operator_client
+from app.core.ids import new_id
+from app.invitations.sender import MailSender
+from app.invitations.service import RsvpLinks, Sender, queue_mails
+from app.itip.event import Guest, HostedEvent, Person
+from app.messages.mailboxes import Messages
+from app.models import Calendar, CalendarEvent, InvitationMail
+from app.settings import Settings
+from tests.conftest import StartWorker, TestProject
+from tests.fakes.messages import FakeMailbox, FakeMessages, Fault
+from tests.fakes.server import serve
+from tests.fakes.smtp import Sink, smtp_sink
+
+OWNER = "ada@example.com"
+BOB = Guest(email="bob@example.org", name="Bob", is_optional=False, response_status="needs_action")
+EVE = Guest(
+    email="eve@example.org", name="Eve", is_optional=True, response_status="needs_action", locale="fr"
+)
+EVENT = HostedEvent(
+    uid="6c1f4c52-1111-4222-8333-123456789abc",
+    sequence=0,
+    name="Weekly",
+    description="Agenda & more",
+    location="Room 1",
+    meeting_url="https://visio.example/abc",
+    start=datetime(2027, 3, 2, 9, tzinfo=UTC),
+    end=datetime(2027, 3, 2, 10, tzinfo=UTC),
+    is_all_day=False,
+    timezone="Europe/Paris",
+    organizer=Person(email=OWNER, name="Ada"),
+    guests=(BOB, EVE),
+)
+
+
+@dataclass
+class Outbox:
+    """The way from `queue` to the fake, without a worker around it."""
+
+    fake: FakeMessages
+    mailbox: FakeMailbox
+    settings: Settings
+    sessions: Sessions
+    sender: MailSender
+    messages: Messages
+    project_id: str
+    calendar_id: str
+    event_id: str
+    identity: Sender = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.identity = Sender(
+            mailbox_id=self.mailbox.id, email=self.mailbox.email, name="Ada", owner_email="Ada@Example.com"
+        )
+
+    async def queue(
+        self,
+        event: HostedEvent = EVENT,
+        method: Any = "REQUEST",
+        recipients: Sequence[Any] = (BOB,),
+        **more: Any,
+    ) -> int:
+        async with transaction(self.sessions) as session:
+            return await queue_mails(
+                session,
+                project_id=self.project_id,
+                calendar_id=self.calendar_id,
+                event_id=self.event_id,
+                event=event,
+                method=method,
+                recipients=recipients,
+                **{"sender": self.identity, "locale": "en", **more},
+            )
+
+    async def drain(self) -> int:
+        """Works off what is due now; how many mails."""
+        total = 0
+        while claimed := await self.sender.claim(100):
+            total += len(claimed)
+            await asyncio.gather(*(self.sender.handle(mail) for mail in claimed))
+        return total
+
+    async def make_due(self) -> None:
+        async with transaction(self.sessions) as session:
+            await session.execute(
+                update(InvitationMail)
+                .where(InvitationMail.status == "pending")
+                .values(next_attempt_at=utcnow())
+            )
+
+    async def rows(self) -> list[InvitationMail]:
+        async with self.sessions() as session:
+            return list(await session.scalars(select(InvitationMail).order_by(InvitationMail.position)))
+
+    async def row(self) -> InvitationMail:
+        (row,) = await self.rows()
+        return row
+
+    def forget_mailboxes(self) -> None:
+        self.messages._kept.clear()
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[tuple[FakeMessages, str]]:
+    fake = FakeMessages()
+    async with serve(fake) as url:
+        yield fake, url
+
+
+@pytest.fixture
+async def outbox(
+    settings: Settings, sessions: Sessions, project: TestProject, fake: tuple[FakeMessages, str]
+) -> AsyncIterator[Outbox]:
+    server, url = fake
+    settings.feature_messages_integration = True
+    settings.messages_api_url = url
+    settings.messages_api_key = SecretStr(server.api_key)
+    settings.messages_channel_id = server.channel_id
+    mailbox = server.add_mailbox(OWNER, name="Ada", admin=OWNER)
+    calendar_id, event_id = new_id("cal"), new_id("evt")
+    async with transaction(sessions) as session:
+        session.add(Calendar(id=calendar_id, project_id=project.id, platform="local", owner_email=OWNER))
+        await session.flush()
+        session.add(
+            CalendarEvent(
+                id=event_id,
+                project_id=project.id,
+                calendar_id=calendar_id,
+                platform_uuid=event_id,
+                content_hash=b"",
+            )
+        )
+    async with operator_client() as client:
+        messages = Messages(settings, client)
+        sender = MailSender(settings=settings, sessions=sessions, messages=messages, retry_waits=(5, 30))
+        yield Outbox(server, mailbox, settings, sessions, sender, messages, project.id, calendar_id, event_id)
+
+
+def vevent(mail: Any) -> Any:
+    calendar = icalendar.Calendar.from_ical(mail.part("text/calendar"))
+    return calendar["METHOD"], calendar.walk("VEVENT")[0]
+
+
+async def test_each_guest_gets_a_mail_of_their_own_from_the_mailbox(outbox):
+    assert await outbox.queue(recipients=(BOB, EVE)) == 2
+    await outbox.drain()
+    bob, eve = sorted(outbox.fake.submitted, key=lambda mail: mail.recipients)
+    assert (bob.recipients, eve.recipients) == ([BOB.email], [EVE.email])
+    assert bob.mailbox_id == outbox.mailbox.id
+    assert bob.mail["From"].addresses[0].addr_spec == OWNER
+    assert bob.mail["Subject"] == "Invitation: Weekly"
+    assert eve.mail["Subject"] == "Invitation : Weekly"
+    assert "10:00 – 11:00 (Europe/Paris, CET)" in bob.part("text/plain")
+    assert "Agenda & more" in bob.part("text/plain")
+    assert "Agenda &amp; more" in bob.part("text/html")
+    method, event = vevent(bob)
+    assert (method, event["ORGANIZER"], event["SEQUENCE"]) == ("REQUEST", f"mailto:{OWNER}", 0)
+    assert {row.status for row in await outbox.rows()} == {"sent"}
+    assert all(row.mail is None and row.next_attempt_at is None for row in await outbox.rows())
+
+
+async def test_a_worker_sends_what_is_queued(outbox, start_worker: StartWorker):
+    await start_worker(outbox.settings)
+    await outbox.queue()
+    (mail,) = await outbox.fake.wait_for(1)
+    assert mail.recipients == [BOB.email]
+
+
+async def test_updates_and_cancellations_thread_under_the_first_mail(outbox):
+    await outbox.queue()
+    await outbox.queue(replace(EVENT, sequence=1))
+    await outbox.queue(replace(EVENT, sequence=2), "CANCEL", (BOB, EVE))
+    await outbox.drain()
+    first, second, third = (mail.mail for mail in outbox.fake.submitted if mail.recipients == [BOB.email])
+    assert first["In-Reply-To"] is None
+    for later in (second, third):
+        assert later["In-Reply-To"] == later["References"] == first["Message-ID"]
+    assert [mail["Subject"] for mail in (first, second, third)] == [
+        "Invitation: Weekly", "Updated invitation: Weekly", "Canceled: Weekly",
+    ]  # fmt: skip
+    assert len({mail["Message-ID"] for mail in (first, second, third)}) == 3
+
+
+async def test_a_later_mail_waits_for_the_earlier_one(outbox):
+    outbox.fake.faults.append(Fault(503))
+    await outbox.queue()
+    await outbox.drain()
+    await outbox.queue(replace(EVENT, sequence=1), "CANCEL", (BOB, EVE))
+    await outbox.drain()
+    assert [mail.recipients for mail in outbox.fake.submitted] == [[EVE.email]]
+    await outbox.make_due()
+    await outbox.drain()
+    assert [vevent(mail)[0] for mail in outbox.fake.submitted] == ["CANCEL", "REQUEST", "CANCEL"]
+
+
+async def test_uninviting_one_guest_does_not_call_the_event_off(outbox):
+    await outbox.queue(replace(EVENT, sequence=1, guests=(EVE,)), "CANCEL", (BOB,))
+    await outbox.drain()
+    method, event = vevent(outbox.fake.submitted[0])
+    assert method == "CANCEL"
+    assert "STATUS" not in event
+    assert str(event["ATTENDEE"]) == f"mailto:{BOB.email}"
+    assert "no longer invited" in outbox.fake.submitted[0].part("text/plain")
+
+
+async def test_calling_off_the_event_cancels_it_for_all(outbox):
+    await outbox.queue(replace(EVENT, sequence=1), "CANCEL", (BOB, EVE))
+    await outbox.drain()
+    assert all(vevent(mail)[1]["STATUS"] == "CANCELLED" for mail in outbox.fake.submitted)
+
+
+async def test_an_answer_tells_the_organizer_who_answered_what(outbox):
+    answer = replace(BOB, response_status="tentative")
+    await outbox.queue(method="REPLY", recipients=(Person(email=OWNER, name="Ada"),), replying=answer)
+    await outbox.drain()
+    (mail,) = outbox.fake.submitted
+    method, event = vevent(mail)
+    assert method == "REPLY"
+    assert str(event["ATTENDEE"]) == "mailto:bob@example.org"
+    assert event["ATTENDEE"].params["PARTSTAT"] == "TENTATIVE"
+    assert mail.mail["Subject"] == "Tentatively accepted: Weekly (Bob)"
+    assert "Bob has answered: maybe." in mail.part("text/plain")
+
+
+async def test_answer_links_are_in_both_texts(outbox):
+    links = RsvpLinks(
+        *(
+            f"https://cal.example/rsvp/?token=t&action={word}"
+            for word in ("accepted", "tentative", "declined")
+        )
+    )
+    await outbox.queue(rsvp_links={BOB.email: links})
+    await outbox.drain()
+    (mail,) = outbox.fake.submitted
+    assert "https://cal.example/rsvp/?token=t&action=declined" in mail.part("text/plain")
+    assert "https://cal.example/rsvp/?token=t&amp;action=declined" in mail.part("text/html")
+
+
+async def test_a_mail_that_fails_is_sent_again_unchanged(outbox):
+    outbox.fake.faults.extend([Fault(500), Fault(502)])
+    await outbox.queue()
+    before = (await outbox.row()).mail
+    await outbox.drain()
+    row = await outbox.row()
+    assert (row.status, row.last_error, row.open_submits) == ("pending", "Messages answered 500.", 0)
+    assert timedelta(seconds=3) < row.next_attempt_at - utcnow() < timedelta(seconds=6)
+    for _ in range(2):
+        await outbox.make_due()
+        await outbox.drain()
+    assert (await outbox.row()).status == "sent"
+    assert outbox.fake.submitted[0].raw == before
+
+
+async def test_after_429_all_mails_wait_as_long_as_told(outbox):
+    outbox.fake.faults.append(Fault(429, {"Retry-After": "90"}, html=False))
+    await outbox.queue(recipients=(BOB, EVE))
+    (claimed,) = await outbox.sender.claim(1)
+    await outbox.sender.handle(claimed)
+    assert await outbox.drain() == 0
+    rows = await outbox.rows()
+    assert [row.status for row in rows] == ["pending", "pending"]
+    assert all((row.next_attempt_at or utcnow()) - utcnow() > timedelta(seconds=80) for row in rows)
+    assert [row.open_submits for row in rows] == [0, 0]
+
+
+async def test_a_mail_is_given_up_after_a_day_and_says_why(outbox):
+    outbox.fake.faults.append(Fault(503))
+    await outbox.queue()
+    async with transaction(outbox.sessions) as session:
+        await session.execute(text("UPDATE invitation_mails SET created_at = now() - interval '25 hours'"))
+    await outbox.drain()
+    row = await outbox.row()
+    assert (row.status, row.last_error) == ("failed", "Messages answered 503.")
+
+
+@pytest.mark.parametrize("role", ["viewer", "editor", None])
+async def test_an_owner_who_may_not_send_any_more_sends_nothing(outbox, api, role):
+    await outbox.queue()
+    outbox.mailbox.users.clear()
+    if role:
+        outbox.mailbox.users[OWNER] = role
+    await outbox.drain()
+    assert outbox.fake.submitted == []
+    listed = (await api.get(f"/api/v1/calendar_events/{outbox.event_id}/invitations")).json()["results"]
+    assert [mail["status"] for mail in listed] == ["failed"]
+    assert "may not send from the mailbox ada@example.com any more" in listed[0]["last_error"]
+
+
+async def test_an_outage_of_messages_takes_no_right_away(outbox):
+    await outbox.queue()
+    outbox.fake.look_up_faults.append(Fault(503))
+    await outbox.drain()
+    assert (await outbox.row()).status == "pending"
+    await outbox.make_due()
+    await outbox.drain()
+    assert (await outbox.row()).status == "sent"
+
+
+async def test_a_lost_scope_makes_mails_wait_for_the_operator(outbox):
+    outbox.fake.scopes.discard("messages:send")
+    await outbox.queue()
+    await outbox.drain()
+    row = await outbox.row()
+    assert row.status == "pending"
+    assert "messages:send" in row.last_error
+    outbox.fake.scopes.add("messages:send")
+    await outbox.make_due()
+    await outbox.drain()
+    assert (await outbox.row()).status == "sent"
+
+
+async def test_a_submit_without_an_answer_is_repeated_once_with_the_same_message_id(outbox):
+    outbox.fake.faults.append(Fault(take=True, drop=True))
+    await outbox.queue()
+    await outbox.drain()
+    row = await outbox.row()
+    assert (row.status, row.open_submits) == ("pending", 1)
+    assert row.next_attempt_at - utcnow() > timedelta(minutes=9)
+    await outbox.make_due()
+    await outbox.drain()
+    assert (await outbox.row()).status == "sent"
+    one, twin = outbox.fake.submitted
+    assert one.raw == twin.raw
+
+
+async def test_after_two_submits_without_an_answer_it_is_not_sent_again(outbox):
+    outbox.fake.faults.extend([Fault(take=True, drop=True), Fault(504, take=True)])
+    await outbox.queue()
+    for _ in range(3):
+        await outbox.make_due()
+        await outbox.drain()
+    assert len(outbox.fake.submitted) == 2
+    row = await outbox.row()
+    assert (row.status, row.last_error) == ("unknown", "Messages answered 504.")
+
+
+async def test_a_worker_killed_in_a_submit_counts_as_a_lost_answer(outbox):
+    for _ in range(2):
+        outbox.fake.faults.append(Fault(take=True, hang=0.2))
+    await outbox.queue()
+    for _ in range(2):
+        (claimed,) = await outbox.sender.claim(10)
+        task = asyncio.create_task(outbox.sender.handle(claimed))
+        taken = len(outbox.fake.submitted)
+        await outbox.fake.wait_for(taken + 1)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        await outbox.make_due()
+    await outbox.drain()
+    assert (await outbox.row()).status == "unknown"
+    assert len(outbox.fake.submitted) == 2
+
+
+async def test_two_senders_never_send_a_mail_twice(outbox):
+    guests = [replace(BOB, email=f"guest{number}@example.org") for number in range(30)]
+    await outbox.queue(recipients=guests)
+    other = MailSender(settings=outbox.settings, sessions=outbox.sessions, messages=outbox.messages)
+    one, two = await asyncio.gather(outbox.sender.claim(20), other.claim(20))
+    await asyncio.gather(*(outbox.sender.handle(mail) for mail in [*one, *two]))
+    await outbox.drain()
+    assert len(outbox.fake.submitted) == 30
+    assert len({mail.recipients[0] for mail in outbox.fake.submitted}) == 30
+
+
+async def test_a_large_event_lists_each_guest_alone(outbox):
+    guests = tuple(replace(BOB, email=f"guest{number}@example.org") for number in range(120))
+    await outbox.queue(replace(EVENT, guests=guests), recipients=guests[:2])
+    await outbox.queue(replace(EVENT, guests=guests, sequence=1), "CANCEL", guests)
+    await outbox.drain()
+    invited = next(mail for mail in outbox.fake.submitted if mail.recipients == ["guest1@example.org"])
+    assert [str(address) for address in vevent(invited)[1]["ATTENDEE"]] == [
+        f"mailto:{OWNER}",
+        "mailto:guest1@example.org",
+    ]
+    assert "guest2@" not in invited.part("text/html")
+    cancelled = next(mail for mail in outbox.fake.submitted if mail.recipients == ["guest5@example.org"])
+    assert (vevent(cancelled)[0], vevent(cancelled)[1]["STATUS"]) == ("CANCEL", "CANCELLED")
+    assert str(vevent(cancelled)[1]["ATTENDEE"]) == "mailto:guest5@example.org"
+
+
+async def test_an_address_that_comes_twice_gets_one_mail(outbox):
+    assert await outbox.queue(recipients=(BOB, replace(BOB, email="BOB@Example.org"))) == 1
+
+
+@pytest.mark.parametrize(
+    "address", ["bob", "bob@", "a@b\r\nBcc: c@d", "a b@c.d", "a,b@c.d", "x" * 65 + "@b.c", "bób@x.y"]
+)
+async def test_nothing_is_queued_for_a_bad_address(outbox, address):
+    with pytest.raises(InvalidFields):
+        await outbox.queue(recipients=(BOB, replace(BOB, email=address)))
+    assert await outbox.rows() == []
+
+
+async def test_the_mails_of_an_event_are_listed(outbox, api, other_api):
+    await outbox.queue(recipients=(BOB, EVE))
+    await outbox.drain()
+    answer = await api.get(f"/api/v1/calendar_events/{outbox.event_id}/invitations")
+    assert answer.status_code == 200
+    body = answer.json()
+    assert (body["next"], body["previous"], len(body["results"])) == (None, None, 2)
+    mail = body["results"][0]
+    assert mail["recipient"] == {"email": EVE.email, "name": "Eve"}
+    assert mail["sender"] == {"mailbox_id": outbox.mailbox.id, "email": OWNER, "name": "Ada"}
+    assert (mail["method"], mail["status"], mail["attempt_count"], mail["last_error"]) == (
+        "REQUEST",
+        "sent",
+        1,
+        None,
+    )
+    path = f"/api/v1/calendar_events/{outbox.event_id}/invitations"
+    assert (await other_api.get(path)).status_code == 404
+    assert (await api.get("/api/v1/calendar_events/evt_aaaaaaaaaaaaaaaa/invitations")).status_code == 404
+    assert (await api.get("/api/v1/calendar_events/nonsense/invitations")).status_code == 404
+    assert (await api.get(path, params={"cursor": "x"})).status_code == 400
+    assert (await api.get(path, params={"nonsense": "x"})).status_code == 400
+
+
+# -- SMTP ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def smtp(outbox: Outbox) -> AsyncIterator[Sink]:
+    async with smtp_sink() as sink:
+        outbox.settings.smtp_url = SecretStr(f"smtp://127.0.0.1:{sink.port}")
+        outbox.settings.email_from = "Calendars <calendars@example.net>"
+        outbox.identity = Sender(
+            mailbox_id=None, email="calendars@example.net", name="Ada", owner_email=OWNER
+        )
+        yield sink
+
+
+async def test_without_a_mailbox_mails_go_out_by_smtp(outbox, smtp):
+    await outbox.queue()
+    await outbox.drain()
+    ((sender, recipients, raw),) = smtp.mails
+    assert (sender, recipients) == ("calendars@example.net", [BOB.email])
+    assert b"\r\nReply-To: ada@example.com\r\n" in raw
+    assert b"From: Ada <calendars@example.net>\r\n" in raw
+    assert (await outbox.row()).status == "sent"
+    assert outbox.fake.submitted == []
+
+
+@pytest.mark.parametrize(
+    ("rcpt", "data", "status"),
+    [
+        ("550 no such user", None, "failed"),
+        ("450 later", None, "pending"),
+        (None, "554 spam", "failed"),
+        (None, "451 later", "pending"),
+    ],
+)
+async def test_a_mail_servers_refusal_is_final_or_not(outbox, smtp, rcpt, data, status):
+    smtp.rcpt_answer, smtp.data_answer = rcpt, data
+    await outbox.queue()
+    await outbox.drain()
+    row = await outbox.row()
+    assert (row.status, row.open_submits) == (status, 0)
+    assert (rcpt or data)[:3] in row.last_error
+
+
+async def test_a_mail_server_that_cuts_the_line_after_the_mail_leaves_it_open(outbox, smtp):
+    smtp.data_answer = "cut"
+    await outbox.queue()
+    await outbox.drain()
+    row = await outbox.row()
+    assert (row.status, row.open_submits) == ("pending", 1)
+
+
+async def test_a_mail_server_that_is_away_is_tried_again(outbox, smtp):
+    outbox.settings.smtp_url = SecretStr("smtp://127.0.0.1:1")
+    await outbox.queue()
+    await outbox.drain()
+    row = await outbox.row()
+    assert (row.status, row.open_submits) == ("pending", 0)

@@ -1,0 +1,451 @@
+"""Answers to invitations: the page, its links, and replies that come by mail."""
+
+import hashlib
+from datetime import UTC, datetime, timedelta
+from email import message_from_bytes
+from urllib.parse import parse_qs, urlsplit
+
+import orjson
+import pytest
+from joserfc import jwt
+from joserfc.jwk import OctKey
+from pydantic import SecretStr
+from sqlalchemy import select, text, update
+
+from app.core.http import httpx
+from app.models import HostedEvent, InvitationMail, WebhookDelivery
+from app.rsvp.limits import PER_MINUTE
+from app.rsvp.tokens import RsvpTokens, Subject
+
+pytestmark = pytest.mark.settings(smtp_url="smtp://127.0.0.1:9", email_from="calendar@example.net")
+
+SECRET = "a-secret-of-the-messages-webhook-channel"
+
+
+def at(days: float) -> str:
+    return (datetime.now(UTC) + timedelta(days=days)).strftime("%Y-%m-%dT%H:00:00Z")
+
+
+@pytest.fixture
+async def calendar_id(api):
+    body = {
+        "platform": "local",
+        "name": "Lectures",
+        "owner_email": "ada@example.com",
+        "owner_name": "Ada",
+        "timezone": "Europe/Paris",
+        "deduplication_key": "lectures",
+    }
+    return (await api.post("/api/v1/calendars", json=body)).json()["id"]
+
+
+@pytest.fixture
+async def event(api, calendar_id):
+    body = {
+        "calendar_id": calendar_id,
+        "name": "<b>Analysis</b>",
+        "start_time": at(3),
+        "end_time": at(3.1),
+        "attendees": [{"email": "bob@example.org", "name": "Bob"}, {"email": "cy@example.org"}],
+    }
+    answer = await api.post("/api/v1/calendar_events", json=body)
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
+@pytest.fixture
+async def browser(app):
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as client:
+        yield client
+
+
+@pytest.fixture
+def token(settings, calendar_id, event):
+    tokens = RsvpTokens(settings.fernet_keys)
+    return tokens.sign(Subject(calendar_id, event["ical_uid"], "", "bob@example.org"))
+
+
+@pytest.fixture
+async def webhook(api):
+    body = {"url": "https://127.0.0.1:9/", "triggers": ["event.rsvp_update", "calendar.events_update"]}
+    assert (await api.post("/api/v1/webhooks", json=body)).status_code == 201
+
+
+async def answers(api, event) -> dict[str, str]:
+    found = (await api.get(f"/api/v1/calendar_events/{event['id']}")).json()
+    return {person["email"]: person["response_status"] for person in found["attendees"]}
+
+
+async def replies(sessions) -> list[InvitationMail]:
+    async with sessions() as session:
+        rows = await session.scalars(
+            select(InvitationMail).where(InvitationMail.method == "REPLY").order_by(InvitationMail.created_at)
+        )
+        return list(rows)
+
+
+async def told(sessions) -> list[dict]:
+    async with sessions() as session:
+        rows = await session.scalars(select(WebhookDelivery).order_by(WebhookDelivery.created_at))
+        return [orjson.loads(row.body) for row in rows if row.trigger == "event.rsvp_update"]
+
+
+# -- the page -----------------------------------------------------------------------------------------------
+
+
+async def test_the_links_of_the_mail_lead_to_the_page_and_a_click_answers(
+    api, browser, sessions, event, webhook
+):
+    async with sessions() as session:
+        mail = await session.scalar(
+            select(InvitationMail).where(InvitationMail.recipient_email == "bob@example.org")
+        )
+    plain = next(p for p in message_from_bytes(mail.mail).walk() if p.get_content_type() == "text/plain")
+    payload = plain.get_payload(decode=True)
+    assert isinstance(payload, bytes)
+    body = payload.decode()
+    link = next(word for word in body.split() if "/rsvp/?" in word and "action=accepted" in word)
+    page = await browser.get(link)
+    assert page.status_code == 200
+    assert "&lt;b&gt;Analysis&lt;/b&gt;" in page.text
+    assert "Europe/Paris" in page.text
+    assert "Not answered yet" in page.text
+    assert (await answers(api, event))["bob@example.org"] == "needs_action"
+    query = parse_qs(urlsplit(link).query)
+    before = (await api.get(f"/api/v1/calendar_events/{event['id']}")).json()["updated_at"]
+    done = await browser.post("/rsvp/", data={"token": query["token"][0], "action": "accepted"})
+    assert done.status_code == 200
+    assert "recorded" in done.text
+    assert await answers(api, event) == {"bob@example.org": "accepted", "cy@example.org": "needs_action"}
+    assert (await api.get(f"/api/v1/calendar_events/{event['id']}")).json()["updated_at"] > before
+    (message,) = await told(sessions)
+    assert message["calendar_event_id"] == event["id"]
+    assert message["calendar_deduplication_key"] == "lectures"
+    assert message["data"]["attendee"] == {"email": "bob@example.org", "name": "Bob", "is_optional": False}
+    assert message["data"]["response_status"] == "accepted"
+    assert message["data"]["previous_response_status"] == "needs_action"
+    (reply,) = await replies(sessions)
+    assert reply.recipient_email == "ada@example.com"
+    subject = str(message_from_bytes(reply.mail or b"")["Subject"])
+    assert "Accepted" in subject
+
+
+@pytest.mark.usefixtures("webhook")
+async def test_the_last_answer_wins_and_the_same_one_again_is_silent(browser, api, sessions, event, token):
+    for action in ("accepted", "accepted", "declined"):
+        assert (await browser.post("/rsvp/", data={"token": token, "action": action})).status_code == 200
+    assert (await answers(api, event))["bob@example.org"] == "declined"
+    assert [message["data"]["response_status"] for message in await told(sessions)] == [
+        "accepted",
+        "declined",
+    ]
+    assert len(await replies(sessions)) == 2
+
+
+async def test_get_and_head_change_nothing_and_the_page_has_no_script(browser, api, event, token):
+    for method in ("GET", "HEAD"):
+        answer = await browser.request(method, "/rsvp/", params={"token": token, "action": "accepted"})
+        assert answer.status_code == 200
+        policy = answer.headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'; style-src 'sha256-")
+        assert "unsafe" not in policy
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert answer.headers["cache-control"] == "no-store"
+    assert set((await answers(api, event)).values()) == {"needs_action"}
+    page = (await browser.get("/rsvp/", params={"token": token, "action": "accepted"})).text
+    style = page.split("<style>")[1].split("</style>")[0]
+    import base64
+
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert f"'sha256-{digest}'" in policy
+    assert "<script" not in page
+    assert "http-equiv" not in page
+    assert " on" not in page.split("<body>")[1].split("<form")[1].split(">")[0]
+
+
+@pytest.mark.parametrize(
+    ("languages", "expected"),
+    [("fr-CA,fr;q=0.9,en;q=0.5", "fr"), ("de,en;q=0.8,fr;q=0.3", "en"), ("de", "en"), ("fr;q=x,*", "en")],
+)
+async def test_the_page_speaks_the_visitors_language(browser, token, languages, expected):
+    page = await browser.get("/rsvp/", params={"token": token}, headers={"Accept-Language": languages})
+    assert f'<html lang="{expected}">' in page.text
+
+
+async def set_times(sessions, event, days: float):
+    """Moves the hosted event to end so many days ago."""
+    async with sessions.begin() as session:
+        end = datetime.now(UTC) - timedelta(days=days)
+        await session.execute(
+            update(HostedEvent)
+            .where(HostedEvent.uid == event["ical_uid"])
+            .values(start_time=end - timedelta(hours=1), end_time=end, ends_at=end)
+        )
+
+
+async def refused(browser, api, event, token, *, status_code, words):
+    for method, kind in (("GET", "params"), ("POST", "data")):
+        answer = await browser.request(method, "/rsvp/", **{kind: {"token": token, "action": "accepted"}})
+        assert answer.status_code == status_code
+        assert words in answer.text
+        assert "<form" not in answer.text
+    assert (await answers(api, event)).get("bob@example.org") in {None, "needs_action"}
+
+
+async def test_a_bad_link_has_its_page(browser, api, event, token):
+    await refused(browser, api, event, token[:-3] + "AAA", status_code=400, words="does not work")
+    for data in ({}, {"token": token}, {"token": token, "action": "x"}, {"action": "accepted"}):
+        assert (await browser.post("/rsvp/", data=data)).status_code == 400
+    assert (await browser.get("/rsvp/")).status_code == 400
+    assert (await browser.get("/rsvp/", params={"token": token, "action": "x"})).status_code == 400
+    garbage = {"Content-Type": "multipart/form-data; boundary=x"}
+    assert (await browser.post("/rsvp/", content=b"\xff\x00", headers=garbage)).status_code == 400
+
+
+async def test_an_event_that_is_over_has_its_page(browser, api, sessions, event, token):
+    await set_times(sessions, event, 1)
+    await refused(browser, api, event, token, status_code=410, words="is over")
+
+
+async def test_an_expired_link_has_its_page_which_tells_nothing_of_the_event(
+    browser, api, sessions, event, token
+):
+    await set_times(sessions, event, 30)
+    await refused(browser, api, event, token, status_code=410, words="expired")
+    assert "Analysis" not in (await browser.get("/rsvp/", params={"token": token})).text
+
+
+async def test_a_cancelled_event_has_its_page(browser, api, event, token, calendar_id):
+    await api.delete(f"/api/v1/calendar_events/{event['id']}")
+    await refused(browser, api, event, token, status_code=410, words="cancelled")
+    await api.delete(f"/api/v1/calendars/{calendar_id}")
+    assert (await browser.get("/rsvp/", params={"token": token})).status_code == 410
+
+
+async def test_who_is_no_longer_invited_has_a_page(browser, api, event, token):
+    await api.patch(
+        f"/api/v1/calendar_events/{event['id']}", json={"attendees": [{"email": "cy@example.org"}]}
+    )
+    await refused(browser, api, event, token, status_code=403, words="no longer invited")
+    assert "Analysis" not in (await browser.get("/rsvp/", params={"token": token})).text
+
+
+async def test_one_address_is_slowed_down(browser, token):
+    codes = [(await browser.get("/rsvp/")).status_code for _ in range(PER_MINUTE + 1)]
+    # A new minute may begin meanwhile.
+    if codes[-1] != 429:
+        codes = [(await browser.get("/rsvp/")).status_code for _ in range(PER_MINUTE + 1)]
+    answer = await browser.post("/rsvp/", data={"token": token, "action": "accepted"})
+    assert (codes[-1], answer.status_code) == (429, 429)
+    assert int(answer.headers["retry-after"]) > 0
+    assert "Too many requests" in answer.text
+
+
+@pytest.mark.settings(redis_url="unix:///nowhere/redis.sock")
+async def test_with_redis_away_everybody_may_answer(browser, api, event, token):
+    assert (await browser.post("/rsvp/", data={"token": token, "action": "accepted"})).status_code == 200
+    assert (await answers(api, event))["bob@example.org"] == "accepted"
+
+
+async def test_a_changed_time_asks_again_and_a_changed_title_does_not(browser, api, event, token):
+    path = f"/api/v1/calendar_events/{event['id']}"
+    await browser.post("/rsvp/", data={"token": token, "action": "accepted"})
+    await api.patch(path, json={"name": "Algebra"})
+    assert (await answers(api, event))["bob@example.org"] == "accepted"
+    await api.patch(path, json={"start_time": at(4)})
+    assert (await answers(api, event))["bob@example.org"] == "needs_action"
+    assert (await browser.post("/rsvp/", data={"token": token, "action": "declined"})).status_code == 200
+    assert (await answers(api, event))["bob@example.org"] == "declined"
+
+
+async def test_an_answer_to_a_series_is_for_all_and_one_to_an_instance_for_it_alone(
+    browser, api, settings, calendar_id
+):
+    body = {
+        "calendar_id": calendar_id,
+        "name": "Daily",
+        "start_time": at(2),
+        "end_time": at(2.1),
+        "timezone": "UTC",
+        "recurrence": ["RRULE:FREQ=DAILY;COUNT=3"],
+        "attendees": [{"email": "bob@example.org"}],
+    }
+    series = (await api.post("/api/v1/calendar_events", json=body)).json()
+    tokens = RsvpTokens(settings.fernet_keys)
+
+    async def statuses():
+        rows = await api.get(
+            "/api/v1/calendar_events", params={"calendar_id": calendar_id, "ordering": "start_time"}
+        )
+        return [row["attendees"][0]["response_status"] for row in rows.json()["results"]]
+
+    slot = (datetime.fromisoformat(series["start_time"]) + timedelta(days=1)).strftime("%Y%m%dT%H%M%SZ")
+    for use, action in ((slot, "declined"), ("", "accepted")):
+        token = tokens.sign(Subject(calendar_id, series["ical_uid"], use, "bob@example.org"))
+        page = await browser.post("/rsvp/", data={"token": token, "action": action})
+        assert page.status_code == 200, page.text
+    assert await statuses() == ["accepted", "declined", "accepted"]
+    elsewhere = tokens.sign(Subject(calendar_id, series["ical_uid"], "20200101T000000Z", "bob@example.org"))
+    assert (await browser.get("/rsvp/", params={"token": elsewhere})).status_code == 410
+
+
+# -- replies by mail ----------------------------------------------------------------------------------------
+
+
+def reply(
+    event,
+    *,
+    sender="bob@example.org",
+    attendee=None,
+    partstat="ACCEPTED",
+    sequence=0,
+    minutes=0,
+    more="",
+    number=1,
+):
+    stamp = (datetime.now(UTC) - timedelta(hours=1) + timedelta(minutes=minutes)).strftime("%Y%m%dT%H%M%SZ")
+    return (
+        f"From: Bob <{sender}>\r\nTo: ada@example.com\r\nSubject: Re\r\nMessage-ID: <{number}@example.org>\r\n"
+        "MIME-Version: 1.0\r\nContent-Type: text/calendar; method=REPLY; charset=UTF-8\r\n\r\n"
+        "BEGIN:VCALENDAR\r\nVERSION:2.0\r\nPRODID:x\r\nMETHOD:REPLY\r\nBEGIN:VEVENT\r\n"
+        f"UID:{event['ical_uid']}\r\nDTSTAMP:{stamp}\r\nSEQUENCE:{sequence}\r\n{more}"
+        f"ATTENDEE;PARTSTAT={partstat}:MAILTO:{attendee or sender}\r\n"
+        "END:VEVENT\r\nEND:VCALENDAR\r\n"
+    ).encode()
+
+
+async def post_mail(api, mail: bytes, **headers):
+    all_headers = {"Content-Type": "message/rfc822", **{k.replace("_", "-"): v for k, v in headers.items()}}
+    answer = await api.post("/api/v1/rsvp/inbound", content=mail, headers=all_headers)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["status"]
+
+
+async def test_a_mailed_reply_is_applied_once_and_told(api, sessions, event, webhook):
+    mail = reply(event, partstat="TENTATIVE")
+    assert await post_mail(api, mail) == "applied"
+    assert (await answers(api, event))["bob@example.org"] == "tentative"
+    assert await post_mail(api, mail) == "ignored"
+    assert len(await told(sessions)) == 1
+    assert await replies(sessions) == []  # the organizer's mailbox has the reply itself
+
+
+async def test_older_replies_are_stale(api, browser, event, token):
+    assert await post_mail(api, reply(event, partstat="DECLINED", minutes=30, number=1)) == "applied"
+    assert await post_mail(api, reply(event, partstat="ACCEPTED", minutes=20, number=2)) == "ignored"
+    assert await post_mail(api, reply(event, partstat="ACCEPTED", minutes=40, number=3)) == "applied"
+    await browser.post("/rsvp/", data={"token": token, "action": "declined"})
+    assert await post_mail(api, reply(event, partstat="ACCEPTED", minutes=50, number=4)) == "ignored"
+    await api.patch(f"/api/v1/calendar_events/{event['id']}", json={"start_time": at(5)})
+    assert await post_mail(api, reply(event, partstat="ACCEPTED", minutes=55, number=5)) == "ignored"
+    assert (await answers(api, event))["bob@example.org"] == "needs_action"
+    assert await post_mail(api, reply(event, sequence=1, minutes=56, number=6)) == "applied"
+    assert (await answers(api, event))["bob@example.org"] == "accepted"
+
+
+async def test_forged_and_foreign_mails_are_ignored(api, other_api, event):
+    stranger = {**event, "ical_uid": "unknown"}
+    assert (
+        await post_mail(api, reply(event, sender="eve@example.org", attendee="bob@example.org")) == "ignored"
+    )
+    assert await post_mail(api, reply(event, sender="eve@example.org")) == "ignored"
+    assert await post_mail(api, reply(stranger)) == "ignored"
+    assert await post_mail(api, reply(event, more="ORGANIZER:mailto:eve@example.org\r\n")) == "ignored"
+    assert await post_mail(api, reply(event), X_StMsg_Is_Spam="true") == "ignored"
+    assert await post_mail(api, reply(event), X_StMsg_Mailbox="eve@example.org") == "ignored"
+    assert await post_mail(other_api, reply(event)) == "ignored"
+    for garbage in (
+        b"",
+        b"\x00\xff",
+        b"From: x\r\n\r\nhello",
+        reply(event).replace(b"METHOD:REPLY", b"METHOD:REQUEST"),
+    ):
+        assert await post_mail(api, garbage) == "ignored"
+    assert set((await answers(api, event)).values()) == {"needs_action"}
+
+
+async def test_a_mailed_reply_to_one_instance(api, calendar_id):
+    body = {
+        "calendar_id": calendar_id,
+        "name": "Daily",
+        "start_time": at(2),
+        "end_time": at(2.1),
+        "recurrence": ["RRULE:FREQ=DAILY;COUNT=2"],
+        "attendees": [{"email": "bob@example.org"}],
+    }
+    series = (await api.post("/api/v1/calendar_events", json=body)).json()
+    start = datetime.fromisoformat(series["start_time"])
+    more = f"RECURRENCE-ID:{start:%Y%m%dT%H%M%SZ}\r\n"
+    assert await post_mail(api, reply(series, partstat="DECLINED", more=more)) == "applied"
+    rows = await api.get(
+        "/api/v1/calendar_events", params={"calendar_id": calendar_id, "ordering": "start_time"}
+    )
+    statuses = [row["attendees"][0]["response_status"] for row in rows.json()["results"]]
+    assert statuses == ["declined", "needs_action"]
+    nowhere = "RECURRENCE-ID:20200101T000000Z\r\n"
+    assert await post_mail(api, reply(series, more=nowhere, number=2)) == "ignored"
+
+
+def webhook_token(mail: bytes, secret: str = SECRET, **claims) -> str:
+    now = int(datetime.now(UTC).timestamp())
+    values = {
+        "iss": "messages-webhook",
+        "iat": now,
+        "exp": now + 300,
+        "jti": "1",
+        "sub": "Ada@Example.com",
+        "cid": "c",
+        "body_sha256": hashlib.sha256(mail).hexdigest(),
+        **claims,
+    }
+    values = {name: value for name, value in values.items() if value is not None}
+    return jwt.encode({"alg": "HS256"}, values, OctKey.import_key(secret))
+
+
+async def test_messages_may_post_with_its_token(browser, api, settings, event):
+    settings.messages_webhook_secret = SecretStr(SECRET)
+    mail = reply(event)
+
+    async def post(token, content=mail):
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "message/rfc822"}
+        return (await browser.post("/api/v1/rsvp/inbound", content=content, headers=headers)).status_code
+
+    past = int(datetime.now(UTC).timestamp()) - 1000
+    for bad in (
+        webhook_token(mail, secret="another-secret-of-the-messages-webhook"),
+        webhook_token(mail, iss="eve"),
+        webhook_token(mail, exp=past),
+        webhook_token(mail, exp=None),
+        webhook_token(mail, body_sha256="0" * 64),
+        webhook_token(mail, body_sha256=None),
+        webhook_token(mail, sub=None),
+        "a.b.c",
+    ):
+        assert await post(bad) == 401
+    assert await post(webhook_token(mail), content=mail + b"x") == 401
+    assert await post(webhook_token(mail, sub="eve@example.com")) == 200
+    assert set((await answers(api, event)).values()) == {"needs_action"}
+    assert await post(webhook_token(mail)) == 200
+    assert (await answers(api, event))["bob@example.org"] == "accepted"
+
+
+async def test_without_the_secret_only_an_api_key_may_post(browser, event):
+    mail = reply(event)
+    headers = {"Authorization": f"Bearer {webhook_token(mail)}"}
+    answer = await browser.post("/api/v1/rsvp/inbound", content=mail, headers=headers)
+    assert answer.status_code == 401
+    assert "MESSAGES_WEBHOOK_SECRET" in answer.json()["detail"]
+    assert (await browser.post("/api/v1/rsvp/inbound", content=mail)).status_code == 401
+
+
+async def test_old_notes_of_mails_are_forgotten(api, sessions, event):
+    from app.core.db import transaction
+    from app.hosted.repository import forget_inbound_replies
+
+    await post_mail(api, reply(event))
+    async with transaction(sessions) as session:
+        await forget_inbound_replies(session, timedelta(days=1))
+        assert await session.scalar(text("SELECT count(*) FROM inbound_replies")) == 1
+        await forget_inbound_replies(session, timedelta(0))
+        assert await session.scalar(text("SELECT count(*) FROM inbound_replies")) == 0

@@ -1,0 +1,91 @@
+"""GET /api/v1/mailboxes (contract 8)."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from pydantic import SecretStr
+
+from app.settings import Settings
+from tests.fakes.messages import FakeMessages, Fault
+from tests.fakes.server import serve
+
+PATH = "/api/v1/mailboxes"
+OWNER = "ada@example.com"
+
+
+@pytest.fixture
+async def fake(settings: Settings) -> AsyncIterator[FakeMessages]:
+    """Switched on before `app` is made."""
+    fake = FakeMessages()
+    async with serve(fake) as url:
+        settings.feature_messages_integration = True
+        settings.messages_api_url = url
+        settings.messages_api_key = SecretStr(fake.api_key)
+        settings.messages_channel_id = fake.channel_id
+        yield fake
+
+
+async def test_the_mailboxes_of_a_user_are_listed(fake, api):
+    own = fake.add_mailbox(OWNER, name="Ada", admin=OWNER)
+    team = fake.add_mailbox("team@example.com", editor=OWNER)
+    fake.add_mailbox("eve@example.com", admin="eve@example.com")
+    answer = await api.get(PATH, params={"user_email": "ADA@example.com"})
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "results": [
+            {"mailbox_id": own.id, "email": OWNER, "name": "Ada", "role": "admin", "can_send": True},
+            {
+                "mailbox_id": team.id,
+                "email": "team@example.com",
+                "name": None,
+                "role": "editor",
+                "can_send": False,
+            },
+        ]
+    }
+
+
+async def test_a_user_without_mailboxes_has_an_empty_list(fake, api):
+    answer = await api.get(PATH, params={"user_email": "nobody@example.com"})
+    assert (answer.status_code, answer.json()) == (200, {"results": []})
+
+
+async def test_a_messages_that_fails_is_502(fake, api):
+    fake.look_up_faults.append(Fault(500))
+    answer = await api.get(PATH, params={"user_email": OWNER})
+    assert (answer.status_code, answer.json()) == (502, {"error": "Messages answered 500."})
+
+
+async def test_a_wrong_key_is_502_and_not_told(fake, api):
+    fake.api_key = "another"
+    answer = await api.get(PATH, params={"user_email": OWNER})
+    assert answer.status_code == 502
+    assert "MESSAGES_API_KEY" in answer.json()["error"]
+    assert "messages-key-" not in answer.text
+
+
+async def test_a_throttled_messages_is_429(fake, api):
+    fake.look_up_faults.append(Fault(429, {"Retry-After": "9"}))
+    answer = await api.get(PATH, params={"user_email": OWNER})
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "9")
+
+
+async def test_with_the_feature_off_it_is_404_with_the_reason(api):
+    answer = await api.get(PATH, params={"user_email": OWNER})
+    assert answer.status_code == 404
+    assert "FEATURE_MESSAGES_INTEGRATION" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "query", [{}, {"user_email": ""}, {"user_email": "no address"}, {"user_email": OWNER, "x": "y"}]
+)
+async def test_a_bad_query_is_400(fake, api, query):
+    answer = await api.get(PATH, params=query)
+    assert answer.status_code == 400
+    assert list(answer.json()) == ["error"]
+    assert fake.look_ups == []
+
+
+async def test_it_needs_an_api_key(fake, api):
+    answer = await api.get(PATH, params={"user_email": OWNER}, headers={"Authorization": ""})
+    assert answer.status_code == 401

@@ -1,0 +1,212 @@
+"""Answers that come by mail."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from email import message_from_bytes
+from email.message import EmailMessage
+from email.policy import SMTP
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from app.itip.build import build_reply
+from app.itip.event import Guest
+from app.itip.parse import LONGEST_CALENDAR_BYTES, parse_reply
+from tests.unit.test_itip_build import BOB, EVENT, SERIES, STAMP
+
+REPLY = """BEGIN:VCALENDAR
+VERSION:2.0
+PRODID:x
+METHOD:REPLY
+BEGIN:VEVENT
+UID:uid-1
+DTSTAMP:20261120T100000Z
+SEQUENCE:2
+DTSTART:20261124T090000Z
+ORGANIZER:mailto:ada@example.com
+ATTENDEE;PARTSTAT=ACCEPTED;CN=Bob:mailto:bob@example.org
+END:VEVENT
+END:VCALENDAR
+"""
+
+
+def mail(
+    ics: str | bytes = REPLY, *, sender: str = "Bob <bob@example.org>", method: str = "REPLY", **headers: str
+) -> bytes:
+    message = EmailMessage(policy=SMTP)
+    message["From"] = sender
+    message["To"] = "ada@example.com"
+    message["Message-ID"] = "<answer@example.org>"
+    for name, value in headers.items():
+        message[name] = value
+    message.set_content("Bob has accepted.")
+    text = ics if isinstance(ics, str) else ics.decode()
+    message.add_alternative(text, subtype="calendar", params={"method": method})
+    return message.as_bytes()
+
+
+def test_an_answer_is_read():
+    reply = parse_reply(mail())
+    assert reply is not None
+    assert (reply.uid, reply.sequence, reply.partstat) == ("uid-1", 2, "accepted")
+    assert reply.dtstamp == datetime(2026, 11, 20, 10, tzinfo=UTC)
+    assert (reply.attendee_email, reply.from_email) == ("bob@example.org", "bob@example.org")
+    assert (reply.organizer_email, reply.message_id) == ("ada@example.com", "<answer@example.org>")
+    assert reply.recurrence_id is None
+
+
+@pytest.mark.parametrize(
+    "event", [EVENT, SERIES, replace(SERIES, recurrence_id=datetime(2026, 12, 1, 9, tzinfo=UTC))]
+)
+def test_our_own_answers_read_back(event):
+    answer: Guest = replace(BOB, response_status="declined")
+    reply = parse_reply(mail(build_reply(event, stamp=STAMP, replying=answer)))
+    assert reply is not None
+    assert (reply.uid, reply.sequence, reply.partstat, reply.dtstamp) == (event.uid, 3, "declined", STAMP)
+    assert reply.recurrence_id == event.recurrence_id
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("ORGANIZER:mailto:ada@example.com\n", ""),
+        ("mailto:bob", "MAILTO:bob"),
+        ("mailto:bob@example.org", "mailto:BOB@Example.ORG"),
+        ("METHOD:REPLY", "METHOD:reply"),
+        ("\nSEQUENCE:2", "\n\n\nSEQUENCE:2\n"),
+        ("PARTSTAT=ACCEPTED", "PARTSTAT=accepted"),
+        ("ATTENDEE;PARTSTAT=ACCEPTED;CN=Bob:", 'ATTENDEE;CN="Bob; of: all";\n PARTSTAT=ACCEPTED:'),
+        ("BEGIN:VCALENDAR", "\ufeff\nBEGIN:VCALENDAR"),
+    ],
+    ids=[
+        "no organizer",
+        "MAILTO",
+        "case",
+        "method's case",
+        "blank lines",
+        "partstat's case",
+        "folded",
+        "bom",
+    ],
+)
+def test_what_clients_do_differently_is_read_all_the_same(old, new):
+    assert old in REPLY
+    reply = parse_reply(mail(REPLY.replace(old, new)))
+    assert reply is not None
+    assert (reply.uid, reply.sequence, reply.partstat) == ("uid-1", 2, "accepted")
+
+
+@pytest.mark.parametrize(
+    ("line", "instance", "is_date"),
+    [
+        ("RECURRENCE-ID:20261201T090000Z", datetime(2026, 12, 1, 9, tzinfo=UTC), False),
+        (
+            "RECURRENCE-ID;TZID=Romance Standard Time:20261201T100000",
+            datetime(2026, 12, 1, 9, tzinfo=UTC),
+            False,
+        ),
+        (
+            'RECURRENCE-ID;TZID="W. Europe Standard Time":20261201T100000',
+            datetime(2026, 12, 1, 9, tzinfo=UTC),
+            False,
+        ),
+        ("RECURRENCE-ID;VALUE=DATE:20261201", datetime(2026, 12, 1, tzinfo=UTC), True),
+    ],
+)
+def test_an_answer_to_one_instance_names_it(line, instance, is_date):
+    reply = parse_reply(mail(REPLY.replace("SEQUENCE:2", f"SEQUENCE:2\n{line}")))
+    assert reply is not None
+    assert (reply.recurrence_id, reply.recurrence_is_date) == (instance, is_date)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("METHOD:REPLY", "METHOD:REQUEST"),
+        ("METHOD:REPLY", "METHOD:REPLY\nMETHOD:CANCEL"),
+        ("METHOD:REPLY\n", ""),
+        ("mailto:bob@", "mailto:eve@"),
+        ("ATTENDEE;PARTSTAT=ACCEPTED;CN=Bob:mailto:bob@example.org\n", ""),
+        ("PARTSTAT=ACCEPTED", "PARTSTAT=DELEGATED"),
+        ("PARTSTAT=ACCEPTED;", ""),
+        ("UID:uid-1\n", ""),
+        ("DTSTAMP:20261120T100000Z\n", ""),
+        ("SEQUENCE:2", "RECURRENCE-ID;TZID=Nowhere:20261201T100000"),
+        ("SEQUENCE:2", "RECURRENCE-ID:soon"),
+        ("VEVENT", "VTODO"),
+        ("END:VEVENT\nEND:VCALENDAR\n", ""),
+    ],
+)
+def test_what_is_no_answer_of_the_sender_does_not_count(old, new):
+    assert old in REPLY
+    assert parse_reply(mail(REPLY.replace(old, new))) is None
+
+
+@pytest.mark.parametrize(
+    "sender", ["eve@example.org", "bob@example.org, eve@example.org", "nobody", "bob@example.org.evil.com"]
+)
+def test_somebody_elses_mail_does_not_count(sender):
+    assert parse_reply(mail(sender=sender)) is None
+
+
+def test_two_from_headers_do_not_count():
+    raw = b"From: bob@example.org\r\n" + mail()
+    assert len(message_from_bytes(raw).get_all("From", [])) == 2
+    assert parse_reply(raw) is None
+
+
+def test_the_display_name_is_not_the_sender():
+    assert parse_reply(mail(sender='"bob@example.org" <eve@example.org>')) is None
+
+
+def test_without_dtstamp_the_mails_date_counts():
+    reply = parse_reply(
+        mail(REPLY.replace("DTSTAMP:20261120T100000Z\n", ""), Date="Fri, 20 Nov 2026 11:30:00 +0100")
+    )
+    assert reply is not None
+    assert reply.dtstamp == datetime(2026, 11, 20, 10, 30, tzinfo=UTC)
+
+
+def test_a_part_that_is_too_large_does_not_count():
+    long = "".join(f"X-LONG:{'x' * 60}\n" for _ in range(LONGEST_CALENDAR_BYTES // 60))
+    assert parse_reply(mail(REPLY.replace("BEGIN:VEVENT\n", f"BEGIN:VEVENT\n{long}"))) is None
+
+
+def test_the_first_part_with_an_answer_counts():
+    message = EmailMessage(policy=SMTP)
+    message["From"] = "bob@example.org"
+    message.set_content("x")
+    for method, uid in (("REQUEST", "first"), ("REPLY", "second"), ("REPLY", "third")):
+        text = REPLY.replace("METHOD:REPLY", f"METHOD:{method}").replace("uid-1", uid)
+        message.add_attachment(text, subtype="calendar", params={"method": method})
+    reply = parse_reply(message.as_bytes())
+    assert reply is not None
+    assert reply.uid == "second"
+
+
+WHOLE = mail()
+
+
+@given(st.binary(max_size=400))
+@settings(deadline=2000)  # the longest of these examples must not keep a server busy
+@example(b"")
+@example(b"From: \xff\xfe <\x00@\n\n")
+@example(
+    b"Content-Type: text/calendar; charset=nonsense\nFrom: a@b\n\nBEGIN:VCALENDAR\nMETHOD:REPLY\nEND:VCALENDAR"
+)
+@example(b"Content-Type: multipart/mixed" + b";" * 500_000 + b"\n\n")
+@example(b"From: " + b"(" * 500_000 + b"\n\n")
+@example(
+    b"From: a@b\nContent-Type: text/calendar\n\nBEGIN:VCALENDAR\nMETHOD:REPLY"
+    + b" \n" * 300_000
+    + b"END:VCALENDAR"
+)
+@example(b"".join(b"Content-Type: multipart/mixed; boundary=b%d\n\n--b%d\n" % (n, n) for n in range(2000)))
+def test_garbage_is_no_answer_and_no_error(garbage):
+    assert parse_reply(garbage) is None
+
+
+@given(st.integers(0, len(WHOLE)), st.binary(max_size=20), st.integers(0, 20))
+def test_a_damaged_answer_never_raises(at, patch, cut):
+    parse_reply(WHOLE[:at] + patch + WHOLE[at + cut :])

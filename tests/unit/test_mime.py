@@ -1,0 +1,264 @@
+"""Mails as bytes, read back by the standard library."""
+
+import email
+import email.policy
+from dataclasses import replace
+from datetime import UTC, datetime
+from email.message import EmailMessage
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.itip.build import build_cancel, build_reply, build_request
+from app.itip.event import Person
+from app.messages.mime import Mailing, compose, is_mail_address, make_message_id
+from app.messages.rendering import RsvpLinks, language_of, render, repeats_text, when_text
+from tests.unit.test_itip_build import BOB, EVENT, NASTY, STAMP
+
+LINKS = RsvpLinks(
+    *(
+        f"https://cal.example/rsvp/?token={'t' * 300}&action={word}"
+        for word in ("accepted", "tentative", "declined")
+    )
+)
+MAILING = Mailing(
+    sender_email="ada@example.com",
+    sender_name="Ada Lovelace",
+    recipient_email="bob@example.org",
+    recipient_name="Bob",
+    reply_to=None,
+    message_id=make_message_id("ada@example.com", "uid", "bob@example.org", 0, "REQUEST"),
+    thread_id=None,
+    date=STAMP,
+    method="REQUEST",
+    ics=build_request(EVENT, stamp=STAMP),
+    rendered=render(EVENT, kind="invitation", locale="en", links=LINKS),
+)
+
+
+def read(raw: bytes) -> EmailMessage:
+    return email.message_from_bytes(raw, policy=email.policy.default)
+
+
+def bodies(event: Any, **more: Any) -> tuple[str, str]:
+    rendered = render(event, **{"kind": "invitation", "locale": "en", **more})
+    return rendered.text, rendered.html
+
+
+@pytest.mark.parametrize(
+    ("method", "ics"),
+    [
+        ("REQUEST", build_request(EVENT, stamp=STAMP)),
+        ("CANCEL", build_cancel(EVENT, stamp=STAMP, uninvited=[BOB], is_whole=False)),
+        ("REPLY", build_reply(EVENT, stamp=STAMP, replying=BOB)),
+    ],
+)
+def test_the_structure_is_what_outlook_and_gmail_want(method, ics):
+    mail = read(compose(replace(MAILING, method=method, ics=ics)))
+    assert mail.get_content_type() == "multipart/mixed"
+    alternative, attachment = mail.iter_parts()
+    assert alternative.get_content_type() == "multipart/alternative"
+    parts = list(alternative.iter_parts())
+    assert [part.get_content_type() for part in parts] == ["text/plain", "text/html", "text/calendar"]
+    calendar = parts[-1]
+    assert calendar["Content-Disposition"] is None
+    assert {part.get_param("method") for part in (calendar, attachment)} == {method}
+    assert calendar.get_content_charset() == "utf-8"
+    assert attachment.get_filename() == "invite.ics"
+    assert attachment.get_payload(decode=True) == calendar.get_payload(decode=True) == ics
+    assert f"\r\nMETHOD:{method}\r\n".encode() in ics
+    for part in mail.walk():
+        assert len(part.get_all("Content-Type", [])) == 1
+
+
+def test_the_headers_are_complete():
+    mail = read(compose(replace(MAILING, thread_id="<first@example.com>", reply_to="owner@example.net")))
+    assert mail["From"] == "Ada Lovelace <ada@example.com>"
+    assert mail["To"] == "Bob <bob@example.org>"
+    assert (mail["Cc"], mail["Bcc"]) == (None, None)
+    assert mail["Reply-To"] == "owner@example.net"
+    assert mail["Subject"] == "Invitation: Weekly"
+    assert mail["Message-ID"] == MAILING.message_id
+    assert mail["In-Reply-To"] == mail["References"] == "<first@example.com>"
+    assert mail["Auto-Submitted"] == "auto-generated"
+    assert mail["Date"].datetime == STAMP
+    assert mail["Content-Language"] == "en"
+
+
+def test_a_message_id_is_the_same_for_the_same_mail_and_short_for_any_domain():
+    assert make_message_id("a@x.org", "uid", 1) == make_message_id("b@X.org", "uid", 1)
+    assert make_message_id("a@x.org", "uid", 1) != make_message_id("a@x.org", "uid", 2)
+    long = make_message_id("a@" + "label." * 30 + "example.org", "uid")
+    mail = read(compose(replace(MAILING, message_id=long, thread_id=long)))
+    assert mail["Message-ID"] == mail["References"] == long
+    assert len(long) < 70
+
+
+@given(st.text(max_size=400), st.text(max_size=200))
+def test_no_text_breaks_a_mail_or_adds_a_header(text, name):
+    event = replace(
+        EVENT,
+        name=text,
+        description=text,
+        location=text,
+        organizer=Person(email="ada@example.com", name=name),
+    )
+    raw = compose(
+        replace(
+            MAILING,
+            sender_name=name,
+            recipient_name=text,
+            ics=build_request(event, stamp=STAMP),
+            rendered=render(event, kind="invitation", locale="fr", links=LINKS),
+        )
+    )
+    assert b"\n" not in raw.replace(b"\r\n", b"")
+    assert b"\r" not in raw.replace(b"\r\n", b"")
+    assert max(map(len, raw.split(b"\r\n"))) < 998
+    mail = read(raw)
+    assert sorted(mail.keys()) == sorted(read(compose(MAILING)).keys())
+    assert [address.addr_spec for address in mail["From"].addresses] == ["ada@example.com"]
+    assert [address.addr_spec for address in mail["To"].addresses] == ["bob@example.org"]
+
+
+def test_a_name_cannot_inject_a_header():
+    evil = "Weekly\r\nBcc: evil@x.y\r\n\r\nbody"
+    rendered = render(replace(EVENT, name=evil), kind="invitation", locale="en")
+    mail = read(compose(replace(MAILING, sender_name=evil, recipient_name=NASTY, rendered=rendered)))
+    assert mail["Bcc"] is None
+    assert mail["Subject"] == "Invitation: Weekly Bcc: evil@x.y body"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "x",
+        "a@b@c",
+        "a b@c.d",
+        "<a@b.c>",
+        "a@b.c\r\nBcc: x@y.z",
+        "a@-b.c",
+        ".a@b.c",
+        "a@b..c",
+        "é@b.c",
+        "a,b@c.d",
+        "a" * 65 + "@b.c",
+    ],
+)
+def test_what_is_no_bare_address_is_refused(address):
+    assert not is_mail_address(address)
+    with pytest.raises(ValueError):
+        compose(replace(MAILING, recipient_email=address))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "a@b.c",
+        "first.last+tag@sub.example.org",
+        "o'neil@example.org",
+        "a@localhost",
+        "a@xn--bcher-kva.example",
+    ],
+)
+def test_bare_addresses_are_taken(address):
+    assert is_mail_address(address)
+
+
+def test_html_is_escaped_and_plain_text_is_not():
+    text, html = bodies(replace(EVENT, name="<b>R&D</b>", description='<script>"x"</script>'))
+    assert "<b>R&D</b>" in text
+    assert '<script>"x"</script>' in text
+    assert "<script>" not in html
+    assert "&lt;b&gt;R&amp;D&lt;/b&gt;" in html
+
+
+def test_the_html_loads_nothing_and_knows_phones_and_dark_mode():
+    _, html = bodies(EVENT, links=LINKS)
+    assert not any(word in html for word in ("<img", "<script", "src=", "@import", "<link"))
+    assert "prefers-color-scheme: dark" in html
+    assert "max-width: 480px" in html
+    assert 'name="viewport"' in html
+    assert 'class="button accepted" href="https://cal.example' in html
+    assert html.count("style=") > 10  # inlined, for clients that drop <style>
+
+
+@pytest.mark.parametrize("address", ["javascript:alert(1)", "data:text/html,x", "vbscript:x"])
+def test_no_script_address_is_in_a_mail(address):
+    event = replace(EVENT, meeting_url=address, location=address, description=f"see {address}", name=address)
+    for body in bodies(event, links=RsvpLinks(address, address, address)):
+        assert address not in body
+        assert address.partition(":")[0] + ":" not in body.replace("color-scheme:", "")
+
+
+@pytest.mark.parametrize("answer", ["accepted", "tentative", "declined"])
+@pytest.mark.parametrize("locale", ["en", "fr"])
+def test_a_reply_says_who_answered_what(answer, locale):
+    rendered = render(EVENT, kind="reply", locale=locale, replying=replace(BOB, response_status=answer))
+    word = {
+        "en": {"accepted": "accepted", "tentative": "maybe", "declined": "declined"},
+        "fr": {"accepted": "accepté", "tentative": "peut-être", "declined": "refusé"},
+    }[locale][answer]
+    for body in (rendered.text, rendered.html):
+        assert "Bob" in body
+        assert word in body
+    assert "Bob" in rendered.subject
+
+
+def test_times_are_told_with_their_zone():
+    assert when_text(EVENT, "en") == "Tuesday 24 November 2026, 10:00 – 11:00 (Europe/Paris, CET)"
+    assert when_text(EVENT, "fr") == "mardi 24 novembre 2026, 10:00 – 11:00 (Europe/Paris, CET)"
+    assert when_text(replace(EVENT, timezone="UTC"), "en").endswith("09:00 – 10:00 (UTC)")
+    assert when_text(replace(EVENT, timezone="Asia/Kathmandu"), "en").endswith("(Asia/Kathmandu, UTC+5:45)")
+    overnight = replace(EVENT, end=datetime(2026, 12, 1, 0, 30, tzinfo=UTC))
+    assert (
+        when_text(overnight, "fr")
+        == "mardi 24 novembre 2026, 10:00 – mardi 1er décembre 2026, 01:30 (Europe/Paris, CET)"
+    )
+
+
+def test_an_all_day_event_names_its_days():
+    day = replace(
+        EVENT,
+        is_all_day=True,
+        start=datetime(2026, 11, 23, 23, tzinfo=UTC),
+        end=datetime(2026, 11, 24, 23, tzinfo=UTC),
+    )
+    assert when_text(day, "en") == "Tuesday 24 November 2026, all day"
+    two = replace(day, end=datetime(2026, 11, 25, 23, tzinfo=UTC))
+    assert when_text(two, "fr") == "mardi 24 novembre 2026 – mercredi 25 novembre 2026, toute la journée"
+
+
+@pytest.mark.parametrize(
+    ("rule", "english", "french"),
+    [
+        (
+            "FREQ=WEEKLY;BYDAY=MO,WE",
+            "Every week on Monday and Wednesday",
+            "Toutes les semaines le lundi et mercredi",
+        ),
+        ("FREQ=DAILY;INTERVAL=2;COUNT=5", "Every 2 days, 5 times", "Tous les 2 jours, 5 fois"),
+        (
+            "FREQ=MONTHLY;UNTIL=20270101T230000Z",
+            "Every month, until Saturday 2 January 2027",
+            "Tous les mois, jusqu’au samedi 2 janvier 2027",
+        ),
+        ("FREQ=MONTHLY;BYDAY=-1FR", "Repeats", "Se répète"),
+    ],
+)
+def test_a_series_is_told_in_words(rule, english, french):
+    series = replace(EVENT, recurrence=(f"RRULE:{rule}",))
+    assert repeats_text(series, "en") == english
+    assert repeats_text(series, "fr") == french
+    assert repeats_text(EVENT, "en") == ""
+
+
+@pytest.mark.parametrize(
+    ("locale", "language"),
+    [("fr", "fr"), ("fr-CA", "fr"), ("FR_fr", "fr"), ("en-GB", "en"), ("de", "en"), (None, "en"), ("", "en")],
+)
+def test_the_language_comes_from_the_locale(locale, language):
+    assert language_of(locale) == language
