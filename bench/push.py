@@ -119,7 +119,11 @@ async def _service(settings: Settings) -> AsyncIterator[None]:
         for process in processes:
             process.terminate()
         for process in processes:
-            process.wait(30)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
 
 
 async def _until(condition: Callable[[], Any]) -> None:

@@ -6,7 +6,7 @@ instead of at the next tick; with Redis emptied or away, everything still happen
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import structlog
@@ -36,6 +36,7 @@ log = structlog.get_logger()
 # Below the 30 s that process managers grant before they kill.
 _FINISH_WITHIN_SECONDS = 20.0
 _REDIS_RETRY_SECONDS = 2.0
+_CANCEL_AGAIN_SECONDS = 8.0  # closing what they have open takes a moment
 # Opening and closing push channels is never urgent, and shares the providers' quotas with the syncs.
 _CHANNEL_CONCURRENCY = 8
 _BOT_CONCURRENCY = 16
@@ -76,6 +77,10 @@ async def _listen(settings: Settings, drainers: Drainers) -> None:
             # arq's close waits for tasks that it has just cancelled, and lets their CancelledError out.
             with contextlib.suppress(RedisError, OSError, asyncio.CancelledError):
                 await worker.close()
+            # Jobs that are still ending would open connections of a pool that is closed.
+            ending = [task for task in worker.tasks.values() if not task.done()]
+            if ending:
+                await asyncio.wait(ending, timeout=5)
             await redis.aclose(close_connection_pool=True)
         await asyncio.sleep(_REDIS_RETRY_SECONDS)
 
@@ -160,6 +165,15 @@ async def _drainers(settings: Settings) -> AsyncIterator[tuple[Drainers, list[as
     await engine.dispose()
 
 
+async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancels until it is heard: before Python 3.12, a wait_for that is just done swallows a cancellation."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_SECONDS)
+
+
 async def run_worker(settings: Settings) -> None:
     """Works until it is cancelled, then finishes what it has under way and closes everything.
 
@@ -176,6 +190,4 @@ async def run_worker(settings: Settings) -> None:
         except asyncio.CancelledError:
             log.info("worker_stopping")
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await _end(tasks)

@@ -67,10 +67,13 @@ async def queue_mails(
     `locale`: the calendar's language, for recipients without one. `replying`: the guest who answered, for a REPLY.
     `rsvp_links` go by the recipient's address as given. A CANCEL that reaches all of `event.guests` calls the event
     off; to fewer people, it uninvites them. An address that comes twice gets one mail.
-    Raises InvalidFields (`attendees`) for an address that no mail can go to; ValueError for a REPLY without `replying`.
+    Raises InvalidFields for an address that no mail can go to (`attendees`) or come from; ValueError for a REPLY without `replying`.
     """
     if method == "REPLY" and replying is None:
         raise ValueError("a REPLY needs the guest who answered")
+    for address in (sender.email, sender.owner_email):
+        if not is_mail_address(address):
+            raise InvalidFields.one("non_field_errors", f"No mail can be sent from {address[:100]!r}.")
     by_key: dict[str, Guest | Person] = {}
     for person in recipients:
         if not is_mail_address(person.email):

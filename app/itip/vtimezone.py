@@ -1,6 +1,7 @@
 """VTIMEZONE definitions as Outlook wants them: a yearly RRULE with BYDAY that begins in 1970 (providers.md C.4)."""
 
 import calendar
+import itertools
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
@@ -28,21 +29,21 @@ class _Change(NamedTuple):
 def vtimezone(name: str, first_year: int) -> Timezone:
     """The definition of an IANA zone, right from `first_year` on; about 400 bytes.
 
-    A zone whose changes follow no yearly rule (Morocco, Israel) has them listed for twelve years.
+    A zone whose changes follow no yearly rule (Morocco, Israel) has them listed for twelve years, in 800 bytes.
     The answer is shared: do not change it.
     """
     zone = ZoneInfo(name)
     changes = [list(_changes(zone, year)) for year in range(first_year, first_year + _YEARS)]
-    if not any(changes):
-        at = datetime(first_year, 1, 1, tzinfo=zone)
-        return _definition(
-            name, [_block(_Change(_EPOCH, _offset(at), _offset(at), at.tzname() or name), None)]
-        )
-    rules = _yearly_rules(changes)
-    if rules is None:
-        first, last = date(first_year, 1, 1), date(first_year + _YEARS, 1, 1)
-        return Timezone.from_tzinfo(zone, name, first, last)
-    return _definition(name, [_block(change, rule) for change, rule in rules])
+    rules = _yearly_rules(changes) if any(changes) else []
+    if rules:
+        return _definition(name, [_block([change], rule) for change, rule in rules])
+    at = datetime(first_year, 1, 1, tzinfo=zone)
+    blocks = [_block([_Change(_EPOCH, _offset(at), _offset(at), at.tzname() or name)])]
+    alike: dict[tuple[timedelta, timedelta, str], list[_Change]] = {}
+    for change in itertools.chain(*changes):
+        alike.setdefault((change.before, change.after, change.name), []).append(change)
+    blocks += [_block(listed) for listed in alike.values()]
+    return _definition(name, blocks)
 
 
 def _offset(at: datetime) -> timedelta:
@@ -73,10 +74,10 @@ def _changes(zone: ZoneInfo, year: int) -> Iterator[_Change]:
         )
 
 
-def _yearly_rules(changes: list[list[_Change]]) -> list[tuple[_Change, str]] | None:
-    """The two changes of a year, moved to 1970, each with its RRULE; None if the years differ."""
+def _yearly_rules(changes: list[list[_Change]]) -> list[tuple[_Change, str]]:
+    """The two changes of a year, moved to 1970, each with its RRULE; none if the years differ."""
     if any(len(of_year) != 2 for of_year in changes):
-        return None
+        return []
     rules = []
     for first, *others in zip(*changes, strict=True):
         places = _places(first.wall)
@@ -86,10 +87,10 @@ def _yearly_rules(changes: list[list[_Change]]) -> list[tuple[_Change, str]] | N
                 first.after,
                 first.wall.time(),
             ):
-                return None
+                return []
             places &= _places(other.wall)
         if not places:
-            return None
+            return []
         month, nth, weekday = min(places, key=lambda place: place[1])
         rule = f"FREQ=YEARLY;BYMONTH={month};BYDAY={nth}{_DAYS[weekday]}"
         in_1970 = datetime.combine(_date_of(1970, month, nth, weekday), first.wall.time())
@@ -112,16 +113,20 @@ def _date_of(year: int, month: int, nth: int, weekday: int) -> date:
     return date(year, month, days[nth - 1 if nth > 0 else nth])
 
 
-def _block(change: _Change, rule: str | None) -> TimezoneStandard | TimezoneDaylight:
+def _block(changes: list[_Change], rule: str | None = None) -> TimezoneStandard | TimezoneDaylight:
+    """Changes of one kind: the first one, repeated by the rule or followed by the others."""
+    first, *others = changes
     # By the offset and not by tzinfo.dst(): Dublin's summer time is its standard time there.
-    block = TimezoneDaylight() if change.after > change.before else TimezoneStandard()
-    block.add("dtstart", change.wall)
-    block.add("tzoffsetfrom", change.before)
-    block.add("tzoffsetto", change.after)
-    block.add("tzname", change.name)
+    block = TimezoneDaylight() if first.after > first.before else TimezoneStandard()
+    block.add("dtstart", first.wall)
+    block.add("tzoffsetfrom", first.before)
+    block.add("tzoffsetto", first.after)
+    block.add("tzname", first.name)
     if rule is not None:
         parts = (part.partition("=") for part in rule.split(";"))
         block.add("rrule", {key: value for key, _, value in parts})
+    if others:
+        block.add("rdate", [change.wall for change in others])
     return block
 
 

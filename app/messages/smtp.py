@@ -5,6 +5,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import aiosmtplib
 
+from app.messages.mime import is_mail_address
 from app.settings import Settings
 
 _WITHIN_SECONDS = 30.0
@@ -39,11 +40,11 @@ def smtp_client(smtp_url: str, *, timeout: float = _WITHIN_SECONDS) -> aiosmtpli
 
 
 def smtp_from(settings: Settings) -> tuple[str, str | None] | None:
-    """(address, display name or None) of EMAIL_FROM, if the way out by SMTP is set up."""
+    """(address, display name or None) of EMAIL_FROM, if the way out by SMTP is set up with an address that can be used."""
     if settings.smtp_url is None or settings.email_from is None:
         return None
     name, address = parseaddr(settings.email_from)
-    return address, name or None
+    return (address, name or None) if is_mail_address(address) else None
 
 
 async def send_by_smtp(settings: Settings, *, sender: str, recipient: str, mail: bytes) -> str:

@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -32,11 +31,11 @@ pytestmark = [
 
 
 @pytest.fixture
-def shots(tmp_path: Path) -> Iterator[Path]:
+def shots(tmp_path: Path) -> Path:
     """Where screenshots go: BROWSER_SCREENSHOTS, to be looked at, or a temporary folder."""
     folder = Path(os.environ.get("BROWSER_SCREENSHOTS", tmp_path))
     folder.mkdir(parents=True, exist_ok=True)
-    yield folder
+    return folder
 
 
 @pytest.fixture
@@ -47,7 +46,7 @@ async def base_url(app):
 
 @pytest.fixture
 async def browser():
-    from playwright.async_api import async_playwright
+    from playwright.async_api import async_playwright  # type: ignore[import-not-found] # only where it is installed
 
     async with async_playwright() as playwright:
         chromium = await playwright.chromium.launch(executable_path=_CHROMIUM, args=["--no-sandbox"])

@@ -21,7 +21,6 @@ import orjson
 from app.core.clock import utcnow
 from app.core.ids import new_id
 
-
 Duplicates = Literal["refused", "conflict", "same"]
 
 

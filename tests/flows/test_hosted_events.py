@@ -89,7 +89,7 @@ async def test_bots_follow_hosted_events(api, event):
     assert (await api.get(f"/api/v1/bots/{bot.json()['id']}")).status_code == 404
 
 
-async def test_a_series_is_expanded_further_as_time_goes_on(api, app, sessions, settings, event, calendar_id):
+async def test_a_series_is_expanded_further_as_time_goes_on(app, api, sessions, settings, event):
     settings.calendar_sync_window_future_days = 7
     await create(api, event, recurrence=["RRULE:FREQ=DAILY"])
     before = await rows_of(api, event["calendar_id"])

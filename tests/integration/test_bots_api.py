@@ -155,13 +155,14 @@ async def test_a_bot_of_an_event_takes_neither_link_nor_time(api, add_event) -> 
 
 
 async def test_events_that_no_bot_can_join_are_refused(api, add_event) -> None:
-    for fields, word in [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"meeting_url": None}, "no meeting URL"),
         ({"is_deleted": True}, "deleted"),
         ({"start_time": in_hours(-2), "end_time": in_hours(-1)}, "over"),
         ({"start_time": in_hours(-20), "end_time": None}, "over"),
         ({"start_time": None, "end_time": None}, "starts"),
-    ]:
+    ]
+    for fields, word in cases:
         event_id = await add_event(**fields)
         answer = await api.post(URL, json={"bot_name": "x", "calendar_event_id": event_id})
         assert answer.status_code == 400
@@ -184,7 +185,7 @@ async def test_no_bot_is_scheduled_on_a_disconnected_calendar(api, add_event, se
 
 
 async def test_bad_fields_are_named(api) -> None:
-    for fields, field in [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"bot_name": " "}, "bot_name"),
         ({"bot_name": 7}, "bot_name"),
         ({"bot_name": "x" * 301}, "bot_name"),
@@ -203,7 +204,8 @@ async def test_bad_fields_are_named(api) -> None:
         ({"deduplication_key": ""}, "deduplication_key"),
         ({"bot_settings": []}, "bot_settings"),
         ({"recording_settings": {"a": "\x00"}}, "recording_settings"),
-    ]:
+    ]
+    for fields, field in cases:
         answer = await api.post(URL, json=by_hand(**fields))
         assert answer.status_code == 400, fields
         assert list(answer.json()) == [field], fields

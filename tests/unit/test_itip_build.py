@@ -220,7 +220,9 @@ def test_a_zones_definition_has_the_offsets_of_the_zone(name):
     # Under a name of its own: the library takes a zone that it knows from elsewhere.
     own_name = "Custom-" + name.replace("/", "-")
     text = vtimezone(name, 2026).to_ical().replace(name.encode(), own_name.encode())
-    definition = icalendar.Timezone.from_ical(text).to_tz()
+    (component,) = icalendar.Timezone.from_ical(text, multiple=True)
+    assert isinstance(component, icalendar.Timezone)
+    definition = component.to_tz()
     zone = ZoneInfo(name)
     for day in range(0, 9 * 365, 5):
         at = datetime(2026, 1, 2, 12) + timedelta(days=day)
