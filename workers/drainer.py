@@ -1,6 +1,6 @@
 """The loop behind every kind of background work: claim rows from PostgreSQL, handle each in a task, repeat.
 
-It looks when the bell rings, when a claim came back full and a task has ended, and at every tick. Several
+It looks when the bell rings, when a task has ended, and at every tick. Several
 drainers, in any number of processes, share the work by the claims' SKIP LOCKED.
 """
 
@@ -55,10 +55,7 @@ class Drainer(Generic[Item]):
                     task = asyncio.create_task(self._run_one(item), name=f"{self._name}")
                     self._running.add(task)
                     task.add_done_callback(self._on_done)
-            if len(claimed) == free:
-                # Full: there may be more. A task that ends sets the bell.
-                if len(self._running) < self._concurrency:
-                    continue
+            if len(self._running) >= self._concurrency:
                 await self._bell.wait()
                 continue
             try:
@@ -68,10 +65,9 @@ class Drainer(Generic[Item]):
                 pass
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
-        was_full = len(self._running) >= self._concurrency
+        # A claim may have left due items, for want of a free slot here or at an endpoint: look again.
         self._running.discard(task)
-        if was_full:
-            self._bell.set()
+        self._bell.set()
 
     async def _run_one(self, item: Item) -> None:
         try:

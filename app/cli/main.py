@@ -101,6 +101,8 @@ def worker() -> None:
     """Run one worker, scheduler included. Any number may run."""
     settings = _settings("database_url", "redis_url", "fernet_keys")
 
+    # libuv resolves names in this many threads: a few hanging names must not block all others.
+    os.environ.setdefault("UV_THREADPOOL_SIZE", "64")
     import uvloop
 
     from app.core.logging import configure_logging

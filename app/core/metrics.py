@@ -35,7 +35,9 @@ BOT_LAUNCHES = Counter(
     "calbridge_bot_launches_total", "Bots that were due, and what became of them", ["outcome"]
 )
 INVITATION_MAILS = Counter(
-    "calbridge_invitation_mails_total", "Attempts to send a mail, and what became of them", ["method", "outcome"]
+    "calbridge_invitation_mails_total",
+    "Attempts to send a mail, and what became of them",
+    ["method", "outcome"],
 )
 DELIVERY_ATTEMPTS = Counter(
     "calbridge_webhook_attempts_total", "Webhook delivery attempts", ["trigger", "outcome"]

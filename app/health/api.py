@@ -16,7 +16,7 @@ router = APIRouter(tags=["health"])
 _METRICS_CONTENT = {CONTENT_TYPE_LATEST: {"schema": {"type": "string"}}}
 
 
-def _gauge_reader(request: Request) -> GaugeReader:
+async def _gauge_reader(request: Request) -> GaugeReader:
     state = request.app.state
     if not hasattr(state, "gauge_reader"):
         state.gauge_reader = GaugeReader()

@@ -158,5 +158,7 @@ def test_pages_cover_the_list_forwards_and_backwards(count, limit):
 
 
 def test_a_page_behind_which_everything_is_gone_is_empty_and_has_no_links():
-    page: Page[str] = page_of([], UPDATED, Cursor("updated_at", AT, "evt_1"), 10, place=lambda row: (None, row))
+    page: Page[str] = page_of(
+        [], UPDATED, Cursor("updated_at", AT, "evt_1"), 10, place=lambda row: (None, row)
+    )
     assert (list(page.rows), page.next, page.previous) == ([], None, None)
