@@ -50,7 +50,8 @@ def build_demo_feed(now: datetime) -> bytes:
         )
         event.add("rrule", vRecur.from_ical(rule))
         calendar.add_component(event)
-    return calendar.to_ical()
+    feed: bytes = calendar.to_ical()
+    return feed
 
 
 @router.get(PATH)

@@ -54,7 +54,8 @@ class Story:
     events: list[str] = dataclasses.field(default_factory=list)
     series: list[tuple[str, datetime]] = dataclasses.field(default_factory=list)
 
-    def times(self, in_hours: float) -> dict[str, datetime]:
+    def times(self, in_hours: float) -> dict[str, Any]:
+        """`start` and `end` for the fake's methods."""
         start = self.start + timedelta(hours=in_hours)
         return {"start": start, "end": start + timedelta(hours=1)}
 

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -418,7 +419,7 @@ async def test_a_worker_that_dies_before_the_request_leaves_no_row_behind(
     for _ in range(3):
         [due] = await push.keeper.claim(1)
         working = asyncio.create_task(push.keeper.handle(due))
-        await until(lambda: _has_other_channels(push, known))
+        await until(partial(_has_other_channels, push, known))
         known = {row.id for row in await push.channels()}
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)
@@ -427,6 +428,10 @@ async def test_a_worker_that_dies_before_the_request_leaves_no_row_behind(
     google.fake.clear_faults()
     await push.work()
     assert [row.state for row in await push.channels()] == ["open"]
+
+
+async def _has_channels(push: Push) -> bool:
+    return bool(await push.channels())
 
 
 async def _has_other_channels(push: Push, known: set[str]) -> bool:
