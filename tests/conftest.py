@@ -1,7 +1,7 @@
-"""What the tests stand on: a real PostgreSQL and Redis for each test process, and a fresh database for each test.
+"""What the tests stand on: a real PostgreSQL and Redis for each test process, emptied before each test.
 
 Fixtures
-    database_url   a database of its own, migrated
+    database_url   a migrated database with empty tables
     redis_url      an empty Redis
     settings       for both; other values with `@pytest.mark.settings(name=value, ...)`
     engine, sessions
@@ -53,6 +53,9 @@ class TestProject:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "changes_schema: the test gets a database that is thrown away after it"
+    )
     config.addinivalue_line("markers", "settings(**values): values of the `settings` fixture for this test")
     config.addinivalue_line("markers", "browser: drives a Chromium; `make test-browser` runs these")
 
@@ -125,12 +128,12 @@ def postgres_server(servers_dir: Path) -> Iterator[str]:
     server.stop()
 
 
-def _sql(sockets: str, statement: str) -> None:
+def _sql(sockets: str, statement: str, *, database: str = "postgres") -> None:
     """Outside any event loop and transaction."""
     from app.cli.embedded import postgres_binaries
 
     subprocess.run(
-        [postgres_binaries() / "psql", "-h", sockets, "-U", "calbridge", "-d", "postgres", "-qXc", statement],
+        [postgres_binaries() / "psql", "-h", sockets, "-U", "calbridge", "-d", database, "-qXc", statement],
         check=True,
         capture_output=True,
         env={"PATH": os.environ.get("PATH", "")},
@@ -149,11 +152,44 @@ def empty_database_url(postgres_server: str) -> Iterator[str]:
     _sql(postgres_server, "DROP DATABASE empty WITH (FORCE)")
 
 
-@pytest.fixture
-def database_url(postgres_server: str) -> Iterator[str]:
+# Only what the last test wrote into: truncating a table makes new files for it and each of its indexes.
+_EMPTY = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend';
+DO $$
+DECLARE
+    name text;
+    has_rows boolean;
+    used text[] := '{}';
+BEGIN
+    FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version' LOOP
+        EXECUTE format('SELECT EXISTS (SELECT FROM %I)', name) INTO has_rows;
+        IF has_rows THEN used := used || quote_ident(name); END IF;
+    END LOOP;
+    IF cardinality(used) > 0 THEN EXECUTE 'TRUNCATE ' || array_to_string(used, ', ') || ' CASCADE'; END IF;
+END $$;
+"""
+
+
+@pytest.fixture(scope="session")
+def migrated_database(postgres_server: str) -> str:
+    """The one database that the tests of this process use, one after the other."""
     _sql(postgres_server, f"CREATE DATABASE test TEMPLATE {_TEMPLATE}")
-    yield _url(postgres_server, "test")
-    _sql(postgres_server, "DROP DATABASE test WITH (FORCE)")
+    return _url(postgres_server, "test")
+
+
+@pytest.fixture
+def database_url(
+    request: pytest.FixtureRequest, postgres_server: str, migrated_database: str
+) -> Iterator[str]:
+    """A migrated database with empty tables."""
+    if request.node.get_closest_marker("changes_schema") is None:
+        _sql(postgres_server, _EMPTY, database="test")
+        yield migrated_database
+        return
+    _sql(postgres_server, f"CREATE DATABASE changed TEMPLATE {_TEMPLATE}")
+    yield _url(postgres_server, "changed")
+    _sql(postgres_server, "DROP DATABASE changed WITH (FORCE)")
 
 
 @pytest.fixture

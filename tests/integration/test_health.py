@@ -69,6 +69,8 @@ async def test_not_ready_without_a_live_worker(visitor, sessions):
     assert (await visitor.get("/readyz")).status_code == 200
 
 
+@pytest.mark.changes_schema
+@pytest.mark.changes_schema
 async def test_not_ready_while_the_schema_is_not_the_codes(visitor, sessions):
     await beat(sessions)
     async with transaction(sessions) as session:
