@@ -97,7 +97,9 @@ class Story:
             route = self.choose.choice(["delta", "calendarView", "token", "*"])
             self.fake.inject_fault(route, self.choose.choice([500, 503, 429, 401, 410]))
         elif kind == "broken":
-            self.fake.inject_fault("*", kind=self.choose.choice(["reset", "cut"]))
+            # Not of the token endpoint: a new refresh token that never arrives is lost, and the old one is strictly dead.
+            route = self.choose.choice(["delta", "calendarView"])
+            self.fake.inject_fault(route, kind=self.choose.choice(["reset", "cut"]))
         elif kind == "expired":
             self.fake.expire_delta(self.choose.choice(EXPIRED_SPELLINGS))
         else:
