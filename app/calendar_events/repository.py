@@ -71,19 +71,34 @@ _KEYS: Mapping[str, ColumnElement[Any]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EventFilters:
-    """What the listed events must have; None means anything."""
+# Filters of a list; their values are parameters of the same names.
+_CALENDAR_FILTERS: Mapping[str, ColumnElement[bool]] = {
+    "calendar_id": Calendar.id == bindparam("calendar_id"),
+    "calendar_deduplication_key": Calendar.deduplication_key == bindparam("calendar_deduplication_key"),
+}
+_EVENT_FILTERS: Mapping[str, ColumnElement[bool]] = {
+    "event_id": _event.id == bindparam("event_id"),
+    "ical_uid": _event.ical_uid == bindparam("ical_uid"),
+    "updated_from": _event.updated_at >= bindparam("updated_from"),
+    "updated_before": _event.updated_at < bindparam("updated_before"),
+    "start_from": _event.start_time >= bindparam("start_from"),
+    "end_until": _event.end_time <= bindparam("end_until"),
+    "is_deleted": _event.is_deleted == bindparam("is_deleted"),
+}
 
-    calendar_id: str | None = None
-    calendar_deduplication_key: str | None = None
-    event_id: str | None = None
-    ical_uid: str | None = None
-    updated_from: datetime | None = None
-    updated_before: datetime | None = None
-    start_from: datetime | None = None
-    end_until: datetime | None = None
-    is_deleted: bool | None = None
+
+class EventFilters(TypedDict, total=False):
+    """What the listed events must have; what is left out may be anything."""
+
+    calendar_id: str
+    calendar_deduplication_key: str
+    event_id: str
+    ical_uid: str
+    updated_from: datetime
+    updated_before: datetime
+    start_from: datetime
+    end_until: datetime
+    is_deleted: bool
 
 
 async def find_event(session: AnySession, project_id: str, event_id: str) -> Row[Any] | None:
@@ -105,41 +120,16 @@ async def list_events(
     name = ordering_name.removeprefix("-")
     ordering = Ordering(ordering_name, _KEYS[name], _event.id, descending=ordering_name.startswith("-"))
     cursor = Cursor.decode(cursor_text, ordering=ordering_name) if cursor_text is not None else None
-    statement = seek(_filtered(project_id, filters), ordering, cursor, limit)
-    rows = (await session.execute(statement)).all()
+    shape = (frozenset(filters), ordering_name, cursor and (cursor.backward, cursor.key is None))
+    statement = _statements.get(shape)
+    if statement is None:
+        statement = seek(_filtered(frozenset(filters)), ordering, cursor, limit)
+    connection = await session.connection()
+    values = {**filters, "project_id": project_id, **seek_values(cursor, limit)}
+    rows = (await connection.execute(statement, values)).all()
 
     def place(row: Row[Any]) -> tuple[datetime | None, str]:
         at: datetime | None = getattr(row, name)
         return (None if at is None else at.replace(tzinfo=UTC)), row.id
 
     return page_of(rows, ordering, cursor, limit, place=place)
-
-
-def _filtered(project_id: str, filters: EventFilters) -> Select[Any]:
-    calendars = []
-    if filters.calendar_id is not None:
-        calendars.append(Calendar.id == filters.calendar_id)
-    if filters.calendar_deduplication_key is not None:
-        calendars.append(Calendar.deduplication_key == filters.calendar_deduplication_key)
-    if calendars:
-        # The calendar is of the project, so the events need not be asked: the planner then has but the indexes
-        # of calendars, and cannot walk through a whole project's events in search of one calendar's.
-        calendar_id = select(Calendar.id).where(Calendar.project_id == project_id, *calendars)
-        statement: Select[Any] = _READ.where(_event.calendar_id == calendar_id.scalar_subquery())
-    else:
-        statement = _READ.where(_event.project_id == project_id)
-    if filters.event_id is not None:
-        statement = statement.where(_event.id == filters.event_id)
-    if filters.ical_uid is not None:
-        statement = statement.where(_event.ical_uid == filters.ical_uid)
-    if filters.updated_from is not None:
-        statement = statement.where(_event.updated_at >= filters.updated_from)
-    if filters.updated_before is not None:
-        statement = statement.where(_event.updated_at < filters.updated_before)
-    if filters.start_from is not None:
-        statement = statement.where(_event.start_time >= filters.start_from)
-    if filters.end_until is not None:
-        statement = statement.where(_event.end_time <= filters.end_until)
-    if filters.is_deleted is not None:
-        statement = statement.where(_event.is_deleted.is_(filters.is_deleted))
-    return statement

@@ -2,13 +2,14 @@
 
 import base64
 import binascii
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
 
 import orjson
-from sqlalchemy import ColumnElement, Select, literal, literal_column, tuple_
+from sqlalchemy import BindParameter, ColumnElement, Select, bindparam, literal_column, tuple_
+from sqlalchemy.types import TypeEngine
 
 from app.core.clock import isoformat
 from app.core.errors import BadQuery
@@ -75,17 +76,36 @@ class Page(Generic[Row]):
 
 
 def seek(statement: Select[Any], ordering: Ordering, cursor: Cursor | None, limit: int) -> Select[Any]:
-    """`statement` ordered and started at the cursor; it asks for one row more than `limit`."""
+    """`statement` ordered and started at the cursor; it asks for one row more than `limit`.
+
+    The cursor's and the limit's values are parameters (`seek_values`), so the statement can be kept and executed
+    with those of another cursor of the same ordering, direction, and presence of a key.
+    """
     backward = cursor is not None and cursor.backward
     descending = ordering.descending != backward
+    values = seek_values(cursor, limit)
     if cursor is not None:
         place = tuple_(ordering.key, ordering.id)
-        key = literal(cursor.key, ordering.key.type) if cursor.key is not None else _LAST
-        at = tuple_(key, literal(cursor.id))
+        key = _LAST if cursor.key is None else _parameter("cursor_key", values, ordering.key.type)
+        at = tuple_(key, _parameter("cursor_id", values))
         statement = statement.where(place < at if descending else place > at)
     keys = [ordering.key, ordering.id]
     order = [key.desc() for key in keys] if descending else [key.asc() for key in keys]
-    return statement.order_by(*order).limit(limit + 1)
+    return statement.order_by(*order).limit(_parameter("row_limit", values))
+
+
+def seek_values(cursor: Cursor | None, limit: int) -> dict[str, Any]:
+    """The parameters of a statement that `seek` made."""
+    values: dict[str, Any] = {"row_limit": limit + 1}
+    if cursor is not None:
+        values["cursor_id"] = cursor.id
+        if cursor.key is not None:
+            values["cursor_key"] = cursor.key
+    return values
+
+
+def _parameter(name: str, values: Mapping[str, Any], kind: TypeEngine[Any] | None = None) -> BindParameter[Any]:
+    return bindparam(name, values[name], kind)
 
 
 def page_of(
