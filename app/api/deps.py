@@ -32,7 +32,8 @@ class State:
     rsvp_limiter: RsvpLimiter
 
 
-def get_state(request: Request) -> State:
+async def get_state(request: Request) -> State:
+    """Async, though it waits for nothing: FastAPI sends other dependencies through a thread."""
     state: State = request.app.state.calbridge
     return state
 

@@ -1,15 +1,15 @@
 """SQL of events, for reading. Writing them is the sync's (app/sync/repository.py)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, Text, cast, func, literal_column, select
+from sqlalchemy import ColumnElement, Row, Select, Text, bindparam, cast, func, literal_column, select
 
 from app.bots.repository import bots_of
 from app.core.db import AnySession, ReadSession
-from app.core.pagination import Cursor, Ordering, Page, page_of, seek
+from app.core.pagination import Cursor, Ordering, Page, page_of, seek, seek_values
 from app.models import Calendar, CalendarEvent
 from app.models.calendar_event import end_or_last, start_or_last
 
@@ -62,6 +62,8 @@ def _selected(name: str) -> ColumnElement[Any]:
 
 _READ = select(*map(_selected, FIELDS))
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
 # The key of each ordering, as it is indexed.
 _KEYS: Mapping[str, ColumnElement[Any]] = {
     "updated_at": _event.updated_at,
@@ -71,7 +73,7 @@ _KEYS: Mapping[str, ColumnElement[Any]] = {
 }
 
 
-# Filters of a list; their values are parameters of the same names.
+# What a list can be filtered by; the values are parameters of the same names.
 _CALENDAR_FILTERS: Mapping[str, ColumnElement[bool]] = {
     "calendar_id": Calendar.id == bindparam("calendar_id"),
     "calendar_deduplication_key": Calendar.deduplication_key == bindparam("calendar_deduplication_key"),
@@ -87,20 +89,6 @@ _EVENT_FILTERS: Mapping[str, ColumnElement[bool]] = {
 }
 
 
-class EventFilters(TypedDict, total=False):
-    """What the listed events must have; what is left out may be anything."""
-
-    calendar_id: str
-    calendar_deduplication_key: str
-    event_id: str
-    ical_uid: str
-    updated_from: datetime
-    updated_before: datetime
-    start_from: datetime
-    end_until: datetime
-    is_deleted: bool
-
-
 async def find_event(session: AnySession, project_id: str, event_id: str) -> Row[Any] | None:
     """A row of FIELDS."""
     statement = _READ.where(_event.project_id == project_id, _event.id == event_id)
@@ -110,26 +98,50 @@ async def find_event(session: AnySession, project_id: str, event_id: str) -> Row
 async def list_events(
     session: ReadSession,
     project_id: str,
-    filters: EventFilters,
+    filters: Mapping[str, Any],
     *,
     ordering_name: str,
     cursor_text: str | None,
     limit: int,
 ) -> Page[Row[Any]]:
-    """Rows of FIELDS, in one statement. Raises BadQuery for a bad cursor."""
+    """Rows of FIELDS, in one statement. Raises BadQuery for a bad cursor.
+
+    `filters`: values by name, of calendar_id, calendar_deduplication_key, event_id, ical_uid, updated_from,
+    updated_before, start_from, end_until and is_deleted.
+    """
     name = ordering_name.removeprefix("-")
-    ordering = Ordering(ordering_name, _KEYS[name], _event.id, descending=ordering_name.startswith("-"))
     cursor = Cursor.decode(cursor_text, ordering=ordering_name) if cursor_text is not None else None
-    shape = (frozenset(filters), ordering_name, cursor and (cursor.backward, cursor.key is None))
-    statement = _statements.get(shape)
-    if statement is None:
-        statement = seek(_filtered(frozenset(filters)), ordering, cursor, limit)
-    connection = await session.connection()
+    kind = cursor and Cursor(ordering_name, cursor.key and _EPOCH, "", cursor.backward)
+    statement = _page_statement(frozenset(filters), ordering_name, kind)
     values = {**filters, "project_id": project_id, **seek_values(cursor, limit)}
+    connection = await session.connection()
     rows = (await connection.execute(statement, values)).all()
 
     def place(row: Row[Any]) -> tuple[datetime | None, str]:
         at: datetime | None = getattr(row, name)
         return (None if at is None else at.replace(tzinfo=UTC)), row.id
 
-    return page_of(rows, ordering, cursor, limit, place=place)
+    return page_of(rows, _ordering(ordering_name), cursor, limit, place=place)
+
+
+def _ordering(name: str) -> Ordering:
+    return Ordering(name, _KEYS[name.removeprefix("-")], _event.id, descending=name.startswith("-"))
+
+
+@lru_cache(maxsize=256)
+def _page_statement(filters: frozenset[str], ordering_name: str, kind: Cursor | None) -> Select[Any]:
+    """The statement for these filters and any cursor of this kind; all values are parameters.
+
+    Kept, since building and analysing it takes a third of the time that the API spends on reading a page.
+    """
+    statement: Select[Any] = _READ
+    of_calendar = [_CALENDAR_FILTERS[name] for name in sorted(filters & _CALENDAR_FILTERS.keys())]
+    of_events = [_EVENT_FILTERS[name] for name in sorted(filters - _CALENDAR_FILTERS.keys())]
+    if of_calendar:
+        # The calendar is of the project, so the events need not be asked: the planner then has but the indexes
+        # of calendars, and cannot walk through a whole project's events in search of one calendar's.
+        calendar_id = select(Calendar.id).where(Calendar.project_id == bindparam("project_id"), *of_calendar)
+        statement = statement.where(_event.calendar_id == calendar_id.scalar_subquery())
+    else:
+        statement = statement.where(_event.project_id == bindparam("project_id"))
+    return seek(statement.where(*of_events), _ordering(ordering_name), kind, 0)

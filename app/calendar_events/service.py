@@ -7,7 +7,7 @@ import orjson
 from sqlalchemy import Row
 
 from app.calendar_events import repository
-from app.calendar_events.repository import FIELDS, JSON_TEXTS, TIMES, EventFilters
+from app.calendar_events.repository import FIELDS, JSON_TEXTS, TIMES
 from app.calendar_events.schemas import CalendarEventsQuery
 from app.calendar_events.visibility import load_horizon
 from app.calendars.errors import CalendarNotFound
@@ -32,19 +32,19 @@ async def list_events(session: ReadSession, project_id: str, query: CalendarEven
     (app/calendar_events/visibility.py); within a calendar there are none.
     """
     of_one_calendar = query.calendar_id or query.calendar_deduplication_key or query.event_id
-    horizon = None if of_one_calendar else await load_horizon(session, project_id)
     updated_from = [at for at in (query.updated_after, query.updated_at_gte) if at is not None]
-    filters = EventFilters(
-        calendar_id=query.calendar_id,
-        calendar_deduplication_key=query.calendar_deduplication_key,
-        event_id=query.event_id,
-        ical_uid=query.ical_uid,
-        updated_from=max(updated_from, default=None),
-        updated_before=horizon,
-        start_from=query.start_time_gte,
-        end_until=query.end_time_lte,
-        is_deleted=query.is_deleted,
-    )
+    given = {
+        "calendar_id": query.calendar_id,
+        "calendar_deduplication_key": query.calendar_deduplication_key,
+        "event_id": query.event_id,
+        "ical_uid": query.ical_uid,
+        "updated_from": max(updated_from, default=None),
+        "updated_before": None if of_one_calendar else await load_horizon(session, project_id),
+        "start_from": query.start_time_gte,
+        "end_until": query.end_time_lte,
+        "is_deleted": query.is_deleted,
+    }
+    filters = {name: value for name, value in given.items() if value is not None}
     return await repository.list_events(
         session,
         project_id,

@@ -104,7 +104,9 @@ def seek_values(cursor: Cursor | None, limit: int) -> dict[str, Any]:
     return values
 
 
-def _parameter(name: str, values: Mapping[str, Any], kind: TypeEngine[Any] | None = None) -> BindParameter[Any]:
+def _parameter(
+    name: str, values: Mapping[str, Any], kind: TypeEngine[Any] | None = None
+) -> BindParameter[Any]:
     return bindparam(name, values[name], kind)
 
 
