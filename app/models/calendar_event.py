@@ -1,7 +1,7 @@
 """Events, one row per event or instance of a series; gone ones stay with `is_deleted`."""
 
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any
 
 from sqlalchemy import ForeignKey, Index, LargeBinary, func, text
 from sqlalchemy.dialects.postgresql import JSON
@@ -21,7 +21,7 @@ class CalendarEvent(Base):
     """
 
     __tablename__ = "calendar_events"
-    __table_args__: ClassVar = {"postgresql_with": {"toast_tuple_target": 8160}}
+    __table_args__ = ({"postgresql_with": {"toast_tuple_target": 8160}},)
 
     id: Mapped[PublicId] = mapped_column(primary_key=True)
     project_id: Mapped[PublicId]

@@ -46,7 +46,7 @@ async def base_url(app):
 
 @pytest.fixture
 async def browser():
-    from playwright.async_api import async_playwright  # type: ignore[import-not-found] # only where it is installed
+    from playwright.async_api import async_playwright
 
     async with async_playwright() as playwright:
         chromium = await playwright.chromium.launch(executable_path=_CHROMIUM, args=["--no-sandbox"])
