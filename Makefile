@@ -41,7 +41,9 @@ example: install ## Start the example application (docs/example_app) beside `mak
 test: install ## Run the tests; make test ARGS="-k webhooks"
 	.venv/bin/python -m pytest -n 2 -m "not browser" $(ARGS)
 
-test-browser: install ## Run the tests that drive a Chromium
+test-browser: install ## Run the tests that drive a Chromium (Debian's is installed where it is missing and may be)
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq chromium; } \
+		|| { echo "Chromium is missing, and installing it takes root: apt-get install chromium" >&2; exit 1; }
 	.venv/bin/python -m pytest -m browser $(ARGS)
 
 lint: install ## Check style and types

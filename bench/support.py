@@ -7,7 +7,7 @@ import resource
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +19,7 @@ from app.cli.embedded import start_postgres, start_redis
 from app.core.migrations import upgrade_to_head
 from app.settings import Settings
 from tests.fakes.google import FakeGoogle
+from tests.fakes.microsoft import FakeMicrosoft
 from tests.fakes.server import serve
 
 
@@ -51,7 +52,7 @@ def settings_for(database_url: str, redis_url: str, **values: Any) -> Settings:
 
 
 @dataclass(frozen=True)
-class Google:
+class Provider:
     url: str
     client_id: str
     client_secret: str
@@ -67,7 +68,20 @@ def _serve_google(pipe: Any, calendars: dict[str, int]) -> None:
             spacing = timedelta(days=28) / max(count, 1)
             fake.seed(count, start=start, spacing=spacing, description_length=3000, calendar_id=name)
         async with serve(fake) as url:
-            pipe.send(Google(url, fake.client_id, fake.client_secret, fake.refresh_token))
+            pipe.send(Provider(url, fake.client_id, fake.client_secret, fake.refresh_token))
+            while not pipe.poll():
+                await asyncio.sleep(0.05)
+
+    asyncio.run(main())
+
+
+def _serve_microsoft(pipe: Any, count: int) -> None:
+    async def main() -> None:
+        fake = FakeMicrosoft()
+        start = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=12)
+        fake.seed(count, start=start, spacing=timedelta(days=28) / count)
+        async with serve(fake) as url:
+            pipe.send(Provider(url, fake.client_id, fake.client_secret, fake.refresh_token))
             while not pipe.poll():
                 await asyncio.sleep(0.05)
 
@@ -75,17 +89,27 @@ def _serve_google(pipe: Any, calendars: dict[str, int]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def google_process(calendars: dict[str, int]) -> AsyncIterator[Google]:
-    """A fake Google outside of the measured process, with so many events of about 3.6 kB in each calendar."""
+async def _process(target: Callable[..., None], *arguments: Any) -> AsyncIterator[Provider]:
+    """A fake provider outside of the measured process."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve_google, args=(theirs, calendars), daemon=True)
+    process = context.Process(target=target, args=(theirs, *arguments), daemon=True)
     process.start()
     try:
         yield await asyncio.to_thread(ours.recv)
     finally:
         ours.send("stop")
         await asyncio.to_thread(process.join, 10)
+
+
+def microsoft_process(count: int) -> contextlib.AbstractAsyncContextManager[Provider]:
+    """A fake Graph whose primary calendar has so many events."""
+    return _process(_serve_microsoft, count)
+
+
+def google_process(calendars: dict[str, int]) -> contextlib.AbstractAsyncContextManager[Provider]:
+    """A fake Google with so many events of about 3.6 kB in each calendar."""
+    return _process(_serve_google, calendars)
 
 
 @dataclass

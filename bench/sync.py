@@ -8,19 +8,29 @@ import asyncpg
 import orjson
 from sqlalchemy import text
 
-from app.core.db import create_engine, create_sessions, transaction
+from app.core.db import Sessions, create_engine, create_sessions, transaction
 from app.core.http import httpx
 from app.core.ids import new_id
 from app.settings import Settings
-from bench.support import Google, google_process, measured, resident_mb, servers, settings_for
+from app.sync.engine import SyncEngine
+from bench.support import (
+    Provider,
+    google_process,
+    microsoft_process,
+    measured,
+    resident_mb,
+    servers,
+    settings_for,
+)
 from tests import factories
 
 _EVENTS = 5_000
 _MANY = 50_000
+_IDLE_SYNCS = 50
 _WINDOW = {"singleEvents": "true", "showDeleted": "true", "maxResults": "2500"}
 
 
-async def _bare(google: Google, database_url: str, calendar: str) -> None:
+async def _bare(google: Provider, database_url: str, calendar: str) -> None:
     """Fetch, parse, COPY: what no sync can do without."""
     async with httpx.AsyncClient() as client:  # a script of its own, on purpose without our layers
         form = {
@@ -56,7 +66,9 @@ async def _bare(google: Google, database_url: str, calendar: str) -> None:
         await connection.close()
 
 
-async def _add_calendar(sessions: Any, settings: Settings, google: Google, calendar: str) -> str:
+async def _add_calendar(
+    sessions: Any, settings: Settings, provider: Provider, calendar: str | None, platform: str = "google"
+) -> str:
     project_id = new_id("proj")
     async with transaction(sessions) as session:
         await session.execute(
@@ -66,9 +78,10 @@ async def _add_calendar(sessions: Any, settings: Settings, google: Google, calen
         sessions,
         settings,
         project_id,
+        platform=platform,
         platform_uuid=calendar,
-        client_id=google.client_id,
-        secrets={"client_secret": google.client_secret, "refresh_token": google.refresh_token},
+        client_id=provider.client_id,
+        secrets={"client_secret": provider.client_secret, "refresh_token": provider.refresh_token},
     )
 
 
@@ -102,13 +115,8 @@ async def _main(database_url: str, redis_url: str) -> None:
             print(f"cold sync,   {_EVENTS} events: {cold.wall:.2f} s wall, {cold.cpu:.2f} s CPU")
             print(f"ratios: wall {cold.wall / bare.wall:.2f}, CPU {cold.cpu / bare.cpu:.2f} (target: 3)")
 
-            with measured() as idle:
-                for _ in range(50):
-                    await factories.sync_now(syncs, sessions, calendar_id)
-            print(
-                f"sync without changes: {idle.wall / 50 * 1000:.1f} ms wall, {idle.cpu / 50 * 1000:.1f} ms CPU, "
-                f"{50 / idle.cpu:.0f} per worker CPU second"
-            )
+            await _measure_idle("Google", syncs, sessions, calendar_id)
+        await _measure_microsoft(settings, sessions)
         await engine.dispose()
         context = multiprocessing.get_context("spawn")
         with context.Pool(1) as pool:
@@ -116,6 +124,29 @@ async def _main(database_url: str, redis_url: str) -> None:
         print(
             f"a calendar of {_MANY} events adds {peak:.0f} MB at its peak, {added:.0f} MB after (target: 150)"
         )
+
+
+async def _measure_idle(name: str, syncs: SyncEngine, sessions: Sessions, calendar_id: str) -> None:
+    with measured() as idle:
+        for _ in range(_IDLE_SYNCS):
+            await factories.sync_now(syncs, sessions, calendar_id)
+    print(
+        f"{name}, a sync without changes: {idle.wall / _IDLE_SYNCS * 1000:.1f} ms wall, "
+        f"{idle.cpu / _IDLE_SYNCS * 1000:.1f} ms CPU, {_IDLE_SYNCS / idle.cpu:.0f} per worker CPU second"
+    )
+
+
+async def _measure_microsoft(settings: Settings, sessions: Sessions) -> None:
+    async with microsoft_process(1000) as microsoft:
+        values = {
+            "microsoft_graph_base_url": f"{microsoft.url}/v1.0",
+            "microsoft_oauth_token_url": f"{microsoft.url}/common/oauth2/v2.0/token",
+        }
+        settings = settings.model_copy(update=values)
+        async with factories.sync_engine(settings, sessions) as syncs:
+            calendar_id = await _add_calendar(sessions, settings, microsoft, None, "microsoft")
+            await factories.sync_now(syncs, sessions, calendar_id)
+            await _measure_idle("Graph", syncs, sessions, calendar_id)
 
 
 def settings_values(settings: Settings) -> dict[str, Any]:
@@ -127,7 +158,7 @@ def settings_values(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _measure_memory(google: Google, values: dict[str, Any]) -> tuple[float, float]:
+def _measure_memory(google: Provider, values: dict[str, Any]) -> tuple[float, float]:
     """In a fresh process: MB that the sync of the large calendar added, after it and at its peak."""
 
     async def main() -> tuple[float, float]:
