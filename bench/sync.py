@@ -16,8 +16,8 @@ from app.sync.engine import SyncEngine
 from bench.support import (
     Provider,
     google_process,
-    microsoft_process,
     measured,
+    microsoft_process,
     resident_mb,
     servers,
     settings_for,
