@@ -66,6 +66,10 @@ def _validation_answer(err: RequestValidationError) -> tuple[int, dict[str, Any]
     return 400, fields
 
 
+# Lock or statement timeout, deadlock, serialization failure, too many connections: a later try may do.
+_BUSY = {"55P03", "57014", "40P01", "40001", "53300"}
+
+
 async def _on_app_error(_request: Request, err: Exception) -> JSONResponse:
     assert isinstance(err, AppError)
     return JSONResponse(err.body(), err.status_code, headers=err.headers())
@@ -93,7 +97,7 @@ async def _on_database_away(_request: Request, err: Exception) -> JSONResponse:
 
 async def _on_database_error(request: Request, err: Exception) -> JSONResponse:
     assert isinstance(err, DBAPIError)
-    if err.connection_invalidated:
+    if err.connection_invalidated or getattr(err.orig, "sqlstate", None) in _BUSY:
         return await _on_database_away(request, err)
     raise err
 

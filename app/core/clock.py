@@ -9,4 +9,4 @@ def utcnow() -> datetime:
 
 def isoformat(value: datetime) -> str:
     """ISO 8601, UTC, microseconds, `Z` (contract 2)."""
-    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return value.astimezone(UTC).isoformat("T", "microseconds").removesuffix("+00:00") + "Z"

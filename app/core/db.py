@@ -21,7 +21,7 @@ Sessions = async_sessionmaker[AsyncSession]
 _SERVER_SETTINGS = {
     "application_name": "calbridge",
     "statement_timeout": "30000",
-    "lock_timeout": "10000",
+    "lock_timeout": "5000",
     "idle_in_transaction_session_timeout": "15000",
 }
 

@@ -5,7 +5,7 @@ import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select, text, update
 
 from app.core.crypto import SecretBox
 from app.core.db import transaction
@@ -571,3 +571,13 @@ async def test_a_worker_hears_the_bell_when_a_calendar_is_connected(api, redis_u
     await create(api)
     async with Redis.from_url(redis_url) as redis:
         assert await redis.exists("arq:job:ring:syncs")
+
+
+async def test_a_calendar_that_stays_locked_answers_503_and_not_500(api, sessions) -> None:
+    body = {"platform": "google", "client_id": "c", "client_secret": "s", "refresh_token": "r"}
+    calendar = (await api.post("/api/v1/calendars", json=body)).json()
+    async with transaction(sessions) as session:
+        await session.execute(text("SELECT FROM calendars FOR UPDATE"))
+        answer = await api.delete(f"/api/v1/calendars/{calendar['id']}")
+    assert answer.status_code == 503
+    assert "Retry-After" in answer.headers
