@@ -140,7 +140,7 @@ class GoogleCalendar:
                     or item.get("accessRole") == "freeBusyReader"
                 ):
                     continue
-                calendar_id = _id_of(item)
+                calendar_id = limits.id_of(item)
                 if calendar_id is None:
                     continue
                 name = item.get("summaryOverride") or item.get("summary")
@@ -224,7 +224,7 @@ class GoogleCalendar:
             count += 1
             if count % _EVENTS_PER_TURN == 0:
                 await asyncio.sleep(0)
-            event_id = _id_of(item)
+            event_id = limits.id_of(item)
             if event_id is None:
                 log.warning("google.event_without_id")
                 continue
@@ -261,7 +261,7 @@ def read_event(
     item: dict[str, Any], *, calendar_timezone: str, hosts: MeetingHosts
 ) -> tuple[RemoteEvent, list[str]]:
     """`parse_event`, and the names of the fields that could not be taken over as they are."""
-    event_id = _id_of(item)
+    event_id = limits.id_of(item)
     if event_id is None:
         raise ValueError("an event without a usable id")
     reader = _Reader(item, calendar_timezone)
@@ -324,7 +324,7 @@ class _Reader:
 
     def key(self, name: str) -> str | None:
         value = self._item.get(name)
-        key = _key(value)
+        key = limits.storable_key(value)
         if key != value:
             self.unreadable.append(name)
         return key
@@ -482,19 +482,8 @@ def _check_page(document: dict[str, Any]) -> None:
         raise Unavailable("Google's answer is not a list.", code="broken_answer")
 
 
-def _key(value: Any) -> str | None:
-    """An identifier that can be stored and indexed as it is, or None: a cut one could be another event's."""
-    if isinstance(value, str) and value and limits.cut(value, limits.PLATFORM_UUID) == value:
-        return value if len(value.encode()) <= limits.PLATFORM_UUID else None
-    return None
-
-
 def _whole(value: Any) -> str | None:
     return limits.cut(value, _MAX_BODY_BYTES)
-
-
-def _id_of(item: Any) -> str | None:
-    return _key(item.get("id")) if isinstance(item, dict) else None
 
 
 @lru_cache(maxsize=1024)

@@ -13,7 +13,7 @@ from app.providers.base import (
     RateLimited,
     Unavailable,
 )
-from app.providers.wire import exchange, load_json, retry_after
+from app.providers.wire import exchange, is_header_safe, load_json, retry_after
 
 _MAX_BODY_BYTES = 64 * 1024
 _DEADLINE_SECONDS = 20.0
@@ -93,7 +93,7 @@ def _fresh_token(fields: dict[str, Any]) -> FreshToken:
     access_token, refresh_token, scope = (
         fields.get(name) for name in ("access_token", "refresh_token", "scope")
     )
-    if not isinstance(access_token, str) or not _is_header_safe(access_token):
+    if not isinstance(access_token, str) or not is_header_safe(access_token):
         raise Unavailable("Google's token endpoint gave no access token.", code="broken_answer")
     scopes = scope.split() if isinstance(scope, str) else []
     if scopes and not any(
@@ -108,11 +108,6 @@ def _fresh_token(fields: dict[str, Any]) -> FreshToken:
         refresh_token=refresh_token if isinstance(refresh_token, str) and refresh_token else None,
         scope=" ".join(scopes) or None,
     )
-
-
-def _is_header_safe(token: str) -> bool:
-    """Whether it can stand in a header: an error about one that cannot would quote the token."""
-    return token != "" and token.isascii() and token.isprintable()
 
 
 def _seconds(value: Any) -> int:

@@ -21,3 +21,15 @@ def cut(value: object, length: int) -> str | None:
     if "\x00" in value:
         value = value.replace("\x00", "")
     return value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
+
+
+def storable_key(value: object) -> str | None:
+    """An identifier that can be stored and indexed as it is, or None: a cut one could be another event's."""
+    if isinstance(value, str) and value and cut(value, PLATFORM_UUID) == value:
+        return value if len(value.encode()) <= PLATFORM_UUID else None
+    return None
+
+
+def id_of(item: object) -> str | None:
+    """The usable `id` of a provider's object."""
+    return storable_key(item.get("id")) if isinstance(item, dict) else None

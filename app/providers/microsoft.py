@@ -144,7 +144,7 @@ class MicrosoftCalendar:
         async for item in self._list(f"{self._base_url}/me/calendars", "id,name,isDefaultCalendar"):
             _collect_calendar(calendars, item)
         async for group in self._list(f"{self._base_url}/me/calendarGroups", "id"):
-            group_id = _id_of(group)
+            group_id = limits.id_of(group)
             if group_id is not None:
                 url = f"{self._base_url}/me/calendarGroups/{quote(group_id, safe='')}/calendars"
                 async for item in self._list(url, "id,name,isDefaultCalendar"):
@@ -268,7 +268,7 @@ class MicrosoftCalendar:
             count += 1
             if count % _EVENTS_PER_TURN == 0:
                 await asyncio.sleep(0)
-            event_id = _id_of(item)
+            event_id = limits.id_of(item)
             if event_id is None:
                 log.warning("microsoft.event_without_id")
             elif item.get("type") != "seriesMaster":
@@ -369,7 +369,7 @@ def parse_event(item: dict[str, Any], *, hosts: MeetingHosts = DEFAULT_HOSTS) ->
     The day of an all-day event is anchored at midnight in the zone in which it was created. `raw` lacks what
     changes while the event does not.
     """
-    event_id = _id_of(item)
+    event_id = limits.id_of(item)
     if event_id is None:
         raise ValueError("an event without a usable id")
     home = _zone(item.get("originalStartTimeZone")) or _zone(_part(item, "start", "timeZone")) or UTC_ZONE
@@ -387,11 +387,11 @@ def parse_event(item: dict[str, Any], *, hosts: MeetingHosts = DEFAULT_HOSTS) ->
         name=limits.cut(item.get("subject"), limits.TITLE),
         description=limits.cut(_part(item, "body", "content"), limits.DESCRIPTION) or None,
         location=limits.cut(_part(item, "location", "displayName"), limits.LOCATION) or None,
-        ical_uid=_key(item.get("iCalUId")),
+        ical_uid=limits.storable_key(item.get("iCalUId")),
         organizer=organizer,
         attendees=_attendees(item.get("attendees"), organizer),
         response_status=_own_response(item),
-        recurring_event_id=_key(item.get("seriesMasterId")),
+        recurring_event_id=limits.storable_key(item.get("seriesMasterId")),
         original_start_time=_original_start(item, home, start_time, is_all_day=is_all_day),
         meeting_url=link.url if link else None,
         meeting_platform=link.platform if link else None,
@@ -496,7 +496,7 @@ def _parts(window: Window) -> Iterator[Window]:
 
 
 def _collect_calendar(calendars: dict[str, RemoteCalendar], item: Any) -> None:
-    calendar_id = _id_of(item)
+    calendar_id = limits.id_of(item)
     if calendar_id is not None and calendar_id not in calendars:
         name = limits.cut(item.get("name"), limits.NAME)
         calendars[calendar_id] = RemoteCalendar(
@@ -515,17 +515,6 @@ def _part(item: Mapping[str, Any], name: str, member: str) -> Any:
 def _whole(value: Any) -> str | None:
     """A text of any length without what cannot be stored: half a link would be another link."""
     return limits.cut(value, len(value)) if isinstance(value, str) else None
-
-
-def _key(value: Any) -> str | None:
-    """An identifier that can be stored and indexed as it is, or None: a cut one could be another event's."""
-    if isinstance(value, str) and value and limits.cut(value, limits.PLATFORM_UUID) == value:
-        return value if len(value.encode()) <= limits.PLATFORM_UUID else None
-    return None
-
-
-def _id_of(item: Any) -> str | None:
-    return _key(item.get("id")) if isinstance(item, dict) else None
 
 
 def _raw(item: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from app.providers.base import (
     RateLimited,
     Unavailable,
 )
-from app.providers.wire import exchange, load_json, retry_after
+from app.providers.wire import exchange, is_header_safe, load_json, retry_after
 
 _MAX_BODY_BYTES = 64 * 1024
 _DEADLINE_SECONDS = 20.0
@@ -179,7 +179,7 @@ def _fresh_token(fields: Mapping[str, Any]) -> FreshToken:
     access_token, refresh_token, scope = (
         fields.get(name) for name in ("access_token", "refresh_token", "scope")
     )
-    if not isinstance(access_token, str) or not _is_header_safe(access_token):
+    if not isinstance(access_token, str) or not is_header_safe(access_token):
         raise Unavailable("Microsoft's token endpoint gave no access token.", code="broken_answer")
     scopes = scope.split() if isinstance(scope, str) else []
     if scopes and not any(_scope_name(name) in _CALENDAR_SCOPES for name in scopes):
@@ -197,11 +197,6 @@ def _fresh_token(fields: Mapping[str, Any]) -> FreshToken:
 def _scope_name(scope: str) -> str:
     """`https://graph.microsoft.com/Calendars.Read` and `Calendars.Read` are the same, in any case (B.1)."""
     return scope.rpartition("/")[2].casefold()
-
-
-def _is_header_safe(token: str) -> bool:
-    """Whether it can stand in a header: an error about one that cannot would quote the token."""
-    return token != "" and token.isascii() and token.isprintable()
 
 
 def _seconds(value: Any) -> int:

@@ -100,3 +100,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         until.replace(tzinfo=until.tzinfo or UTC) - now.replace(tzinfo=now.tzinfo or UTC)
     ).total_seconds()
     return min(max(seconds, 0.0), _LONGEST_RETRY_AFTER_SECONDS)
+
+
+def is_header_safe(token: str) -> bool:
+    """Whether it can stand in a header: an error about one that cannot would quote the token."""
+    return token != "" and token.isascii() and token.isprintable()
