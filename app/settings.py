@@ -3,6 +3,7 @@
 import re
 from datetime import timedelta
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from cryptography.fernet import Fernet
 from pydantic import AnyHttpUrl, Field, SecretStr, ValidationError, field_validator, model_validator
@@ -10,6 +11,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from redis.asyncio.connection import parse_url
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
+
+from app.core.addresses import parse_mailbox
 
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
@@ -135,6 +138,32 @@ class Settings(BaseSettings):
                 raise ValueError("must look like redis://host:6379/0 or unix:///path/to/socket") from None
         return value
 
+    @field_validator("smtp_url")
+    @classmethod
+    def _smtp(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            sentence = "must look like smtp://user:password@host:587?starttls=true, or smtps:// for TLS from the first byte"
+            try:
+                url = urlsplit(value.get_secret_value())
+                is_fine = url.scheme in {"smtp", "smtps"} and bool(url.hostname) and url.port != 0
+            except ValueError:
+                is_fine = False
+            if not is_fine:
+                raise ValueError(sentence)
+        return value
+
+    @field_validator("email_from")
+    @classmethod
+    def _mailbox(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                parse_mailbox(value)
+            except ValueError:
+                raise ValueError(
+                    "must be an address such as calendars@example.org or Calendars <calendars@example.org>"
+                ) from None
+        return value
+
     @field_validator("credentials_encryption_keys")
     @classmethod
     def _fernet_keys(cls, value: SecretStr | None) -> SecretStr | None:
@@ -203,6 +232,13 @@ class Settings(BaseSettings):
         if self.calendar_push_enabled is not None:
             return self.calendar_push_enabled
         return self.app_url.startswith("https://")
+
+    @property
+    def smtp_sender(self) -> tuple[str, str | None] | None:
+        """(address, display name or None) of EMAIL_FROM where mails can go out by SMTP."""
+        if self.smtp_url is None or self.email_from is None:
+            return None
+        return parse_mailbox(self.email_from)
 
     @property
     def sync_window_past_for(self) -> timedelta:

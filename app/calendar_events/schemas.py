@@ -6,6 +6,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from app.api.pages import ListQuery, ShortText
 from app.api.schemas import InputModel, InputTime, OutputTime
+from app.core.addresses import fold_address
 from app.hosted.expand import read_rule
 from app.hosted.schemas import (
     MOST_ATTENDEES,
@@ -17,7 +18,6 @@ from app.hosted.schemas import (
     TimeZoneName,
     WebUrl,
 )
-from app.itip.build import fold_address
 
 OrderingName = Literal[
     "-updated_at",

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from app.core.addresses import fold_address
 from app.core.clock import isoformat
-from app.itip.build import fold_address
 from app.itip.event import Guest, HostedEvent, Person
 from app.providers.base import ResponseStatus
 

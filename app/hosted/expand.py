@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+from app.core.addresses import fold_address
 from app.hosted.entries import Entry, instant, wall
-from app.itip.build import fold_address
 from app.itip.event import Person
 from app.itip.feed import Feed
 from app.itip.recurrence import Rule, RuleRefused

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from app.core.addresses import fold_address
 from app.hosted.entries import Attendee, Entry
-from app.itip.build import fold_address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

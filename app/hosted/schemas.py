@@ -7,14 +7,9 @@ from zoneinfo import available_timezones
 from pydantic import AfterValidator, Field
 
 from app.api.schemas import not_blank
+from app.core.addresses import is_mail_address
 
 MOST_ATTENDEES = 500  # what Messages takes for one mail (contract/messages.md)
-
-# What every mail server takes: the dot-atom of RFC 5322 3.4.1, and a host name with at least one dot.
-_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
-_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-_ADDRESS = re.compile(rf"{_ATOM}(?:\.{_ATOM})*@{_LABEL}(?:\.{_LABEL})+")
-_LONGEST_ADDRESS, _LONGEST_LOCAL_PART = 254, 64  # RFC 5321 4.5.3.1
 
 # Everything that could end a line of a mail's header or of an iCalendar file (NEL and the separators of Unicode too).
 _LINE_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -22,15 +17,9 @@ _TEXT_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029]")
 _WEB_URL = re.compile(r"https?://[^\s<>\"\\^`{|}]+", re.IGNORECASE)
 
 
-def is_address(value: str) -> bool:
-    """Whether a mail can be sent to it: a bare ASCII address, without a display name."""
-    local_part = value.partition("@")[0]
-    fits = len(value) <= _LONGEST_ADDRESS and len(local_part) <= _LONGEST_LOCAL_PART
-    return fits and _ADDRESS.fullmatch(value) is not None
-
-
 def _address(value: str) -> str:
-    if not is_address(value):
+    # Without a dot it is a host of the local network, which no invitation is meant for.
+    if not is_mail_address(value) or "." not in value.rpartition("@")[2]:
         raise ValueError("Not an e-mail address, such as ada@example.com.")
     return value
 

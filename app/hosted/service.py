@@ -20,6 +20,7 @@ from app.calendar_events.service import CalendarEventNotFound
 from app.calendar_events.visibility import enter_as_writer
 from app.calendars.errors import CalendarNotFound
 from app.calendars.service import state_data
+from app.core.addresses import fold_address
 from app.core.clock import isoformat, utcnow
 from app.core.db import Session, Sessions, reading, transaction
 from app.core.errors import InvalidFields
@@ -30,7 +31,6 @@ from app.hosted.expand import LAST_YEAR, expand, fit_rule, has_slot, last_end
 from app.hosted.mails import PlannedMail, has_moved, plan_mails, revise
 from app.hosted.repository import EventPlace, LocalCalendar
 from app.invitations.service import RsvpLinks, Sender, queue_mails
-from app.itip.build import fold_address
 from app.itip.event import Person
 from app.providers.base import ResponseStatus, Window
 from app.rsvp.tokens import RsvpTokens, Subject
@@ -290,13 +290,11 @@ def sender_of(calendar: LocalCalendar, settings: Settings) -> Sender | None:
             name=calendar.identity["name"] or calendar.owner_name,
             owner_email=calendar.owner_email,
         )
-    if settings.smtp_url is None or settings.email_from is None:
+    if settings.smtp_sender is None:
         return None
+    email, name = settings.smtp_sender
     return Sender(
-        mailbox_id=None,
-        email=settings.email_from,
-        name=calendar.owner_name,
-        owner_email=calendar.owner_email,
+        mailbox_id=None, email=email, name=calendar.owner_name or name, owner_email=calendar.owner_email
     )
 
 

@@ -19,12 +19,12 @@ from uuid import uuid4
 import structlog
 
 from app.core import metrics
+from app.core.addresses import same_address
 from app.core.clock import utcnow
 from app.core.db import Sessions, transaction
 from app.core.errors import AppError
 from app.invitations import repository
 from app.invitations.repository import DueMail
-from app.itip.build import same_address
 from app.messages.client import (
     SUBMIT_WITHIN_SECONDS,
     MailRefused,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from app.calendar_events.service import CalendarEventNotFound
+from app.core.addresses import fold_address, is_mail_address
 from app.core.clock import isoformat, utcnow
 from app.core.db import AnySession, Session
 from app.core.errors import InvalidFields
@@ -20,11 +21,10 @@ from app.itip.build import (
     build_cancel,
     build_reply,
     build_request,
-    fold_address,
     is_whole_cancel,
 )
 from app.itip.event import Guest, HostedEvent, Person
-from app.messages.mime import Mailing, compose, is_mail_address, make_message_id
+from app.messages.mime import Mailing, compose, make_message_id
 from app.messages.rendering import Kind, RsvpLinks, kind_of, render
 from app.models import InvitationMail
 

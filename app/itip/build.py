@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 from icalendar import Calendar, Event, vCalAddress, vRecur, vUri
 from icalendar.enums import CUTYPE, PARTSTAT, ROLE
 
+from app.core.addresses import fold_address, same_address
 from app.itip.event import Guest, HostedEvent, Person
 from app.itip.timezones import named_zone
 from app.itip.values import Written, parse_time
@@ -38,16 +39,6 @@ _PARTSTATS: dict[ResponseStatus, PARTSTAT] = {
 MOST_GUESTS_LISTED = 100
 # The definition of a zone must hold for all instances; older ones than this nobody is invited to.
 _LAST_ZONE_YEAR = 2100
-
-
-def same_address(one: str, other: str) -> bool:
-    """Whether two addresses are one person's: case is folded for A-Z alone (contract/messages.md)."""
-    return fold_address(one) == fold_address(other)
-
-
-def fold_address(email: str) -> str:
-    """A-Z in lower case, everything else as it is."""
-    return "".join(char.lower() if "A" <= char <= "Z" else char for char in email)
 
 
 def clean_text(value: str | None) -> str:

@@ -10,7 +10,7 @@ from email.errors import MessageError
 from email.message import Message
 from email.utils import getaddresses, parsedate_to_datetime
 
-from app.itip.build import same_address
+from app.core.addresses import same_address
 from app.itip.components import Component, Line, normalize, split
 from app.itip.timezones import ZoneTable
 from app.itip.values import parse_time

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from app.core.addresses import fold_address, same_address
 from app.core.http import httpx
-from app.itip.build import fold_address, same_address
 from app.messages.client import MessagesClient, MessagesUnavailable
 from app.settings import Settings
 

@@ -1,7 +1,6 @@
 """Complete mails: RFC 5322 bytes with CRLF, for one recipient each (contract/messages.md, RFC 6047)."""
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,7 +9,8 @@ from email.message import EmailMessage, MIMEPart
 from email.policy import SMTP
 from functools import lru_cache
 
-from app.itip.build import Method, clean_line, fold_address
+from app.core.addresses import is_mail_address, same_address
+from app.itip.build import Method, clean_line
 from app.messages.rendering import Rendered
 
 # Display names and subjects are cut: clients show less anyway.
@@ -18,12 +18,6 @@ _LONGEST_NAME = 120
 _LONGEST_SUBJECT = 200
 # The standard library folds a longer Message-ID into something that is none.
 _LONGEST_ID_DOMAIN = 30
-_LONGEST_ADDRESS = 254
-
-_ADDRESS = re.compile(
-    r"(?=.{1,64}@)[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*"
-    r"@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)*[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,14 +37,6 @@ class Mailing:
     rendered: Rendered
 
 
-def is_mail_address(value: str) -> bool:
-    """Whether this is a bare ASCII address (RFC 5321 4.1.2, without quoted local parts and address literals).
-
-    Messages drops what it cannot parse without a word, so nothing else is ever handed to it.
-    """
-    return len(value) <= _LONGEST_ADDRESS and _ADDRESS.fullmatch(value) is not None
-
-
 def make_message_id(sender_email: str, *parts: str | int | None) -> str:
     """`<digest@sender's domain>`: the same for the same parts, so that receivers can drop a twin."""
     digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).hexdigest()[:32]
@@ -68,7 +54,7 @@ def compose(mailing: Mailing) -> bytes:
     mail = EmailMessage(policy=SMTP)
     mail["From"] = _mailbox(mailing.sender_email, mailing.sender_name)
     mail["To"] = _mailbox(mailing.recipient_email, mailing.recipient_name)
-    if mailing.reply_to is not None and fold_address(mailing.reply_to) != fold_address(mailing.sender_email):
+    if mailing.reply_to is not None and not same_address(mailing.reply_to, mailing.sender_email):
         mail["Reply-To"] = _mailbox(mailing.reply_to, None)
     mail["Subject"] = clean_line(mailing.rendered.subject)[:_LONGEST_SUBJECT]
     mail["Date"] = mailing.date

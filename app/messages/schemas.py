@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from app.messages.mime import is_mail_address
+from app.core.addresses import is_mail_address
 
 
 def _address(value: str) -> str:

@@ -1,11 +1,9 @@
 """The way out for calendars without a mailbox: SMTP_URL, by aiosmtplib."""
 
-from email.utils import parseaddr
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import aiosmtplib
 
-from app.messages.mime import is_mail_address
 from app.settings import Settings
 
 _WITHIN_SECONDS = 30.0
@@ -21,13 +19,8 @@ class SmtpFailed(Exception):
 
 
 def smtp_client(smtp_url: str, *, timeout: float = _WITHIN_SECONDS) -> aiosmtplib.SMTP:
-    """Not connected yet. `smtp://user:pass@host:port?starttls=true`, or `smtps://` for TLS from the first byte.
-
-    Raises ValueError for an address that is none.
-    """
+    """Not connected yet. `smtp://user:pass@host:port?starttls=true`, or `smtps://` for TLS from the first byte."""
     url = urlsplit(smtp_url)
-    if url.scheme not in {"smtp", "smtps"} or not url.hostname:
-        raise ValueError("SMTP_URL must look like smtp://user:password@host:587?starttls=true")
     return aiosmtplib.SMTP(
         hostname=url.hostname,
         port=url.port,
@@ -39,22 +32,11 @@ def smtp_client(smtp_url: str, *, timeout: float = _WITHIN_SECONDS) -> aiosmtpli
     )
 
 
-def smtp_from(settings: Settings) -> tuple[str, str | None] | None:
-    """(address, display name or None) of EMAIL_FROM, if the way out by SMTP is set up with an address that can be used."""
-    if settings.smtp_url is None or settings.email_from is None:
-        return None
-    name, address = parseaddr(settings.email_from)
-    return (address, name or None) if is_mail_address(address) else None
-
-
 async def send_by_smtp(settings: Settings, *, sender: str, recipient: str, mail: bytes) -> str:
     """Hands over one mail; what the server answered. Raises SmtpFailed."""
     if settings.smtp_url is None:
         raise SmtpFailed("SMTP_URL is not set any more.")
-    try:
-        client = smtp_client(settings.smtp_url.get_secret_value())
-    except ValueError as err:
-        raise SmtpFailed(f"{err}.") from None
+    client = smtp_client(settings.smtp_url.get_secret_value())
     is_written = False
     try:
         async with client:

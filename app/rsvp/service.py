@@ -11,6 +11,7 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import OctKey
 
+from app.core.addresses import same_address
 from app.core.clock import utcnow
 from app.core.db import AnySession, Session
 from app.core.errors import Unauthorized
@@ -18,7 +19,6 @@ from app.hosted import repository as events
 from app.hosted.entries import wall
 from app.hosted.expand import last_end
 from app.hosted.service import Answer, Hosting, find_entry, organizer_of, record_answer
-from app.itip.build import same_address
 from app.itip.parse import InboundReply, parse_reply
 from app.rsvp.schemas import ACTIONS, Action, InboundAnswer, Page
 from app.rsvp.tokens import Subject

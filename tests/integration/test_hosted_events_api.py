@@ -9,7 +9,9 @@ from sqlalchemy import select
 
 from app.models import InvitationMail
 
-pytestmark = pytest.mark.settings(smtp_url="smtp://127.0.0.1:9", email_from="calendar@example.net")
+pytestmark = pytest.mark.settings(
+    smtp_url="smtp://127.0.0.1:9", email_from="Calendars <calendar@example.net>"
+)
 
 BOB = {"email": "bob@example.org", "name": "Bob"}
 CY = {"email": "cy@example.org"}

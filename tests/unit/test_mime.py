@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.core.addresses import is_mail_address
 from app.itip.build import build_cancel, build_reply, build_request
 from app.itip.event import Person
-from app.messages.mime import Mailing, compose, is_mail_address, make_message_id
+from app.messages.mime import Mailing, compose, make_message_id
 from app.messages.rendering import RsvpLinks, language_of, render, repeats_text, when_text
 from tests.unit.test_itip_build import BOB, EVENT, NASTY, STAMP
 

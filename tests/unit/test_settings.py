@@ -106,6 +106,29 @@ def test_smtp_needs_a_sender(monkeypatch):
     monkeypatch.setenv("SMTP_URL", "smtp://mail.example:587?starttls=true")
     with pytest.raises(SettingsError, match="EMAIL_FROM"):
         load_settings()
+    monkeypatch.setenv("EMAIL_FROM", "Calendars <calendars@example.org>")
+    assert load_settings().smtp_sender == ("calendars@example.org", "Calendars")
+    monkeypatch.setenv("EMAIL_FROM", "calendars@example.org")
+    assert load_settings().smtp_sender == ("calendars@example.org", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SMTP_URL", "mail.example:587"),
+        ("SMTP_URL", "http://hunter2@mail.example"),
+        ("SMTP_URL", "smtp://:hunter2@"),
+        ("SMTP_URL", "smtp://hunter2@mail.example:many"),
+        ("EMAIL_FROM", "Calendars"),
+        ("EMAIL_FROM", "a@example.org, b@example.org"),
+        ("EMAIL_FROM", "Calendars <>"),
+    ],
+)
+def test_a_way_out_for_mails_that_cannot_work_stops_the_start(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=name) as caught:
+        load_settings()
+    assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

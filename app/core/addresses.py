@@ -1,0 +1,38 @@
+"""Mail addresses: which ones a mail can go to, and when two are one person's."""
+
+import re
+from email.utils import getaddresses
+
+# The dot-atom of RFC 5322 3.4.1 and a host name; no quoted local parts, no address literals, ASCII alone.
+_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_ADDRESS = re.compile(rf"{_ATOM}(?:\.{_ATOM})*@{_LABEL}(?:\.{_LABEL})*")
+_LONGEST, _LONGEST_LOCAL_PART = 254, 64  # RFC 5321 4.5.3.1
+
+
+def is_mail_address(value: str) -> bool:
+    """Whether this is a bare address that every mail server takes.
+
+    Messages drops what it cannot parse without a word (contract/messages.md), so nothing else is ever handed to it.
+    """
+    fits = len(value) <= _LONGEST and len(value.partition("@")[0]) <= _LONGEST_LOCAL_PART
+    return fits and _ADDRESS.fullmatch(value) is not None
+
+
+def parse_mailbox(value: str) -> tuple[str, str | None]:
+    """(address, display name or None) of `ada@example.org` or `Ada <ada@example.org>`. Raises ValueError."""
+    found = getaddresses([value])
+    if len(found) != 1 or not is_mail_address(found[0][1]):
+        raise ValueError("not one mail address")
+    name, address = found[0]
+    return address, name or None
+
+
+def fold_address(email: str) -> str:
+    """A-Z in lower case, everything else as it is (contract/messages.md)."""
+    return "".join(char.lower() if "A" <= char <= "Z" else char for char in email)
+
+
+def same_address(one: str, other: str) -> bool:
+    """Whether two addresses are one person's."""
+    return fold_address(one) == fold_address(other)
