@@ -24,6 +24,7 @@ from app.messages.api import router as mailboxes
 from app.messages.mailboxes import Messages
 from app.oauth.api import router as oauth
 from app.push.api import router as push
+from app.rsvp.api import inbound_router as rsvp_inbound
 from app.rsvp.api import router as rsvp
 from app.rsvp.limits import RsvpLimiter
 from app.settings import Settings, load_settings
@@ -87,6 +88,7 @@ def create_app(settings: Settings) -> FastAPI:
         oauth,
         push,
         rsvp,
+        rsvp_inbound,
         health,
     ):
         app.include_router(router)

@@ -175,7 +175,7 @@ class Answer:
     slot: str
     email: str
     response_status: ResponseStatus
-    sequence: int | None  # None: the current one
+    sequence: int | None  # that was answered; None: the current one, for a click, which is never stale
     replied_at: datetime
 
 
@@ -207,9 +207,12 @@ async def record_answer(
     ends_at = last_end(entry)
     if not even_if_over and ends_at is not None and ends_at <= utcnow():
         return "over"
-    sequence = entry.sequence if answer.sequence is None else answer.sequence
-    if person.is_stale(sequence, answer.replied_at):
-        return "stale"
+    sequence = entry.sequence
+    if answer.sequence is not None:
+        # A SEQUENCE that was never sent must not shut out the answers that follow.
+        sequence = min(answer.sequence, sequence)
+        if person.is_stale(sequence, answer.replied_at):
+            return "stale"
     answered = replace(
         person,
         response_status=answer.response_status,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ARRAY, Text, and_, bindparam, exists, func, insert, select, text, update
+from sqlalchemy import ARRAY, Text, and_, bindparam, case, exists, func, insert, select, text, update
 from sqlalchemy.orm import aliased, defer
 
 from app.core.db import AnySession, Session
@@ -61,6 +61,16 @@ async def load_threads(
         },
     )
     return {row.recipient_key: Thread(row.first_message_id, row.last_method) for row in rows}
+
+
+async def find_organizers(session: AnySession, calendar_id: str, event_uid: str) -> list[str]:
+    """The ORGANIZERs that invitations to this event have named: the mailbox, or by SMTP the owner."""
+    statement = (
+        select(case((_mail.mailbox_id.is_(None), _mail.owner_email), else_=_mail.sender_email))
+        .where(_mail.calendar_id == calendar_id, _mail.event_uid == event_uid, _mail.method == "REQUEST")
+        .distinct()
+    )
+    return list(await session.scalars(statement))
 
 
 async def insert_mails(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:

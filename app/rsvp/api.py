@@ -22,10 +22,12 @@ from app.messages.rendering import Language, language_of, repeats_text, when_tex
 from app.rsvp import service
 from app.rsvp.limits import RETRY_AFTER_SECONDS
 from app.rsvp.schemas import ACTIONS, STATUS_CODES, Action, InboundAnswer, Page
-from app.rsvp.service import Source, messages_source
+from app.rsvp.service import Source, read_webhook_token
 from app.rsvp.texts import TEXTS
 
 router = APIRouter(tags=["rsvp"])
+# What Messages takes as one mail, and a bit: a reply may quote the invitation with all of its attachments.
+inbound_router = APIRouter(tags=["rsvp"], max_body_size=25 * 1024 * 1024)
 
 _HTML = {"content": {"text/html": {"schema": {"type": "string"}}}}
 _PAGES: dict[int | str, dict[str, Any]] = {
@@ -36,6 +38,7 @@ _PAGES: dict[int | str, dict[str, Any]] = {
     429: {"description": "Too many requests", **_HTML},
 }
 _MOST_FORM_BYTES = 16_384
+_TRUE = {"true", "1", "yes"}
 
 
 @router.get("/rsvp/", operation_id="show_rsvp", response_class=Response, responses=_PAGES)
@@ -67,7 +70,7 @@ async def answer_rsvp(
     return _render(page, _language(request))
 
 
-@router.post(
+@inbound_router.post(
     "/api/v1/rsvp/inbound",
     operation_id="receive_rsvp_mail",
     responses=responses(413),
@@ -94,14 +97,20 @@ async def receive_rsvp_mail(
     For the webhook of Messages (`Authorization: Bearer <JWT>`, with MESSAGES_WEBHOOK_SECRET), or with an API key.
     """
     source = await _source(request, state, authorization)
-    headers = {name.lower(): value for name, value in request.headers.items()}
-    taken = await service.take_in(session, Hosting(state.settings), source, headers, await request.body())
+    is_spam = request.headers.get("x-stmsg-is-spam", "")
+    taken = await service.take_in(
+        session,
+        Hosting(state.settings),
+        source,
+        await request.body(),
+        is_spam=is_spam.strip().lower() in _TRUE,
+    )
     background_tasks.add_task(state.doorbell.ring, "deliveries")
     return taken
 
 
 async def _source(request: Request, state: State, authorization: str | None) -> Source:
-    """Raises Unauthorized."""
+    """Before the body is read. Raises Unauthorized."""
     scheme, _, token = (authorization or "").partition(" ")
     is_jwt = scheme.lower() == "bearer" and token.count(".") == 2
     if not is_jwt:
@@ -110,7 +119,7 @@ async def _source(request: Request, state: State, authorization: str | None) -> 
     secret = state.settings.messages_webhook_secret
     if secret is None:
         raise Unauthorized("MESSAGES_WEBHOOK_SECRET is not set: use a project's API key.")
-    return messages_source(token.strip(), secret.get_secret_value(), await request.body())
+    return read_webhook_token(token.strip(), secret.get_secret_value())
 
 
 async def _form(request: Request) -> FormData:

@@ -1,9 +1,9 @@
 """Answers to invitations: by the page's click, and by mail (contract/messages.md)."""
 
+import asyncio
 import hmac
-from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any
 
@@ -11,21 +11,21 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import OctKey
 
-from app.core.addresses import same_address
+from app.core.addresses import fold_address
 from app.core.clock import utcnow
 from app.core.db import AnySession, Session
 from app.core.errors import Unauthorized
 from app.hosted import repository as events
-from app.hosted.entries import wall
+from app.hosted.entries import Entry, instant, wall
 from app.hosted.expand import last_end
 from app.hosted.service import Answer, Hosting, find_entry, organizer_of, record_answer
+from app.invitations.repository import find_organizers
 from app.itip.parse import InboundReply, parse_reply
 from app.rsvp.schemas import ACTIONS, Action, InboundAnswer, Page
 from app.rsvp.tokens import Subject
 
 # How long after the event's end a link still says that it is over; later it only says that it has expired.
 EXPIRES_AFTER = timedelta(days=7)
-_TRUE = {"true", "1", "yes"}
 
 
 async def show(session: AnySession, hosting: Hosting, token: str, action: str) -> Page:
@@ -108,13 +108,17 @@ async def _page(session: AnySession, subject: Subject, calendar: events.LocalCal
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Who brought a mail. `mailbox`: the receiving mailbox, as far as it is known; `project_id` None: Messages."""
+    """Who brings a mail. `mailbox`: the receiving mailbox, as far as it is known; `project_id` None: Messages.
+
+    `body_sha256`: the digest, in hex, that the mail must have.
+    """
 
     project_id: str | None
     mailbox: str | None
+    body_sha256: str | None = None
 
 
-def messages_source(token: str, secret: str, body: bytes) -> Source:
+def read_webhook_token(token: str, secret: str) -> Source:
     """Messages, by the JWT of its webhook. Raises Unauthorized."""
     try:
         key = OctKey.import_key(secret)
@@ -132,21 +136,24 @@ def messages_source(token: str, secret: str, body: bytes) -> Source:
     digest, mailbox = claims["body_sha256"], claims["sub"]
     if not isinstance(digest, str) or not isinstance(mailbox, str):
         raise Unauthorized("The webhook's token is not valid.")
-    if not hmac.compare_digest(digest.lower().encode(), sha256(body).hexdigest().encode()):
-        raise Unauthorized("The webhook's token belongs to another body.")
-    return Source(project_id=None, mailbox=mailbox)
+    return Source(project_id=None, mailbox=mailbox, body_sha256=digest.lower())
 
 
 async def take_in(
-    session: Session, hosting: Hosting, source: Source, headers: Mapping[str, str], mail: bytes
+    session: Session, hosting: Hosting, source: Source, mail: bytes, *, is_spam: bool
 ) -> InboundAnswer:
-    """Applies a mailed reply. The caller rings "deliveries".
+    """Applies a mailed reply. The caller rings "deliveries". Raises Unauthorized for a mail that is not the source's.
 
     Ignored: spam, what is no reply, unknown events, other mailboxes, strangers, stale answers, and what was seen before.
     """
-    if headers.get("x-stmsg-is-spam", "").strip().lower() in _TRUE:
+    if source.body_sha256 is not None:
+        digest = sha256(mail).hexdigest()
+        if not hmac.compare_digest(source.body_sha256.encode(), digest.encode()):
+            raise Unauthorized("The webhook's token belongs to another body.")
+    if is_spam:
         return _ignored("The mail is flagged as spam.")
-    reply = parse_reply(mail)
+    # In a thread: a mail of many megabytes takes its time, and the server has others to serve.
+    reply = await asyncio.to_thread(parse_reply, mail)
     if reply is None:
         return _ignored("There is no calendar reply of the mail's sender in it.")
     for calendar_id in await events.find_calendars_of_uid(session, reply.uid, source.project_id):
@@ -165,10 +172,12 @@ async def _apply(
     mailbox: str | None,
     mail: bytes,
 ) -> InboundAnswer:
-    organizer = organizer_of(calendar).email
-    if mailbox is not None and not same_address(mailbox, organizer):
+    # Of the calendar now, or when the guests were invited: they answer whom their invitation names.
+    organizers = await find_organizers(session, calendar.calendar_id, reply.uid)
+    known = {fold_address(email) for email in (organizer_of(calendar).email, *organizers)}
+    if mailbox is not None and fold_address(mailbox) not in known:
         return _ignored("The event's organizer is another mailbox.")
-    if reply.organizer_email is not None and not same_address(reply.organizer_email, organizer):
+    if reply.organizer_email is not None and fold_address(reply.organizer_email) not in known:
         return _ignored("The reply is to another organizer.")
     if reply.partstat == "needs_action":
         return _ignored("The reply does not say an answer.")
@@ -182,9 +191,7 @@ async def _apply(
         calendar,
         Answer(
             uid=reply.uid,
-            slot=_slot(reply, entries[""].timezone, is_all_day=entries[""].is_all_day)
-            if "" in entries
-            else "",
+            slot=_slot(reply, entries[""]) if "" in entries else "",
             email=reply.attendee_email,
             response_status=reply.partstat,
             sequence=reply.sequence,
@@ -203,13 +210,18 @@ async def _apply(
     return InboundAnswer(status="applied") if recorded == "applied" else _ignored(sentences[recorded])
 
 
-def _slot(reply: InboundReply, timezone: str, *, is_all_day: bool) -> str:
+def _slot(reply: InboundReply, series: Entry) -> str:
+    """Of the instance that is answered. A date stands for that day's instance, and a time for its day."""
     at = reply.recurrence_id
     if at is None:
         return ""
+    day = at if reply.recurrence_is_date else wall(at, series.timezone)
+    if series.is_all_day:
+        return f"{day:%Y%m%d}"
     if reply.recurrence_is_date:
-        return f"{at:%Y%m%d}"
-    return f"{wall(at, timezone):%Y%m%d}" if is_all_day else f"{at:%Y%m%dT%H%M%SZ}"
+        clock = wall(series.start, series.timezone).time()
+        at = instant(datetime.combine(day.date(), clock), series.timezone)
+    return f"{at:%Y%m%dT%H%M%SZ}"
 
 
 def _ignored(reason: str) -> InboundAnswer:

@@ -1,5 +1,6 @@
 """Answers to invitations: the page, its links, and replies that come by mail."""
 
+import base64
 import hashlib
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes
@@ -13,7 +14,7 @@ from pydantic import SecretStr
 from sqlalchemy import select, text, update
 
 from app.core.http import httpx
-from app.models import HostedEvent, InvitationMail, WebhookDelivery
+from app.models import Calendar, HostedEvent, InvitationMail, WebhookDelivery
 from app.rsvp.limits import PER_MINUTE
 from app.rsvp.tokens import RsvpTokens, Subject
 
@@ -344,6 +345,48 @@ async def test_older_replies_are_stale(api, browser, event, token):
     assert (await answers(api, event))["bob@example.org"] == "accepted"
 
 
+async def test_a_sequence_that_was_never_sent_does_not_shut_out_later_answers(api, browser, event, token):
+    assert await post_mail(api, reply(event, partstat="DECLINED", sequence=2**31 - 1, number=1)) == "applied"
+    assert await post_mail(api, reply(event, partstat="TENTATIVE", minutes=1, number=2)) == "applied"
+    # Its DTSTAMP is not of now: it says when it was answered by the clock of somebody's phone.
+    assert await post_mail(api, reply(event, minutes=600, number=3)) == "applied"
+    await browser.post("/rsvp/", data={"token": token, "action": "declined"})
+    assert (await answers(api, event))["bob@example.org"] == "declined"
+
+
+async def test_a_reply_may_quote_megabytes(api, event):
+    calendar = reply(event)
+    header, _, ics = calendar.partition(b"\r\n\r\n")
+    kept, _, kind = header.partition(b"MIME-Version: 1.0\r\n")
+    attachment = base64.encodebytes(bytes(5 * 1024 * 1024)).replace(b"\n", b"\r\n")
+    mail = (
+        kept + b'MIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary="x"\r\n\r\n--x\r\n'
+        b"Content-Type: application/pdf\r\nContent-Transfer-Encoding: base64\r\n\r\n" + attachment
+        + b"\r\n--x\r\n" + kind + b"\r\n\r\n" + ics + b"\r\n--x--\r\n"
+    )  # fmt: skip
+    assert await post_mail(api, mail) == "applied"
+    refused = await api.post("/api/v1/rsvp/inbound", content=bytes(26 * 1024 * 1024))
+    assert refused.status_code == 413
+
+
+async def test_replies_to_the_former_sending_identity_count(api, sessions, calendar_id, event):
+    """The guests' calendars answer the organizer that their invitation names."""
+    identity = {
+        "mailbox_id": "1b7f6c0e-5b0e-4c36-9a3e-3f1f5f0c2d11",
+        "email": "team@example.com",
+        "name": None,
+    }
+    async with sessions() as session:
+        await session.execute(update(Calendar).values(sending_identity=identity))
+        await session.commit()
+    old = "ORGANIZER:mailto:ADA@example.com\r\n"
+    mail = reply(event, more=old)
+    assert await post_mail(api, mail, X_StMsg_Mailbox="eve@example.com") == "ignored"
+    assert await post_mail(api, mail, X_StMsg_Mailbox="ada@example.com") == "applied"
+    mail = reply(event, partstat="DECLINED", minutes=1, number=2)
+    assert await post_mail(api, mail, X_StMsg_Mailbox="team@example.com") == "applied"
+
+
 async def test_forged_and_foreign_mails_are_ignored(api, other_api, event):
     stranger = {**event, "ical_uid": "unknown"}
     assert (
@@ -385,6 +428,35 @@ async def test_a_mailed_reply_to_one_instance(api, calendar_id):
     assert statuses == ["declined", "needs_action"]
     nowhere = "RECURRENCE-ID:20200101T000000Z\r\n"
     assert await post_mail(api, reply(series, more=nowhere, number=2)) == "ignored"
+    day = f"RECURRENCE-ID;VALUE=DATE:{start + timedelta(days=1):%Y%m%d}\r\n"
+    assert await post_mail(api, reply(series, partstat="TENTATIVE", more=day, number=3)) == "applied"
+    rows = await api.get(
+        "/api/v1/calendar_events", params={"calendar_id": calendar_id, "ordering": "start_time"}
+    )
+    statuses = [row["attendees"][0]["response_status"] for row in rows.json()["results"]]
+    assert statuses == ["declined", "tentative"]
+
+
+@pytest.mark.parametrize("written", ["VALUE=DATE:{day:%Y%m%d}", "TZID=Europe/Paris:{day:%Y%m%d}T000000"])
+async def test_a_mailed_reply_to_one_day_of_a_series_of_days(api, calendar_id, written):
+    day = datetime.now(UTC) + timedelta(days=2)
+    body = {
+        "calendar_id": calendar_id,
+        "name": "Days",
+        "is_all_day": True,
+        "start_time": f"{day:%Y-%m-%d}",
+        "end_time": f"{day + timedelta(days=1):%Y-%m-%d}",
+        "recurrence": ["RRULE:FREQ=DAILY;COUNT=2"],
+        "attendees": [{"email": "bob@example.org"}],
+    }
+    series = (await api.post("/api/v1/calendar_events", json=body)).json()
+    more = f"RECURRENCE-ID;{written.format(day=day + timedelta(days=1))}\r\n"
+    assert await post_mail(api, reply(series, partstat="DECLINED", more=more)) == "applied"
+    rows = await api.get(
+        "/api/v1/calendar_events", params={"calendar_id": calendar_id, "ordering": "start_time"}
+    )
+    statuses = [row["attendees"][0]["response_status"] for row in rows.json()["results"]]
+    assert statuses == ["needs_action", "declined"]
 
 
 def webhook_token(mail: bytes, secret: str = SECRET, **claims) -> str:
