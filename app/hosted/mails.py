@@ -1,7 +1,8 @@
 """Pure: who is told what of a change (contract/messages.md, RFC 5546), and how a change raises SEQUENCE."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Literal
 
 from app.core.addresses import fold_address
@@ -30,14 +31,17 @@ def has_moved(before: Entry, after: Entry) -> bool:
     )
 
 
-def revise(before: Entry, after: Entry) -> Entry:
-    """`after` with the SEQUENCE that the change asks for; where the time changed, everybody is asked again."""
+def revise(before: Entry, after: Entry, *, above: int = 0) -> Entry:
+    """`after` with the SEQUENCE that the change asks for; where the time changed, everybody is asked again.
+
+    Of a series, `above` is the highest SEQUENCE of its instances: a change of them all must not look older than that.
+    """
     if before.is_cancelled or before == after:
         return replace(after, sequence=before.sequence)
     moved = has_moved(before, after)
     removed = _without(before.attendees, after.attendees)
     grows = moved or _has_another_place(before, after) or removed or after.is_cancelled
-    sequence = before.sequence + (1 if grows else 0)
+    sequence = max(before.sequence, above) + 1 if grows else before.sequence
     attendees = after.attendees
     if moved:
         # A reply to an older SEQUENCE is about the old time, so it is stale.
@@ -53,10 +57,9 @@ def plan_mails(before: Entry | None, after: Entry, *, organizer_emails: Sequence
 
     Added: REQUEST. Removed: CANCEL. Time or place changed: REQUEST to all. Cancelled: CANCEL to all. Nothing else.
     """
-    own = {fold_address(email) for email in organizer_emails}
 
     def others(people: Sequence[Attendee]) -> tuple[Attendee, ...]:
-        return tuple(one for one in people if fold_address(one.email) not in own)
+        return _except(people, organizer_emails)
 
     if after.is_cancelled:
         if before is None or before.is_cancelled:
@@ -74,6 +77,22 @@ def plan_mails(before: Entry | None, after: Entry, *, organizer_emails: Sequence
     return [*mails, *_mails("REQUEST", after, others(told), after.attendees)]
 
 
+def plan_dropped(
+    instances: Iterable[Entry], told: Sequence[Attendee], *, organizer_emails: Sequence[str], now: datetime
+) -> list[PlannedMail]:
+    """CANCELs for those who were invited to changed instances alone, when these go with their series.
+
+    `told` are the guests who get the series' own mail.
+    """
+    mails = []
+    for entry in instances:
+        if entry.is_cancelled or entry.end <= now:
+            continue
+        people = _except(_without(entry.attendees, told), organizer_emails)
+        mails += _mails("CANCEL", revise(entry, replace(entry, is_cancelled=True)), people, people)
+    return mails
+
+
 def _mails(
     method: Literal["REQUEST", "CANCEL"],
     entry: Entry,
@@ -89,6 +108,10 @@ def _has_another_place(before: Entry, after: Entry) -> bool:
     return (before.location, before.meeting_url) != (after.location, after.meeting_url)
 
 
-def _without(people: Sequence[Attendee], others: Sequence[Attendee]) -> tuple[Attendee, ...]:
-    keys = {fold_address(one.email) for one in others}
+def _except(people: Sequence[Attendee], addresses: Sequence[str]) -> tuple[Attendee, ...]:
+    keys = {fold_address(email) for email in addresses}
     return tuple(one for one in people if fold_address(one.email) not in keys)
+
+
+def _without(people: Sequence[Attendee], others: Sequence[Attendee]) -> tuple[Attendee, ...]:
+    return _except(people, [one.email for one in others])

@@ -28,7 +28,7 @@ from app.doorbell import Doorbell
 from app.hosted import repository
 from app.hosted.entries import Attendee, Entry, instant, wall
 from app.hosted.expand import LAST_YEAR, expand, fit_rule, has_slot, last_end
-from app.hosted.mails import PlannedMail, has_moved, plan_mails, revise
+from app.hosted.mails import PlannedMail, has_moved, plan_dropped, plan_mails, revise
 from app.hosted.repository import EventPlace, LocalCalendar
 from app.invitations.service import RsvpLinks, Sender, queue_mails
 from app.itip.event import Person
@@ -122,7 +122,8 @@ async def update_event(
         )
     before = _instance(entries, place) if of_series else entries[""]
     after = _patched(before, body, _origin(entries, place, scope))
-    changed = {before.slot: revise(before, after)}
+    above = 0 if of_series else max(entry.sequence for entry in entries.values())
+    changed = {before.slot: revise(before, after, above=above)}
     dropped: list[str] = []
     if not of_series:
         changed |= _followed(entries, before, changed[""])
@@ -133,6 +134,8 @@ async def update_event(
     mails: list[PlannedMail] = []
     for slot, entry in changed.items():
         mails += plan_mails(entries.get(slot, before), entry, organizer_emails=own)
+    told = (*before.attendees, *changed[before.slot].attendees)
+    mails += plan_dropped((entries[slot] for slot in dropped), told, organizer_emails=own, now=utcnow())
     kept = {slot: entry for slot, entry in {**entries, **changed}.items() if slot not in dropped}
     await repository.delete_entries(session, before.uid, dropped)
     await _save(session, hosting, calendar, kept, changed=changed.values())
@@ -159,8 +162,13 @@ async def delete_event(
         return
     of_series = entries[""].rrule is not None and scope == "instance"
     before = _instance(entries, place) if of_series else entries[""]
-    after = revise(before, replace(before, is_cancelled=True))
-    mails = plan_mails(before, after, organizer_emails=_own_addresses(calendar))
+    above = 0 if of_series else max(entry.sequence for entry in entries.values())
+    after = revise(before, replace(before, is_cancelled=True), above=above)
+    own = _own_addresses(calendar)
+    mails = plan_mails(before, after, organizer_emails=own)
+    if not of_series:
+        instances = (entry for slot, entry in entries.items() if slot)
+        mails += plan_dropped(instances, before.attendees, organizer_emails=own, now=utcnow())
     kept = {**entries, after.slot: after}
     await _save(session, hosting, calendar, kept, changed=[after])
     if send_invitations:

@@ -358,6 +358,39 @@ async def test_deleting_the_series_cancels_all_with_one_mail(api, series, calend
     assert await outbox.new() == [("CANCEL", "bob@example.org", 1)]
 
 
+async def test_guests_of_one_instance_are_told_when_it_goes_with_its_series(api, series, calendar_id, outbox):
+    dan = {"email": "dan@example.org"}
+    await create(api, series, attendees=[BOB])
+    rows = await rows_of(api, calendar_id)
+    await api.patch(f"/api/v1/calendar_events/{rows[1]['id']}", json={"attendees": [BOB, CY]})
+    await api.patch(f"/api/v1/calendar_events/{rows[1]['id']}", json={"location": "Room 2"})
+    await outbox.new()
+    path = f"/api/v1/calendar_events/{rows[0]['id']}?scope=series"
+    assert (await api.patch(path, json={"start_time": text(soon(3, 15))})).status_code == 200
+    cancel, request = await outbox.mails()
+    (vevent,) = ics_of(cancel).walk("VEVENT")
+    assert (cancel.method, cancel.recipient_email, cancel.sequence) == ("CANCEL", "cy@example.org", 2)
+    assert vevent["RECURRENCE-ID"].dt.astimezone(UTC) == soon(4)
+    assert str(vevent["STATUS"]) == "CANCELLED"
+    # Newer than anything that was said of an instance before.
+    assert (request.method, request.recipient_email, request.sequence) == ("REQUEST", "bob@example.org", 2)
+
+    rows = await rows_of(api, calendar_id)
+    await api.patch(f"/api/v1/calendar_events/{rows[2]['id']}", json={"attendees": [BOB, dan]})
+    await api.delete(f"/api/v1/calendar_events/{rows[3]['id']}")
+    await outbox.new()
+    assert (await api.delete(f"/api/v1/calendar_events/{rows[0]['id']}?scope=series")).status_code == 200
+    bob, dan_mail = await outbox.mails()
+    assert (bob.method, bob.recipient_email, bob.recurrence_id, bob.sequence) == (
+        "CANCEL",
+        BOB["email"],
+        None,
+        4,
+    )
+    assert (dan_mail.method, dan_mail.recipient_email) == ("CANCEL", "dan@example.org")
+    assert dan_mail.recurrence_id == soon(5, 15)
+
+
 # -- who gets a mail ----------------------------------------------------------------------------------------
 
 
