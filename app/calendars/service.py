@@ -24,7 +24,7 @@ from app.core.errors import BadGateway, BadQuery, Conflict, InvalidFields, TooMa
 from app.core.http import httpx
 from app.core.ids import new_id
 from app.core.pagination import Page
-from app.hosted.repository import expand_soon
+from app.hosted.repository import write_rows_soon
 from app.models import Calendar, Credentials
 from app.oauth.credentials import CredentialStore, context_of
 from app.providers.base import ConnectionLost, ProviderError, RateLimited, RemoteCalendar
@@ -282,7 +282,7 @@ async def _update_local(
     await repository.set_fields(session, calendar_id, values)
     if values.keys() & {"sending_identity", "owner_name"}:
         # The events' organizer: the worker writes them anew.
-        await expand_soon(session, calendar_id)
+        await write_rows_soon(session, calendar_id)
 
 
 def _no_such_field(platform: str) -> str:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 from app.core.addresses import fold_address
 from app.hosted.entries import Entry, instant, wall
+from app.invitations.repository import Undelivered
 from app.itip.event import Person
 from app.itip.feed import Feed
 from app.itip.recurrence import Rule, RuleRefused
@@ -113,19 +114,31 @@ def expand(
     organizer: Person,
     owner_email: str | None,
     hosts: MeetingHosts,
+    undelivered: Sequence[Undelivered],
 ) -> list[RemoteEvent]:
     """The rows of an event: itself; or the instances of a series in the window, and the next one if that is later.
 
-    A changed instance is there wherever it was moved to.
+    A changed instance is there wherever it was moved to. `undelivered`: the mails that failed.
     """
     if master.is_cancelled:
         return []
+
+    def row_of(entry: Entry, platform_uuid: str) -> RemoteEvent:
+        unreached = [
+            mail
+            for mail in undelivered
+            if mail.recurrence_id is None or mail.recurrence_id == entry.recurrence_id
+        ]
+        return _row(entry, organizer, owner_email, hosts, platform_uuid=platform_uuid, undelivered=unreached)
+
+    common = row_of(master, master.uid)
     if master.rrule is None:
-        return [_row(master, organizer, owner_email, hosts, master.uid)]
+        return [common]
     instances = _instances(master, overrides, window)
     rows = [
         replace(
-            _row(master, organizer, owner_email, hosts, instance.platform_uuid),
+            common,
+            platform_uuid=instance.platform_uuid,
             start_time=instance.start_time,
             end_time=instance.end_time,
             recurring_event_id=master.uid,
@@ -135,7 +148,7 @@ def expand(
     ]
     for entry in overrides:
         if not entry.is_cancelled:
-            row = _row(entry, organizer, owner_email, hosts, f"{entry.uid}_{entry.slot}")
+            row = row_of(entry, f"{entry.uid}_{entry.slot}")
             rows.append(replace(row, recurring_event_id=entry.uid, original_start_time=entry.recurrence_id))
     return rows
 
@@ -199,7 +212,13 @@ def _first_after(master: Entry, at: datetime, overrides: Sequence[Entry]) -> dat
 
 
 def _row(
-    entry: Entry, organizer: Person, owner_email: str | None, hosts: MeetingHosts, platform_uuid: str
+    entry: Entry,
+    organizer: Person,
+    owner_email: str | None,
+    hosts: MeetingHosts,
+    *,
+    platform_uuid: str,
+    undelivered: Sequence[Undelivered],
 ) -> RemoteEvent:
     organizer_keys = {fold_address(email) for email in (organizer.email, owner_email) if email}
     attendees = tuple(
@@ -225,6 +244,9 @@ def _row(
         "sequence": entry.sequence,
         "recurrence": [f"RRULE:{entry.rrule}"] if entry.rrule is not None else [],
         "is_changed_instance": bool(entry.slot),
+        "undelivered": [
+            {"email": mail.email, "method": mail.method, "error": mail.error} for mail in undelivered
+        ],
     }
     return RemoteEvent(
         platform_uuid=platform_uuid,

@@ -217,14 +217,12 @@ async def find_to_expand(session: AnySession, limit: int) -> list[tuple[str, str
     return [(row.calendar_id, row.uid) for row in rows]
 
 
-async def expand_soon(session: Session, calendar_id: str) -> None:
-    """Has a worker write the rows of all of the calendar's events anew."""
-    await session.execute(
-        update(HostedEvent)
-        .where(HostedEvent.calendar_id == calendar_id, HostedEvent.slot == "")
-        .values(expand_at=func.now())
-        .execution_options(synchronize_session=False)
-    )
+async def write_rows_soon(session: Session, calendar_id: str, uid: str | None = None) -> None:
+    """Has a worker write the rows of this event anew, or of all of the calendar's events."""
+    statement = update(HostedEvent).where(HostedEvent.calendar_id == calendar_id, HostedEvent.slot == "")
+    if uid is not None:
+        statement = statement.where(HostedEvent.uid == uid)
+    await session.execute(statement.values(expand_at=func.now()).execution_options(synchronize_session=False))
 
 
 async def set_expand_at(session: Session, uid: str, expand_at: datetime | None) -> None:

@@ -30,6 +30,7 @@ from app.hosted.entries import Attendee, Entry, instant, wall
 from app.hosted.expand import LAST_YEAR, expand, fit_rule, has_slot, last_end
 from app.hosted.mails import PlannedMail, has_moved, plan_dropped, plan_mails, revise
 from app.hosted.repository import EventPlace, LocalCalendar
+from app.invitations.repository import find_undelivered
 from app.invitations.service import RsvpLinks, Sender, queue_mails
 from app.itip.event import Person
 from app.providers.base import ResponseStatus, Window
@@ -52,6 +53,7 @@ _LONGEST = timedelta(days=366)
 # Series are expanded this much further than promised, and again before that is used up.
 _MARGIN = timedelta(days=2)
 _EXPAND_EVERY = timedelta(days=1)
+_EXPAND_AGAIN = timedelta(minutes=1)  # after a fault
 _EXPANDED_AT_ONCE = 100
 # What names an event's fields in requests, and how entries call them.
 _PLAIN_FIELDS = ("name", "description", "location", "meeting_url")
@@ -95,7 +97,7 @@ async def create_event(session: Session, hosting: Hosting, project_id: str, body
     await _save(session, hosting, calendar, {"": entry}, changed=[entry])
     event_id = await _first_id(session, calendar, entry.uid)
     if body.send_invitations:
-        await _queue(session, hosting, calendar, {"": entry}, mails, event_id=event_id)
+        await _queue(session, hosting, calendar, {"": entry}, mails)
     return event_id
 
 
@@ -139,12 +141,9 @@ async def update_event(
     kept = {slot: entry for slot, entry in {**entries, **changed}.items() if slot not in dropped}
     await repository.delete_entries(session, before.uid, dropped)
     await _save(session, hosting, calendar, kept, changed=changed.values())
-    told_id = event_id
-    if not of_series:
-        told_id = await _surviving_id(session, calendar, before.uid, event_id)
     if body.send_invitations:
-        await _queue(session, hosting, calendar, kept, mails, event_id=told_id)
-    return told_id
+        await _queue(session, hosting, calendar, kept, mails)
+    return event_id if of_series else await _surviving_id(session, calendar, before.uid, event_id)
 
 
 async def delete_event(
@@ -172,7 +171,7 @@ async def delete_event(
     kept = {**entries, after.slot: after}
     await _save(session, hosting, calendar, kept, changed=[after])
     if send_invitations:
-        await _queue(session, hosting, calendar, kept, mails, event_id=event_id)
+        await _queue(session, hosting, calendar, kept, mails)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +250,6 @@ async def record_answer(
             session,
             project_id=calendar.project_id,
             calendar_id=calendar.calendar_id,
-            event_id=event_id,
             event=changed[entry.slot].for_mail(organizer_of(calendar)),
             method="REPLY",
             recipients=[Person(email=calendar.owner_email, name=calendar.owner_name)],
@@ -263,24 +261,30 @@ async def record_answer(
 
 
 async def keep_expanded(session: Session, hosting: Hosting, calendar_id: str, uid: str) -> None:
-    """Expands a series as far as the window reaches by now."""
+    """Writes an event's rows anew: a series reaches as far as the window does by now."""
     calendar = await repository.lock_calendar(session, calendar_id)
     if calendar is None:
         return
     entries = await repository.load_entries(session, calendar_id, uid)
     if "" in entries:
-        await _write_rows(session, hosting, calendar, entries)
+        # First: what happens from here on sets it anew.
         await repository.set_expand_at(session, uid, _expand_at(entries[""]))
+        await _write_rows(session, hosting, calendar, entries)
 
 
 async def keep_all_expanded(sessions: Sessions, hosting: Hosting, doorbell: Doorbell) -> None:
-    """The series that are due for it. Each in a transaction of its own; a worker's upkeep calls it now and then."""
+    """The events that are due for it. Each in a transaction of its own; a worker's upkeep calls it now and then."""
     while True:
         async with reading(sessions) as read_session:
             due = await repository.find_to_expand(read_session, _EXPANDED_AT_ONCE)
         for calendar_id, uid in due:
-            async with transaction(sessions) as session:
-                await keep_expanded(session, hosting, calendar_id, uid)
+            try:
+                async with transaction(sessions) as session:
+                    await keep_expanded(session, hosting, calendar_id, uid)
+            except Exception as err:  # noqa: BLE001 - one bad event must not hold up the others, now or in the next round
+                log.warning("event_not_expanded", calendar_id=calendar_id, uid=uid, error=type(err).__name__)
+                async with transaction(sessions) as session:
+                    await repository.set_expand_at(session, uid, utcnow() + _EXPAND_AGAIN)
         if due:
             await doorbell.ring("deliveries")
         if len(due) < _EXPANDED_AT_ONCE:
@@ -539,11 +543,8 @@ async def _write_rows(
         organizer=organizer_of(calendar),
         owner_email=calendar.owner_email,
         hosts=meeting_hosts(settings),
+        undelivered=await find_undelivered(session, calendar.calendar_id, master.uid),
     )
-    if not remote and not master.is_cancelled and master.rrule is not None:
-        known = await repository.load_live_rows(session, calendar.calendar_id, master.uid)
-        if not known:
-            raise InvalidFields.one("recurrence", "The series has no instance from now on.")
     hashes = {event.platform_uuid: content_hash(event) for event in remote}
     stored = await events.load_stored(session, calendar.calendar_id, list(hashes))
     # Hosted events are shown wherever they are: the window bounds the instances of series alone.
@@ -609,14 +610,17 @@ def _facts(calendar: LocalCalendar) -> CalendarFacts:
 
 
 async def _first_id(session: Session, calendar: LocalCalendar, uid: str) -> str:
-    rows = await repository.load_live_rows(session, calendar.calendar_id, uid)
-    return rows[0][0]
+    """Raises InvalidFields for a series that is over."""
+    ids = [row[0] for row in await repository.load_live_rows(session, calendar.calendar_id, uid)]
+    if not ids:
+        raise InvalidFields.one("recurrence", "The series has no instance from now on.")
+    return ids[0]
 
 
 async def _surviving_id(session: Session, calendar: LocalCalendar, uid: str, event_id: str) -> str:
-    """The named event if it is still there, else the first that is."""
+    """The named event if it is still there, else the first that is. Raises InvalidFields for a series that is over."""
     ids = [row[0] for row in await repository.load_live_rows(session, calendar.calendar_id, uid)]
-    return event_id if event_id in ids or not ids else ids[0]
+    return event_id if event_id in ids else await _first_id(session, calendar, uid)
 
 
 async def _id_of(session: Session, calendar: LocalCalendar, entry: Entry) -> str:
@@ -664,8 +668,6 @@ async def _queue(
     calendar: LocalCalendar,
     entries: Mapping[str, Entry],
     mails: Sequence[PlannedMail],
-    *,
-    event_id: str,
 ) -> None:
     """Writes the mails' outbox rows. Raises InvalidFields where there is no way out for them."""
     if not mails:
@@ -686,7 +688,6 @@ async def _queue(
             session,
             project_id=calendar.project_id,
             calendar_id=calendar.calendar_id,
-            event_id=event_id,
             event=mail.entry.for_mail(organizer_of(calendar), cancelled=cancelled, guests=mail.guests),
             method=mail.method,
             recipients=[person.guest for person in mail.recipients],

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ARRAY, Text, and_, bindparam, case, exists, func, insert, select, text, update
+from sqlalchemy import ARRAY, Text, and_, bindparam, case, exists, func, insert, or_, select, text, update
 from sqlalchemy.orm import aliased, defer
 
 from app.core.db import AnySession, Session
@@ -82,22 +82,72 @@ async def insert_mails(session: Session, rows: Sequence[Mapping[str, Any]]) -> N
 # The log
 
 
-async def find_event_project(session: AnySession, project_id: str, event_id: str) -> bool:
-    """Whether the project has this event, deleted or not."""
-    statement = select(exists().where(CalendarEvent.id == event_id, CalendarEvent.project_id == project_id))
-    return bool(await session.scalar(statement))
+@dataclass(frozen=True, slots=True)
+class Undelivered:
+    """A guest whom an invitation or a cancellation could not be sent to; about one instance, or the whole event."""
+
+    recurrence_id: datetime | None
+    email: str
+    method: str
+    error: str | None
+
+
+_UNDELIVERED = text(
+    """
+    SELECT recurrence_id, recipient_email, method, last_error
+    FROM invitation_mails AS failed
+    WHERE calendar_id = :calendar_id AND event_uid = :event_uid AND status = 'failed' AND method <> 'REPLY'
+      AND NOT EXISTS (
+        SELECT FROM invitation_mails AS later
+        WHERE later.calendar_id = failed.calendar_id AND later.event_uid = failed.event_uid
+          AND later.recipient_key = failed.recipient_key AND later.position > failed.position
+          AND later.method <> 'REPLY' AND later.status <> 'pending'
+          AND (later.recurrence_id IS NULL OR later.recurrence_id = failed.recurrence_id)
+      )
+    ORDER BY position
+    """
+)
+
+
+async def find_undelivered(session: AnySession, calendar_id: str, event_uid: str) -> list[Undelivered]:
+    """Those whom no later mail about the same has reached."""
+    rows = await session.execute(_UNDELIVERED, {"calendar_id": calendar_id, "event_uid": event_uid})
+    return [Undelivered(*row) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class EventOfMails:
+    """What tells an event's mails; `original_start_time` only of an instance."""
+
+    calendar_id: str
+    uid: str
+    original_start_time: datetime | None
+
+
+async def find_event(session: AnySession, project_id: str, event_id: str) -> EventOfMails | None:
+    """The project's event, deleted or not."""
+    event = CalendarEvent
+    statement = select(event.calendar_id, func.coalesce(event.ical_uid, ""), event.original_start_time).where(
+        event.id == event_id, event.project_id == project_id
+    )
+    row = (await session.execute(statement)).one_or_none()
+    return None if row is None else EventOfMails(*row)
 
 
 async def list_mails(
-    session: AnySession, project_id: str, event_id: str, *, cursor: str | None, limit: int
+    session: AnySession, event: EventOfMails, *, cursor: str | None, limit: int
 ) -> Page[InvitationMail]:
-    """Newest first. Raises BadQuery for a bad cursor."""
+    """Of an instance, those about its series too. Newest first. Raises BadQuery for a bad cursor."""
     place = Cursor.decode(cursor, ordering=_NEWEST.name) if cursor is not None else None
     statement = (
         select(_mail)
-        .where(_mail.event_id == event_id, _mail.project_id == project_id)
+        .where(_mail.calendar_id == event.calendar_id, _mail.event_uid == event.uid)
         .options(defer(_mail.mail, raiseload=True))
     )
+    if event.original_start_time is not None:
+        statement = statement.where(
+            or_(_mail.recurrence_id.is_(None), _mail.recurrence_id == event.original_start_time)
+        )
     rows = (await session.scalars(seek(statement, _NEWEST, place, limit))).all()
     return page_of(rows, _NEWEST, place, limit, place=lambda row: (row.created_at, row.id))
 
@@ -107,10 +157,15 @@ async def list_mails(
 
 @dataclass(frozen=True, slots=True)
 class DueMail:
-    """A claimed mail. `open_submits`: earlier submits of which nobody knows how they ended."""
+    """A claimed mail. `open_submits`: earlier submits of which nobody knows how they ended.
+
+    `follows_failure`: an earlier mail about the event to this person has failed.
+    """
 
     id: str
     lease_token: str
+    calendar_id: str
+    event_uid: str
     method: str
     mailbox_id: str | None
     sender_email: str
@@ -120,6 +175,7 @@ class DueMail:
     attempt_count: int
     open_submits: int
     created_at: datetime
+    follows_failure: bool
 
 
 async def claim_due(session: Session, *, limit: int, lease_token: str, lease_for: timedelta) -> list[DueMail]:
@@ -146,6 +202,12 @@ async def claim_due(session: Session, *, limit: int, lease_token: str, lease_for
         .with_for_update(skip_locked=True, of=_mail)
         .cte("due")
     )
+    follows_failure = exists().where(
+        earlier.status == text("'failed'"),
+        earlier.calendar_id == _mail.calendar_id,
+        earlier.event_uid == _mail.event_uid,
+        earlier.recipient_key == _mail.recipient_key,
+    )
     rows = await session.execute(
         update(_mail)
         .where(_mail.id.in_(select(due.c.id)))
@@ -157,6 +219,8 @@ async def claim_due(session: Session, *, limit: int, lease_token: str, lease_for
         .returning(
             _mail.id,
             _mail.lease_token,
+            _mail.calendar_id,
+            _mail.event_uid,
             _mail.method,
             _mail.mailbox_id,
             _mail.sender_email,
@@ -166,6 +230,7 @@ async def claim_due(session: Session, *, limit: int, lease_token: str, lease_for
             _mail.attempt_count,
             _mail.open_submits,
             _mail.created_at,
+            follows_failure.label("follows_failure"),
         )
         .execution_options(synchronize_session=False)
     )

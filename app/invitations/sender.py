@@ -23,6 +23,7 @@ from app.core.addresses import same_address
 from app.core.clock import utcnow
 from app.core.db import Sessions, transaction
 from app.core.errors import AppError
+from app.hosted.repository import write_rows_soon
 from app.invitations import repository
 from app.invitations.repository import DueMail
 from app.messages.client import (
@@ -198,6 +199,8 @@ class MailSender:
                     messages_id=outcome.messages_id,
                     open_submits=open_submits,
                 )
+                if settled and result == "failed":
+                    await write_rows_soon(session, due.calendar_id, due.event_uid)
             else:
                 settled = await repository.retry_later(
                     session,
@@ -206,6 +209,10 @@ class MailSender:
                     error=error or "",
                     open_submits=open_submits,
                 )
+        if settled and result in {"sent", "unknown"} and due.follows_failure:
+            # On its own: nothing may keep a mail that went out from being noted as such.
+            async with transaction(self._sessions) as session:
+                await write_rows_soon(session, due.calendar_id, due.event_uid)
         if outcome.result == "throttled":
             async with transaction(self._sessions) as session:
                 await repository.hold_messages(session, wait_seconds=outcome.retry_after)

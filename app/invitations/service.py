@@ -53,7 +53,6 @@ async def queue_mails(
     *,
     project_id: str,
     calendar_id: str,
-    event_id: str,
     event: HostedEvent,
     method: Method,
     recipients: Sequence[Guest | Person],
@@ -101,7 +100,6 @@ async def queue_mails(
                 "id": new_id("msg"),
                 "project_id": project_id,
                 "calendar_id": calendar_id,
-                "event_id": event_id,
                 "event_uid": event.uid,
                 "recurrence_id": event.recurrence_id,
                 "method": method,
@@ -216,9 +214,10 @@ async def list_invitations(
     session: AnySession, project_id: str, event_id: str, query: InvitationsQuery
 ) -> Page[Any]:
     """The mails about an event, newest first, 100 a page. Raises CalendarEventNotFound, BadQuery."""
-    if not await repository.find_event_project(session, project_id, event_id):
+    event = await repository.find_event(session, project_id, event_id)
+    if event is None:
         raise CalendarEventNotFound
-    page = await repository.list_mails(session, project_id, event_id, cursor=query.cursor, limit=_PAGE_SIZE)
+    page = await repository.list_mails(session, event, cursor=query.cursor, limit=_PAGE_SIZE)
     return Page([_read(row) for row in page.rows], page.next, page.previous)
 
 

@@ -14,8 +14,8 @@ class HostedEvent(Base):
     """One entry (app/hosted/entries.py): an event or series (`slot` is ''), or one changed instance of a series.
 
     What applications see are rows of calendar_events, written along with it. `attendees`: a list of what
-    `attendee_to_json` gives. `ends_at`: when the event is over for good; null: never. `expand_at`: when a series is to
-    be expanded further; null: not needed. Both belong to the event or series and not to its changed instances.
+    `attendee_to_json` gives. `ends_at`: when the event is over for good; null: never. `expand_at`: when the rows
+    are to be written anew, of a series to reach further; null: not needed. Both belong to the event or series and not to its changed instances.
     """
 
     __tablename__ = "hosted_events"

@@ -11,7 +11,7 @@ from app.models.base import Base, CreatedAt, PublicId
 class InvitationMail(Base):
     """One invitation, update, cancellation or answer. `mail` is the complete message, the same on every attempt.
 
-    `event_id` is no foreign key: the log outlives the event. `mailbox_id` is null for the way out by SMTP.
+    `mailbox_id` is null for the way out by SMTP.
     `position` orders the mails: of those to one recipient about one event none overtakes another.
     `thread_id` is the Message-ID of the first of them.
 
@@ -37,14 +37,19 @@ class InvitationMail(Base):
             postgresql_where=text("status = 'pending'"),
         ),
         Index("ix_invitation_mails_thread", "calendar_id", "event_uid", "recipient_key", "position"),
-        Index("ix_invitation_mails_log", "event_id", "created_at", "id"),
+        Index("ix_invitation_mails_log", "calendar_id", "event_uid", "created_at", "id"),
+        Index(
+            "ix_invitation_mails_failed",
+            "calendar_id",
+            "event_uid",
+            postgresql_where=text("status = 'failed'"),
+        ),
     )
 
     id: Mapped[PublicId] = mapped_column(primary_key=True)
     position: Mapped[int] = mapped_column(BigInteger, Identity(always=True))
     project_id: Mapped[PublicId]
     calendar_id: Mapped[PublicId] = mapped_column(ForeignKey("calendars.id", ondelete="CASCADE"))
-    event_id: Mapped[PublicId]
     event_uid: Mapped[str]
     recurrence_id: Mapped[datetime | None]
     method: Mapped[str]

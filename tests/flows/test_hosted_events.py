@@ -109,6 +109,31 @@ async def test_a_series_is_expanded_further_as_time_goes_on(app, api, sessions, 
         assert await session.scalar(text("SELECT expand_at > now() FROM hosted_events"))
 
 
+async def test_a_series_without_instances_does_not_hold_up_the_others(app, api, sessions, settings, event):
+    settings.calendar_sync_window_future_days = 7
+    empty = await create(api, event, recurrence=["RRULE:FREQ=DAILY;COUNT=2"])
+    for row in await rows_of(api, event["calendar_id"]):
+        assert (await api.delete(f"/api/v1/calendar_events/{row['id']}")).status_code == 200
+    await create(api, event, recurrence=["RRULE:FREQ=DAILY"])
+    broken = await create(api, event, recurrence=["RRULE:FREQ=DAILY"])
+    before = await rows_of(api, event["calendar_id"], is_deleted="false")
+    settings.calendar_sync_window_future_days = 14
+    async with sessions.begin() as session:
+        await session.execute(
+            text("UPDATE hosted_events SET expand_at = now() - interval '1 day' WHERE slot = ''")
+        )
+        later = text(
+            "UPDATE hosted_events SET expand_at = now() WHERE slot = '' AND uid NOT IN (:empty, :broken)"
+        )
+        await session.execute(later, {"empty": empty["ical_uid"], "broken": broken["ical_uid"]})
+        spoil = text("UPDATE hosted_events SET timezone = 'Nowhere/None' WHERE uid = :uid")
+        await session.execute(spoil, {"uid": broken["ical_uid"]})
+    await keep_all_expanded(sessions, Hosting(settings), app.state.calbridge.doorbell)
+    assert len(await rows_of(api, event["calendar_id"], is_deleted="false")) == len(before) + 7
+    async with sessions() as session:
+        assert await session.scalar(text("SELECT count(*) FROM hosted_events WHERE expand_at <= now()")) == 0
+
+
 async def test_a_worker_writes_a_new_owners_name_into_the_events(api, worker, event, calendar_id):
     made = await create(api, event)
     await api.patch(f"/api/v1/calendars/{calendar_id}", json={"owner_name": "Ada Lovelace"})

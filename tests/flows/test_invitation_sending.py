@@ -81,7 +81,6 @@ class Outbox:
                 session,
                 project_id=self.project_id,
                 calendar_id=self.calendar_id,
-                event_id=self.event_id,
                 event=event,
                 method=method,
                 recipients=recipients,
@@ -142,7 +141,8 @@ async def outbox(
                 id=event_id,
                 project_id=project.id,
                 calendar_id=calendar_id,
-                platform_uuid=event_id,
+                platform_uuid=EVENT.uid,
+                ical_uid=EVENT.uid,
                 content_hash=b"",
             )
         )

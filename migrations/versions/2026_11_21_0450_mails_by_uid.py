@@ -1,0 +1,35 @@
+"""mails by uid
+
+Revision ID: 3c9a17d5e2f8
+Revises: 7b2f4d0e91ac
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = '3c9a17d5e2f8'
+down_revision = '7b2f4d0e91ac'
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.execute("SET LOCAL lock_timeout = '5s'")
+    op.drop_index('ix_invitation_mails_log', table_name='invitation_mails')
+    op.drop_column('invitation_mails', 'event_id')
+    op.create_index('ix_invitation_mails_log', 'invitation_mails', ['calendar_id', 'event_uid', 'created_at', 'id'], unique=False)
+    op.create_index('ix_invitation_mails_failed', 'invitation_mails', ['calendar_id', 'event_uid'], unique=False, postgresql_where=sa.text("status = 'failed'"))
+
+
+def downgrade() -> None:
+    op.execute("SET LOCAL lock_timeout = '5s'")
+    op.drop_index('ix_invitation_mails_failed', table_name='invitation_mails')
+    op.drop_index('ix_invitation_mails_log', table_name='invitation_mails')
+    op.add_column('invitation_mails', sa.Column('event_id', sa.String(length=32), server_default='', nullable=False))
+    op.execute("""
+        UPDATE invitation_mails AS m SET event_id = e.id
+        FROM (SELECT DISTINCT ON (calendar_id, ical_uid) calendar_id, ical_uid, id FROM calendar_events ORDER BY calendar_id, ical_uid, start_time) AS e
+        WHERE e.calendar_id = m.calendar_id AND e.ical_uid = m.event_uid
+    """)
+    op.alter_column('invitation_mails', 'event_id', server_default=None)
+    op.create_index('ix_invitation_mails_log', 'invitation_mails', ['event_id', 'created_at', 'id'], unique=False)

@@ -1,0 +1,149 @@
+"""The whole way of a hosted event: from the owner's mailbox in Messages to the guest's click, and back."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from urllib.parse import parse_qs, urlsplit
+
+import icalendar
+import pytest
+from pydantic import SecretStr
+
+from app.core.http import httpx
+from app.messages import mailboxes
+from app.settings import Settings
+from tests.fakes.messages import FakeMessages
+from tests.fakes.receiver import Receiver
+from tests.fakes.server import serve
+
+ADA = "ada@example.com"
+BOB = {"email": "bob@example.org", "name": "Bob"}
+
+
+def at(days: float) -> str:
+    return (datetime.now(UTC) + timedelta(days=days)).strftime("%Y-%m-%dT%H:00:00Z")
+
+
+@pytest.fixture
+async def fake(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeMessages]:
+    fake = FakeMessages()
+    async with serve(fake) as url:
+        settings.feature_messages_integration = True
+        settings.messages_api_url = url
+        settings.messages_api_key = SecretStr(fake.api_key)
+        settings.messages_channel_id = fake.channel_id
+        monkeypatch.setattr(mailboxes, "_KEPT_SECONDS", 0)
+        yield fake
+
+
+@pytest.fixture
+async def calendar(fake, api):
+    fake.add_mailbox(ADA, name="Ada Lovelace", admin=ADA)
+    body = {
+        "platform": "local",
+        "name": "Lectures",
+        "owner_email": "Ada@Example.com",
+        "timezone": "Europe/Paris",
+    }
+    return (await api.post("/api/v1/calendars", json=body)).json()
+
+
+async def create(api, calendar, **more):
+    body = {
+        "calendar_id": calendar["id"],
+        "name": "Analysis",
+        "start_time": at(3),
+        "end_time": at(3.1),
+        "attendees": [BOB],
+        **more,
+    }
+    answer = await api.post("/api/v1/calendar_events", json=body)
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
+async def until(check, seconds: float = 20.0):
+    async with asyncio.timeout(seconds):
+        while not (found := await check()):
+            await asyncio.sleep(0.05)
+    return found
+
+
+async def test_from_the_invitation_to_the_answer(fake, api, app, worker, calendar):
+    assert calendar["sending_identity"]["email"] == ADA
+    receiver = Receiver()
+    async with serve(receiver) as receiver.url:
+        hook = {"url": receiver.url, "triggers": ["event.rsvp_update"]}
+        assert (await api.post("/api/v1/webhooks", json=hook)).status_code == 201
+        event = await create(api, calendar)
+        (invitation,) = await fake.wait_for(1)
+        assert invitation.recipients == [BOB["email"]]
+        link = re.search(r"http://testserver/rsvp/\S+action=accepted", invitation.part("text/plain"))
+        assert link is not None
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://testserver"
+        ) as browser:
+            assert (await browser.get(link[0])).status_code == 200
+            form = {name: values[0] for name, values in parse_qs(urlsplit(link[0]).query).items()}
+            assert (await browser.post("/rsvp/", data=form)).status_code == 200
+        _, reply = await fake.wait_for(2)
+        assert reply.recipients == ["Ada@Example.com"]
+        assert reply.mail["Subject"] == "Accepted: Analysis (Bob)"
+        ics = icalendar.Calendar.from_ical(reply.part("text/calendar"))
+        (vevent,) = ics.walk("VEVENT")
+        assert (ics["METHOD"], vevent["ATTENDEE"]) == ("REPLY", "mailto:bob@example.org")
+        assert vevent["ATTENDEE"].params["PARTSTAT"] == "ACCEPTED"
+        (told,) = await receiver.wait_for(1)
+        assert told.json["calendar_event_id"] == event["id"]
+    listed = (await api.get(f"/api/v1/calendar_events/{event['id']}/invitations")).json()["results"]
+    assert [(mail["method"], mail["status"]) for mail in listed] == [("REPLY", "sent"), ("REQUEST", "sent")]
+
+
+async def test_an_event_tells_whom_no_mail_has_reached(fake, api, worker, calendar):
+    """The owner loses the mailbox: nothing goes out from another address, and the event says so until a mail got through."""
+    (mailbox,) = fake.mailboxes.values()
+    mailbox.users[ADA] = "viewer"
+    event = await create(api, calendar)
+    assert event["raw"]["undelivered"] == []
+    path = f"/api/v1/calendar_events/{event['id']}"
+
+    async def undelivered():
+        found = (await api.get(path)).json()
+        return found if found["raw"]["undelivered"] else None
+
+    found = await until(undelivered)
+    (failure,) = found["raw"]["undelivered"]
+    assert (failure["email"], failure["method"]) == (BOB["email"], "REQUEST")
+    assert "may not send" in failure["error"]
+    assert found["updated_at"] > event["updated_at"]
+    (mail,) = (await api.get(f"{path}/invitations")).json()["results"]
+    assert (mail["status"], mail["last_error"]) == ("failed", failure["error"])
+    assert fake.submitted == []
+
+    mailbox.users[ADA] = "sender"
+    await api.patch(path, json={"location": "Room 2"})
+    await fake.wait_for(1)
+
+    async def delivered():
+        return (await api.get(path)).json()["raw"]["undelivered"] == []
+
+    await until(delivered)
+
+
+async def test_an_instance_lists_the_mails_of_its_series_and_its_own(fake, api, worker, calendar):
+    first = await create(api, calendar, recurrence=["RRULE:FREQ=DAILY;COUNT=3"])
+    query = {"calendar_id": calendar["id"], "ordering": "start_time"}
+    rows = (await api.get("/api/v1/calendar_events", params=query)).json()["results"]
+    assert (
+        await api.patch(f"/api/v1/calendar_events/{rows[1]['id']}", json={"location": "Room 2"})
+    ).status_code == 200
+    await fake.wait_for(2)
+
+    async def mails(row):
+        page = await api.get(f"/api/v1/calendar_events/{row['id']}/invitations")
+        return [(mail["method"], mail["recurrence_id"]) for mail in page.json()["results"]]
+
+    assert rows[0]["id"] == first["id"]
+    assert await mails(rows[0]) == await mails(rows[2]) == [("REQUEST", None)]
+    assert await mails(rows[1]) == [("REQUEST", rows[1]["original_start_time"]), ("REQUEST", None)]
