@@ -19,6 +19,7 @@ from app.core.crypto import SecretBox
 from app.core.db import create_engine, create_sessions
 from app.core.http import httpx, operator_client, public_client
 from app.doorbell import QUEUE, Bell, Doorbell, connect_redis, deserialize_job, serialize_job
+from app.invitations.sender import CONCURRENCY as MAIL_CONCURRENCY
 from app.invitations.sender import MailSender
 from app.messages.mailboxes import Messages
 from app.oauth.credentials import CredentialStore
@@ -40,8 +41,6 @@ _CANCEL_AGAIN_SECONDS = 8.0  # closing what they have open takes a moment
 # Opening and closing push channels is never urgent, and shares the providers' quotas with the syncs.
 _CHANNEL_CONCURRENCY = 8
 _BOT_CONCURRENCY = 16
-# Messages takes a mail in 0.1 s, and counts them.
-_MAIL_CONCURRENCY = 4
 
 Drainers = dict[Bell, Drainer[Any]]
 
@@ -142,7 +141,7 @@ async def _drainers(settings: Settings) -> AsyncIterator[tuple[Drainers, list[as
                 "mails",
                 claim=mails.claim,
                 handle=mails.handle,
-                concurrency=_MAIL_CONCURRENCY,
+                concurrency=MAIL_CONCURRENCY,
                 tick_seconds=tick,
             ),
             "channels": Drainer(

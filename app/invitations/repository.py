@@ -178,8 +178,10 @@ class DueMail:
     follows_failure: bool
 
 
-async def claim_due(session: Session, *, limit: int, lease_token: str, lease_for: timedelta) -> list[DueMail]:
-    """Up to `limit` due mails that nobody else has locked, under a lease.
+async def claim_due(
+    session: Session, *, by_smtp: bool, limit: int, lease_token: str, lease_for: timedelta
+) -> list[DueMail]:
+    """Up to `limit` due mails of one way out that nobody else has locked, under a lease.
 
     A mail waits for the earlier ones to the same recipient about the same event: a late invitation must not undo
     a cancellation.
@@ -196,7 +198,12 @@ async def claim_due(session: Session, *, limit: int, lease_token: str, lease_for
     )
     due = (
         select(_mail.id)
-        .where(_mail.status == text("'pending'"), _mail.next_attempt_at <= func.now(), ~is_behind)
+        .where(
+            _mail.status == text("'pending'"),
+            _mail.next_attempt_at <= func.now(),
+            _mail.mailbox_id.is_(None) if by_smtp else _mail.mailbox_id.is_not(None),
+            ~is_behind,
+        )
         .order_by(_mail.next_attempt_at, _mail.position)
         .limit(limit)
         .with_for_update(skip_locked=True, of=_mail)

@@ -48,6 +48,9 @@ _JITTER = 0.1
 # Time to begin, to look up the mailbox, and for the submit.
 _LEASE_FOR = timedelta(seconds=SUBMIT_WITHIN_SECONDS + 90)
 _BEGIN_WITHIN_SECONDS = 30.0
+# Messages takes a mail in 0.1 s, and counts them.
+_MOST_AT_ONCE = 4
+CONCURRENCY = 2 * _MOST_AT_ONCE
 _SEND_WITHIN_SECONDS = SUBMIT_WITHIN_SECONDS + 20
 
 Result = Literal["sent", "failed", "retry", "throttled", "lost"]
@@ -92,18 +95,31 @@ class MailSender:
         self._sessions = sessions
         self._messages = messages
         self._retry_waits = retry_waits
+        self._under_way = dict.fromkeys((False, True), 0)
 
     async def claim(self, limit: int) -> list[ClaimedMail]:
-        """Up to `limit` mails to send now."""
+        """Up to `limit` mails to send now, of each way out not more than may be under way: a dead one holds up no other."""
         begin_by = time.monotonic() + _BEGIN_WITHIN_SECONDS
+        found: list[DueMail] = []
         async with transaction(self._sessions) as session:
-            due = await repository.claim_due(
-                session, limit=limit, lease_token=uuid4().hex, lease_for=_LEASE_FOR
-            )
-        return [ClaimedMail(mail, begin_by) for mail in due]
+            for by_smtp, under_way in self._under_way.items():
+                free = min(limit - len(found), _MOST_AT_ONCE - under_way)
+                if free > 0:
+                    found += await repository.claim_due(
+                        session, by_smtp=by_smtp, limit=free, lease_token=uuid4().hex, lease_for=_LEASE_FOR
+                    )
+        for mail in found:
+            self._under_way[mail.mailbox_id is None] += 1
+        return [ClaimedMail(mail, begin_by) for mail in found]
 
     async def handle(self, claimed: ClaimedMail) -> None:
         """One attempt. Raises nothing for the fault of Messages or of a mail server."""
+        try:
+            await self._attempt(claimed)
+        finally:
+            self._under_way[claimed.due.mailbox_id is None] -= 1
+
+    async def _attempt(self, claimed: ClaimedMail) -> None:
         due = claimed.due
         if time.monotonic() > claimed.begin_by:
             # This process was held up for so long that the attempt could outlast the lease.

@@ -1,5 +1,6 @@
 """A real SMTP server that keeps what it takes."""
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
@@ -11,12 +12,13 @@ from aiosmtpd.smtp import SMTP
 
 @dataclass
 class Sink:
-    """`rcpt_answer` and `data_answer`: what it says instead of taking a recipient or a mail."""
+    """`rcpt_answer` and `data_answer`: what it says instead of taking a recipient or a mail, after `data_seconds`."""
 
     port: int = 0
     mails: list[tuple[str, list[str], bytes]] = field(default_factory=list)
     rcpt_answer: str | None = None
     data_answer: str | None = None
+    data_seconds: float = 0
 
     async def handle_RCPT(  # noqa: N802 - aiosmtpd's name
         self, _server: Any, _session: Any, envelope: Any, address: str, _options: Any
@@ -27,6 +29,7 @@ class Sink:
         return "250 OK"
 
     async def handle_DATA(self, server: Any, _session: Any, envelope: Any) -> str:  # noqa: N802 - aiosmtpd's name
+        await asyncio.sleep(self.data_seconds)
         self.mails.append((envelope.mail_from, list(envelope.rcpt_tos), envelope.original_content))
         if self.data_answer == "cut":
             server.transport.abort()
@@ -36,8 +39,6 @@ class Sink:
 @contextlib.asynccontextmanager
 async def smtp_sink() -> AsyncIterator[Sink]:
     """Listens on 127.0.0.1 at `port`, in the test's own event loop."""
-    import asyncio
-
     sink = Sink()
     loop = asyncio.get_running_loop()
     listener = socket.socket()

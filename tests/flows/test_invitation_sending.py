@@ -373,10 +373,32 @@ async def test_two_senders_never_send_a_mail_twice(outbox):
     await outbox.queue(recipients=guests)
     other = MailSender(settings=outbox.settings, sessions=outbox.sessions, messages=outbox.messages)
     one, two = await asyncio.gather(outbox.sender.claim(20), other.claim(20))
+    assert one
+    assert two
     await asyncio.gather(*(outbox.sender.handle(mail) for mail in [*one, *two]))
     await outbox.drain()
     assert len(outbox.fake.submitted) == 30
     assert len({mail.recipients[0] for mail in outbox.fake.submitted}) == 30
+
+
+async def test_a_mail_server_that_hangs_does_not_hold_up_messages(outbox, smtp):
+    by_mailbox = Sender(mailbox_id=outbox.mailbox.id, email=OWNER, name="Ada", owner_email=OWNER)
+    guests = [replace(BOB, email=f"guest{number}@example.org") for number in range(12)]
+    await outbox.queue(recipients=guests)
+    smtp.data_seconds = 60
+    hanging = await outbox.sender.claim(100)
+    tasks = [asyncio.create_task(outbox.sender.handle(mail)) for mail in hanging]
+    await outbox.queue(replace(EVENT, uid="another"), sender=by_mailbox)
+    async with asyncio.timeout(5):
+        while not outbox.fake.submitted:
+            for mail in await outbox.sender.claim(100):
+                assert mail.due.mailbox_id is not None
+                await outbox.sender.handle(mail)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    smtp.data_seconds = 0
+    assert len(await outbox.sender.claim(100)) == 4  # those that were cut have left their places
 
 
 async def test_a_large_event_lists_each_guest_alone(outbox):
