@@ -3,8 +3,11 @@
 import asyncio
 import contextlib
 import multiprocessing
+import os
 import resource
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -49,6 +52,27 @@ def settings_for(database_url: str, redis_url: str, **values: Any) -> Settings:
             **values,
         },
     )
+
+
+@contextlib.contextmanager
+def worker(settings: Settings, **environment: str) -> Iterator[None]:
+    """A worker process; `environment` are further settings, as variables."""
+    assert settings.credentials_encryption_keys is not None
+    variables = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "DATABASE_URL": settings.required_database_url(),
+        "REDIS_URL": settings.required_redis_url(),
+        "CREDENTIALS_ENCRYPTION_KEYS": settings.credentials_encryption_keys.get_secret_value(),
+        "ALLOW_PRIVATE_NETWORK_TARGETS": "true",
+        "LOG_LEVEL": "WARNING",
+        **environment,
+    }
+    process = subprocess.Popen([sys.executable, "-m", "app.cli.main", "worker"], env=variables)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,6 @@ share the machine with this one.
 import asyncio
 import contextlib
 import multiprocessing
-import os
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -19,12 +16,11 @@ import asyncpg
 from app.core.crypto import SecretBox
 from app.core.db import Sessions, create_engine, create_sessions, transaction
 from app.doorbell import Doorbell, connect_redis
-from app.settings import Settings
 from app.webhooks import repository, service
 from app.webhooks.delivery import secrets_context
 from app.webhooks.events import CalendarFacts
 from app.webhooks.signing import new_secret
-from bench.support import quantile, servers, settings_for
+from bench.support import quantile, servers, settings_for, worker
 
 RECEIVERS = 100
 BACKLOG = 2_000
@@ -102,25 +98,6 @@ async def _receivers() -> AsyncIterator[tuple[_Receivers, list[int]]]:
     finally:
         ours.send("stop")
         await asyncio.to_thread(process.join, 10)
-
-
-@contextlib.contextmanager
-def _worker(settings: Settings) -> Any:
-    assert settings.credentials_encryption_keys is not None
-    environment = {
-        "PATH": os.environ.get("PATH", os.defpath),
-        "DATABASE_URL": settings.required_database_url(),
-        "REDIS_URL": settings.required_redis_url(),
-        "CREDENTIALS_ENCRYPTION_KEYS": settings.credentials_encryption_keys.get_secret_value(),
-        "ALLOW_PRIVATE_NETWORK_TARGETS": "true",
-        "LOG_LEVEL": "WARNING",
-    }
-    process = subprocess.Popen([sys.executable, "-m", "app.cli.main", "worker"], env=environment)
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait()
 
 
 async def _until_it_works(database: asyncpg.Connection) -> None:
@@ -261,7 +238,7 @@ async def _main(database_url: str, redis_url: str) -> None:
     await database.execute("INSERT INTO projects (id, name) VALUES ($1, 'bench')", _PROJECT_ID)
     async with _receivers() as (receivers, ports):
         webhook_ids = [await _subscribe(database, box, 0, ports[0])]
-        with _worker(settings):
+        with worker(settings):
             await _until_it_works(database)
             await _commit_to_post(sessions, doorbell, receivers)
             await _drain(database, doorbell, receivers, "one", webhook_ids)

@@ -49,7 +49,7 @@ _JITTER = 0.1
 _LEASE_FOR = timedelta(seconds=SUBMIT_WITHIN_SECONDS + 90)
 _BEGIN_WITHIN_SECONDS = 30.0
 # Messages takes a mail in 0.1 s, and counts them.
-_MOST_AT_ONCE = 4
+_MOST_AT_ONCE = 8
 CONCURRENCY = 2 * _MOST_AT_ONCE
 _SEND_WITHIN_SECONDS = SUBMIT_WITHIN_SECONDS + 20
 

@@ -17,6 +17,10 @@ def upgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '5s'")
     op.drop_index('ix_invitation_mails_log', table_name='invitation_mails')
     op.drop_column('invitation_mails', 'event_id')
+    # Mails of one change are due at the same time: without the position they would be sorted for every claim.
+    op.drop_index('ix_invitation_mails_due', table_name='invitation_mails')
+    op.create_index('ix_invitation_mails_due', 'invitation_mails', ['next_attempt_at', 'position'], unique=False, postgresql_where=sa.text("status = 'pending'"))
+    op.drop_index('ix_invitation_mails_pending_of_recipient', table_name='invitation_mails')  # the one for threads does as well
     op.create_index('ix_invitation_mails_log', 'invitation_mails', ['calendar_id', 'event_uid', 'created_at', 'id'], unique=False)
     op.create_index('ix_invitation_mails_failed', 'invitation_mails', ['calendar_id', 'event_uid'], unique=False, postgresql_where=sa.text("status = 'failed'"))
 
@@ -24,6 +28,9 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '5s'")
     op.drop_index('ix_invitation_mails_failed', table_name='invitation_mails')
+    op.create_index('ix_invitation_mails_pending_of_recipient', 'invitation_mails', ['calendar_id', 'event_uid', 'recipient_key', 'position'], unique=False, postgresql_where=sa.text("status = 'pending'"))
+    op.drop_index('ix_invitation_mails_due', table_name='invitation_mails')
+    op.create_index('ix_invitation_mails_due', 'invitation_mails', ['next_attempt_at'], unique=False, postgresql_where=sa.text("status = 'pending'"))
     op.drop_index('ix_invitation_mails_log', table_name='invitation_mails')
     op.add_column('invitation_mails', sa.Column('event_id', sa.String(length=32), server_default='', nullable=False))
     op.execute("""

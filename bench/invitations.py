@@ -1,0 +1,208 @@
+"""Invitations: creating an event with many guests, mails per second of one worker, and claiming with many mails waiting.
+
+The API runs in this process, the worker and a fake Messages (which takes a mail in 70 ms, like the real one) in their
+own; a durable PostgreSQL and a Redis share the machine with them.
+"""
+
+import asyncio
+import contextlib
+import multiprocessing
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+
+from app.core.db import create_engine, create_sessions, transaction
+from app.core.http import httpx
+from app.invitations import repository
+from app.main import create_app
+from app.projects.service import create_project
+from app.settings import Settings
+from bench.support import measured, quantile, servers, settings_for, worker
+from tests.fakes.messages import FakeMessages
+from tests.fakes.server import serve
+
+OWNER = "ada@example.com"
+TAKES_SECONDS = 0.07
+GUESTS = (1, 20, 100, 500)
+MAILS = 400
+WAITING = 100_000
+CLAIMS = 100
+
+
+def _serve_messages(pipe: Any) -> None:
+    async def main() -> None:
+        fake = FakeMessages()
+        fake.add_mailbox(OWNER, name="Ada", admin=OWNER)
+
+        async def slow(scope: Any, receive: Any, send: Any) -> None:
+            await asyncio.sleep(TAKES_SECONDS)
+            await fake(scope, receive, send)
+
+        async with serve(slow) as url:
+            pipe.send(
+                {
+                    "messages_api_url": url,
+                    "messages_api_key": fake.api_key,
+                    "messages_channel_id": fake.channel_id,
+                }
+            )
+            while not pipe.poll():
+                await asyncio.sleep(0.05)
+
+    asyncio.run(main())
+
+
+@contextlib.asynccontextmanager
+async def _messages() -> AsyncIterator[dict[str, str]]:
+    """The settings that lead to it."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve_messages, args=(theirs,), daemon=True)
+    process.start()
+    try:
+        yield await asyncio.to_thread(ours.recv)
+    finally:
+        ours.send("stop")
+        await asyncio.to_thread(process.join, 10)
+
+
+async def _create(api: httpx.AsyncClient, calendar_id: str, guests: int) -> None:
+    start = datetime.now(UTC) + timedelta(days=3)
+    body = {
+        "calendar_id": calendar_id,
+        "name": "Analysis",
+        "description": "Bring your books.\n" * 20,
+        "location": "Room 1",
+        "start_time": start.isoformat(),
+        "end_time": (start + timedelta(hours=1)).isoformat(),
+        "attendees": [
+            {"email": f"guest{number}@example.org", "name": f"Guest {number}"} for number in range(guests)
+        ],
+    }
+    answer = await api.post("/api/v1/calendar_events", json=body)
+    assert answer.status_code == 201, answer.text
+
+
+async def _creating(api: httpx.AsyncClient, calendar_id: str) -> None:
+    await _create(api, calendar_id, 1)  # what is loaded once
+    await api.get("/healthz")
+    for guests in GUESTS:
+        others: list[float] = []
+
+        async def ask(stop: asyncio.Event, others: list[float] = others) -> None:
+            while not stop.is_set():
+                started = time.perf_counter()
+                await api.get("/healthz")
+                others.append((time.perf_counter() - started) * 1000)
+                await asyncio.sleep(0.01)
+
+        stop = asyncio.Event()
+        asking = asyncio.create_task(ask(stop))
+        with measured() as used:
+            await _create(api, calendar_id, guests)
+        stop.set()
+        await asking
+        print(
+            f"event with {guests:>3} guests created in {used.wall * 1000:6,.0f} ms ({used.cpu * 1000 / guests:.1f} ms CPU "
+            f"a guest); another request meanwhile: {quantile(others, 0.5):.0f} ms (p50), {max(others):.0f} ms at most"
+        )
+
+
+async def _sending(
+    api: httpx.AsyncClient,
+    database: asyncpg.Connection,
+    calendar_id: str,
+    settings: Settings,
+    messages: dict[str, str],
+) -> None:
+    await database.execute("DELETE FROM invitation_mails")
+    for _ in range(MAILS // 20):
+        await _create(api, calendar_id, 20)
+    environment = {name.upper(): value for name, value in messages.items()}
+    with worker(settings, FEATURE_MESSAGES_INTEGRATION="true", **environment):
+        sent, started, last = 0, 0.0, 0.0
+        async with asyncio.timeout(90):
+            while sent < MAILS:
+                await asyncio.sleep(0.02)
+                sent = await database.fetchval("SELECT count(*) FROM invitation_mails WHERE status = 'sent'")
+                started = started or (time.monotonic() if sent else 0.0)
+                last = time.monotonic()
+    print(
+        f"one worker: {MAILS / (last - started):.0f} mails/s to a Messages that takes {TAKES_SECONDS * 1000:.0f} ms for each"
+    )
+
+
+async def _claiming(settings: Settings, database: asyncpg.Connection) -> None:
+    """Mails that wait for a retry, and some that are due."""
+    await database.execute(
+        """
+        INSERT INTO invitation_mails (id, project_id, calendar_id, event_uid, method, sequence, recipient_key, recipient_email,
+            mailbox_id, sender_email, owner_email, message_id, mail, next_attempt_at)
+        SELECT 'msg_' || n, c.project_id, c.id, 'uid-' || n / 20, 'REQUEST', 0, 'g' || n || '@example.org', 'g' || n || '@example.org',
+            'x', 'a@example.org', 'a@example.org', '<' || n || '>', convert_to(repeat('x', 6000), 'UTF8'),
+            now() + CASE WHEN n % 50 = 0 THEN interval '-1 minute' ELSE interval '1 hour' END
+        FROM generate_series(1, $1::int) AS n, (SELECT id, project_id FROM calendars LIMIT 1) AS c
+        """,
+        WAITING,
+    )
+    await database.execute("ANALYZE invitation_mails")
+    engine = create_engine(settings.required_database_url())
+    sessions = create_sessions(engine)
+    times = []
+    for _ in range(CLAIMS):
+        started = time.perf_counter()
+        async with transaction(sessions) as session:
+            claimed = await repository.claim_due(
+                session, by_smtp=False, limit=4, lease_token="bench", lease_for=timedelta(minutes=2)
+            )
+        assert len(claimed) == 4
+        times.append((time.perf_counter() - started) * 1000)
+    await engine.dispose()
+    print(
+        f"{WAITING:,} mails waiting, a claim of 4: {quantile(times, 0.5):.1f} ms (p50), {quantile(times, 0.95):.1f} ms (p95)"
+    )
+
+
+async def _main(database_url: str, redis_url: str) -> None:
+    async with _messages() as messages:
+        settings = settings_for(
+            database_url, redis_url, feature_messages_integration=True, log_level="WARNING", **messages
+        )
+        engine = create_engine(database_url)
+        async with transaction(create_sessions(engine)) as session:
+            _, api_key = await create_project(session, "bench")
+        await engine.dispose()
+        database = await asyncpg.connect(database_url)
+        app = create_app(settings)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(
+                transport=httpx.ASGITransport(app),
+                base_url="http://bench",
+                headers={"Authorization": f"Token {api_key}"},
+                timeout=60,
+            ) as api,
+        ):
+            calendar = {
+                "platform": "local",
+                "name": "Bench",
+                "owner_email": OWNER,
+                "timezone": "Europe/Paris",
+            }
+            calendar_id = (await api.post("/api/v1/calendars", json=calendar)).json()["id"]
+            await _creating(api, calendar_id)
+            await _sending(api, database, calendar_id, settings, messages)
+        await _claiming(settings, database)
+        await database.close()
+
+
+def main() -> None:
+    with servers() as (database_url, redis_url):
+        asyncio.run(_main(database_url, redis_url))
+
+
+if __name__ == "__main__":
+    main()
