@@ -6,7 +6,14 @@ from typing import Any
 from sqlalchemy import Row, func, select, text
 
 from app.core.db import AnySession
-from app.models import Calendar, WebhookDelivery, WorkerHeartbeat
+from app.models import (
+    Calendar,
+    InvitationMail,
+    PushChannel,
+    WebhookDelivery,
+    WebhookSubscription,
+    WorkerHeartbeat,
+)
 
 _REVISION = text("SELECT version_num FROM alembic_version")
 
@@ -60,8 +67,31 @@ async def load_sync_lags(session: AnySession) -> Sequence[Row[Any]]:
 
 
 async def load_outbox(session: AnySession) -> Row[Any]:
-    """(pending, age): deliveries that are not settled, and seconds since the oldest was written or None."""
-    statement = select(
-        func.count().label("pending"), _age(func.min(WebhookDelivery.created_at)).label("age")
-    ).where(text("status = 'pending'"))
+    """(pending, age): deliveries that are not settled, and seconds since the oldest was written or None.
+
+    Those of subscriptions that are switched off wait for nobody but the operator, and do not count.
+    """
+    statement = (
+        select(func.count().label("pending"), _age(func.min(WebhookDelivery.created_at)).label("age"))
+        .join(WebhookSubscription, WebhookSubscription.id == WebhookDelivery.subscription_id)
+        .where(WebhookDelivery.status == text("'pending'"), WebhookSubscription.is_active)
+    )
     return (await session.execute(statement)).one()
+
+
+async def load_mails(session: AnySession) -> Row[Any]:
+    """(pending, age) of the mails that are not settled, as above."""
+    statement = select(
+        func.count().label("pending"), _age(func.min(InvitationMail.created_at)).label("age")
+    ).where(InvitationMail.status == text("'pending'"))
+    return (await session.execute(statement)).one()
+
+
+async def count_channels(session: AnySession) -> Sequence[Row[str, int]]:
+    """(platform, channels): push channels that are open."""
+    statement = (
+        select(PushChannel.platform, func.count().label("channels"))
+        .where(PushChannel.state == "open")
+        .group_by(PushChannel.platform)
+    )
+    return (await session.execute(statement)).all()

@@ -110,6 +110,8 @@ async def _read_gauges(sessions: Sessions) -> bytes:
             calendars = await repository.count_calendars(session)
             lags = await repository.load_sync_lags(session)
             outbox = await repository.load_outbox(session)
+            mails = await repository.load_mails(session)
+            channels = await repository.count_channels(session)
     except _AWAY as err:
         log.warning("gauges_not_read", error=type(err).__name__)
         return generate_latest(registry)
@@ -130,6 +132,17 @@ async def _read_gauges(sessions: Sessions) -> bytes:
     )
     pending = Gauge("calbridge_outbox_pending", "Webhook deliveries that are not settled", registry=registry)
     age = Gauge("calbridge_outbox_age_seconds", "Age of the oldest unsettled delivery", registry=registry)
+    mails_pending = Gauge(
+        "calbridge_invitation_mails_pending",
+        "Mails of hosted calendars that are not settled",
+        registry=registry,
+    )
+    mails_age = Gauge(
+        "calbridge_invitation_mails_age_seconds", "Age of the oldest unsettled mail", registry=registry
+    )
+    open_channels = Gauge(
+        "calbridge_push_channels_open", "Push channels that are open", ["platform"], registry=registry
+    )
 
     for row in calendars:
         count.labels(row.platform, row.state).set(row.calendars)
@@ -140,4 +153,8 @@ async def _read_gauges(sessions: Sessions) -> bytes:
     failing_for.set(max((row.failing_for or 0 for row in calendars), default=0))
     pending.set(outbox.pending)
     age.set(outbox.age or 0)
+    mails_pending.set(mails.pending)
+    mails_age.set(mails.age or 0)
+    for row in channels:
+        open_channels.labels(row.platform).set(row.channels)
     return generate_latest(registry)

@@ -9,7 +9,14 @@ from sqlalchemy import func, text, update
 from app.core.clock import utcnow
 from app.core.db import transaction
 from app.core.ids import new_id
-from app.models import Calendar, WebhookDelivery, WebhookSubscription, WorkerHeartbeat
+from app.models import (
+    Calendar,
+    InvitationMail,
+    PushChannel,
+    WebhookDelivery,
+    WebhookSubscription,
+    WorkerHeartbeat,
+)
 from tests import factories
 
 NO_REDIS = {"redis_url": "redis://127.0.0.1:1/0"}
@@ -115,7 +122,14 @@ async def test_not_ready_without_a_database_and_nothing_is_told_of_its_address(v
 async def test_an_empty_database_has_gauges_too(visitor):
     found = await gauges(visitor)
     assert found["calbridge_database_up",] == 1
-    for name in ("calendars_failing", "sync_failing_oldest_seconds", "outbox_pending", "outbox_age_seconds"):
+    for name in (
+        "calendars_failing",
+        "sync_failing_oldest_seconds",
+        "outbox_pending",
+        "outbox_age_seconds",
+        "invitation_mails_pending",
+        "invitation_mails_age_seconds",
+    ):
         assert found[f"calbridge_{name}",] == 0
     assert "calbridge_http_request_seconds_bucket" in {name for name, *_ in found}
 
@@ -147,13 +161,40 @@ async def test_gauges_tell_of_lag_failures_and_the_outbox(visitor, sessions, set
                 id="webhook_1", project_id=project.id, url="", triggers=[], secrets_sealed=b""
             )
         )
+        session.add(
+            WebhookSubscription(
+                id="webhook_off",
+                project_id=project.id,
+                url="",
+                triggers=[],
+                secrets_sealed=b"",
+                is_active=False,
+            )
+        )
         await session.flush()
-        for number, status in enumerate(("pending", "pending", "success")):
+        for number, status in enumerate(("pending", "pending", "success", "pending")):
             session.add(
                 WebhookDelivery(
-                    id=f"dlv_{number}", subscription_id="webhook_1", trigger="x", status=status, idempotency_key="x", body=b"",
+                    id=f"dlv_{number}", subscription_id="webhook_off" if number == 3 else "webhook_1", trigger="x", status=status, idempotency_key="x", body=b"",
                     next_attempt_at=func.now() if status == "pending" else None,
                     created_at=func.now() - timedelta(seconds=100 * (number + 1)),
+                )
+            )  # fmt: skip
+        for number, status in enumerate(("pending", "sent")):
+            session.add(
+                InvitationMail(
+                    id=f"msg_{number}", project_id=project.id, calendar_id=made[0], event_uid="u", method="REQUEST",
+                    sequence=0, recipient_key="b", recipient_email="b", sender_email="a", owner_email="a",
+                    message_id=f"<{number}>", status=status, mail=b"x" if status == "pending" else None,
+                    next_attempt_at=func.now() if status == "pending" else None,
+                    created_at=func.now() - timedelta(seconds=300),
+                )
+            )  # fmt: skip
+        for number, state in enumerate(("open", "open", "closing")):
+            session.add(
+                PushChannel(
+                    id=f"channel_{number}", project_id=project.id, calendar_id=made[0], platform="google",
+                    state=state, secret_sha256="x",
                 )
             )  # fmt: skip
     found = await gauges(visitor)
@@ -166,6 +207,9 @@ async def test_gauges_tell_of_lag_failures_and_the_outbox(visitor, sessions, set
     assert found["calbridge_sync_failing_oldest_seconds",] == pytest.approx(7200, abs=30)
     assert found["calbridge_outbox_pending",] == 2
     assert found["calbridge_outbox_age_seconds",] == pytest.approx(200, abs=30)
+    assert found["calbridge_invitation_mails_pending",] == 1
+    assert found["calbridge_invitation_mails_age_seconds",] == pytest.approx(300, abs=30)
+    assert found["calbridge_push_channels_open", "google"] == 2
 
 
 async def test_gauges_are_read_again_only_after_some_seconds(
