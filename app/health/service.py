@@ -155,6 +155,6 @@ async def _read_gauges(sessions: Sessions) -> bytes:
     age.set(outbox.age or 0)
     mails_pending.set(mails.pending)
     mails_age.set(mails.age or 0)
-    for row in channels:
-        open_channels.labels(row.platform).set(row.channels)
+    for channel in channels:
+        open_channels.labels(channel.platform).set(channel.channels)
     return generate_latest(registry)
