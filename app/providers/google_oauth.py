@@ -13,11 +13,9 @@ from app.providers.base import (
     RateLimited,
     Unavailable,
 )
-from app.providers.wire import exchange, is_header_safe, load_json, retry_after
+from app.providers.token_endpoint import refresh
+from app.providers.wire import retry_after
 
-_MAX_BODY_BYTES = 64 * 1024
-_DEADLINE_SECONDS = 20.0
-_USUAL_LIFETIME_SECONDS = 3600
 _CALENDAR_SCOPE = "https://www.googleapis.com/auth/calendar"
 
 _DEAD_GRANT = frozenset({"invalid_grant", "interaction_required", "consent_required"})
@@ -44,31 +42,19 @@ async def refresh_access_token(
     AccessDenied (`scope_missing`: the person did not grant the calendar; `admin_policy_enforced`, ...),
     RateLimited, Unavailable. No message holds anything that was sent or received.
     """
-    answer = await exchange(
+    return await refresh(
         client,
-        "POST",
-        token_url,
-        provider="Google's token endpoint",
-        data={
-            "grant_type": "refresh_token",
-            "client_id": client_id,
-            "client_secret": client_secret,
-            "refresh_token": refresh_token,
-        },
-        max_bytes=_MAX_BODY_BYTES,
-        deadline_seconds=_DEADLINE_SECONDS,
+        provider="Google",
+        token_url=token_url,
+        client_id=client_id,
+        client_secret=client_secret,
+        refresh_token=refresh_token,
+        classify=_classify,
+        reads_calendars=_reads_calendars,
     )
-    try:
-        document = load_json(answer.body)
-    except ValueError:
-        document = None
-    fields = document if isinstance(document, dict) else {}
-    if answer.status != 200:
-        raise _classify(answer.status, fields, answer.headers)
-    return _fresh_token(fields)
 
 
-def _classify(status: int, fields: dict[str, Any], headers: Mapping[str, str]) -> ProviderError:
+def _classify(status: int, fields: Mapping[str, Any], headers: Mapping[str, str]) -> ProviderError:
     word = fields.get("error")
     if status == 429 or word == "rate_limit_exceeded":
         return RateLimited("Google's token endpoint asks to slow down.", retry_after=retry_after(headers))
@@ -89,29 +75,5 @@ def _classify(status: int, fields: dict[str, Any], headers: Mapping[str, str]) -
     )
 
 
-def _fresh_token(fields: dict[str, Any]) -> FreshToken:
-    access_token, refresh_token, scope = (
-        fields.get(name) for name in ("access_token", "refresh_token", "scope")
-    )
-    if not isinstance(access_token, str) or not is_header_safe(access_token):
-        raise Unavailable("Google's token endpoint gave no access token.", code="broken_answer")
-    scopes = scope.split() if isinstance(scope, str) else []
-    if scopes and not any(
-        name == _CALENDAR_SCOPE or name.startswith(_CALENDAR_SCOPE + ".") for name in scopes
-    ):
-        raise AccessDenied(
-            "The calendar permission was not granted: connect again and allow it.", code="scope_missing"
-        )
-    return FreshToken(
-        access_token=access_token,
-        expires_in=_seconds(fields.get("expires_in")),
-        refresh_token=refresh_token if isinstance(refresh_token, str) and refresh_token else None,
-        scope=" ".join(scopes) or None,
-    )
-
-
-def _seconds(value: Any) -> int:
-    try:
-        return max(int(value), 0)
-    except (TypeError, ValueError, OverflowError):
-        return _USUAL_LIFETIME_SECONDS
+def _reads_calendars(scope: str) -> bool:
+    return scope == _CALENDAR_SCOPE or scope.startswith(_CALENDAR_SCOPE + ".")

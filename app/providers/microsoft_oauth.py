@@ -14,11 +14,9 @@ from app.providers.base import (
     RateLimited,
     Unavailable,
 )
-from app.providers.wire import exchange, is_header_safe, load_json, retry_after
+from app.providers.token_endpoint import refresh
+from app.providers.wire import retry_after
 
-_MAX_BODY_BYTES = 64 * 1024
-_DEADLINE_SECONDS = 20.0
-_USUAL_LIFETIME_SECONDS = 3600
 _LOOP_PAUSE_SECONDS = 3600.0
 # `.default` stands for whatever the app registration lists, which the answer then does not spell out.
 _CALENDAR_SCOPES = frozenset(
@@ -98,28 +96,16 @@ async def refresh_access_token(
     AccessDenied (`scope_missing`: the person did not grant the calendar; `access_denied`), RateLimited,
     Unavailable. No message holds anything that was sent or received, save the error's word and number.
     """
-    answer = await exchange(
+    return await refresh(
         client,
-        "POST",
-        token_url,
-        provider="Microsoft's token endpoint",
-        data={
-            "grant_type": "refresh_token",
-            "client_id": client_id,
-            "client_secret": client_secret,
-            "refresh_token": refresh_token,
-        },
-        max_bytes=_MAX_BODY_BYTES,
-        deadline_seconds=_DEADLINE_SECONDS,
+        provider="Microsoft",
+        token_url=token_url,
+        client_id=client_id,
+        client_secret=client_secret,
+        refresh_token=refresh_token,
+        classify=classify_token_error,
+        reads_calendars=_reads_calendars,
     )
-    try:
-        document = load_json(answer.body)
-    except ValueError:
-        document = None
-    fields = document if isinstance(document, dict) else {}
-    if answer.status != 200:
-        raise classify_token_error(answer.status, fields, answer.headers)
-    return _fresh_token(fields)
 
 
 def classify_token_error(status: int, fields: Mapping[str, Any], headers: Mapping[str, str]) -> ProviderError:
@@ -175,32 +161,6 @@ def _numbers(fields: Mapping[str, Any]) -> list[int]:
     return [int(number) for number in _NUMBER.findall(description)] if isinstance(description, str) else []
 
 
-def _fresh_token(fields: Mapping[str, Any]) -> FreshToken:
-    access_token, refresh_token, scope = (
-        fields.get(name) for name in ("access_token", "refresh_token", "scope")
-    )
-    if not isinstance(access_token, str) or not is_header_safe(access_token):
-        raise Unavailable("Microsoft's token endpoint gave no access token.", code="broken_answer")
-    scopes = scope.split() if isinstance(scope, str) else []
-    if scopes and not any(_scope_name(name) in _CALENDAR_SCOPES for name in scopes):
-        raise AccessDenied(
-            "The calendar permission was not granted: connect again and allow it.", code="scope_missing"
-        )
-    return FreshToken(
-        access_token=access_token,
-        expires_in=_seconds(fields.get("expires_in")),
-        refresh_token=refresh_token if isinstance(refresh_token, str) and refresh_token else None,
-        scope=" ".join(scopes) or None,
-    )
-
-
-def _scope_name(scope: str) -> str:
+def _reads_calendars(scope: str) -> bool:
     """`https://graph.microsoft.com/Calendars.Read` and `Calendars.Read` are the same, in any case (B.1)."""
-    return scope.rpartition("/")[2].casefold()
-
-
-def _seconds(value: Any) -> int:
-    try:
-        return max(int(value), 0)
-    except (TypeError, ValueError, OverflowError):
-        return _USUAL_LIFETIME_SECONDS
+    return scope.rpartition("/")[2].casefold() in _CALENDAR_SCOPES
