@@ -17,10 +17,8 @@ import hashlib
 import random
 import re
 import secrets
-import socket
-import struct
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, date, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -35,6 +33,7 @@ from starlette.routing import Match, Route
 
 from app.core.clock import utcnow
 from app.core.http import httpx, operator_client
+from tests.fakes.faults import Fault, Faulty, Recorded
 from tests.fakes.google_store import (
     EVERYWHERE,
     Calendar,
@@ -60,33 +59,6 @@ _LIST_PARAMETERS = _FORBIDDEN_WITH_SYNC_TOKEN | {
 }  # fmt: skip
 _BOUND = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
 _CHANNEL_ID = re.compile(r"[A-Za-z0-9\-_+/=]{1,64}")
-
-
-@dataclasses.dataclass(slots=True)
-class Recorded:
-    """One request. `path` is as it was on the wire, percent-encoding kept; `bytes_sent` counts the answer's body."""
-
-    route: str
-    method: str
-    path: str
-    params: dict[str, str]
-    headers: dict[str, str]
-    status: int | None = None
-    bytes_sent: int = 0
-
-
-@dataclasses.dataclass(slots=True)
-class Fault:
-    route: str
-    count: int
-    after: int
-    status: int | None
-    reason: str | None
-    body: bytes | None
-    content_type: str | None
-    headers: Mapping[str, str]
-    delay: float
-    kind: str
 
 
 @dataclasses.dataclass(slots=True)
@@ -162,7 +134,7 @@ def _expired() -> ApiError:
     return ApiError(410, "fullSyncRequired", text, domain="calendar", location="syncToken")
 
 
-class FakeGoogle:
+class FakeGoogle(Faulty):
     """The ASGI app, its state, and what tests do to it.
 
     Switches are plain attributes; the methods that change calendars may be called at any time.
@@ -171,6 +143,7 @@ class FakeGoogle:
     """
 
     def __init__(self, *, email: str = "ada@example.com", time_zone: str = "Europe/Paris") -> None:
+        super().__init__()
         self.email = email
         self.user_id = "108900000000000000000"
         self.now: Callable[[], datetime] = utcnow
@@ -200,7 +173,6 @@ class FakeGoogle:
         self.channels: dict[str, Channel] = {}
 
         self.requests: list[Recorded] = []
-        self._faults: list[Fault] = []
         self._calendars: dict[str, Calendar] = {}
         self._rounds: dict[str, tuple[_Round, int]] = {}
         self._signer = URLSafeSerializer(secrets.token_hex(16))
@@ -372,34 +344,7 @@ class FakeGoogle:
             prefix=prefix,
         )
 
-    # --- faults, tokens ----------------------------------------------------------------------------------
-
-    def inject_fault(
-        self,
-        route: str,
-        status: int | None = None,
-        reason: str | None = None,
-        *,
-        count: int = 1,
-        after: int = 0,
-        body: bytes | None = None,
-        content_type: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        delay: float = 0.0,
-        kind: str = "answer",
-    ) -> None:
-        """The next `count` requests to `route` (`*`: to any), once `after` of them have passed, go wrong.
-
-        `answer`: `status` with Google's error body for `reason`, or with `body`; without a status the request is
-        only held up for `delay` seconds. `reset`: the connection is reset. `cut`: the answer breaks off half way.
-        `dribble`: one byte every 10 ms, without an end.
-        """
-        self._faults.append(
-            Fault(route, count, after, status, reason, body, content_type, headers or {}, delay, kind)
-        )
-
-    def clear_faults(self) -> None:
-        self._faults.clear()
+    # --- tokens ------------------------------------------------------------------------------------------
 
     def expire_tokens(self, calendar_id: str | None = None) -> None:
         """Every sync token so far (of one calendar) is answered with 410."""
@@ -462,41 +407,18 @@ class FakeGoogle:
         )
         self.requests.append(recorded)
 
-        async def counting_send(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                recorded.status = message["status"]
-            recorded.bytes_sent += len(message.get("body", b""))
-            await send(message)
+        await self.serve(self._app, recorded, scope, receive, send)
 
-        fault = self._next_fault(route)
-        if fault is not None:
-            await asyncio.sleep(fault.delay)
-            if fault.kind == "reset":
-                _reset_connection(send)
-                return
-            if fault.kind == "dribble":
-                await _dribble(receive, counting_send)
-                return
-            if fault.kind == "cut":
-                await self._app(scope, receive, _cutting(counting_send, send))
-                return
-            if fault.status is not None:
-                await _faulty_answer(fault)(scope, receive, counting_send)
-                return
-        await self._app(scope, receive, counting_send)
-
-    def _next_fault(self, route: str) -> Fault | None:
-        for fault in self._faults:
-            if fault.route not in {route, "*"}:
-                continue
-            if fault.after > 0:
-                fault.after -= 1
-                return None
-            fault.count -= 1
-            if fault.count <= 0:
-                self._faults.remove(fault)
-            return fault
-        return None
+    def faulty_answer(self, fault: Fault) -> Response:
+        """With Google's error body."""
+        if fault.route in {"token", "revoke"}:
+            body = {"error": fault.reason, "error_description": "Bad Request"}
+        else:
+            domain = "usageLimits" if "imit" in (fault.reason or "") else "global"
+            body = ApiError(
+                fault.status or 500, fault.reason or "backendError", "Injected", domain=domain
+            ).body
+        return fault.answer(body)
 
     # --- OAuth -------------------------------------------------------------------------------------------
 
@@ -949,63 +871,6 @@ def _conditional(
     if request.headers.get("if-none-match") == etag:
         return Response(status_code=304, headers={"ETag": etag})
     return Response(body, media_type="application/json", headers={"ETag": etag, **(headers or {})})
-
-
-def _faulty_answer(fault: Fault) -> Response:
-    assert fault.status is not None
-    headers = dict(fault.headers)
-    if fault.body is not None:
-        return Response(fault.body, fault.status, headers, media_type=fault.content_type or "text/html")
-    if fault.route in {"token", "revoke"}:
-        body = orjson.dumps({"error": fault.reason, "error_description": "Bad Request"})
-    else:
-        domain = "usageLimits" if "imit" in (fault.reason or "") else "global"
-        body = orjson.dumps(
-            ApiError(fault.status, fault.reason or "backendError", "Injected", domain=domain).body
-        )
-    return Response(body, fault.status, headers, media_type="application/json")
-
-
-def _reset_connection(send: Any) -> None:
-    """uvicorn's `send` is a method of the object that holds the connection; ASGI itself has no way to do this."""
-    transport = send.__self__.transport
-    transport.get_extra_info("socket").setsockopt(
-        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-    )
-    transport.abort()
-
-
-async def _dribble(receive: Any, send: Any) -> None:
-    headers = [(b"content-type", b"application/json")]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    gone = asyncio.create_task(_until_disconnected(receive))
-    try:
-        while not gone.done():
-            await send({"type": "http.response.body", "body": b" ", "more_body": True})
-            await asyncio.sleep(0.01)
-    finally:
-        gone.cancel()
-
-
-async def _until_disconnected(receive: Any) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-def _cutting(counting_send: Any, send: Any) -> Callable[[Any], Awaitable[None]]:
-    """Lets half of the body through, then resets the connection."""
-
-    async def cut(message: Any) -> None:
-        if message["type"] == "http.response.body":
-            body = message["body"]
-            await counting_send(
-                {"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True}
-            )
-            _reset_connection(send)
-        else:
-            await counting_send(message)
-
-    return cut
 
 
 # --- list parameters -------------------------------------------------------------------------------------

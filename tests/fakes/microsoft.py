@@ -17,7 +17,7 @@ import re
 import secrets
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -29,7 +29,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from tests.fakes.google import Fault, Recorded, _cutting, _dribble, _reset_connection
+from tests.fakes.faults import Fault, Faulty, Recorded
 from tests.fakes.microsoft_http import (
     GraphError,
     applied,
@@ -92,7 +92,7 @@ class _Round:
     delta_token: str
 
 
-class FakeMicrosoft(IdentityPlatform, PushService):
+class FakeMicrosoft(Faulty, IdentityPlatform, PushService):
     """The ASGI app, its state, and what tests do to it.
 
     Switches are plain attributes; the methods that change calendars may be called at any time. They take
@@ -106,6 +106,7 @@ class FakeMicrosoft(IdentityPlatform, PushService):
     def __init__(
         self, *, email: str = "ada@example.com", windows_zone: str = "Romance Standard Time"
     ) -> None:
+        Faulty.__init__(self)
         PushService.__init__(self)
         IdentityPlatform.__init__(self)
         self.on_request: Callable[[GraphRequest], None] = lambda _request: None
@@ -128,7 +129,6 @@ class FakeMicrosoft(IdentityPlatform, PushService):
         self.batch_throttled = 0  # so many of the next requests inside of batches
 
         self.requests: list[GraphRequest] = []
-        self._faults: list[Fault] = []
         self._expired_spelling = EXPIRED_SPELLINGS[0]
         self._expired_location = False
         self._rounds: dict[str, tuple[_Round, int]] = {}
@@ -361,29 +361,9 @@ class FakeMicrosoft(IdentityPlatform, PushService):
 
     # --- faults -----------------------------------------------------------------------------------------
 
-    def inject_fault(
-        self,
-        route: str,
-        status: int | None = None,
-        code: str | None = None,
-        *,
-        count: int = 1,
-        after: int = 0,
-        body: bytes | None = None,
-        content_type: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        delay: float = 0.0,
-        kind: str = "answer",
-    ) -> None:
-        """The next `count` requests to `route` (`*`: to any), once `after` of them have passed, go wrong.
-
-        `answer`: `status` with Graph's error body for `code`, or with `body`; without a status the request is
-        only held up for `delay` seconds. `reset`: the connection is reset. `cut`: the answer breaks off half way.
-        `dribble`: one byte every 10 ms, without an end. For errors of the token route see `fail_token`.
-        """
-        self._faults.append(
-            Fault(route, count, after, status, code, body, content_type, headers or {}, delay, kind)
-        )
+    def faulty_answer(self, fault: Fault) -> Response:
+        """With Graph's error body. For errors of the token route see `fail_token`."""
+        return fault.answer(GraphError(fault.status or 500, fault.reason or "UnknownError", "Injected.").body)
 
     def fail_token(
         self, error: str, number: int, *, status: int = 400, suberror: str | None = None, count: int = 1
@@ -391,9 +371,6 @@ class FakeMicrosoft(IdentityPlatform, PushService):
         """The next `count` requests to the token route are refused like this."""
         body = orjson.dumps(TokenError(status, error, number, "Injected.", suberror).body)
         self.inject_fault("token", status, body=body, content_type="application/json", count=count)
-
-    def clear_faults(self) -> None:
-        self._faults.clear()
 
     def expire_delta(
         self,
@@ -433,47 +410,13 @@ class FakeMicrosoft(IdentityPlatform, PushService):
         self.requests.append(recorded)
         self.on_request(recorded)
 
-        async def counting_send(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                recorded.status = message["status"]
-            recorded.bytes_sent += len(message.get("body", b""))
-            await send(message)
-
-        fault = self._next_fault(recorded.route)
-        if fault is not None:
-            await asyncio.sleep(fault.delay)
-            if fault.kind == "reset":
-                _reset_connection(send)
-                return
-            if fault.kind == "dribble":
-                await _dribble(receive, counting_send)
-                return
-            if fault.kind == "cut":
-                await self._app(scope, receive, _cutting(counting_send, send))
-                return
-            if fault.status is not None:
-                await _faulty_answer(fault)(scope, receive, counting_send)
-                return
-        await self._app(scope, receive, counting_send)
+        await self.serve(self._app, recorded, scope, receive, send)
 
     def _route_of(self, scope: Any) -> str:
         for route in self._app.routes:
             if isinstance(route, Route) and route.matches(scope)[0] is Match.FULL:
                 return route.name
         return "unknown"
-
-    def _next_fault(self, route: str) -> Fault | None:
-        for fault in self._faults:
-            if fault.route not in {route, "*"}:
-                continue
-            if fault.after > 0:
-                fault.after -= 1
-                return None
-            fault.count -= 1
-            if fault.count <= 0:
-                self._faults.remove(fault)
-            return fault
-        return None
 
     def _data(
         self, handler: Callable[[Request, Grant], Awaitable[Response]], scopes: set[str] | None = None
@@ -833,15 +776,6 @@ async def _render_error(_request: Request, error: Exception) -> Response:
     response = json_answer(error.body, error.status)
     response.headers.update({"request-id": str(uuid.uuid4()), **error.headers})
     return response
-
-
-def _faulty_answer(fault: Fault) -> Response:
-    assert fault.status is not None
-    headers = dict(fault.headers)
-    if fault.body is not None:
-        return Response(fault.body, fault.status, headers, media_type=fault.content_type or "text/html")
-    error = GraphError(fault.status, fault.reason or "UnknownError", "Injected.")
-    return Response(orjson.dumps(error.body), fault.status, headers, media_type="application/json")
 
 
 def _calendar_entry(calendar: Calendar) -> dict[str, Any]:
