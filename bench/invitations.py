@@ -1,4 +1,4 @@
-"""Invitations: creating an event with many guests, mails per second of one worker, and claiming with many mails waiting.
+"""Invitations: creating an event with many guests, clicks on the page, mails per second, claims with many mails waiting.
 
 The API runs in this process, the worker and a fake Messages (which takes a mail in 70 ms, like the real one) in their
 own; a durable PostgreSQL and a Redis share the machine with them.
@@ -19,6 +19,7 @@ from app.core.http import httpx
 from app.invitations import repository
 from app.main import create_app
 from app.projects.service import create_project
+from app.rsvp.tokens import RsvpTokens, Subject
 from app.settings import Settings
 from bench.support import measured, quantile, servers, settings_for, worker
 from tests.fakes.messages import FakeMessages
@@ -27,6 +28,7 @@ from tests.fakes.server import serve
 OWNER = "ada@example.com"
 TAKES_SECONDS = 0.07
 GUESTS = (1, 20, 100, 500)
+CLICKS = 25  # an address may click 60 times a minute
 MAILS = 400
 WAITING = 100_000
 CLAIMS = 100
@@ -69,7 +71,7 @@ async def _messages() -> AsyncIterator[dict[str, str]]:
         await asyncio.to_thread(process.join, 10)
 
 
-async def _create(api: httpx.AsyncClient, calendar_id: str, guests: int) -> None:
+async def _create(api: httpx.AsyncClient, calendar_id: str, guests: int, **more: Any) -> dict[str, Any]:
     start = datetime.now(UTC) + timedelta(days=3)
     body = {
         "calendar_id": calendar_id,
@@ -81,9 +83,12 @@ async def _create(api: httpx.AsyncClient, calendar_id: str, guests: int) -> None
         "attendees": [
             {"email": f"guest{number}@example.org", "name": f"Guest {number}"} for number in range(guests)
         ],
+        **more,
     }
     answer = await api.post("/api/v1/calendar_events", json=body)
     assert answer.status_code == 201, answer.text
+    made: dict[str, Any] = answer.json()
+    return made
 
 
 async def _creating(api: httpx.AsyncClient, calendar_id: str) -> None:
@@ -108,6 +113,25 @@ async def _creating(api: httpx.AsyncClient, calendar_id: str) -> None:
         print(
             f"event with {guests:>3} guests created in {used.wall * 1000:6,.0f} ms ({used.cpu * 1000 / guests:.1f} ms CPU "
             f"a guest); another request meanwhile: {quantile(others, 0.5):.0f} ms (p50), {max(others):.0f} ms at most"
+        )
+
+
+async def _clicking(api: httpx.AsyncClient, calendar_id: str, settings: Settings) -> None:
+    tokens = RsvpTokens(settings.fernet_keys)
+    for name, more in (
+        ("an event", {}),
+        ("a daily series without an end", {"recurrence": ["RRULE:FREQ=DAILY"]}),
+    ):
+        event = await _create(api, calendar_id, CLICKS, **more)
+        times = []
+        for number in range(CLICKS):
+            subject = Subject(calendar_id, event["ical_uid"], "", f"guest{number}@example.org")
+            started = time.perf_counter()
+            page = await api.post("/rsvp/", data={"token": tokens.sign(subject), "action": "accepted"})
+            times.append((time.perf_counter() - started) * 1000)
+            assert page.status_code == 200, page.text
+        print(
+            f"{name} with {CLICKS} guests, a click: {quantile(times, 0.5):.0f} ms (p50), {quantile(times, 0.95):.0f} ms (p95)"
         )
 
 
@@ -194,6 +218,7 @@ async def _main(database_url: str, redis_url: str) -> None:
             }
             calendar_id = (await api.post("/api/v1/calendars", json=calendar)).json()["id"]
             await _creating(api, calendar_id)
+            await _clicking(api, calendar_id, settings)
             await _sending(api, database, calendar_id, settings, messages)
         await _claiming(settings, database)
         await database.close()

@@ -504,7 +504,7 @@ def _times(start: datetime, end: datetime, timezone: str, *, is_all_day: bool) -
 def _day_or_time(at: datetime, timezone: str, is_all_day: bool, name: str) -> datetime:
     """Of an all-day event: a date, which arrives as a midnight in UTC, or a midnight of the zone."""
     if not is_all_day:
-        return at
+        return at.replace(microsecond=0)  # iCalendar knows whole seconds alone
     for local in (wall(at, timezone), at.replace(tzinfo=None)):
         if local.time() == datetime.min.time():
             return instant(local, timezone)

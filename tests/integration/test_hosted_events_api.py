@@ -349,6 +349,12 @@ async def test_a_series_moves_by_as_much_as_the_named_instance(api, series, cale
     assert [row["id"] for row in await rows_of(api, calendar_id)] == [row["id"] for row in after[:2]]
 
 
+async def test_times_are_whole_seconds_as_in_icalendar(api, series, calendar_id):
+    made = await create(api, {**series, "start_time": text(soon(3).replace(microsecond=250_000))})
+    assert made["start_time"] == text(soon(3))
+    assert len(await rows_of(api, calendar_id)) == 5
+
+
 async def test_deleting_the_series_cancels_all_with_one_mail(api, series, calendar_id, outbox):
     await create(api, series, attendees=[BOB])
     rows = await rows_of(api, calendar_id)
