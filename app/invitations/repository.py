@@ -244,12 +244,18 @@ async def claim_due(
     return [DueMail(**row) for row in rows.mappings()]
 
 
-async def begin_submit(session: Session, mail_id: str, lease_token: str) -> bool:
-    """Notes that a submit is about to go out; False if the lease is lost, and nothing may be sent."""
+async def begin_submit(session: Session, mail_id: str, lease_token: str, *, lease_for: timedelta) -> bool:
+    """Notes that a submit is about to go out; False if the lease is lost, and nothing may be sent.
+
+    The lease is renewed: if this process dies, nobody tries again before that.
+    """
     found = await session.scalar(
         update(_mail)
         .where(_mail.id == mail_id, _mail.lease_token == lease_token, _mail.next_attempt_at > func.now())
-        .values(open_submits=_mail.open_submits + 1)
+        .values(
+            open_submits=_mail.open_submits + 1,
+            next_attempt_at=func.clock_timestamp() + lease_for,
+        )
         .returning(_mail.id)
         .execution_options(synchronize_session=False)
     )

@@ -134,7 +134,9 @@ class MailSender:
             await self._settle(due, stop.outcome)
             return
         async with transaction(self._sessions) as session:
-            is_ours = await repository.begin_submit(session, due.id, due.lease_token)
+            is_ours = await repository.begin_submit(
+                session, due.id, due.lease_token, lease_for=timedelta(seconds=_AFTER_LOST_ANSWER_SECONDS)
+            )
         if not is_ours:
             log.warning("mail_lease_lost", mail_id=due.id)
             return

@@ -362,6 +362,8 @@ async def test_a_worker_killed_in_a_submit_counts_as_a_lost_answer(outbox):
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+        row = await outbox.row()
+        assert (row.next_attempt_at or utcnow()) - utcnow() > timedelta(minutes=9)
         await outbox.make_due()
     await outbox.drain()
     assert (await outbox.row()).status == "unknown"
