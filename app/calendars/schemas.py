@@ -83,7 +83,10 @@ class LocalCalendarCreate(InputModel):
     owner_email: EmailAddress = Field(description="The organizer of its events; answers are mailed there.")
     owner_name: PersonName | None = None
     timezone: TimeZoneName = Field(default="UTC", examples=["Europe/Paris"])
-    locale: Locale = Field(default="en", description="Language of its mails.")
+    locale: Locale = Field(
+        default="en",
+        description="Language of its mails, a tag such as `fr` or `fr-CA`; all but French are English yet.",
+    )
     sending_identity: _MailboxId | None = Field(
         default=None,
         description="Id of the Messages mailbox that invitations are sent from; the owner must be its sender or "
@@ -198,7 +201,7 @@ class CalendarRead(BaseModel):
     owner_email: str | None
     owner_name: str | None
     timezone: str | None
-    locale: Locale | None = Field(description="Of a local calendar: language of its mails.")
+    locale: str | None = Field(description="Of a local calendar: language of its mails.")
     sending_identity: SendingIdentity | None
 
 

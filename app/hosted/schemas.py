@@ -1,7 +1,7 @@
 """Types of fields that hosted calendars and their events add: addresses, one-line texts, zones, rules, links."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated
 from zoneinfo import available_timezones
 
 from pydantic import AfterValidator, Field
@@ -14,6 +14,8 @@ MOST_ATTENDEES = 500  # what Messages takes for one mail (contract/messages.md)
 # Everything that could end a line of a mail's header or of an iCalendar file (NEL and the separators of Unicode too).
 _LINE_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _TEXT_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029]")
+# RFC 5646, roughly, and with the underscore that many programs write.
+_LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*")
 _WEB_URL = re.compile(r"https?://[^\s<>\"\\^`{|}]+", re.IGNORECASE)
 
 
@@ -48,6 +50,12 @@ def _time_zone(value: str) -> str:
     return value
 
 
+def _language_tag(value: str) -> str:
+    if not _LANGUAGE_TAG.fullmatch(value):
+        raise ValueError("Not a language tag, such as fr or fr-CA.")
+    return value
+
+
 EmailAddress = Annotated[str, Field(min_length=1, max_length=320), AfterValidator(_address)]
 OneLine = AfterValidator(_one_line)
 TextBlock = AfterValidator(_text)
@@ -55,4 +63,4 @@ PersonName = Annotated[str, Field(max_length=300), OneLine]
 EventName = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(not_blank), OneLine]
 TimeZoneName = Annotated[str, AfterValidator(_time_zone)]
 WebUrl = Annotated[str, Field(max_length=4096), AfterValidator(_web_url)]
-Locale = Literal["en", "fr"]
+Locale = Annotated[str, Field(max_length=35), AfterValidator(_language_tag)]

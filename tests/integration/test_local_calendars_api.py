@@ -55,7 +55,7 @@ async def test_a_local_calendar_is_made_shown_and_deleted(api):
             **BASE,
             "owner_name": "Ada L.",
             "timezone": "Europe/Paris",
-            "locale": "fr",
+            "locale": "fr-CA",
             "metadata": {"a": "b"},
         },
     )
@@ -68,7 +68,7 @@ async def test_a_local_calendar_is_made_shown_and_deleted(api):
         "ada@example.com",
         "Ada L.",
     )
-    assert (calendar["timezone"], calendar["locale"]) == ("Europe/Paris", "fr")
+    assert (calendar["timezone"], calendar["locale"]) == ("Europe/Paris", "fr-CA")
     assert calendar["sending_identity"] is None
     assert (await api.get("/api/v1/calendars?platform=local")).json()["results"] == [calendar]
     assert (await api.post(f"/api/v1/calendars/{calendar['id']}/sync")).status_code == 202
@@ -85,7 +85,8 @@ async def test_a_local_calendar_is_made_shown_and_deleted(api):
         ("owner_email", "ada@example.com\nX: y"),
         ("owner_name", "A\nB"),
         ("timezone", "Mars/Olympus"),
-        ("locale", "tlh"),
+        ("locale", "French"),
+        ("locale", "fr\n"),
         ("refresh_token", "x"),
         ("name", "a\x00"),
     ],
