@@ -1,9 +1,10 @@
 """Answers to invitations that came by mail (iMIP, RFC 6047). Pure: bytes in, never an exception."""
 
+import codecs
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email import message_from_bytes
 from email.errors import MessageError
@@ -20,13 +21,18 @@ LONGEST_CALENDAR_BYTES = 512 * 1024
 _LONGEST_MAIL_BYTES = 25 * 1024 * 1024
 _LONGEST_HEADER = 4_000
 _MOST_PARTS = 100
+_MOST_DASHES = 10_000
+_MOST_LINES = 1_000_000
 _MOST_WORK = 6_000_000  # about a second
+_MOST_ANSWERS = 20  # each is written by itself
+_MOST_ZONES = 4
 _LONGEST_VALUE = 1000
 _HIGHEST_SEQUENCE = 2**31 - 1
 
 _ADDRESS = re.compile(r"[!-~]{1,254}@[!-~]{1,254}")
 _CONTENT_TYPE = re.compile(rb"^content-type[ \t]*:[^\n]*(?:\n[ \t][^\n]*)*", re.IGNORECASE | re.MULTILINE)
-_METHOD = re.compile(rb"^METHOD[^:\n]*:[ \t]*(.*?)[ \t]*$", re.IGNORECASE | re.MULTILINE)
+_METHOD = re.compile(rb"^METHOD[^:\n]*:(.*)$", re.IGNORECASE | re.MULTILINE)
+_SLOW_CODECS = frozenset({"punycode", "idna"})  # quadratic, and no charset of any mail
 _ANSWERS: dict[str, ResponseStatus] = {
     "ACCEPTED": "accepted",
     "TENTATIVE": "tentative",
@@ -42,6 +48,7 @@ class InboundReply:
     `recurrence_id`: the one instance that it is about, aware, UTC; if `recurrence_is_date`, the midnight (UTC) of
     a date, which is to be read in the event's own zone. `dtstamp`: aware, UTC; the mail's Date if the answer has none.
     `from_email` is the mail's only sender, and the same address as `attendee_email`. Nothing here is authenticated.
+    `others`: what the same mail answers beside, such as single instances of the series.
     """
 
     uid: str
@@ -54,6 +61,7 @@ class InboundReply:
     from_email: str
     message_id: str | None
     organizer_email: str | None
+    others: tuple["InboundReply", ...] = ()
 
 
 def parse_reply(mail: bytes) -> InboundReply | None:
@@ -80,13 +88,15 @@ def parse_reply(mail: bytes) -> InboundReply | None:
 
 
 def _is_cheap(mail: bytes) -> bool:
-    """Whether the library's parser will be done soon: it tries each line against the boundary of each open part, and
-    takes quadratic time for a long Content-Type.
+    """Whether the library's parser will be done soon: it tries each line against the boundary of each open part,
+    makes a message of what follows each boundary, and takes quadratic time for a long Content-Type.
     """
     text = mail.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     headers = [len(found[0]) for found in _CONTENT_TYPE.finditer(text)]
-    is_short = max(headers, default=0) <= _LONGEST_HEADER
-    return is_short and len(headers) <= _MOST_PARTS and len(headers) * text.count(b"\n") <= _MOST_WORK
+    lines = text.count(b"\n")
+    is_short = max(headers, default=0) <= _LONGEST_HEADER and lines <= _MOST_LINES
+    has_few_parts = len(headers) <= _MOST_PARTS and text.count(b"\n--") <= _MOST_DASHES
+    return is_short and has_few_parts and len(headers) * lines <= _MOST_WORK
 
 
 def _read(message: Message) -> InboundReply | None:
@@ -98,10 +108,14 @@ def _read(message: Message) -> InboundReply | None:
     events = [component for component in components if component.name == "VEVENT"]
     if not events:
         return None
-    zones = ZoneTable(component for component in components if component.name == "VTIMEZONE")
+    zones = ZoneTable([one for one in components if one.name == "VTIMEZONE"][:_MOST_ZONES])
     # An answer to a series may list instances beside it; the series itself goes first.
-    chosen = next((event for event in events if _find(event, "RECURRENCE-ID") is None), events[0])
-    return _answer(chosen, zones, message, from_email)
+    events.sort(key=lambda event: _find(event, "RECURRENCE-ID") is not None)
+    answers = [_answer(event, zones, message, from_email) for event in events[:_MOST_ANSWERS]]
+    found = [answer for answer in answers if answer is not None]
+    if not found:
+        return None
+    return replace(found[0], others=tuple(answer for answer in found[1:] if answer.uid == found[0].uid))
 
 
 def _only_sender(message: Message) -> str | None:
@@ -117,7 +131,7 @@ def _only_sender(message: Message) -> str | None:
 
 def _first_reply(message: Message) -> bytes | None:
     """The unfolded text of the first calendar part whose METHOD is REPLY."""
-    for number, part in enumerate(message.walk()):
+    for number, part in enumerate(_own_parts(message)):
         if number >= _MOST_PARTS:
             return None
         if part.get_content_type() != "text/calendar" or part.is_multipart():
@@ -129,16 +143,27 @@ def _first_reply(message: Message) -> bytes | None:
             body = normalize(_as_utf8(payload, part.get_content_charset()))
         except Unavailable:
             continue
-        methods = {method.upper() for method in _METHOD.findall(body)}
+        methods = {method.strip().upper() for method in _METHOD.findall(body)}
         if methods == {b"REPLY"}:
             return body
     return None
+
+
+def _own_parts(message: Message) -> Iterator[Message]:
+    """The mail and its parts, but not those of mails in it: what the sender forwards is somebody else's answer."""
+    yield message
+    if message.is_multipart() and message.get_content_maintype() == "multipart":
+        for part in message.get_payload():
+            if isinstance(part, Message):
+                yield from _own_parts(part)
 
 
 def _as_utf8(payload: bytes, charset: str | None) -> bytes:
     if charset in {None, "utf-8", "us-ascii"}:
         return payload
     try:
+        if codecs.lookup(charset or "utf-8").name in _SLOW_CODECS:
+            return payload
         return payload.decode(charset or "utf-8", "replace").encode()
     except (LookupError, ValueError):
         return payload

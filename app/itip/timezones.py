@@ -18,10 +18,12 @@ from app.itip.values import parse_time
 
 _LONGEST_NAME = 200
 _OFFSET = re.compile(r"([+-])(\d{2})(\d{2})(\d{2})?")
+_YEARLY = re.compile(r"FREQ\s*=\s*YEARLY", re.IGNORECASE)
 _UTC_OFFSET_NAME = re.compile(r"(?:UTC|GMT)\s*([+-])(\d{1,2})(?:[:.]?(\d{2}))?(?!\d)")
 # Definitions reach back to 1601 (Exchange), and on for ever; these are the years that matter here.
 _FIRST_YEAR, _LAST_YEAR = 1970, 2100
 _MOST_TRANSITIONS = 5_000
+_MOST_RULES = 20  # one that never comes true takes a fifth of a second, and 3 s if it is not yearly
 
 
 class Zone(NamedTuple):
@@ -156,8 +158,12 @@ class Transition(NamedTuple):
 
 
 def _transitions(component: Component) -> Iterator[Transition]:
+    rules = 0
     for observance in component.children:
         lines = list(observance.lines())
+        rules += sum(line.name == "RRULE" for line in lines)
+        if rules > _MOST_RULES:
+            return
         properties = {line.name: line for line in lines}
         start = parse_time(properties["DTSTART"].value) if "DTSTART" in properties else None
         after = _offset(properties.get("TZOFFSETTO"))
@@ -173,7 +179,7 @@ def _onsets(start: datetime, lines: list[Line]) -> Iterator[datetime]:
     for line in lines:
         if line.name == "RDATE":
             yield from (time.wall for time in map(parse_time, line.value.split(",")) if time)
-        elif line.name == "RRULE":
+        elif line.name == "RRULE" and _YEARLY.search(line.value):
             with contextlib.suppress(RuleRefused):
                 yield from _repeated(Rule(line.value), start)
 

@@ -179,26 +179,31 @@ async def _apply(
         return _ignored("The event's organizer is another mailbox.")
     if reply.organizer_email is not None and fold_address(reply.organizer_email) not in known:
         return _ignored("The reply is to another organizer.")
-    if reply.partstat == "needs_action":
+    answers = [one for one in (reply, *reply.others) if one.partstat != "needs_action"]
+    if not answers:
         return _ignored("The reply does not say an answer.")
     mark = sha256((reply.message_id or "").encode() or mail).digest()
     if not await events.note_inbound_reply(session, calendar.calendar_id, mark):
         return _ignored("This mail was taken in before.")
     entries = await events.load_entries(session, calendar.calendar_id, reply.uid)
-    recorded = await record_answer(
-        session,
-        hosting,
-        calendar,
-        Answer(
-            uid=reply.uid,
-            slot=_slot(reply, entries[""]) if "" in entries else "",
-            email=reply.attendee_email,
-            response_status=reply.partstat,
-            sequence=reply.sequence,
-            replied_at=min(reply.dtstamp, utcnow()),  # a clock that is ahead must not shut out later answers
-        ),
-        tell_organizer=False,
-    )
+    recorded = [
+        await record_answer(
+            session,
+            hosting,
+            calendar,
+            Answer(
+                uid=one.uid,
+                slot=_slot(one, entries[""]) if "" in entries else "",
+                email=one.attendee_email,
+                response_status=one.partstat,
+                sequence=one.sequence,
+                # A clock that is ahead must not shut out later answers.
+                replied_at=min(one.dtstamp, utcnow()),
+            ),
+            tell_organizer=False,
+        )
+        for one in answers
+    ]
     sentences = {
         "unchanged": "The answer was the same before.",
         "stale": "A newer answer was applied before.",
@@ -207,7 +212,7 @@ async def _apply(
         "not_invited": "The sender is not invited to this event.",
         "over": "The event is over.",
     }
-    return InboundAnswer(status="applied") if recorded == "applied" else _ignored(sentences[recorded])
+    return InboundAnswer(status="applied") if "applied" in recorded else _ignored(sentences[recorded[0]])
 
 
 def _slot(reply: InboundReply, series: Entry) -> str:
