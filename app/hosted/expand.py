@@ -156,7 +156,7 @@ def expand(
 def has_slot(master: Entry, slot: str) -> bool:
     """Whether the series (still) has an instance with this original start."""
     written = parse_time(slot)
-    if written is None or master.rrule is None:
+    if written is None or written.wall.year > LAST_YEAR or master.rrule is None:
         return False
     at = written.wall.replace(tzinfo=UTC) if written.is_utc else instant(written.wall, master.timezone)
     around = Window(at - timedelta(days=1), at + timedelta(days=1))

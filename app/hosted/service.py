@@ -22,7 +22,7 @@ from app.calendars.errors import CalendarNotFound
 from app.calendars.service import state_data
 from app.core.addresses import fold_address
 from app.core.clock import isoformat, utcnow
-from app.core.db import Session, Sessions, reading, transaction
+from app.core.db import AnySession, Session, Sessions, reading, transaction
 from app.core.errors import InvalidFields
 from app.doorbell import Doorbell
 from app.hosted import repository
@@ -206,7 +206,7 @@ async def record_answer(
     entry = find_entry(entries, answer.slot)
     if entry is None:
         return "unknown_event"
-    if entry.is_cancelled or entries[""].is_cancelled:
+    if entry.is_cancelled or entries[""].is_cancelled or await has_no_instance(session, calendar, entry):
         return "cancelled"
     person = entry.find(answer.email)
     if person is None:
@@ -231,7 +231,10 @@ async def record_answer(
     if not answer.slot:
         for other in entries.values():
             same = other.find(answer.email)
-            if other.slot and same is not None and not same.has_own_answer:
+            if not other.slot or same is None or same.has_own_answer:
+                continue
+            # An answer to the series of before the instance was moved does not say yes to its new time.
+            if answer.sequence is None or not same.is_stale(sequence, answer.replied_at):
                 changed[other.slot] = other.with_attendee(
                     replace(same, response_status=answer.response_status, replied_at=answer.replied_at)
                 )
@@ -375,6 +378,13 @@ def find_entry(entries: Mapping[str, Entry], slot: str) -> Entry | None:
     local = datetime.strptime(slot, form)  # noqa: DTZ007 - its zone follows
     at = instant(local, master.timezone if master.is_all_day else "UTC")
     return _derived(master, at, slot)
+
+
+async def has_no_instance(session: AnySession, calendar: LocalCalendar, entry: Entry) -> bool:
+    """Whether each instance of this series was deleted by itself; nobody cancelled the series then."""
+    if entry.rrule is None:
+        return False
+    return not await repository.load_live_rows(session, calendar.calendar_id, entry.uid)
 
 
 def _origin(entries: Mapping[str, Entry], place: EventPlace, scope: Scope) -> Entry:

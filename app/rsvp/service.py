@@ -18,7 +18,7 @@ from app.core.errors import Unauthorized
 from app.hosted import repository as events
 from app.hosted.entries import Entry, instant, wall
 from app.hosted.expand import last_end
-from app.hosted.service import Answer, Hosting, find_entry, organizer_of, record_answer
+from app.hosted.service import Answer, Hosting, find_entry, has_no_instance, organizer_of, record_answer
 from app.invitations.repository import find_organizers
 from app.itip.parse import InboundReply, parse_reply
 from app.rsvp.schemas import ACTIONS, Action, InboundAnswer, Page
@@ -94,7 +94,7 @@ async def _page(session: AnySession, subject: Subject, calendar: events.LocalCal
     person = entry.find(subject.email)
     if person is None:
         return Page(kind="not_invited")
-    if entry.is_cancelled or entries[""].is_cancelled:
+    if entry.is_cancelled or entries[""].is_cancelled or await has_no_instance(session, calendar, entry):
         kind = "cancelled"
     elif ends_at is not None and ends_at <= utcnow():
         kind = "over"
