@@ -146,10 +146,11 @@ def _language(request: Request) -> Language:
     """English or French, as the browser prefers (RFC 9110 12.5.4)."""
     wanted: list[tuple[float, int, Language]] = []
     for place, part in enumerate(request.headers.get("accept-language", "")[:500].split(",")):
-        tag, _, quality = part.partition(";q=")
+        tag, _, parameter = part.partition(";")
         language = tag.strip().partition("-")[0].lower()
+        name, _, quality = parameter.partition("=")
         try:
-            weight = float(quality or "1")
+            weight = float(quality) if name.strip().lower() == "q" else 1.0
         except ValueError:
             continue
         if language in TEXTS and weight > 0:
