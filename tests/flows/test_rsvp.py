@@ -167,7 +167,14 @@ async def test_get_and_head_change_nothing_and_the_page_has_no_script(browser, a
 
 @pytest.mark.parametrize(
     ("languages", "expected"),
-    [("fr-CA,fr;q=0.9,en;q=0.5", "fr"), ("de,en;q=0.8,fr;q=0.3", "en"), ("de", "en"), ("fr;q=x,*", "en")],
+    [
+        ("fr-CA,fr;q=0.9,en;q=0.5", "fr"),
+        ("de,en;q=0.8,fr;q=0.3", "en"),
+        ("de, en; q=0.3, fr ; Q=0.8", "fr"),
+        ("de", "en"),
+        ("fr;q=0,de", "en"),
+        ("fr;q=x,*", "en"),
+    ],
 )
 async def test_the_page_speaks_the_visitors_language(browser, token, languages, expected):
     page = await browser.get("/rsvp/", params={"token": token}, headers={"Accept-Language": languages})
@@ -289,6 +296,25 @@ async def test_an_answer_to_a_series_is_for_all_and_one_to_an_instance_for_it_al
     assert await statuses() == ["accepted", "declined", "accepted"]
     elsewhere = tokens.sign(Subject(calendar_id, series["ical_uid"], "20200101T000000Z", "bob@example.org"))
     assert (await browser.get("/rsvp/", params={"token": elsewhere})).status_code == 410
+
+
+async def test_a_series_whose_instances_were_all_deleted_has_its_page(browser, api, settings, calendar_id):
+    body = {
+        "calendar_id": calendar_id,
+        "name": "Daily",
+        "start_time": at(2),
+        "end_time": at(2.1),
+        "recurrence": ["RRULE:FREQ=DAILY;COUNT=2"],
+        "attendees": [{"email": "bob@example.org"}],
+    }
+    series = (await api.post("/api/v1/calendar_events", json=body)).json()
+    rows = await api.get("/api/v1/calendar_events", params={"calendar_id": calendar_id})
+    for row in rows.json()["results"]:
+        assert (await api.delete(f"/api/v1/calendar_events/{row['id']}")).status_code == 200
+    tokens = RsvpTokens(settings.fernet_keys)
+    token = tokens.sign(Subject(calendar_id, series["ical_uid"], "", "bob@example.org"))
+    await refused(browser, api, series, token, status_code=410, words="cancelled")
+    assert await post_mail(api, reply(series)) == "ignored"
 
 
 # -- replies by mail ----------------------------------------------------------------------------------------
@@ -435,6 +461,61 @@ async def test_a_mailed_reply_to_one_instance(api, calendar_id):
     )
     statuses = [row["attendees"][0]["response_status"] for row in rows.json()["results"]]
     assert statuses == ["declined", "tentative"]
+
+
+async def test_one_mail_may_answer_the_series_and_single_instances(api, calendar_id, sessions, webhook):
+    body = {
+        "calendar_id": calendar_id,
+        "name": "Daily",
+        "start_time": at(2),
+        "end_time": at(2.1),
+        "recurrence": ["RRULE:FREQ=DAILY;COUNT=3"],
+        "attendees": [{"email": "bob@example.org"}],
+    }
+    series = (await api.post("/api/v1/calendar_events", json=body)).json()
+    second = datetime.fromisoformat(series["start_time"]) + timedelta(days=1)
+    head, begin, rest = reply(series).partition(b"BEGIN:VEVENT\r\n")
+    event, end, tail = rest.partition(b"END:VEVENT\r\n")
+    of_second = (
+        event.replace(b"ACCEPTED", b"DECLINED") + f"RECURRENCE-ID:{second:%Y%m%dT%H%M%SZ}\r\n".encode()
+    )
+    assert await post_mail(api, head + begin + of_second + end + begin + event + end + tail) == "applied"
+    rows = await api.get(
+        "/api/v1/calendar_events", params={"calendar_id": calendar_id, "ordering": "start_time"}
+    )
+    statuses = [row["attendees"][0]["response_status"] for row in rows.json()["results"]]
+    assert statuses == ["accepted", "declined", "accepted"]
+    assert [message["data"]["scope"] for message in await told(sessions)] == ["series", "instance"]
+
+
+async def test_a_reply_to_the_series_does_not_answer_an_instance_that_was_moved_meanwhile(
+    api, browser, settings, calendar_id
+):
+    body = {
+        "calendar_id": calendar_id,
+        "name": "Daily",
+        "start_time": at(2),
+        "end_time": at(2.1),
+        "recurrence": ["RRULE:FREQ=DAILY;COUNT=2"],
+        "attendees": [{"email": "bob@example.org"}],
+    }
+    series = (await api.post("/api/v1/calendar_events", json=body)).json()
+    await api.patch(
+        f"/api/v1/calendar_events/{series['id']}", json={"start_time": at(2.2), "end_time": at(2.3)}
+    )
+
+    async def statuses():
+        rows = await api.get(
+            "/api/v1/calendar_events", params={"calendar_id": calendar_id, "ordering": "start_time"}
+        )
+        return [row["attendees"][0]["response_status"] for row in rows.json()["results"]]
+
+    assert await post_mail(api, reply(series)) == "applied"
+    assert await statuses() == ["needs_action", "accepted"]
+    tokens = RsvpTokens(settings.fernet_keys)
+    token = tokens.sign(Subject(calendar_id, series["ical_uid"], "", "bob@example.org"))
+    assert (await browser.post("/rsvp/", data={"token": token, "action": "tentative"})).status_code == 200
+    assert await statuses() == ["tentative", "tentative"]  # who clicks sees what there is now
 
 
 @pytest.mark.parametrize("written", ["VALUE=DATE:{day:%Y%m%d}", "TZID=Europe/Paris:{day:%Y%m%d}T000000"])

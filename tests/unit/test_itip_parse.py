@@ -1,5 +1,6 @@
 """Answers that come by mail."""
 
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from email import message_from_bytes
@@ -173,6 +174,29 @@ def test_a_part_that_is_too_large_does_not_count():
     assert parse_reply(mail(REPLY.replace("BEGIN:VEVENT\n", f"BEGIN:VEVENT\n{long}"))) is None
 
 
+def test_a_forwarded_answer_is_not_the_forwarders():
+    message = EmailMessage(policy=SMTP)
+    message["From"] = "bob@example.org"
+    message.set_content("What is this?")
+    message.add_attachment(message_from_bytes(mail(sender="eve@example.org"), policy=SMTP))
+    assert b"message/rfc822" in message.as_bytes()
+    assert parse_reply(message.as_bytes()) is None
+
+
+def test_one_mail_may_answer_the_series_and_single_instances():
+    series = REPLY[REPLY.index("BEGIN:VEVENT") : REPLY.index("END:VCALENDAR")]
+    instance = series.replace("SEQUENCE:2", "SEQUENCE:2\nRECURRENCE-ID:20261201T090000Z").replace(
+        "PARTSTAT=ACCEPTED", "PARTSTAT=DECLINED"
+    )
+    foreign = series.replace("uid-1", "uid-2")
+    reply = parse_reply(mail(REPLY.replace(series, instance + series + foreign)))
+    assert reply is not None
+    assert (reply.uid, reply.partstat, reply.recurrence_id) == ("uid-1", "accepted", None)
+    (other,) = reply.others
+    assert (other.uid, other.partstat) == ("uid-1", "declined")
+    assert other.recurrence_id == datetime(2026, 12, 1, 9, tzinfo=UTC)
+
+
 def test_the_first_part_with_an_answer_counts():
     message = EmailMessage(policy=SMTP)
     message["From"] = "bob@example.org"
@@ -203,8 +227,29 @@ WHOLE = mail()
     + b"END:VCALENDAR"
 )
 @example(b"".join(b"Content-Type: multipart/mixed; boundary=b%d\n\n--b%d\n" % (n, n) for n in range(2000)))
+@example(b"Content-Type: multipart/mixed; boundary=b\n\n" + b"--b\n\n" * 1_000_000)
+@example(b"From: a@b\nContent-Type: text/plain\n" + b"a:b\n" * 3_000_000)
+@example(
+    b"From: a@b\nContent-Type: text/calendar\n\nBEGIN:VCALENDAR\nMETHOD:a"
+    + b" " * 500_000
+    + b"b\nEND:VCALENDAR"
+)
+@example(b"From: a@b\nContent-Type: text/calendar; charset=punycode\n\nBEGIN:VCALENDAR\n-" + b"z" * 500_000)
 def test_garbage_is_no_answer_and_no_error(garbage):
     assert parse_reply(garbage) is None
+
+
+@pytest.mark.parametrize("frequency", ["DAILY", "YEARLY"])
+def test_a_zone_of_rules_that_never_come_true_takes_no_time(frequency):
+    rules = (
+        "BEGIN:STANDARD\nDTSTART:19700101T000000\nTZOFFSETFROM:+0100\nTZOFFSETTO:+0100\n"
+        f"RRULE:FREQ={frequency};BYMONTH=2;BYMONTHDAY=30\nEND:STANDARD\n"
+    ) * 500
+    zone = f"BEGIN:VTIMEZONE\nTZID:Mine\n{rules}END:VTIMEZONE\nBEGIN:VEVENT"
+    line = "RECURRENCE-ID;TZID=Mine:20261201T100000\nSEQUENCE:2"
+    started = time.process_time()
+    parse_reply(mail(REPLY.replace("BEGIN:VEVENT", zone).replace("SEQUENCE:2", line)))
+    assert time.process_time() - started < 15
 
 
 @given(st.integers(0, len(WHOLE)), st.binary(max_size=20), st.integers(0, 20))
