@@ -353,7 +353,11 @@ async def test_a_mailed_reply_is_applied_once_and_told(api, sessions, event, web
     mail = reply(event, partstat="TENTATIVE")
     assert await post_mail(api, mail) == "applied"
     assert (await answers(api, event))["bob@example.org"] == "tentative"
-    assert await post_mail(api, mail) == "ignored"
+    again = await api.post("/api/v1/rsvp/inbound", content=b"Received: by another way\r\n" + mail)
+    assert again.json() == {"status": "ignored", "reason": "This mail was taken in before."}
+    no_answer = reply(event, partstat="NEEDS-ACTION", minutes=1, number=2)
+    assert await post_mail(api, no_answer) == "ignored"
+    assert (await answers(api, event))["bob@example.org"] == "tentative"
     assert len(await told(sessions)) == 1
     assert await replies(sessions) == []  # the organizer's mailbox has the reply itself
 
@@ -376,6 +380,7 @@ async def test_a_sequence_that_was_never_sent_does_not_shut_out_later_answers(ap
     assert await post_mail(api, reply(event, partstat="TENTATIVE", minutes=1, number=2)) == "applied"
     # Its DTSTAMP is not of now: it says when it was answered by the clock of somebody's phone.
     assert await post_mail(api, reply(event, minutes=600, number=3)) == "applied"
+    assert await post_mail(api, reply(event, partstat="TENTATIVE", minutes=61, number=4)) == "applied"
     await browser.post("/rsvp/", data={"token": token, "action": "declined"})
     assert (await answers(api, event))["bob@example.org"] == "declined"
 
@@ -415,23 +420,25 @@ async def test_replies_to_the_former_sending_identity_count(api, sessions, calen
 
 async def test_forged_and_foreign_mails_are_ignored(api, other_api, event):
     stranger = {**event, "ical_uid": "unknown"}
-    assert (
-        await post_mail(api, reply(event, sender="eve@example.org", attendee="bob@example.org")) == "ignored"
-    )
-    assert await post_mail(api, reply(event, sender="eve@example.org")) == "ignored"
-    assert await post_mail(api, reply(stranger)) == "ignored"
-    assert await post_mail(api, reply(event, more="ORGANIZER:mailto:eve@example.org\r\n")) == "ignored"
-    assert await post_mail(api, reply(event), X_StMsg_Is_Spam="true") == "ignored"
-    assert await post_mail(api, reply(event), X_StMsg_Mailbox="eve@example.org") == "ignored"
-    assert await post_mail(other_api, reply(event)) == "ignored"
+    forged = reply(event, sender="eve@example.org", attendee="bob@example.org", number=1)
+    assert await post_mail(api, forged) == "ignored"
+    assert await post_mail(api, reply(event, sender="eve@example.org", number=2)) == "ignored"
+    assert await post_mail(api, reply(stranger, number=3)) == "ignored"
+    to_eve = reply(event, more="ORGANIZER:mailto:eve@example.org\r\n", number=4)
+    assert await post_mail(api, to_eve) == "ignored"
+    for flag in ("true", "True", "1"):
+        assert await post_mail(api, reply(event, number=5), X_StMsg_Is_Spam=flag) == "ignored"
+    assert await post_mail(api, reply(event, number=6), X_StMsg_Mailbox="eve@example.org") == "ignored"
+    assert await post_mail(other_api, reply(event, number=7)) == "ignored"
     for garbage in (
         b"",
         b"\x00\xff",
         b"From: x\r\n\r\nhello",
-        reply(event).replace(b"METHOD:REPLY", b"METHOD:REQUEST"),
+        reply(event, number=8).replace(b"METHOD:REPLY", b"METHOD:REQUEST"),
     ):
         assert await post_mail(api, garbage) == "ignored"
     assert set((await answers(api, event)).values()) == {"needs_action"}
+    assert await post_mail(api, reply(event, number=9), X_StMsg_Is_Spam="false") == "applied"
 
 
 async def test_a_mailed_reply_to_one_instance(api, calendar_id):
@@ -461,6 +468,22 @@ async def test_a_mailed_reply_to_one_instance(api, calendar_id):
     )
     statuses = [row["attendees"][0]["response_status"] for row in rows.json()["results"]]
     assert statuses == ["declined", "tentative"]
+
+
+async def test_an_instance_of_thousands_of_years_from_now_is_not_answered(api, calendar_id):
+    body = {
+        "calendar_id": calendar_id,
+        "name": "Daily",
+        "start_time": at(2),
+        "end_time": at(2.1),
+        "recurrence": ["RRULE:FREQ=DAILY"],
+        "attendees": [{"email": "bob@example.org"}],
+    }
+    series = (await api.post("/api/v1/calendar_events", json=body)).json()
+    start = datetime.fromisoformat(series["start_time"])
+    for year, expected in ((2198, "applied"), (9700, "ignored")):
+        mail = reply(series, more=f"RECURRENCE-ID:{year}0101T{start:%H%M%S}Z\r\n", number=year)
+        assert await post_mail(api, mail) == expected
 
 
 async def test_one_mail_may_answer_the_series_and_single_instances(api, calendar_id, sessions, webhook):
@@ -556,6 +579,12 @@ def webhook_token(mail: bytes, secret: str = SECRET, **claims) -> str:
     return jwt.encode({"alg": "HS256"}, values, OctKey.import_key(secret))
 
 
+def unsigned_token(mail: bytes) -> str:
+    claims = webhook_token(mail).split(".")[1]
+    header = base64.urlsafe_b64encode(orjson.dumps({"alg": "none"})).decode().rstrip("=")
+    return f"{header}.{claims}."
+
+
 async def test_messages_may_post_with_its_token(browser, api, settings, event):
     settings.messages_webhook_secret = SecretStr(SECRET)
     mail = reply(event)
@@ -570,6 +599,8 @@ async def test_messages_may_post_with_its_token(browser, api, settings, event):
         webhook_token(mail, iss="eve"),
         webhook_token(mail, exp=past),
         webhook_token(mail, exp=None),
+        webhook_token(mail, iat=None),
+        unsigned_token(mail),
         webhook_token(mail, body_sha256="0" * 64),
         webhook_token(mail, body_sha256=None),
         webhook_token(mail, sub=None),
