@@ -150,9 +150,14 @@ async def test_get_and_head_change_nothing_and_the_page_has_no_script(browser, a
         assert answer.status_code == 200
         policy = answer.headers["content-security-policy"]
         assert policy.startswith("default-src 'none'; style-src 'sha256-")
+        assert policy.endswith("; form-action 'self'; base-uri 'none'; frame-ancestors 'none'")
         assert "unsafe" not in policy
         assert answer.headers["referrer-policy"] == "no-referrer"
         assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["vary"] == "Accept-Language"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["x-frame-options"] == "DENY"
+        assert answer.headers["x-robots-tag"] == "noindex, nofollow"
     assert set((await answers(api, event)).values()) == {"needs_action"}
     page = (await browser.get("/rsvp/", params={"token": token, "action": "accepted"})).text
     style = page.split("<style>")[1].split("</style>")[0]
@@ -296,6 +301,35 @@ async def test_an_answer_to_a_series_is_for_all_and_one_to_an_instance_for_it_al
     assert await statuses() == ["accepted", "declined", "accepted"]
     elsewhere = tokens.sign(Subject(calendar_id, series["ical_uid"], "20200101T000000Z", "bob@example.org"))
     assert (await browser.get("/rsvp/", params={"token": elsewhere})).status_code == 410
+
+
+async def test_links_of_cancelled_instances_and_of_instances_of_a_cancelled_series(
+    browser, api, settings, calendar_id
+):
+    body = {
+        "calendar_id": calendar_id,
+        "name": "Daily",
+        "start_time": at(2),
+        "end_time": at(2.1),
+        "recurrence": ["RRULE:FREQ=DAILY;COUNT=3"],
+        "attendees": [{"email": "bob@example.org"}],
+    }
+    series = (await api.post("/api/v1/calendar_events", json=body)).json()
+    query = {"calendar_id": calendar_id, "ordering": "start_time"}
+    rows = (await api.get("/api/v1/calendar_events", params=query)).json()["results"]
+    tokens = RsvpTokens(settings.fernet_keys)
+    links = []
+    for row in rows:
+        slot = f"{datetime.fromisoformat(row['start_time']):%Y%m%dT%H%M%SZ}"
+        links.append(tokens.sign(Subject(calendar_id, series["ical_uid"], slot, "bob@example.org")))
+
+    async def click(link):
+        return (await browser.post("/rsvp/", data={"token": link, "action": "accepted"})).status_code
+
+    await api.delete(f"/api/v1/calendar_events/{rows[1]['id']}")
+    assert [await click(link) for link in links] == [200, 410, 200]
+    await api.delete(f"/api/v1/calendar_events/{rows[0]['id']}", params={"scope": "series"})
+    assert [await click(link) for link in links] == [410, 410, 410]
 
 
 async def test_a_series_whose_instances_were_all_deleted_has_its_page(browser, api, settings, calendar_id):
@@ -509,6 +543,8 @@ async def test_one_mail_may_answer_the_series_and_single_instances(api, calendar
     statuses = [row["attendees"][0]["response_status"] for row in rows.json()["results"]]
     assert statuses == ["accepted", "declined", "accepted"]
     assert [message["data"]["scope"] for message in await told(sessions)] == ["series", "instance"]
+    later = (head + begin + event + end + begin + of_second + end + tail).replace(b"DECLINED", b"TENTATIVE")
+    assert await post_mail(api, later.replace(b"<1@", b"<2@")) == "applied"  # the series' answer is the same
 
 
 async def test_a_reply_to_the_series_does_not_answer_an_instance_that_was_moved_meanwhile(
