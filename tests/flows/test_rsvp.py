@@ -118,6 +118,9 @@ async def test_the_links_of_the_mail_lead_to_the_page_and_a_click_answers(
     done = await browser.post("/rsvp/", data={"token": query["token"][0], "action": "accepted"})
     assert done.status_code == 200
     assert "recorded" in done.text
+    assert [word in done.text for word in ('value="tentative"', 'value="declined"')] == [True, True]
+    assert 'value="accepted"' not in done.text
+    assert (await browser.get(link)).text.count("<button") == 3
     assert await answers(api, event) == {"bob@example.org": "accepted", "cy@example.org": "needs_action"}
     assert (await api.get(f"/api/v1/calendar_events/{event['id']}")).json()["updated_at"] > before
     (message,) = await told(sessions)
