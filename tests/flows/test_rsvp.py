@@ -222,6 +222,7 @@ async def test_a_bad_link_has_its_page(browser, api, event, token):
 async def test_an_event_that_is_over_has_its_page(browser, api, sessions, event, token):
     await set_times(sessions, event, 1)
     await refused(browser, api, event, token, status_code=410, words="is over")
+    assert await post_mail(api, reply(event)) == "ignored"
 
 
 async def test_an_expired_link_has_its_page_which_tells_nothing_of_the_event(
@@ -247,7 +248,7 @@ async def test_who_is_no_longer_invited_has_a_page(browser, api, event, token):
     assert "Analysis" not in (await browser.get("/rsvp/", params={"token": token})).text
 
 
-async def test_one_address_is_slowed_down(browser, token):
+async def test_one_address_is_slowed_down(app, browser, token):
     codes = [(await browser.get("/rsvp/")).status_code for _ in range(PER_MINUTE + 1)]
     # A new minute may begin meanwhile.
     if codes[-1] != 429:
@@ -256,6 +257,9 @@ async def test_one_address_is_slowed_down(browser, token):
     assert (codes[-1], answer.status_code) == (429, 429)
     assert int(answer.headers["retry-after"]) > 0
     assert "Too many requests" in answer.text
+    transport = httpx.ASGITransport(app, client=("192.0.2.7", 1))
+    async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as neighbour:
+        assert (await neighbour.get("/rsvp/", params={"token": token})).status_code == 200
 
 
 @pytest.mark.settings(redis_url="unix:///nowhere/redis.sock")
@@ -296,11 +300,16 @@ async def test_an_answer_to_a_series_is_for_all_and_one_to_an_instance_for_it_al
         )
         return [row["attendees"][0]["response_status"] for row in rows.json()["results"]]
 
+    rows = await api.get("/api/v1/calendar_events", params={"calendar_id": calendar_id})
+    last_id = max(rows.json()["results"], key=lambda row: row["start_time"])["id"]
+    await api.patch(f"/api/v1/calendar_events/{last_id}", json={"name": "The last one"})
     slot = (datetime.fromisoformat(series["start_time"]) + timedelta(days=1)).strftime("%Y%m%dT%H%M%SZ")
     for use, action in ((slot, "declined"), ("", "accepted")):
         token = tokens.sign(Subject(calendar_id, series["ical_uid"], use, "bob@example.org"))
         page = await browser.post("/rsvp/", data={"token": token, "action": action})
         assert page.status_code == 200, page.text
+        if use:
+            assert await statuses() == ["needs_action", "declined", "needs_action"]
     assert await statuses() == ["accepted", "declined", "accepted"]
     elsewhere = tokens.sign(Subject(calendar_id, series["ical_uid"], "20200101T000000Z", "bob@example.org"))
     assert (await browser.get("/rsvp/", params={"token": elsewhere})).status_code == 410
