@@ -419,6 +419,11 @@ async def test_older_replies_are_stale(api, browser, event, token):
     assert (await answers(api, event))["bob@example.org"] == "needs_action"
     assert await post_mail(api, reply(event, sequence=1, minutes=56, number=6)) == "applied"
     assert (await answers(api, event))["bob@example.org"] == "accepted"
+    await api.patch(f"/api/v1/calendar_events/{event['id']}", json={"location": "Room 2"})
+    newer = reply(event, partstat="DECLINED", sequence=2, minutes=50, number=7)
+    assert await post_mail(api, newer) == "applied"  # whatever the clocks say
+    assert await post_mail(api, reply(event, sequence=1, minutes=58, number=8)) == "ignored"
+    assert (await answers(api, event))["bob@example.org"] == "declined"
 
 
 async def test_a_sequence_that_was_never_sent_does_not_shut_out_later_answers(api, browser, event, token):
@@ -554,7 +559,10 @@ async def test_one_mail_may_answer_the_series_and_single_instances(api, calendar
     )
     statuses = [row["attendees"][0]["response_status"] for row in rows.json()["results"]]
     assert statuses == ["accepted", "declined", "accepted"]
-    assert [message["data"]["scope"] for message in await told(sessions)] == ["series", "instance"]
+    of_series, of_instance = await told(sessions)
+    assert [of_series["data"]["scope"], of_instance["data"]["scope"]] == ["series", "instance"]
+    assert of_series["calendar_event_id"] == series["id"]  # the next one
+    assert of_instance["calendar_event_id"] == rows.json()["results"][1]["id"]
     later = (head + begin + event + end + begin + of_second + end + tail).replace(b"DECLINED", b"TENTATIVE")
     assert await post_mail(api, later.replace(b"<1@", b"<2@")) == "applied"  # the series' answer is the same
 
