@@ -102,6 +102,11 @@ class Entry:
         """On the wall: from nine to five is eight hours, whatever the clocks do meanwhile."""
         return wall(self.end, self.timezone) - wall(self.start, self.timezone)
 
+    @property
+    def when(self) -> str:
+        """What an answer is about: of another time it is none."""
+        return f"{self.start:%Y%m%dT%H%M%SZ}/{self.end:%Y%m%dT%H%M%SZ}/{self.rrule or ''}"
+
     def moment(self, at: datetime) -> str:
         """The end of a content line: `;VALUE=DATE:20261124`, or `;TZID=Europe/Paris:20261124T100000`."""
         local = wall(at, self.timezone)

@@ -46,7 +46,13 @@ def revise(before: Entry, after: Entry, *, above: int = 0) -> Entry:
     if moved:
         # A reply to an older SEQUENCE is about the old time, so it is stale.
         attendees = tuple(
-            replace(one, response_status="needs_action", sequence=sequence, replied_at=None)
+            replace(
+                one,
+                response_status="needs_action",
+                sequence=sequence,
+                replied_at=None,
+                has_own_answer=False,
+            )
             for one in attendees
         )
     return replace(after, sequence=sequence, attendees=attendees)

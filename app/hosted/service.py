@@ -196,7 +196,6 @@ async def record_answer(
     answer: Answer,
     *,
     tell_organizer: bool,
-    even_if_over: bool = False,
 ) -> Recorded:
     """Writes the answer, announces it, and with `tell_organizer` mails the organizer a REPLY.
 
@@ -212,7 +211,7 @@ async def record_answer(
     if person is None:
         return "not_invited"
     ends_at = last_end(entry)
-    if not even_if_over and ends_at is not None and ends_at <= utcnow():
+    if ends_at is not None and ends_at <= utcnow():
         return "over"
     sequence = entry.sequence
     if answer.sequence is not None:

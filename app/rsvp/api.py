@@ -6,6 +6,7 @@ GET and HEAD change nothing, and there is no script: scanners follow links, and 
 import base64
 import hashlib
 from functools import lru_cache
+from ipaddress import ip_address, ip_network
 from typing import Annotated, Any
 
 from fastapi import APIRouter, BackgroundTasks, Header, Request, Response
@@ -57,14 +58,17 @@ async def show_rsvp(
 async def answer_rsvp(
     request: Request, state: AppState, session: DbSession, background_tasks: BackgroundTasks
 ) -> Response:
-    """Records the answer of the form: `token` and `action`. The last answer wins."""
+    """Records the answer of the form: `token` and `action`. The last answer wins.
+
+    `when` is that of the event which the page showed: if it was moved since, the page shows it anew and asks again.
+    """
     if not await state.rsvp_limiter.allows(_address(request)):
         return _too_many(request)
     form = await _form(request)
-    token, action = form.get("token"), form.get("action")
-    if not isinstance(token, str) or not isinstance(action, str):
+    token, action, seen = form.get("token"), form.get("action"), form.get("when", "")
+    if not isinstance(token, str) or not isinstance(action, str) or not isinstance(seen, str):
         return _render(Page(kind="bad_link"), _language(request))
-    page = await service.answer(session, Hosting(state.settings), token, action)
+    page = await service.answer(session, Hosting(state.settings), token, action, seen=seen)
     background_tasks.add_task(state.doorbell.ring, "deliveries")
     background_tasks.add_task(state.doorbell.ring, "mails")
     return _render(page, _language(request))
@@ -133,7 +137,13 @@ async def _form(request: Request) -> FormData:
 
 
 def _address(request: Request) -> str:
-    return request.client.host if request.client is not None else "unknown"
+    """Whom requests are counted for; of IPv6 the network, of which one visitor has all addresses."""
+    host = request.client.host if request.client is not None else "unknown"
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host
+    return host if address.version == 4 else str(ip_network((int(address) >> 64 << 64, 64)))
 
 
 def _too_many(request: Request) -> Response:
@@ -195,6 +205,8 @@ def _render(page: Page, language: Language) -> Response:
     message = t["messages"].get(page.kind)
     if page.kind == "done":
         message = t["change"]
+    elif page.has_changed:
+        message = t["changed"]
     html = (
         _environment()
         .get_template("rsvp.html")
@@ -204,7 +216,7 @@ def _render(page: Page, language: Language) -> Response:
             title=t["titles"][page.kind],
             css=Markup(_css()),  # noqa: S704 - our own file
             message=message,
-            is_done=page.kind == "done",
+            is_news=page.kind == "done" or page.has_changed,
             event=_event(page, language),
             form=_form_of(page, language) if page.kind in {"ask", "done"} else None,
         )
@@ -244,6 +256,7 @@ def _form_of(page: Page, language: Language) -> dict[str, Any]:
     current = page.attendee.response_status if page.kind == "done" and page.attendee is not None else None
     return {
         "token": page.token,
+        "when": page.entry.when if page.entry is not None else "",
         "question": question,
         "legend": legend,
         "main": choice(page.action) if page.action is not None else None,

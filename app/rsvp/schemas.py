@@ -26,7 +26,7 @@ STATUS_CODES: dict[Kind, int] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """What to show. Without `entry`, nothing of the event is shown."""
+    """What to show. Without `entry`, nothing of the event is shown. `has_changed`: since the page was shown before."""
 
     kind: Kind
     calendar: LocalCalendar | None = None
@@ -34,6 +34,7 @@ class Page:
     attendee: Attendee | None = None
     action: Action | None = None
     token: str | None = None
+    has_changed: bool = False
 
 
 class InboundAnswer(BaseModel):

@@ -2,7 +2,7 @@
 
 import asyncio
 import hmac
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any
@@ -46,16 +46,21 @@ async def show(session: AnySession, hosting: Hosting, token: str, action: str) -
     )
 
 
-async def answer(session: Session, hosting: Hosting, token: str, action: str) -> Page:
-    """Records what was clicked. The caller rings "deliveries" and "mails"."""
+async def answer(session: Session, hosting: Hosting, token: str, action: str, *, seen: str = "") -> Page:
+    """Records what was clicked. The caller rings "deliveries" and "mails".
+
+    `seen`: the `when` of the event that was shown. An answer to a former time is none to the new one.
+    """
     subject = hosting.tokens.read(token)
     chosen: Action | None = next((known for known in ACTIONS if known == action), None)
     if subject is None or chosen is None:
         return Page(kind="bad_link")
     calendar = await events.lock_calendar(session, subject.calendar_id)
     page = await _page(session, subject, calendar)
-    if page.kind != "ask" or calendar is None:
+    if page.kind != "ask" or calendar is None or page.entry is None:
         return page
+    if seen and seen != page.entry.when:
+        return replace(page, action=chosen, token=token, has_changed=True)
     await record_answer(
         session,
         hosting,

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes
 from urllib.parse import parse_qs, urlsplit
@@ -248,6 +249,26 @@ async def test_who_is_no_longer_invited_has_a_page(browser, api, event, token):
     assert "Analysis" not in (await browser.get("/rsvp/", params={"token": token})).text
 
 
+async def test_who_saw_the_former_time_is_shown_the_new_one_and_asked_again(browser, api, event, token):
+    page = await browser.get("/rsvp/", params={"token": token, "action": "accepted"})
+    shown = re.search(r'name="when" value="([^"]+)"', page.text)
+    assert shown is not None
+    form = {"token": token, "action": "accepted", "when": shown[1]}
+    path = f"/api/v1/calendar_events/{event['id']}"
+    fewer = await api.patch(path, json={"attendees": [{"email": "bob@example.org"}]})
+    assert fewer.status_code == 200  # which raises SEQUENCE, and is not about Bob
+    assert "recorded" in (await browser.post("/rsvp/", data=form)).text
+    await api.patch(path, json={"start_time": at(5)})
+    again = await browser.post("/rsvp/", data=form)
+    assert again.status_code == 200
+    assert "was moved in the meantime" in again.text
+    assert (await answers(api, event))["bob@example.org"] == "needs_action"
+    new = re.search(r'name="when" value="([^"]+)"', again.text)
+    assert new is not None
+    assert "recorded" in (await browser.post("/rsvp/", data={**form, "when": new[1]})).text
+    assert (await answers(api, event))["bob@example.org"] == "accepted"
+
+
 async def test_one_address_is_slowed_down(app, browser, token):
     codes = [(await browser.get("/rsvp/")).status_code for _ in range(PER_MINUTE + 1)]
     # A new minute may begin meanwhile.
@@ -260,6 +281,18 @@ async def test_one_address_is_slowed_down(app, browser, token):
     transport = httpx.ASGITransport(app, client=("192.0.2.7", 1))
     async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as neighbour:
         assert (await neighbour.get("/rsvp/", params={"token": token})).status_code == 200
+
+
+async def test_the_addresses_of_an_ipv6_network_count_as_one(app):
+    codes = []
+    for number in range(2 * PER_MINUTE + 1):
+        transport = httpx.ASGITransport(app, client=(f"2001:db8::{number:x}", 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as visitor:
+            codes.append((await visitor.get("/rsvp/")).status_code)
+    assert 429 in codes
+    transport = httpx.ASGITransport(app, client=("2001:db8:0:1::1", 1))
+    async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as visitor:
+        assert (await visitor.get("/rsvp/")).status_code == 400
 
 
 @pytest.mark.settings(redis_url="unix:///nowhere/redis.sock")
@@ -311,6 +344,15 @@ async def test_an_answer_to_a_series_is_for_all_and_one_to_an_instance_for_it_al
         if use:
             assert await statuses() == ["needs_action", "declined", "needs_action"]
     assert await statuses() == ["accepted", "declined", "accepted"]
+    # Once the instance is moved, its own answer is none any more, and one to the series is for it too.
+    rows = await api.get(
+        "/api/v1/calendar_events", params={"calendar_id": calendar_id, "ordering": "start_time"}
+    )
+    await api.patch(f"/api/v1/calendar_events/{rows.json()['results'][1]['id']}", json={"end_time": at(3.2)})
+    assert await statuses() == ["accepted", "needs_action", "accepted"]
+    token = tokens.sign(Subject(calendar_id, series["ical_uid"], "", "bob@example.org"))
+    await browser.post("/rsvp/", data={"token": token, "action": "tentative"})
+    assert await statuses() == ["tentative"] * 3
     elsewhere = tokens.sign(Subject(calendar_id, series["ical_uid"], "20200101T000000Z", "bob@example.org"))
     assert (await browser.get("/rsvp/", params={"token": elsewhere})).status_code == 410
 
