@@ -1,7 +1,7 @@
 """Values: one entry of a hosted event, as iCalendar has it: the event or series itself, or one changed instance."""
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -97,10 +97,17 @@ class Entry:
         people = tuple(changed if fold_address(one.email) == key else one for one in self.attendees)
         return replace(self, attendees=people)
 
+    def local(self, at: datetime) -> datetime:
+        """What the clock shows there; of an all-day entry its day's midnight, which some zones skip once a year."""
+        shown = wall(at, self.timezone)
+        return midnight(shown) if self.is_all_day else shown
+
     @property
     def length(self) -> timedelta:
         """On the wall: from nine to five is eight hours, whatever the clocks do meanwhile."""
-        return wall(self.end, self.timezone) - wall(self.start, self.timezone)
+        length = self.local(self.end) - self.local(self.start)
+        # In the hour that comes twice, the clock may go backwards.
+        return length if length > timedelta(0) else self.end - self.start
 
     @property
     def when(self) -> str:
@@ -109,10 +116,16 @@ class Entry:
 
     def moment(self, at: datetime) -> str:
         """The end of a content line: `;VALUE=DATE:20261124`, or `;TZID=Europe/Paris:20261124T100000`."""
-        local = wall(at, self.timezone)
+        local = self.local(at)
         if self.is_all_day:
             return f";VALUE=DATE:{local:%Y%m%d}"
         return f";TZID={self.timezone}:{local:%Y%m%dT%H%M%S}"
+
+    @property
+    def _recurrence_date(self) -> date | None:
+        """Of an instance of an all-day series: its original day, wherever and however it is now."""
+        is_day = bool(self.slot) and "T" not in self.slot
+        return date.fromisoformat(self.slot) if is_day else None
 
     def for_mail(
         self,
@@ -141,6 +154,7 @@ class Entry:
             timezone=self.timezone,
             recurrence=(*recurrence, *excluded),
             recurrence_id=self.recurrence_id,
+            recurrence_date=self._recurrence_date,
             organizer=organizer,
             guests=tuple(person.guest for person in (self.attendees if guests is None else guests)),
         )
@@ -149,6 +163,10 @@ class Entry:
 def wall(at: datetime, timezone: str) -> datetime:
     """What the clock on the wall shows there (naive)."""
     return at.astimezone(ZoneInfo(timezone)).replace(tzinfo=None)
+
+
+def midnight(local: datetime) -> datetime:
+    return local.replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 def instant(local: datetime, timezone: str) -> datetime:

@@ -127,7 +127,7 @@ def _vevent(event: HostedEvent, stamp: datetime) -> Event:
     vevent.add("dtstart", _moment(event, event.start))
     vevent.add("dtend", _end(event))
     if event.recurrence_id is not None:
-        vevent.add("recurrence-id", _moment(event, event.recurrence_id))
+        vevent.add("recurrence-id", event.recurrence_date or _original_start(event, event.recurrence_id))
     else:
         for line in event.recurrence:
             _add_recurrence(vevent, event, line)
@@ -192,6 +192,11 @@ def _moment(event: HostedEvent, at: datetime) -> date | datetime:
     if _is_zoned(event):
         return _local(event, at)
     return at.astimezone(UTC)
+
+
+def _original_start(event: HostedEvent, at: datetime) -> datetime:
+    """Of an instance of a series with times: a time too, even if the instance is all-day by now (RFC 5545 3.8.4.4)."""
+    return _local(event, at) if _is_zoned(event) else at.astimezone(UTC)
 
 
 def _end(event: HostedEvent) -> date | datetime:

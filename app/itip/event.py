@@ -1,7 +1,7 @@
 """A hosted event as invitations see it: pure values, shared by the calendars' side and the mails' side."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 
 from app.providers.base import ResponseStatus
 
@@ -30,7 +30,8 @@ class HostedEvent:
     """One series, one single event, or (with `recurrence_id`) one edited instance of a series.
 
     `start`, `end` and `recurrence_id` are aware instants in UTC, `end` exclusive; `timezone` is an IANA name. Of an
-    all-day event they are the midnights of that zone. `recurrence` are lines as RFC 5545 writes them:
+    all-day event they are the midnights of that zone. Of an instance of an all-day series, `recurrence_date` is its
+    original day. `recurrence` are lines as RFC 5545 writes them:
     `RRULE:...`, `RDATE...:...`, `EXDATE...:...`. `organizer` is the sending identity.
     """
 
@@ -46,5 +47,6 @@ class HostedEvent:
     timezone: str
     recurrence: tuple[str, ...] = ()
     recurrence_id: datetime | None = None
+    recurrence_date: date | None = None
     organizer: Person
     guests: tuple[Guest, ...]
