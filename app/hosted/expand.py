@@ -4,7 +4,8 @@ A series is expanded by the reader of feeds (app/itip/feed.py), so that hosted a
 slots, clock changes and identities.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -21,12 +22,22 @@ from app.providers.raw import dump_raw
 
 MOST_OCCURRENCES = 1_000
 LAST_YEAR = 2199
+_LAST_DAY = datetime(LAST_YEAR, 12, 31)  # noqa: DTZ001 - on the wall
 
 _FREQUENCIES = frozenset({"DAILY", "WEEKLY", "MONTHLY", "YEARLY"})
 _PARTS = frozenset(
     {"FREQ", "INTERVAL", "COUNT", "UNTIL", "WKST", "BYDAY", "BYMONTHDAY", "BYMONTH", "BYSETPOS", "BYYEARDAY"}
 )
-_A_CENTURY = timedelta(days=36_525)
+_WEEKDAY = "(MO|TU|WE|TH|FR|SA|SU)"
+_VALUES = {
+    "BYDAY": re.compile(rf"([+-]?\d{{1,2}})?{_WEEKDAY}"),
+    "BYMONTH": re.compile("0?[1-9]|1[0-2]"),
+    "BYMONTHDAY": re.compile("[+-]?(0?[1-9]|[12][0-9]|3[01])"),
+    "BYYEARDAY": re.compile("[+-]?[0-9]{1,3}"),
+    "BYSETPOS": re.compile("[+-]?[0-9]{1,3}"),
+    "WKST": re.compile(_WEEKDAY),
+}
+_SAME_CALENDAR = 7_600  # years: the calendar repeats itself, weekdays too, every 400
 _EVER = Window(datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC))
 
 
@@ -57,7 +68,25 @@ def read_rule(lines: Sequence[str]) -> str:
     for part in ("COUNT", "INTERVAL"):
         if part in parts and not (parts[part].isdigit() and 1 <= int(parts[part]) <= MOST_OCCURRENCES):
             raise ValueError(f"{part} must be a number from 1 to {MOST_OCCURRENCES}.")
+    _check_values(parts)
     return ";".join(f"{part}={given}" for part, given in parts.items())
+
+
+def _check_values(parts: Mapping[str, str]) -> None:
+    """What RFC 5545 3.3.10 forbids, the guests' calendars may refuse. Raises ValueError with a sentence."""
+    for part, pattern in _VALUES.items():
+        values = parts[part].split(",") if part in parts else []
+        if not all(pattern.fullmatch(value) for value in values):
+            raise ValueError(f"{part} has a value that it cannot have.")
+    frequency = parts["FREQ"]
+    if frequency in {"DAILY", "WEEKLY"} and any(sign.isdigit() for sign in parts.get("BYDAY", "")):
+        raise ValueError("Numbered days (BYDAY=1MO) need FREQ=MONTHLY or YEARLY.")
+    if frequency == "WEEKLY" and "BYMONTHDAY" in parts:
+        raise ValueError("BYMONTHDAY cannot be used with FREQ=WEEKLY.")
+    if frequency != "YEARLY" and "BYYEARDAY" in parts:
+        raise ValueError("BYYEARDAY needs FREQ=YEARLY.")
+    if "BYSETPOS" in parts and not parts.keys() & {"BYDAY", "BYMONTHDAY", "BYMONTH", "BYYEARDAY"}:
+        raise ValueError("BYSETPOS needs another part that begins with BY.")
 
 
 def fit_rule(rule_text: str, entry: Entry) -> str:
@@ -75,14 +104,27 @@ def fit_rule(rule_text: str, entry: Entry) -> str:
         local = until.wall if until.is_date else wall(at, entry.timezone)
         parts["UNTIL"] = f"{local:%Y%m%d}" if entry.is_all_day else f"{at:%Y%m%dT%H%M%SZ}"
     text = ";".join(f"{part}={value}" for part, value in parts.items())
-    start = wall(entry.start, entry.timezone)
+    start = entry.local(entry.start)
+    # Of a rule that never matches, each day until the year 9999 is looked at: so start near it.
+    late = start.replace(year=start.year + _SAME_CALENDAR)
     try:
-        found = next(Rule(text).walls(start, first=start, last=start + _A_CENTURY), None)
+        found = next(Rule(text).walls(late, first=late, last=late), None)
     except RuleRefused as err:
         raise ValueError(f"The rule cannot be used: {err}.") from None
-    if found != start:
+    if found is None:
         raise ValueError("The event's start must be an occurrence of its own rule.")
     return text
+
+
+def move_until(entry: Entry, shift: timedelta) -> str | None:
+    """The rule with UNTIL moved as much as the instances, so that none is lost or added; `fit_rule` gives it its form."""
+    if entry.rrule is None or (until := Rule(entry.rrule).until) is None:
+        return entry.rrule
+    shown = wall(until.wall.replace(tzinfo=UTC), entry.timezone) if until.is_utc else until.wall
+    parts = entry.rrule.split(";")
+    return ";".join(
+        f"UNTIL={shown + shift:%Y%m%dT%H%M%S}" if part.startswith("UNTIL=") else part for part in parts
+    )
 
 
 def last_end(entry: Entry) -> datetime | None:
@@ -96,10 +138,10 @@ def last_end(entry: Entry) -> datetime | None:
         return at + entry.length
     if "COUNT=" not in entry.rrule:
         return None
-    start = wall(entry.start, entry.timezone)
+    start = entry.local(entry.start)
     last = start
     try:
-        for last in rule.walls(start, first=start, last=datetime(LAST_YEAR, 12, 31)):  # noqa: B007, DTZ001 - the last one is meant, on the wall
+        for last in rule.walls(start, first=start, last=_LAST_DAY):  # noqa: B007 - the last one is meant
             pass
     except RuleRefused:
         return None
@@ -191,16 +233,14 @@ def _instances(
 def _first_after(master: Entry, at: datetime, overrides: Sequence[Entry]) -> datetime | None:
     """The start of the series' next instance at or after `at` that is not replaced."""
     taken = {entry.recurrence_id for entry in overrides}
-    first = max(wall(at, master.timezone), wall(master.start, master.timezone))
+    first = max(wall(at, master.timezone), master.local(master.start))
     rule = Rule(master.rrule or "")
     until = _EVER.end
     if rule.until is not None:
         local = rule.until.wall
         until = local.replace(tzinfo=UTC) if rule.until.is_utc else instant(local, master.timezone)
     try:
-        for local in rule.walls(
-            wall(master.start, master.timezone), first=first, last=first + 5 * timedelta(days=366)
-        ):
+        for local in rule.walls(master.local(master.start), first=first, last=_LAST_DAY):
             start = instant(local, master.timezone)
             if start > until:
                 return None
