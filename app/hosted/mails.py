@@ -99,6 +99,18 @@ def plan_dropped(
     return mails
 
 
+def to_answerers(mails: Iterable[PlannedMail]) -> list[PlannedMail]:
+    """These mails, but only to those who answered the instance by itself.
+
+    An instance that was only answered is in nobody else's calendar but as a part of the series, whose mail tells it all.
+    """
+    told = [
+        replace(mail, recipients=tuple(one for one in mail.recipients if one.has_own_answer))
+        for mail in mails
+    ]
+    return [mail for mail in told if mail.recipients]
+
+
 def _mails(
     method: Literal["REQUEST", "CANCEL"],
     entry: Entry,

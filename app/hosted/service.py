@@ -26,9 +26,9 @@ from app.core.db import AnySession, Session, Sessions, reading, transaction
 from app.core.errors import InvalidFields
 from app.doorbell import Doorbell
 from app.hosted import repository
-from app.hosted.entries import Attendee, Entry, instant, wall
-from app.hosted.expand import LAST_YEAR, expand, fit_rule, has_slot, last_end
-from app.hosted.mails import PlannedMail, has_moved, plan_dropped, plan_mails, revise
+from app.hosted.entries import Attendee, Entry, instant, midnight, wall
+from app.hosted.expand import LAST_YEAR, expand, fit_rule, has_slot, last_end, move_until
+from app.hosted.mails import PlannedMail, has_moved, plan_dropped, plan_mails, revise, to_answerers
 from app.hosted.repository import EventPlace, LocalCalendar
 from app.invitations.repository import find_undelivered
 from app.invitations.service import RsvpLinks, Sender, queue_mails
@@ -123,7 +123,10 @@ async def update_event(
             "recurrence", "An instance has no rule: use ?scope=series to change the series."
         )
     before = _instance(entries, place) if of_series else entries[""]
-    after = _patched(before, body, _origin(entries, place, scope))
+    origin = _origin(entries, place, scope)
+    after = _patched(before, body, origin)
+    if after == before:
+        return event_id
     above = 0 if of_series else max(entry.sequence for entry in entries.values())
     changed = {before.slot: revise(before, after, above=above)}
     dropped: list[str] = []
@@ -133,17 +136,26 @@ async def update_event(
             dropped = [slot for slot in entries if slot]
             changed = {"": changed[""]}
     own = _own_addresses(calendar)
+    now = utcnow()
     mails: list[PlannedMail] = []
     for slot, entry in changed.items():
-        mails += plan_mails(entries.get(slot, before), entry, organizer_emails=own)
+        planned = plan_mails(entries.get(slot, before), entry, organizer_emails=own)
+        if slot != before.slot and entry.end <= now:
+            continue  # nobody needs to know
+        if slot != before.slot and _is_unchanged(entries[slot], before):
+            planned = to_answerers(planned)
+        mails += planned
     told = (*before.attendees, *changed[before.slot].attendees)
-    mails += plan_dropped((entries[slot] for slot in dropped), told, organizer_emails=own, now=utcnow())
+    mails += plan_dropped((entries[slot] for slot in dropped), told, organizer_emails=own, now=now)
     kept = {slot: entry for slot, entry in {**entries, **changed}.items() if slot not in dropped}
     await repository.delete_entries(session, before.uid, dropped)
     await _save(session, hosting, calendar, kept, changed=changed.values())
     if body.send_invitations:
         await _queue(session, hosting, calendar, kept, mails)
-    return event_id if of_series else await _surviving_id(session, calendar, before.uid, event_id)
+    if of_series or not has_moved(before, after):
+        return event_id
+    local = after.local(after.start) + (origin.local(origin.start) - before.local(before.start))
+    return await _moved_id(session, calendar, before.uid, event_id, instant(local, after.timezone))
 
 
 async def delete_event(
@@ -157,7 +169,7 @@ async def delete_event(
 ) -> None:
     """Cancels the event, the instance or the series; once more does nothing. Raises CalendarEventNotFound, InvalidFields."""
     calendar, place, entries = await _lock(session, project_id, event_id)
-    if place.is_deleted or entries[""].is_cancelled:
+    if entries[""].is_cancelled or (place.is_deleted and scope == "instance"):
         return
     of_series = entries[""].rrule is not None and scope == "instance"
     before = _instance(entries, place) if of_series else entries[""]
@@ -170,6 +182,10 @@ async def delete_event(
         mails += plan_dropped(instances, before.attendees, organizer_emails=own, now=utcnow())
     kept = {**entries, after.slot: after}
     await _save(session, hosting, calendar, kept, changed=[after])
+    if of_series and not await repository.load_live_rows(session, calendar.calendar_id, before.uid):
+        # That was the last instance, so nothing is left to answer.
+        kept[""] = replace(entries[""], is_cancelled=True)
+        await _save(session, hosting, calendar, kept, changed=[kept[""]])
     if send_invitations:
         await _queue(session, hosting, calendar, kept, mails)
 
@@ -354,7 +370,7 @@ def _instance(entries: Mapping[str, Entry], place: EventPlace) -> Entry:
 
 
 def _derived(master: Entry, original_start: datetime, slot: str) -> Entry:
-    local = wall(original_start, master.timezone)
+    local = master.local(original_start)
     return replace(
         master,
         slot=slot,
@@ -364,6 +380,16 @@ def _derived(master: Entry, original_start: datetime, slot: str) -> Entry:
         end=instant(local + master.length, master.timezone),
         attendees=tuple(replace(one, has_own_answer=False) for one in master.attendees),
     )
+
+
+def _is_unchanged(entry: Entry, series: Entry) -> bool:
+    """Whether an instance has an entry of its own only since it was answered."""
+    assert entry.recurrence_id is not None
+    plain = _derived(series, entry.recurrence_id, entry.slot)
+    same_people = [fold_address(one.email) for one in entry.attendees] == [
+        fold_address(one.email) for one in plain.attendees
+    ]
+    return same_people and replace(entry, attendees=plain.attendees, sequence=plain.sequence) == plain
 
 
 def find_entry(entries: Mapping[str, Entry], slot: str) -> Entry | None:
@@ -421,27 +447,33 @@ def _moved(entry: Entry, body: CalendarEventUpdate, origin: Entry) -> Entry:
     is_all_day = body.is_all_day if "is_all_day" in body.model_fields_set else entry.is_all_day
     if is_all_day != entry.is_all_day and (body.start_time is None or body.end_time is None):
         raise InvalidFields.one("is_all_day", "Send start_time and end_time too.")
+    moved = replace(entry, timezone=timezone, is_all_day=is_all_day)
     current = origin if entry.rrule is not None else entry
     if body.start_time is None and body.end_time is None:
         if not is_all_day:
-            return replace(entry, timezone=timezone)
+            return moved
         # Days stay days, wherever they are.
-        start = instant(wall(entry.start, entry.timezone), timezone)
-        end = instant(wall(entry.end, entry.timezone), timezone)
-        return replace(entry, start=start, end=end, timezone=timezone)
+        start, end = instant(entry.local(entry.start), timezone), instant(entry.local(entry.end), timezone)
+        return replace(moved, start=start, end=end)
     start_given, end_given = body.start_time, body.end_time
     if start_given is None:
-        start_given = current.start
+        start_given = instant(current.local(current.start), timezone) if is_all_day else current.start
     if end_given is None:
-        local = wall(_day_or_time(start_given, timezone, is_all_day, "start_time"), timezone)
+        local = moved.local(_day_or_time(start_given, timezone, is_all_day, "start_time"))
         end_given = instant(local + current.length, timezone)
     start, end = _times(start_given, end_given, timezone, is_all_day=is_all_day)
-    if entry.rrule is not None:
-        length = wall(end, timezone) - wall(start, timezone)
-        shift = wall(start, timezone) - wall(current.start, timezone)
-        local = wall(entry.start, timezone) + shift
-        start, end = instant(local, timezone), instant(local + length, timezone)
-    return replace(entry, start=start, end=end, timezone=timezone, is_all_day=is_all_day)
+    if entry.rrule is None:
+        return replace(moved, start=start, end=end)
+    # From what the clock shows now to what it is to show, so that the named instance comes to where it was sent.
+    length = replace(moved, start=start, end=end).length
+    shift = moved.local(start) - current.local(current.start)
+    local = entry.local(entry.start) + shift
+    return replace(
+        moved,
+        start=instant(local, timezone),
+        end=instant(local + length, timezone),
+        rrule=move_until(entry, shift),
+    )
 
 
 def _followed(entries: Mapping[str, Entry], before: Entry, after: Entry) -> dict[str, Entry]:
@@ -458,7 +490,9 @@ def _followed(entries: Mapping[str, Entry], before: Entry, after: Entry) -> dict
             if getattr(before, name) != getattr(after, name) and getattr(entry, name) == getattr(before, name)
         }
         kept = [
-            one
+            _followed_person(
+                one, old_people.get(fold_address(one.email)), new_people.get(fold_address(one.email))
+            )
             for one in entry.attendees
             if fold_address(one.email) in new_people or fold_address(one.email) not in old_people
         ]
@@ -468,6 +502,18 @@ def _followed(entries: Mapping[str, Entry], before: Entry, after: Entry) -> dict
         if changed != entry:
             followed[slot] = revise(entry, changed)
     return followed
+
+
+def _followed_person(one: Attendee, before: Attendee | None, after: Attendee | None) -> Attendee:
+    """An instance's guest, with what the series now says of the same person."""
+    if before is None or after is None:
+        return one
+    values = {
+        name: getattr(after, name)
+        for name in ("name", "is_optional", "locale")
+        if getattr(one, name) == getattr(before, name)
+    }
+    return replace(one, **values)
 
 
 def _attendees(given: Sequence[AttendeeInput], known: Iterable[Attendee]) -> tuple[Attendee, ...]:
@@ -514,9 +560,12 @@ def _day_or_time(at: datetime, timezone: str, is_all_day: bool, name: str) -> da
     """Of an all-day event: a date, which arrives as a midnight in UTC, or a midnight of the zone."""
     if not is_all_day:
         return at.replace(microsecond=0)  # iCalendar knows whole seconds alone
-    for local in (wall(at, timezone), at.replace(tzinfo=None)):
-        if local.time() == datetime.min.time():
-            return instant(local, timezone)
+    day = midnight(wall(at, timezone))
+    # Where the clocks skip midnight, the day's first moment is another one.
+    if at == instant(day, timezone) or wall(at, timezone) == day:
+        return instant(day, timezone)
+    if at.replace(tzinfo=None) == midnight(at.replace(tzinfo=None)):
+        return instant(at.replace(tzinfo=None), timezone)
     raise InvalidFields.one(name, "Of an all-day event, send a date such as 2026-11-24.")
 
 
@@ -626,10 +675,18 @@ async def _first_id(session: Session, calendar: LocalCalendar, uid: str) -> str:
     return ids[0]
 
 
-async def _surviving_id(session: Session, calendar: LocalCalendar, uid: str, event_id: str) -> str:
-    """The named event if it is still there, else the first that is. Raises InvalidFields for a series that is over."""
-    ids = [row[0] for row in await repository.load_live_rows(session, calendar.calendar_id, uid)]
-    return event_id if event_id in ids else await _first_id(session, calendar, uid)
+async def _moved_id(
+    session: Session, calendar: LocalCalendar, uid: str, event_id: str, start: datetime
+) -> str:
+    """The event that starts where the named one was moved to; else that one, if it is still there, or the next or last.
+
+    Raises InvalidFields for a series that is over.
+    """
+    rows = await repository.load_live_rows(session, calendar.calendar_id, uid)
+    if not rows:
+        raise InvalidFields.one("recurrence", "The series has no instance from now on.")
+    still = event_id if event_id in {row[0] for row in rows} else _next_id(rows)
+    return next((row[0] for row in rows if row[2] == start), still)
 
 
 async def _id_of(session: Session, calendar: LocalCalendar, entry: Entry) -> str:
@@ -638,10 +695,12 @@ async def _id_of(session: Session, calendar: LocalCalendar, entry: Entry) -> str
         found = await repository.find_event_id(session, calendar.calendar_id, f"{entry.uid}_{entry.slot}")
         if found is not None:
             return found
+    return _next_id(await repository.load_live_rows(session, calendar.calendar_id, entry.uid))
+
+
+def _next_id(rows: Sequence[tuple[str, str, datetime | None]]) -> str:
     now = utcnow()
-    rows = await repository.load_live_rows(session, calendar.calendar_id, entry.uid)
-    coming = [row for row in rows if row[2] is not None and row[2] >= now]
-    return (coming[0] if coming else rows[-1])[0]
+    return next((row[0] for row in rows if row[2] is not None and row[2] >= now), rows[-1][0])
 
 
 async def _announce_answer(
