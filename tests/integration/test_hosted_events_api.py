@@ -1,13 +1,19 @@
 """Events of local calendars over the API: fields, rules, instances, and which mails a change writes."""
 
-from datetime import UTC, datetime, timedelta
+import time
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from icalendar import Calendar as Ics
 from sqlalchemy import select
 
+from app.core.http import httpx
+from app.hosted.entries import Entry
+from app.hosted.expand import fit_rule
 from app.models import InvitationMail
+from app.rsvp.tokens import RsvpTokens, Subject
 
 pytestmark = pytest.mark.settings(
     smtp_url="smtp://127.0.0.1:9", email_from="Calendars <calendar@example.net>"
@@ -20,6 +26,13 @@ CY = {"email": "cy@example.org"}
 def soon(days: int, hour: int = 9) -> datetime:
     day = datetime.now(UTC).replace(hour=hour, minute=0, second=0, microsecond=0)
     return day + timedelta(days=days)
+
+
+def day_without_midnight(zone: str) -> date:
+    """Next year's, where the clocks go from midnight to one."""
+    days = (date(datetime.now(UTC).year + 1, 1, 1) + timedelta(days=n) for n in range(366))
+    midnights = (datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(zone)) for day in days)
+    return next(at.date() for at in midnights if at.astimezone(UTC).astimezone(ZoneInfo(zone)).hour == 1)
 
 
 def text(at: datetime) -> str:
@@ -99,6 +112,21 @@ def outbox(sessions):
     return Outbox(sessions)
 
 
+@pytest.fixture
+async def answer(app, settings):
+    """Clicks "accepted" for a guest; `slot` names an instance."""
+    tokens = RsvpTokens(settings.fernet_keys)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://testserver") as browser:
+
+        async def click(made, person, *, slot="", is_ok=True):
+            subject = Subject(made["calendar_id"], made["ical_uid"], slot, person["email"])
+            page = await browser.post("/rsvp/", data={"token": tokens.sign(subject), "action": "accepted"})
+            assert page.status_code == 200 or not is_ok, page.text
+            return page
+
+        yield click
+
+
 async def test_an_event_is_created_read_changed_and_deleted(api, event, calendar_id):
     made = await create(
         api,
@@ -167,6 +195,12 @@ async def test_an_event_is_created_read_changed_and_deleted(api, event, calendar
         ("recurrence", ["RRULE:FREQ=DAILY;UNTIL=19990101"]),
         ("recurrence", ["RRULE:FREQ=YEARLY;BYMONTH=2;BYMONTHDAY=30"]),
         ("recurrence", ["RRULE:FREQ=DAILY\r\nATTENDEE:x"]),
+        ("recurrence", ["RRULE:FREQ=DAILY;BYMONTH=1,2,3,4,5,6,7,8,9,10,11,12,13"]),
+        ("recurrence", ["RRULE:FREQ=MONTHLY;BYMONTHDAY=" + ",".join(map(str, range(1, 33)))]),
+        ("recurrence", ["RRULE:FREQ=WEEKLY;BYDAY=1MO,1TU,1WE,1TH,1FR,1SA,1SU"]),
+        ("recurrence", ["RRULE:FREQ=WEEKLY;BYMONTHDAY=" + ",".join(map(str, range(1, 32)))]),
+        ("recurrence", ["RRULE:FREQ=DAILY;BYYEARDAY=" + ",".join(map(str, range(1, 367)))]),
+        ("recurrence", ["RRULE:FREQ=DAILY;BYSETPOS=1"]),
         ("recurrence", ["RRULE:FREQ=DAILY", "EXDATE:20300101T000000Z"]),
         ("colour", "red"),
     ],
@@ -209,6 +243,43 @@ async def test_an_all_day_event_has_dates_of_its_zone(api, event, calendar_id):
     assert "exclusive" in answer.json()["end_time"][0]
 
 
+@pytest.mark.parametrize("zone", ["America/Santiago", "Africa/Cairo"])
+async def test_an_all_day_event_may_be_on_a_day_without_midnight(api, event, zone):
+    day = day_without_midnight(zone)
+    times = {"start_time": f"{day}", "end_time": f"{day + timedelta(days=1)}"}
+    made = await create(api, {**event, **times, "timezone": zone, "is_all_day": True})
+    path = f"/api/v1/calendar_events/{made['id']}"
+    assert (await api.patch(path, json={"start_time": "2031-07-14"})).status_code == 200
+    back = await api.patch(path, json={"start_time": f"{day}"})
+    assert back.status_code == 200, back.text
+    assert (back.json()["start_time"], back.json()["end_time"]) == (made["start_time"], made["end_time"])
+    same = await api.patch(path, json={"start_time": made["start_time"]})
+    assert same.json() == back.json()
+
+
+async def test_an_all_day_event_changes_its_zone_and_its_end_at_once(api, event):
+    made = await create(
+        api, {**event, "is_all_day": True, "start_time": "2031-07-14", "end_time": "2031-07-15"}
+    )
+    path = f"/api/v1/calendar_events/{made['id']}"
+    answer = await api.patch(path, json={"timezone": "America/New_York", "end_time": "2031-07-17"})
+    assert answer.status_code == 200, answer.text
+    assert (answer.json()["start_time"][:13], answer.json()["end_time"][:13]) == (
+        "2031-07-14T04",
+        "2031-07-17T04",
+    )
+
+
+async def test_an_event_in_the_hour_that_comes_twice_keeps_its_length(api, event):
+    # In Paris from 02:45, before the clocks go back, to 02:15 after it.
+    made = await create(
+        api, {**event, "start_time": "2027-10-31T00:45:00Z", "end_time": "2027-10-31T01:15:00Z"}
+    )
+    path = f"/api/v1/calendar_events/{made['id']}"
+    moved = (await api.patch(path, json={"start_time": "2027-10-01T00:45:00Z"})).json()
+    assert moved["end_time"] == "2027-10-01T01:15:00.000000Z"
+
+
 async def test_a_post_with_an_idempotency_key_makes_one_event(api, event, calendar_id, outbox):
     headers = {"Idempotency-Key": "k1"}
     body = {**event, "attendees": [BOB]}
@@ -247,7 +318,7 @@ async def test_a_series_is_listed_as_instances_with_stable_ids(api, series, cale
 
 
 async def test_a_series_stays_at_its_hour_when_the_clocks_change(api, calendar_id, settings):
-    settings.calendar_sync_window_future_days = 400
+    settings.calendar_sync_window_future_days = 800
     body = {
         "calendar_id": calendar_id,
         "name": "Weekly",
@@ -270,6 +341,15 @@ async def test_a_series_that_is_over_is_refused(api, series):
     past = {"start_time": text(soon(-300)), "end_time": text(soon(-300, 10))}
     answer = await api.post("/api/v1/calendar_events", json={**series, **past})
     assert list(answer.json()) == ["recurrence"]
+
+
+def test_a_rule_that_never_matches_is_found_out_soon():
+    at = datetime(2026, 11, 24, 9, tzinfo=UTC)
+    entry = Entry(uid="u", name="n", start=at, end=at + timedelta(hours=1), timezone="UTC")
+    started = time.process_time()
+    with pytest.raises(ValueError, match="occurrence of its own rule"):
+        fit_rule("FREQ=DAILY;BYMONTH=2;BYMONTHDAY=30", entry)
+    assert time.process_time() - started < 1
 
 
 async def test_a_patch_changes_one_instance_and_leaves_the_others(api, series, calendar_id, outbox):
@@ -355,6 +435,112 @@ async def test_times_are_whole_seconds_as_in_icalendar(api, series, calendar_id)
     assert len(await rows_of(api, calendar_id)) == 5
 
 
+async def test_a_series_that_moves_keeps_its_last_instance(api, series, calendar_id):
+    for until in (f"{soon(7):%Y%m%dT%H%M%SZ}", f"{soon(7):%Y%m%d}"):
+        await create(api, {**series, "recurrence": [f"RRULE:FREQ=DAILY;UNTIL={until}"]})
+        rows = await rows_of(api, calendar_id)
+        path = f"/api/v1/calendar_events/{rows[2]['id']}?scope=series"
+        moved = (await api.patch(path, json={"start_time": text(soon(12, 15))})).json()
+        after = await rows_of(api, calendar_id)
+        assert [row["start_time"] for row in after] == [text(soon(10 + n, 15)) for n in range(5)]
+        assert moved["id"] == after[2]["id"]
+        assert (await api.delete(path.replace(rows[2]["id"], moved["id"]))).status_code == 200
+
+
+async def test_the_answer_is_the_instance_that_was_named_where_it_is_now(api, series, calendar_id):
+    await create(api, series)
+    rows = await rows_of(api, calendar_id)
+    # The day's old instance keeps its id and is one of the moved series.
+    path = f"/api/v1/calendar_events/{rows[2]['id']}?scope=series"
+    moved = (await api.patch(path, json={"start_time": rows[3]["start_time"]})).json()
+    assert (moved["id"], moved["start_time"]) == (rows[3]["id"], rows[3]["start_time"])
+
+
+async def test_a_series_comes_to_where_it_was_sent_in_another_zone(api, calendar_id, settings):
+    settings.calendar_sync_window_future_days = 800
+    year = datetime.now(UTC).year + 1
+    body = {
+        "calendar_id": calendar_id,
+        "name": "Monthly",
+        "start_time": f"{year}-02-01T09:00:00Z",
+        "end_time": f"{year}-02-01T10:00:00Z",
+        "recurrence": ["RRULE:FREQ=MONTHLY;COUNT=5"],
+    }
+    await create(api, body)
+    june = (await rows_of(api, calendar_id))[-1]
+    path = f"/api/v1/calendar_events/{june['id']}?scope=series"
+    change = {"timezone": "Asia/Tokyo", "start_time": f"{year}-06-01T03:00:00Z"}
+    assert (await api.patch(path, json=change)).json()["start_time"] == f"{year}-06-01T03:00:00.000000Z"
+    assert {row["start_time"][11:16] for row in await rows_of(api, calendar_id)} == {"03:00"}
+
+
+async def test_an_all_day_series_moves_by_days_from_a_day_without_midnight(api, event, calendar_id, settings):
+    settings.calendar_sync_window_future_days = 800
+    day = day_without_midnight("America/Santiago")
+    days = [day + timedelta(days=n) for n in range(-2, 5)]
+    body = {"is_all_day": True, "timezone": "America/Santiago", "recurrence": ["RRULE:FREQ=DAILY;COUNT=5"]}
+    await create(api, {**event, **body, "start_time": f"{days[0]}", "end_time": f"{days[1]}"})
+    rows = await rows_of(api, calendar_id)
+    path = f"/api/v1/calendar_events/{rows[2]['id']}?scope=series"
+    assert (await api.patch(path, json={"start_time": f"{days[3]}"})).status_code == 200
+    slots = [row["platform_uuid"].rpartition("_")[2] for row in await rows_of(api, calendar_id)]
+    assert slots == [f"{day:%Y%m%d}" for day in days[1:6]]
+
+
+async def test_recurrence_id_has_the_form_of_the_series_whatever_the_instance_is_now(
+    api, series, calendar_id, outbox
+):
+    await create(api, series, attendees=[BOB])
+    rows = await rows_of(api, calendar_id)
+    days = {"start_time": f"{soon(3):%Y-%m-%d}", "end_time": f"{soon(4):%Y-%m-%d}", "is_all_day": True}
+    made = await create(api, {**series, **days, "timezone": "Europe/Paris"}, attendees=[BOB])
+    await outbox.new()
+
+    async def recurrence_id(event_id, **body):
+        answer = await api.patch(f"/api/v1/calendar_events/{event_id}", json=body)
+        assert answer.status_code == 200, answer.text
+        (mail,) = await outbox.mails()
+        (vevent,) = ics_of(mail).walk("VEVENT")
+        return vevent["RECURRENCE-ID"].dt
+
+    assert await recurrence_id(rows[0]["id"], **days) == soon(3)
+    assert await recurrence_id(made["id"], timezone="America/New_York") == soon(3).date()
+    timed = {"is_all_day": False, "start_time": text(soon(3)), "end_time": text(soon(3, 10))}
+    assert await recurrence_id(made["id"], **timed) == soon(3).date()
+
+
+async def test_a_patch_that_changes_nothing_leaves_an_instance_a_part_of_its_series(api, series, calendar_id):
+    await create(api, series, attendees=[BOB])
+    rows = await rows_of(api, calendar_id)
+    body = {"name": rows[1]["name"], "start_time": rows[1]["start_time"], "attendees": [BOB]}
+    assert (await api.patch(f"/api/v1/calendar_events/{rows[1]['id']}", json=body)).status_code == 200
+    assert await rows_of(api, calendar_id) == rows
+
+
+async def test_what_the_series_says_of_a_guest_reaches_changed_instances(api, series, calendar_id):
+    await create(api, series, attendees=[BOB])
+    rows = await rows_of(api, calendar_id)
+    await api.patch(f"/api/v1/calendar_events/{rows[1]['id']}", json={"name": "Exam"})
+    guest = {**BOB, "name": "Robert", "is_optional": True}
+    await api.patch(f"/api/v1/calendar_events/{rows[0]['id']}?scope=series", json={"attendees": [guest]})
+    people = [row["attendees"][0] for row in await rows_of(api, calendar_id)]
+    assert {(person["name"], person["is_optional"]) for person in people} == {("Robert", True)}
+
+
+async def test_a_series_can_be_deleted_by_an_instance_that_was_deleted(api, series, calendar_id, outbox):
+    await create(api, series, attendees=[BOB])
+    rows = await rows_of(api, calendar_id)
+    path = f"/api/v1/calendar_events/{rows[1]['id']}"
+    for again in range(2):
+        assert (await api.delete(path)).status_code == 200
+        assert len(await rows_of(api, calendar_id)) == 4, again
+    await outbox.new()
+    for _ in range(2):
+        assert (await api.delete(f"{path}?scope=series")).status_code == 200
+    assert await rows_of(api, calendar_id) == []
+    assert await outbox.new() == [("CANCEL", "bob@example.org", 2)]
+
+
 async def test_deleting_the_series_cancels_all_with_one_mail(api, series, calendar_id, outbox):
     await create(api, series, attendees=[BOB])
     rows = await rows_of(api, calendar_id)
@@ -426,6 +612,41 @@ async def test_only_those_who_are_affected_get_a_mail(api, event, outbox):
     assert (mail.method, mail.recipient_email, mail.sequence) == ("CANCEL", "cy@example.org", 5)
     (vevent,) = ics_of(mail).walk("VEVENT")
     assert str(vevent["STATUS"]) == "CANCELLED"
+
+
+async def test_a_change_of_the_series_mails_no_more_than_what_is_news(
+    api, series, calendar_id, outbox, answer
+):
+    """Nothing of instances that are over, nor to others of those that somebody answered by themselves."""
+    first = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=3)
+    starts = [first + timedelta(days=n) for n in range(5)]
+    times = {"start_time": text(first), "end_time": text(first + timedelta(hours=1))}
+    made = await create(api, {**series, **times}, attendees=[BOB, CY])
+    rows = await rows_of(api, calendar_id)
+    await api.patch(f"/api/v1/calendar_events/{rows[0]['id']}", json={"name": "Exam"})
+    await api.patch(f"/api/v1/calendar_events/{rows[1]['id']}", json={"name": "Exam"})
+    for row in rows[2:4]:
+        await answer(made, BOB, slot=row["platform_uuid"].rpartition("_")[2])
+    await outbox.new()
+    path = f"/api/v1/calendar_events/{rows[2]['id']}?scope=series"
+    assert (await api.patch(path, json={"location": "Room 9"})).status_code == 200
+    assert {row["location"] for row in await rows_of(api, calendar_id)} == {"Room 9"}
+    told = {(mail.recipient_email, mail.recurrence_id) for mail in await outbox.mails()}
+    assert told == {
+        ("bob@example.org", None),
+        ("cy@example.org", None),
+        ("bob@example.org", starts[1]),
+        ("cy@example.org", starts[1]),
+        ("bob@example.org", starts[2]),
+        ("bob@example.org", starts[3]),
+    }
+
+
+async def test_a_series_without_an_instance_is_off(api, series, calendar_id, answer):
+    made = await create(api, series, attendees=[BOB])
+    for row in await rows_of(api, calendar_id):
+        assert (await api.delete(f"/api/v1/calendar_events/{row['id']}")).status_code == 200
+    assert (await answer(made, BOB, is_ok=False)).status_code == 410
 
 
 async def test_an_uninvited_guest_does_not_read_that_the_event_is_off(api, event, outbox):
