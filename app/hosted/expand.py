@@ -29,12 +29,13 @@ _PARTS = frozenset(
     {"FREQ", "INTERVAL", "COUNT", "UNTIL", "WKST", "BYDAY", "BYMONTHDAY", "BYMONTH", "BYSETPOS", "BYYEARDAY"}
 )
 _WEEKDAY = "(MO|TU|WE|TH|FR|SA|SU)"
+_DAY_OF_YEAR = re.compile("[+-]?(0{0,2}[1-9]|0?[1-9][0-9]|[12][0-9]{2}|3[0-5][0-9]|36[0-6])")
 _VALUES = {
-    "BYDAY": re.compile(rf"([+-]?\d{{1,2}})?{_WEEKDAY}"),
+    "BYDAY": re.compile(f"([+-]?(0?[1-9]|[1-4][0-9]|5[0-3]))?{_WEEKDAY}"),
     "BYMONTH": re.compile("0?[1-9]|1[0-2]"),
     "BYMONTHDAY": re.compile("[+-]?(0?[1-9]|[12][0-9]|3[01])"),
-    "BYYEARDAY": re.compile("[+-]?[0-9]{1,3}"),
-    "BYSETPOS": re.compile("[+-]?[0-9]{1,3}"),
+    "BYYEARDAY": _DAY_OF_YEAR,
+    "BYSETPOS": _DAY_OF_YEAR,
     "WKST": re.compile(_WEEKDAY),
 }
 _SAME_CALENDAR = 7_600  # years: the calendar repeats itself, weekdays too, every 400

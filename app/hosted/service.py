@@ -386,10 +386,10 @@ def _is_unchanged(entry: Entry, series: Entry) -> bool:
     """Whether an instance has an entry of its own only since it was answered."""
     assert entry.recurrence_id is not None
     plain = _derived(series, entry.recurrence_id, entry.slot)
-    same_people = [fold_address(one.email) for one in entry.attendees] == [
-        fold_address(one.email) for one in plain.attendees
-    ]
-    return same_people and replace(entry, attendees=plain.attendees, sequence=plain.sequence) == plain
+    people, plain_people = ({fold_address(one.email) for one in some.attendees} for some in (entry, plain))
+    return (
+        people == plain_people and replace(entry, attendees=plain.attendees, sequence=plain.sequence) == plain
+    )
 
 
 def find_entry(entries: Mapping[str, Entry], slot: str) -> Entry | None:
@@ -570,7 +570,10 @@ def _day_or_time(at: datetime, timezone: str, is_all_day: bool, name: str) -> da
 
 
 def _expand_at(master: Entry) -> datetime | None:
-    return None if master.rrule is None or master.is_cancelled else utcnow() + _EXPAND_EVERY
+    """None for a series that is over too: it has all its rows."""
+    now, ends_at = utcnow(), last_end(master)
+    is_over = ends_at is not None and ends_at <= now
+    return None if master.rrule is None or master.is_cancelled or is_over else now + _EXPAND_EVERY
 
 
 async def _save(
