@@ -134,6 +134,15 @@ async def test_a_series_without_instances_does_not_hold_up_the_others(app, api, 
         assert await session.scalar(text("SELECT count(*) FROM hosted_events WHERE expand_at <= now()")) == 0
 
 
+async def test_a_series_that_is_over_is_not_expanded_again(api, sessions, event):
+    times = {"start_time": at(-2 / 24), "end_time": at(-1 / 24)}
+    await create(api, event, **times, recurrence=["RRULE:FREQ=DAILY;COUNT=1"])
+    await create(api, event, **times, recurrence=["RRULE:FREQ=DAILY;COUNT=2"])
+    async with sessions() as session:
+        rows = await session.execute(text("SELECT rrule, expand_at IS NULL FROM hosted_events ORDER BY 1"))
+    assert [tuple(row) for row in rows] == [("FREQ=DAILY;COUNT=1", True), ("FREQ=DAILY;COUNT=2", False)]
+
+
 async def test_a_worker_writes_a_new_owners_name_into_the_events(api, worker, event, calendar_id):
     made = await create(api, event)
     await api.patch(f"/api/v1/calendars/{calendar_id}", json={"owner_name": "Ada Lovelace"})

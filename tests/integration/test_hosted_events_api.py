@@ -201,6 +201,8 @@ async def test_an_event_is_created_read_changed_and_deleted(api, event, calendar
         ("recurrence", ["RRULE:FREQ=WEEKLY;BYMONTHDAY=" + ",".join(map(str, range(1, 32)))]),
         ("recurrence", ["RRULE:FREQ=DAILY;BYYEARDAY=" + ",".join(map(str, range(1, 367)))]),
         ("recurrence", ["RRULE:FREQ=DAILY;BYSETPOS=1"]),
+        ("recurrence", ["RRULE:FREQ=MONTHLY;BYDAY=MO,TU,WE,TH,FR,SA,SU,54MO"]),
+        ("recurrence", ["RRULE:FREQ=YEARLY;BYYEARDAY=" + ",".join(map(str, range(368)))]),
         ("recurrence", ["RRULE:FREQ=DAILY", "EXDATE:20300101T000000Z"]),
         ("colour", "red"),
     ],
