@@ -529,6 +529,33 @@ async def test_what_the_series_says_of_a_guest_reaches_changed_instances(api, se
     assert {(person["name"], person["is_optional"]) for person in people} == {("Robert", True)}
 
 
+async def test_guests_of_the_series_are_those_of_changed_instances_save_who_differs_there(
+    api, series, calendar_id, outbox
+):
+    dan, eve = {"email": "dan@example.org"}, {"email": "eve@example.org"}
+    await create(api, series, attendees=[BOB, CY])
+    rows = await rows_of(api, calendar_id)
+    await api.patch(f"/api/v1/calendar_events/{rows[1]['id']}", json={"attendees": [CY, dan]})
+    path = f"/api/v1/calendar_events/{rows[0]['id']}?scope=series"
+    await outbox.new()
+    assert (await api.patch(path, json={"attendees": [BOB, eve]})).status_code == 200
+    guests = [[one["email"] for one in row["attendees"]] for row in await rows_of(api, calendar_id)]
+    assert guests[0] == guests[2] == [BOB["email"], eve["email"]]
+    assert guests[1] == [dan["email"], eve["email"]]
+    told = {(mail.method, mail.recipient_email, mail.recurrence_id) for mail in await outbox.mails()}
+    assert told == {
+        ("CANCEL", CY["email"], None),
+        ("CANCEL", CY["email"], soon(4)),
+        ("REQUEST", eve["email"], None),
+        ("REQUEST", eve["email"], soon(4)),
+    }
+    # Who is invited to the series from now on is not told that the instance is off.
+    await outbox.new()
+    moved = {"start_time": text(soon(3, 15)), "attendees": [BOB, eve, dan]}
+    assert (await api.patch(path, json=moved)).status_code == 200
+    assert {mail[0] for mail in await outbox.new()} == {"REQUEST"}
+
+
 async def test_a_series_can_be_deleted_by_an_instance_that_was_deleted(api, series, calendar_id, outbox):
     await create(api, series, attendees=[BOB])
     rows = await rows_of(api, calendar_id)
