@@ -432,6 +432,9 @@ def _patched(before: Entry, body: CalendarEventUpdate, origin: Entry) -> Entry:
     if "attendees" in given:
         values["attendees"] = _attendees(body.attendees, before.attendees)
     entry = replace(before, **values)
+    if "recurrence" in given and not body.recurrence and before.rrule is not None:
+        # One event from now on: the instance that was named.
+        entry = replace(entry, rrule=None, start=origin.start, end=origin.end)
     if given & {"start_time", "end_time", "timezone", "is_all_day"}:
         entry = _moved(entry, body, origin)
     if "recurrence" in given:
