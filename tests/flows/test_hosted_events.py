@@ -165,6 +165,15 @@ async def test_writers_at_the_same_time_give_each_change_a_place_of_its_own(api,
     assert len({row["updated_at"] for row in after if row["location"] == "Room 1"}) == 8
 
 
+async def test_changes_keep_their_order_when_the_clock_goes_back(api, sessions, event, calendar_id):
+    async with sessions.begin() as session:
+        await session.execute(text("UPDATE calendars SET last_change_at = now() + interval '1 hour'"))
+    await create(api, event, recurrence=["RRULE:FREQ=DAILY;COUNT=5"])
+    newest = max(row["updated_at"] for row in await rows_of(api, calendar_id))
+    made = await create(api, event)
+    assert made["updated_at"] > newest
+
+
 async def test_an_answer_and_a_change_at_the_same_time_lose_neither(api, app, settings, event, calendar_id):
     from app.core.http import httpx
     from app.rsvp.tokens import RsvpTokens, Subject

@@ -570,6 +570,58 @@ async def test_a_series_can_be_deleted_by_an_instance_that_was_deleted(api, seri
     assert await outbox.new() == [("CANCEL", "bob@example.org", 2)]
 
 
+async def test_what_was_in_the_past_stays_when_a_series_changes_and_goes_with_it(
+    api, series, calendar_id, settings
+):
+    settings.calendar_sync_window_past_days = 30
+    times = {"start_time": text(soon(-10)), "end_time": text(soon(-10, 10))}
+    await create(api, {**series, **times, "recurrence": ["RRULE:FREQ=DAILY;COUNT=20"]})
+    rows = await rows_of(api, calendar_id)
+    assert len(rows) == 20
+    settings.calendar_sync_window_past_days = 1
+    assert (await api.delete(f"/api/v1/calendar_events/{rows[0]['id']}")).status_code == 200
+    assert await rows_of(api, calendar_id) == rows[1:]
+    path = f"/api/v1/calendar_events/{rows[-1]['id']}?scope=series"
+    moved = (await api.patch(path, json={"start_time": text(soon(9, 15))})).json()
+    after = await rows_of(api, calendar_id)
+    assert after[:8] == rows[1:9]
+    assert {row["start_time"][11:13] for row in after[10:]} == {"15"}
+    path = f"/api/v1/calendar_events/{moved['id']}?scope=series"
+    assert (await api.delete(path)).status_code == 200
+    assert await rows_of(api, calendar_id) == []
+
+
+async def test_an_event_becomes_a_series_and_a_series_one_event(api, event, calendar_id, settings, outbox):
+    settings.calendar_sync_window_past_days = 30
+    times = {"start_time": text(soon(-10)), "end_time": text(soon(-10, 10))}
+    made = await create(api, {**event, **times}, attendees=[BOB])
+    path = f"/api/v1/calendar_events/{made['id']}"
+    first = (await api.patch(path, json={"recurrence": ["RRULE:FREQ=DAILY;COUNT=20"]})).json()
+    assert (first["start_time"], first["recurring_event_id"]) == (made["start_time"], made["ical_uid"])
+    rows = await rows_of(api, calendar_id)
+    assert len(rows) == 20
+    assert made["id"] not in {row["id"] for row in rows}
+    settings.calendar_sync_window_past_days = 1
+    path = f"/api/v1/calendar_events/{rows[-1]['id']}?scope=series"
+    one = (await api.patch(path, json={"recurrence": None, "start_time": text(soon(9))})).json()
+    assert (one["id"], one["start_time"], one["recurring_event_id"]) == (made["id"], text(soon(9)), None)
+    assert await rows_of(api, calendar_id) == [one]
+    assert [mail[0::2] for mail in await outbox.new()] == [("REQUEST", 0), ("REQUEST", 1), ("REQUEST", 2)]
+
+
+async def test_an_instance_over_a_change_of_the_clocks_ends_when_it_did(api, series, calendar_id, settings):
+    settings.calendar_sync_window_future_days = 800
+    sunday = datetime(datetime.now(UTC).year + 1, 3, 31, 6, tzinfo=UTC)
+    sunday -= timedelta(days=(sunday.weekday() + 1) % 7)
+    times = {"start_time": text(sunday - timedelta(hours=32)), "end_time": text(sunday - timedelta(hours=24))}
+    await create(api, {**series, **times, "timezone": "Europe/Paris"})
+    night = (await rows_of(api, calendar_id))[1]
+    assert night["end_time"] == text(sunday - timedelta(hours=1))
+    path = f"/api/v1/calendar_events/{night['id']}"
+    changed = (await api.patch(path, json={"name": "Exam"})).json()
+    assert (changed["start_time"], changed["end_time"]) == (night["start_time"], night["end_time"])
+
+
 async def test_deleting_the_series_cancels_all_with_one_mail(api, series, calendar_id, outbox):
     await create(api, series, attendees=[BOB])
     rows = await rows_of(api, calendar_id)
@@ -685,6 +737,17 @@ async def test_an_uninvited_guest_does_not_read_that_the_event_is_off(api, event
     (mail,) = await outbox.mails()
     (vevent,) = ics_of(mail).walk("VEVENT")
     assert str(vevent.get("STATUS", "")) != "CANCELLED"
+
+
+async def test_who_stays_in_the_list_keeps_name_and_answer(api, event, outbox, answer):
+    made = await create(api, event, attendees=[{**BOB, "is_optional": True}])
+    await answer(made, BOB)
+    await outbox.new()
+    path = f"/api/v1/calendar_events/{made['id']}"
+    changed = (await api.patch(path, json={"attendees": [{"email": "BOB@Example.org"}, CY]})).json()
+    told = [(one["name"], one["response_status"], one["is_optional"]) for one in changed["attendees"]]
+    assert told == [("Bob", "accepted", True), (None, "needs_action", False)]
+    assert await outbox.new() == [("REQUEST", "cy@example.org", 0)]
 
 
 async def test_a_delete_without_invitations_tells_nobody(api, event, outbox):
