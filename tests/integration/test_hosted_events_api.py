@@ -1,7 +1,9 @@
 """Events of local calendars over the API: fields, rules, instances, and which mails a change writes."""
 
+import re
 import time
 from datetime import UTC, date, datetime, timedelta
+from email import message_from_bytes
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -99,12 +101,17 @@ class Outbox:
 
 
 def ics_of(mail) -> Any:
-    from email import message_from_bytes
-
     for part in message_from_bytes(mail.mail or b"").walk():
         if part.get_content_type() == "text/calendar":
             return Ics.from_ical(part.get_payload(decode=True))  # type: ignore[arg-type] # bytes
     raise AssertionError("no calendar part")
+
+
+def plain_text_of(mail) -> str:
+    for part in message_from_bytes(mail.mail or b"").walk():
+        if part.get_content_type() == "text/plain":
+            return part.get_payload(decode=True).decode()  # type: ignore[union-attr] # bytes
+    raise AssertionError("no text")
 
 
 @pytest.fixture
@@ -374,6 +381,28 @@ async def test_a_patch_changes_one_instance_and_leaves_the_others(api, series, c
     assert "RRULE" not in vevent
     refused = await api.patch(path, json={"recurrence": ["RRULE:FREQ=WEEKLY"]})
     assert "scope=series" in refused.json()["recurrence"][0]
+
+
+async def test_the_links_in_the_mail_of_an_instance_answer_it_alone(
+    api, series, calendar_id, outbox, settings
+):
+    made = await create(api, series, attendees=[BOB])
+    rows = await rows_of(api, calendar_id)
+    await api.patch(f"/api/v1/calendar_events/{rows[2]['id']}", json={"location": "Room 2"})
+    tokens = RsvpTokens(settings.fernet_keys)
+    slots = []
+    for mail in sorted(await outbox.mails(), key=lambda mail: mail.position):
+        found = re.search(r"token=([^&\s]+)&action=accepted", plain_text_of(mail))
+        assert found is not None
+        subject = tokens.read(found[1])
+        assert subject is not None
+        assert (subject.calendar_id, subject.uid, subject.email) == (
+            calendar_id,
+            made["ical_uid"],
+            BOB["email"],
+        )
+        slots.append(subject.slot)
+    assert slots == ["", f"{soon(5):%Y%m%dT%H%M%SZ}"]
 
 
 async def test_deleting_an_instance_cancels_it_alone(api, series, calendar_id, outbox):
@@ -728,6 +757,16 @@ async def test_a_series_without_an_instance_is_off(api, series, calendar_id, ans
     for row in await rows_of(api, calendar_id):
         assert (await api.delete(f"/api/v1/calendar_events/{row['id']}")).status_code == 200
     assert (await answer(made, BOB, is_ok=False)).status_code == 410
+
+
+async def test_another_zone_is_news_for_a_series_only(api, event, series, outbox):
+    for body, told in ((event, []), (series, [("REQUEST", "bob@example.org", 1)])):
+        made = await create(api, body, attendees=[BOB])
+        await outbox.new()
+        path = f"/api/v1/calendar_events/{made['id']}?scope=series"
+        changed = (await api.patch(path, json={"timezone": "America/New_York"})).json()
+        assert (changed["timezone"], changed["start_time"]) == ("America/New_York", made["start_time"])
+        assert await outbox.new() == told
 
 
 async def test_an_uninvited_guest_does_not_read_that_the_event_is_off(api, event, outbox):
