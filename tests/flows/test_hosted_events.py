@@ -138,9 +138,20 @@ async def test_a_series_that_is_over_is_not_expanded_again(api, sessions, event)
     times = {"start_time": at(-2 / 24), "end_time": at(-1 / 24)}
     await create(api, event, **times, recurrence=["RRULE:FREQ=DAILY;COUNT=1"])
     await create(api, event, **times, recurrence=["RRULE:FREQ=DAILY;COUNT=2"])
+    until = f"{datetime.fromisoformat(times['start_time']):%Y%m%dT%H%M%SZ}"
+    await create(api, event, **times, recurrence=[f"RRULE:FREQ=DAILY;UNTIL={until}"])
+    # Its last instance has begun, and is not over.
+    await create(
+        api, event, **{**times, "end_time": at(2 / 24)}, recurrence=[f"RRULE:FREQ=WEEKLY;UNTIL={until}"]
+    )
     async with sessions() as session:
         rows = await session.execute(text("SELECT rrule, expand_at IS NULL FROM hosted_events ORDER BY 1"))
-    assert [tuple(row) for row in rows] == [("FREQ=DAILY;COUNT=1", True), ("FREQ=DAILY;COUNT=2", False)]
+    assert [tuple(row) for row in rows] == [
+        ("FREQ=DAILY;COUNT=1", True),
+        ("FREQ=DAILY;COUNT=2", False),
+        (f"FREQ=DAILY;UNTIL={until}", True),
+        (f"FREQ=WEEKLY;UNTIL={until}", False),
+    ]
 
 
 async def test_a_worker_writes_a_new_owners_name_into_the_events(api, worker, event, calendar_id):

@@ -184,9 +184,12 @@ async def test_an_event_is_created_read_changed_and_deleted(api, event, calendar
         ("name", "  "),
         ("name", "a\r\nATTENDEE:mailto:x@example.com"),
         ("name", "a\x00b"),
+        ("name", "a\x85b"),
+        ("name", "a\u2028b"),
         ("meeting_url", "javascript:alert(1)"),
         ("meeting_url", "https://x.example/a b"),
         ("attendees", [{"email": "bob"}]),
+        ("attendees", [{"email": "bob@localhost"}]),
         ("attendees", [{"email": "Bob <bob@example.org>"}]),
         ("attendees", [{"email": "bob@example.org,cy@example.org"}]),
         ("attendees", [{"email": "bob@example.org\r\nBcc: x@example.org"}]),
@@ -344,6 +347,30 @@ async def test_a_series_far_ahead_has_its_first_instance(api, series, calendar_i
     far = {"start_time": text(soon(300)), "end_time": text(soon(300, 10))}
     await create(api, {**series, **far})
     assert [row["start_time"] for row in await rows_of(api, calendar_id)] == [text(soon(300))]
+
+
+async def test_the_next_instance_of_a_series_far_ahead_is_listed(api, series, calendar_id):
+    far = {"start_time": text(soon(300)), "end_time": text(soon(300, 10))}
+    made = await create(api, {**series, **far})
+    for n in range(1, 5):
+        assert (await api.delete(f"/api/v1/calendar_events/{made['id']}")).status_code == 200
+        (made,) = await rows_of(api, calendar_id)
+        assert made["start_time"] == text(soon(300 + n))
+    assert (await api.delete(f"/api/v1/calendar_events/{made['id']}")).status_code == 200
+    assert await rows_of(api, calendar_id) == []
+
+
+async def test_until_of_an_all_day_series_is_its_last_day(api, series, calendar_id, outbox):
+    days = {"start_time": f"{soon(3):%Y-%m-%d}", "end_time": f"{soon(4):%Y-%m-%d}", "is_all_day": True}
+    for until in (f"{soon(5):%Y%m%d}", f"{soon(5):%Y%m%dT%H%M%SZ}"):
+        made = await create(
+            api, {**series, **days, "recurrence": [f"RRULE:FREQ=DAILY;UNTIL={until}"]}, attendees=[BOB]
+        )
+        assert made["raw"]["recurrence"] == [f"RRULE:FREQ=DAILY;UNTIL={soon(5):%Y%m%d}"]
+        (mail,) = await outbox.mails()
+        (vevent,) = ics_of(mail).walk("VEVENT")
+        assert vevent["RRULE"]["UNTIL"] == [soon(5).date()]
+    assert len(await rows_of(api, calendar_id)) == 6
 
 
 async def test_a_series_that_is_over_is_refused(api, series):
@@ -717,9 +744,10 @@ async def test_only_those_who_are_affected_get_a_mail(api, event, outbox):
     assert await patch(attendees=[ada, CY]) == [("CANCEL", "bob@example.org", 2)]
     assert await patch(start_time=text(soon(3, 8)), send_invitations=False) == []
     assert await patch(end_time=text(soon(3, 11))) == [("REQUEST", "cy@example.org", 4)]
+    assert await patch(meeting_url="https://meet.example.org/a") == [("REQUEST", "cy@example.org", 5)]
     await api.delete(path)
     (mail,) = await outbox.mails()
-    assert (mail.method, mail.recipient_email, mail.sequence) == ("CANCEL", "cy@example.org", 5)
+    assert (mail.method, mail.recipient_email, mail.sequence) == ("CANCEL", "cy@example.org", 6)
     (vevent,) = ics_of(mail).walk("VEVENT")
     assert str(vevent["STATUS"]) == "CANCELLED"
 
@@ -750,6 +778,16 @@ async def test_a_change_of_the_series_mails_no_more_than_what_is_news(
         ("bob@example.org", starts[2]),
         ("bob@example.org", starts[3]),
     }
+
+
+async def test_guests_of_an_instance_that_is_over_are_not_told_that_it_goes(api, series, calendar_id, outbox):
+    first = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=3)
+    times = {"start_time": text(first), "end_time": text(first + timedelta(hours=1))}
+    made = await create(api, {**series, **times}, attendees=[BOB])
+    await api.patch(f"/api/v1/calendar_events/{made['id']}", json={"attendees": [BOB, CY]})
+    await outbox.new()
+    assert (await api.delete(f"/api/v1/calendar_events/{made['id']}?scope=series")).status_code == 200
+    assert [mail[:2] for mail in await outbox.new()] == [("CANCEL", "bob@example.org")]
 
 
 async def test_a_series_without_an_instance_is_off(api, series, calendar_id, answer):

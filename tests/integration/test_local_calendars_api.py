@@ -3,6 +3,7 @@
 import pytest
 from fastapi import FastAPI, Header, Response
 
+from app.hosted.service import Hosting, keep_all_expanded
 from tests.fakes.server import serve
 
 BASE = {"platform": "local", "name": "Lectures", "owner_email": "ada@example.com"}
@@ -158,6 +159,20 @@ async def test_another_mailbox_can_be_chosen_where_the_owner_may_send(mailboxes,
         assert answer.status_code == 400
         assert word in answer.json()["sending_identity"][0]
     assert (await api.patch(path, json={"sending_identity": None})).json()["sending_identity"] is None
+
+
+async def test_a_new_mailbox_becomes_the_organizer_of_the_events(mailboxes, app, api, settings, sessions):
+    calendar_id = (await api.post("/api/v1/calendars", json=BASE)).json()["id"]
+    times = {"start_time": "2031-07-14T09:00:00Z", "end_time": "2031-07-14T10:00:00Z"}
+    made = await api.post(
+        "/api/v1/calendar_events", json={"calendar_id": calendar_id, "name": "Analysis", **times}
+    )
+    assert made.json()["organizer"] == {"email": "Ada@Example.com", "name": "Ada"}
+    await api.patch(f"/api/v1/calendars/{calendar_id}", json={"sending_identity": TEAM})
+    await keep_all_expanded(sessions, Hosting(settings), app.state.calbridge.doorbell)
+    event = (await api.get(f"/api/v1/calendar_events/{made.json()['id']}")).json()
+    assert event["organizer"] == {"email": "team@example.com", "name": "Team"}
+    assert event["updated_at"] > made.json()["updated_at"]
 
 
 async def test_an_outage_is_not_taken_for_no_mailbox(mailboxes, api):
