@@ -790,6 +790,15 @@ async def test_guests_of_an_instance_that_is_over_are_not_told_that_it_goes(api,
     assert [mail[:2] for mail in await outbox.new()] == [("CANCEL", "bob@example.org")]
 
 
+async def test_an_answer_to_the_series_reaches_instances_that_were_changed(api, series, calendar_id, answer):
+    made = await create(api, series, attendees=[BOB])
+    rows = await rows_of(api, calendar_id)
+    await api.patch(f"/api/v1/calendar_events/{rows[2]['id']}", json={"name": "Exam"})
+    await answer(made, BOB)
+    after = await rows_of(api, calendar_id)
+    assert [row["attendees"][0]["response_status"] for row in after] == ["accepted"] * 5
+
+
 async def test_a_series_without_an_instance_is_off(api, series, calendar_id, answer):
     made = await create(api, series, attendees=[BOB])
     for row in await rows_of(api, calendar_id):
