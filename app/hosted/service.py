@@ -182,10 +182,6 @@ async def delete_event(
         mails += plan_dropped(instances, before.attendees, organizer_emails=own, now=utcnow())
     kept = {**entries, after.slot: after}
     await _save(session, hosting, calendar, kept, changed=[after])
-    if of_series and not await repository.load_live_rows(session, calendar.calendar_id, before.uid):
-        # That was the last instance, so nothing is left to answer.
-        kept[""] = replace(entries[""], is_cancelled=True)
-        await _save(session, hosting, calendar, kept, changed=[kept[""]])
     if send_invitations:
         await _queue(session, hosting, calendar, kept, mails)
 
