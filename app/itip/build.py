@@ -111,9 +111,8 @@ def _calendar(method: Method, event: HostedEvent, vevent: Event) -> bytes:
     calendar.add("calscale", "GREGORIAN")
     calendar.add("method", method)
     if _is_zoned(event):
-        calendar.add_component(
-            vtimezone(event.timezone, min(_local(event, event.start).year, _LAST_ZONE_YEAR))
-        )
+        first = min(event.start, event.recurrence_id or event.start)
+        calendar.add_component(vtimezone(event.timezone, min(_local(event, first).year, _LAST_ZONE_YEAR)))
     calendar.add_component(vevent)
     text: bytes = calendar.to_ical()
     return text
@@ -157,7 +156,8 @@ def _add_place(vevent: Event, event: HostedEvent) -> None:
 
 def _address(email: str, name: str | None) -> vCalAddress:
     address = vCalAddress(f"mailto:{''.join(clean_line(email).split())}")
-    shown = clean_line(name).replace('"', "'")
+    # Many readers take a backslash for an escape here, and the parameters after it for the name.
+    shown = clean_line(name).replace('"', "'").replace("\\", "/")
     if shown:
         address.params["CN"] = shown
     return address

@@ -1,5 +1,6 @@
 """What goes out as iTIP, read back by the icalendar library."""
 
+import re
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -161,6 +162,15 @@ def test_no_line_and_no_parameter_can_be_injected():
     assert set(read_back["ATTENDEE"][1].params) == {"CN", "CUTYPE", "PARTSTAT", "ROLE", "RSVP"}
 
 
+@pytest.mark.parametrize("name", ["a\\", "\\", 'Ada: "Boss", Jr; \U0001f600', "^n", "a\\;b"])
+def test_a_name_ends_where_it_ends(name):
+    """Not everybody reads a backslash in a parameter as RFC 5545 does, as a plain character."""
+    _, event = read(build_request(replace(EVENT, guests=(replace(BOB, name=name),)), stamp=STAMP))
+    bob = event["ATTENDEE"][1]
+    assert bob.params["CN"] == name.replace('"', "'").replace("\\", "/")
+    assert set(bob.params) == {"CN", "CUTYPE", "PARTSTAT", "ROLE", "RSVP"}
+
+
 @given(st.text(max_size=300), st.text(max_size=60))
 def test_any_text_gives_folded_lines_that_read_back(text, name):
     event = replace(EVENT, name=text, description=text, location=text, guests=(replace(BOB, name=name),))
@@ -227,6 +237,28 @@ def test_a_zones_definition_has_the_offsets_of_the_zone(name):
     for day in range(0, 9 * 365, 5):
         at = datetime(2026, 1, 2, 12) + timedelta(days=day)
         assert at.replace(tzinfo=zone).utcoffset() == definition.utcoffset(at), at
+
+
+def test_a_definition_holds_for_the_original_start_too():
+    """In Casablanca, the clocks change between the two."""
+    moved = replace(
+        SERIES,
+        timezone="Africa/Casablanca",
+        start=datetime(2030, 1, 8, 10, tzinfo=UTC),
+        end=datetime(2030, 1, 8, 11, tzinfo=UTC),
+        recurrence_id=datetime(2029, 12, 11, 9, tzinfo=UTC),
+    )
+    ics = build_request(moved, stamp=STAMP)
+    assert b"RECURRENCE-ID;TZID=Africa/Casablanca:20291211T100000" in ics
+    (definition,) = icalendar.Timezone.from_ical(vtimezone_text(ics, "Custom-original-start"), multiple=True)
+    assert isinstance(definition, icalendar.Timezone)
+    assert definition.to_tz().utcoffset(datetime(2029, 12, 11, 10)) == timedelta(hours=1)
+
+
+def vtimezone_text(ics: bytes, own_name: str) -> bytes:
+    """The definition in an object, under a name of its own: the library takes a zone that it knows from elsewhere."""
+    start, end = ics.index(b"BEGIN:VTIMEZONE"), ics.index(b"END:VTIMEZONE")
+    return re.sub(rb"TZID:.*", b"TZID:" + own_name.encode() + b"\r", ics[start:end]) + b"END:VTIMEZONE\r\n"
 
 
 def test_a_zones_definition_is_as_outlook_wants_it():
