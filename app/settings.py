@@ -115,6 +115,14 @@ class Settings(BaseSettings):
             raise ValueError("must be the UUID of the Messages channel")
         return value
 
+    @field_validator("messages_api_key")
+    @classmethod
+    def _fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        # An error about a header that cannot be sent would quote the key.
+        if value is not None and not re.fullmatch(r"[!-~]+", value.get_secret_value()):
+            raise ValueError("must be ASCII characters without spaces and line breaks")
+        return value
+
     @field_validator("database_url")
     @classmethod
     def _postgresql(cls, value: SecretStr | None) -> SecretStr | None:

@@ -19,6 +19,7 @@ from app.core.db import create_engine
 from app.core.http import httpx, operator_client
 from app.core.migrations import head_revision
 from app.messages.smtp import smtp_client
+from app.providers.wire import load_json
 from app.settings import Settings, SettingsError, load_settings
 
 _OLDEST_POSTGRES = (14,)
@@ -157,14 +158,23 @@ async def _messages(settings: Settings, client: httpx.AsyncClient) -> list[Findi
         text = f"no answer ({str(err) or type(err).__name__}). Check MESSAGES_API_URL."
         return [Finding("Messages", False, text)]
     return [
-        _scope("mailboxes:read", mailboxes.status_code, fine={200}),
-        _scope("messages:send", submit.status_code, fine={400, 404}),
+        # A page with 200 is of somebody else.
+        _scope("mailboxes:read", mailboxes.status_code if _is_json(mailboxes) else 404, fine=200),
+        _scope("messages:send", submit.status_code, fine=400),
     ]
 
 
-def _scope(scope: str, status_code: int, *, fine: set[int]) -> Finding:
+def _is_json(response: httpx.Response) -> bool:
+    """Whether a good answer is JSON; a bad one tells by its status alone."""
+    try:
+        return not response.is_success or isinstance(load_json(response.content), dict)
+    except ValueError:
+        return False
+
+
+def _scope(scope: str, status_code: int, *, fine: int) -> Finding:
     subject = f"Messages, scope {scope}"
-    if status_code in fine:
+    if status_code == fine:
         return Finding(subject, True, "granted")
     text = {
         301: "it redirects: MESSAGES_API_URL must begin with https://.",

@@ -141,11 +141,12 @@ class Outside:
     def __init__(self) -> None:
         self.mailboxes_status = 200
         self.submit_status = 400
+        self.mailboxes_body = '{"results": []}'
         self.requests: list[Request] = []
 
     async def mailboxes(self, request: Request) -> Response:
         self.requests.append(request)
-        return Response('{"results": []}', self.mailboxes_status)
+        return Response(self.mailboxes_body, self.mailboxes_status)
 
     async def submit(self, request: Request) -> Response:
         self.requests.append(request)
@@ -266,6 +267,12 @@ async def test_doctor_checks_both_scopes_of_messages_without_sending(outside):
             ["Messages, scope mailboxes:read", "Messages, scope messages:send"],
             "MESSAGES_API_KEY and MESSAGES_CHANNEL_ID",
         ),
+        (
+            404,
+            404,
+            ["Messages, scope mailboxes:read", "Messages, scope messages:send"],
+            "check MESSAGES_API_URL",
+        ),
     ],
 )
 async def test_doctor_tells_which_scope_of_messages_is_missing(
@@ -275,6 +282,23 @@ async def test_doctor_tells_which_scope_of_messages_is_missing(
     found = wrong(await examine())
     assert list(found) == subjects
     assert says in found[subjects[0]]
+    assert "hunter2" not in str(found)
+
+
+@pytest.mark.usefixtures("messages_on")
+async def test_doctor_takes_no_page_for_messages(outside):
+    outside.mailboxes_body = "<!doctype html><title>Welcome</title>"
+    found = wrong(await examine())
+    assert "check MESSAGES_API_URL" in found["Messages, scope mailboxes:read"]
+
+
+@pytest.mark.usefixtures("messages_on")
+@pytest.mark.parametrize("key", ["hunter2\nX-Other: y", "hunter2é", "hunter2 "])
+async def test_doctor_tells_a_key_that_no_header_can_have_without_the_key(monkeypatch, key):
+    monkeypatch.setenv("MESSAGES_API_KEY", key)
+    found = await examine()
+    assert [finding.subject for finding in found] == ["settings"]
+    assert found[0].text.startswith("MESSAGES_API_KEY: ")
     assert "hunter2" not in str(found)
 
 

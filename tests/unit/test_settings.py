@@ -67,6 +67,7 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch):
         ("WEBHOOK_RETRY_SCHEDULE_SECONDS", "5,-1", "between 0 and"),
         ("MESSAGES_API_URL", "https://messages.example/api/v1.0/", "must NOT end with /api/v1.0/"),
         ("MESSAGES_CHANNEL_ID", "hunter2", "UUID"),
+        ("MESSAGES_API_KEY", "hunter2 ", "without spaces"),
         ("ALLOW_PRIVATE_NETWORK_TARGETS", "hunter2", "boolean"),
     ],
 )
