@@ -45,7 +45,7 @@ GIVE_UP_AFTER = timedelta(days=1)
 _AFTER_LOST_ANSWER_SECONDS = 600.0
 _MOST_OPEN_SUBMITS = 2
 _JITTER = 0.1
-# Time to begin, to look up the mailbox, and for the submit.
+# Time to begin and to look up the mailbox. From the submit on, a mail is left alone like one without an answer.
 _LEASE_FOR = timedelta(seconds=SUBMIT_WITHIN_SECONDS + 90)
 _BEGIN_WITHIN_SECONDS = 30.0
 # Messages takes a mail in 0.1 s, and counts them.
@@ -95,6 +95,7 @@ class MailSender:
         self._sessions = sessions
         self._messages = messages
         self._retry_waits = retry_waits
+        self._messages_held_until = 0.0
         self._under_way = dict.fromkeys((False, True), 0)
 
     async def claim(self, limit: int) -> list[ClaimedMail]:
@@ -104,7 +105,8 @@ class MailSender:
         async with transaction(self._sessions) as session:
             for by_smtp, under_way in self._under_way.items():
                 free = min(limit - len(found), _MOST_AT_ONCE - under_way)
-                if free > 0:
+                is_held = not by_smtp and time.monotonic() < self._messages_held_until
+                if free > 0 and not is_held:
                     found += await repository.claim_due(
                         session, by_smtp=by_smtp, limit=free, lease_token=uuid4().hex, lease_for=_LEASE_FOR
                     )
@@ -232,6 +234,8 @@ class MailSender:
             async with transaction(self._sessions) as session:
                 await write_rows_soon(session, due.calendar_id, due.event_uid)
         if outcome.result == "throttled":
+            # In here for the mails that are written while we wait.
+            self._messages_held_until = time.monotonic() + outcome.retry_after
             async with transaction(self._sessions) as session:
                 await repository.hold_messages(session, wait_seconds=outcome.retry_after)
         metrics.INVITATION_MAILS.labels(due.method, result).inc()

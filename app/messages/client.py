@@ -139,7 +139,7 @@ class MessagesClient:
             value = answer.json()
             message_id = value.get("message_id") if isinstance(value, Mapping) else None
             return message_id if isinstance(message_id, str) else None
-        if answer.status == 404:
+        if answer.status == 404 and answer.json() is not None:  # else of a proxy whose Messages is away
             raise MailRefused(_with_reason("Messages does not know the mailbox", answer))
         if answer.status in {400, 413, 422}:
             raise MailRefused(_with_reason(f"Messages refused the mail ({answer.status})", answer))

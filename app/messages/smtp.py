@@ -1,5 +1,7 @@
 """The way out for calendars without a mailbox: SMTP_URL, by aiosmtplib."""
 
+import asyncio
+from contextlib import suppress
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import aiosmtplib
@@ -7,6 +9,9 @@ import aiosmtplib
 from app.settings import Settings
 
 _WITHIN_SECONDS = 30.0
+# Less than the sender waits: only here is it known how far a mail has come.
+_ALL_WITHIN_SECONDS = 60.0
+_GOODBYE_WITHIN_SECONDS = 5.0
 
 
 class SmtpFailed(Exception):
@@ -37,22 +42,29 @@ async def send_by_smtp(settings: Settings, *, sender: str, recipient: str, mail:
     if settings.smtp_url is None:
         raise SmtpFailed("SMTP_URL is not set any more.")
     client = smtp_client(settings.smtp_url.get_secret_value())
-    is_written = False
+    is_ours = is_written = False
     try:
-        async with client:
+        async with asyncio.timeout(_ALL_WITHIN_SECONDS):
+            await client.connect()
             await client.mail(sender)
+            is_ours = True
             await client.rcpt(recipient)
             is_written = True
             answer = await client.data(mail)
-            is_written = False
-            return answer.message
+        with suppress(aiosmtplib.SMTPException, OSError):
+            async with asyncio.timeout(_GOODBYE_WITHIN_SECONDS):
+                await client.quit()
+        return answer.message
     except aiosmtplib.SMTPAuthenticationError as err:
         # The operator can mend this while the mail waits.
         problem, is_final, may_be_taken = f"refuses our credentials ({err.code})", False, False
     except aiosmtplib.SMTPRecipientRefused as err:
         problem, is_final, may_be_taken = f"refuses the recipient ({err.code})", err.code >= 500, False
     except aiosmtplib.SMTPResponseException as err:
-        problem, is_final, may_be_taken = f"refuses the mail ({err.code})", err.code >= 500, False
+        # Before the recipient it refuses us or EMAIL_FROM, and not this mail: the operator can mend that too.
+        problem, is_final, may_be_taken = f"refuses the mail ({err.code})", is_ours and err.code >= 500, False
     except (aiosmtplib.SMTPException, OSError, ValueError) as err:
         problem, is_final, may_be_taken = f"broke off ({type(err).__name__})", False, is_written
+    finally:
+        client.close()
     raise SmtpFailed(f"The mail server {problem}.", is_final=is_final, may_be_taken=may_be_taken)

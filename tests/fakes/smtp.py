@@ -12,17 +12,32 @@ from aiosmtpd.smtp import SMTP
 
 @dataclass
 class Sink:
-    """`rcpt_answer` and `data_answer`: what it says instead of taking a recipient or a mail, after `data_seconds`."""
+    """`mail_answer`, `rcpt_answer`, `data_answer`: what it says instead of taking a sender, a recipient, a mail.
+
+    `rcpt_seconds`, `data_seconds`: how long it thinks before.
+    """
 
     port: int = 0
     mails: list[tuple[str, list[str], bytes]] = field(default_factory=list)
+    mail_answer: str | None = None
     rcpt_answer: str | None = None
     data_answer: str | None = None
+    rcpt_seconds: float = 0
     data_seconds: float = 0
+
+    async def handle_MAIL(  # noqa: N802 - aiosmtpd's name
+        self, _server: Any, _session: Any, envelope: Any, address: str, options: Any
+    ) -> str:
+        if self.mail_answer is not None:
+            return self.mail_answer
+        envelope.mail_from = address
+        envelope.mail_options.extend(options)
+        return "250 OK"
 
     async def handle_RCPT(  # noqa: N802 - aiosmtpd's name
         self, _server: Any, _session: Any, envelope: Any, address: str, _options: Any
     ) -> str:
+        await asyncio.sleep(self.rcpt_seconds)
         if self.rcpt_answer is not None:
             return self.rcpt_answer
         envelope.rcpt_tos.append(address)

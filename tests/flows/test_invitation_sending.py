@@ -20,6 +20,7 @@ from app.core.ids import new_id
 from app.invitations.sender import MailSender
 from app.invitations.service import RsvpLinks, Sender, queue_mails
 from app.itip.event import Guest, HostedEvent, Person
+from app.messages import smtp as smtp_module
 from app.messages.mailboxes import Messages
 from app.models import Calendar, CalendarEvent, InvitationMail
 from app.settings import Settings
@@ -302,6 +303,35 @@ async def test_an_owner_who_may_not_send_any_more_sends_nothing(outbox, api, rol
     assert "may not send from the mailbox ada@example.com any more" in listed[0]["last_error"]
 
 
+async def test_mails_written_while_messages_is_held_wait_too(outbox):
+    outbox.fake.faults.append(Fault(429, {"Retry-After": "90"}, html=False))
+    await outbox.queue()
+    await outbox.drain()
+    await outbox.queue(recipients=(EVE,))
+    assert await outbox.drain() == 0
+    assert outbox.fake.submitted == []
+
+
+async def test_a_page_of_a_proxy_with_404_fails_no_mail(outbox):
+    outbox.fake.faults.append(Fault(404))
+    await outbox.queue()
+    await outbox.drain()
+    row = await outbox.row()
+    assert (row.status, row.open_submits) == ("pending", 0)
+
+
+async def test_a_mail_of_a_killed_worker_waits_as_long_as_one_without_an_answer(outbox):
+    outbox.fake.faults.append(Fault(take=True, hang=5))
+    await outbox.queue()
+    (claimed,) = await outbox.sender.claim(10)
+    task = asyncio.create_task(outbox.sender.handle(claimed))
+    await outbox.fake.wait_for(1)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert (await outbox.row()).next_attempt_at - utcnow() > timedelta(minutes=9)
+
+
 async def test_an_outage_of_messages_takes_no_right_away(outbox):
     await outbox.queue()
     outbox.fake.look_up_faults.append(Fault(503))
@@ -522,3 +552,21 @@ async def test_a_mail_server_that_is_away_is_tried_again(outbox, smtp):
     await outbox.drain()
     row = await outbox.row()
     assert (row.status, row.open_submits) == ("pending", 0)
+
+
+async def test_a_mail_server_that_is_slow_before_the_mail_has_not_taken_it(outbox, smtp, monkeypatch):
+    monkeypatch.setattr(smtp_module, "_ALL_WITHIN_SECONDS", 0.2)
+    smtp.rcpt_seconds = 5
+    await outbox.queue()
+    await outbox.drain()
+    row = await outbox.row()
+    assert (row.status, row.open_submits) == ("pending", 0)
+
+
+async def test_a_mail_server_that_refuses_the_sender_is_the_operators_to_mend(outbox, smtp):
+    smtp.mail_answer = "553 not your address"
+    await outbox.queue()
+    await outbox.drain()
+    row = await outbox.row()
+    assert (row.status, row.open_submits) == ("pending", 0)
+    assert "553" in row.last_error
