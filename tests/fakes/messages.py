@@ -8,6 +8,7 @@ import asyncio
 import email
 import email.policy
 import hashlib
+import re
 import uuid
 from collections import deque
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
+# What it parses as an address; anything else is dropped without a word.
+_ADDRESS = re.compile(r"[!-~]+@[A-Za-z0-9.-]+")
 _MOST_RECIPIENTS = 500
 _LARGEST_MAIL = 20 * 1024 * 1024
 _SUBMIT, _MAILBOXES = "/api/v1.0/submit/", "/api/v1.0/provisioning/mailboxes/"
@@ -182,6 +185,8 @@ class FakeMessages:
         mailbox = self.mailboxes.get(mailbox_id)
         if mailbox is None:
             return JSONResponse({"detail": "Mailbox not found."}, 404)
+        if not self.is_global:
+            return JSONResponse({"detail": "This channel does not cover the mailbox."}, 403)
         mail = email.message_from_bytes(raw, policy=email.policy.default)
         if mail["Bcc"] is not None:
             return JSONResponse({"detail": "Bcc is not allowed."}, 400)
@@ -197,7 +202,8 @@ class FakeMessages:
             return JSONResponse({"message": "Too many recipients."}, 400)
         if b"\n" in raw.replace(b"\r\n", b"") or max(map(len, raw.split(b"\r\n"))) > 998:
             return _html(400, "Bad Request")
-        submitted = Submitted(mailbox_id, everybody, raw, str(uuid.uuid4()))
+        taken = [address for address in everybody if _ADDRESS.fullmatch(address)]
+        submitted = Submitted(mailbox_id, taken, raw, str(uuid.uuid4()))
         self.submitted.append(submitted)
         return JSONResponse({"message_id": submitted.message_id, "status": "accepted"}, 202)
 

@@ -131,6 +131,8 @@ async def test_a_channel_that_is_not_global_is_refused(there):
     there.fake.is_global = False
     with pytest.raises(MessagesRefused, match="global"):
         await there.messages.list_mailboxes(OWNER)
+    with pytest.raises(MessagesRefused, match="does not cover the mailbox"):
+        await submit(there)
 
 
 async def test_a_lost_scope_is_the_operators_and_not_the_mails_fault(there):
@@ -193,8 +195,11 @@ async def test_no_connection_is_no_mail_taken(there):
             ),
             "Too many recipients",
         ),
+        # Refused by its web server, with a page.
+        (MAIL + (b"x" * 998 + b"\r\n") * 21_000, r"\(400\)\.$"),
+        (MAIL + b"x" * 999 + b"\r\n", r"\(400\)\.$"),
     ],
-    ids=["empty", "bcc", "501"],
+    ids=["empty", "bcc", "501", "large", "long line"],
 )
 async def test_a_bad_mail_is_refused_with_the_reason(there, mail, reason):
     with pytest.raises(MailRefused, match=reason):
