@@ -332,6 +332,86 @@ async def test_a_mail_of_a_killed_worker_waits_as_long_as_one_without_an_answer(
     assert (await outbox.row()).next_attempt_at - utcnow() > timedelta(minutes=9)
 
 
+async def test_a_mailbox_with_another_address_sends_nothing(outbox):
+    await outbox.queue()
+    outbox.mailbox.email = "ada.lovelace@example.com"
+    await outbox.drain()
+    row = await outbox.row()
+    assert (row.status, row.open_submits) == ("failed", 0)
+    assert "address is not ada@example.com any more" in row.last_error
+    assert outbox.fake.refused == []
+
+
+async def test_a_mail_that_fails_after_a_lost_answer_may_have_been_sent(outbox):
+    outbox.fake.faults.append(Fault(take=True, drop=True))
+    await outbox.queue()
+    await outbox.drain()
+    outbox.fake.mailboxes.clear()
+    outbox.forget_mailboxes()
+    await outbox.make_due()
+    await outbox.drain()
+    assert (await outbox.row()).status == "unknown"
+
+
+async def test_a_mail_given_up_after_a_lost_answer_may_have_been_sent(outbox):
+    outbox.fake.faults.extend([Fault(take=True, drop=True), Fault(503)])
+    await outbox.queue()
+    await outbox.drain()
+    async with transaction(outbox.sessions) as session:
+        await session.execute(text("UPDATE invitation_mails SET created_at = now() - interval '25 hours'"))
+    await outbox.make_due()
+    await outbox.drain()
+    row = await outbox.row()
+    assert (row.status, row.last_error) == ("unknown", "Messages answered 503.")
+
+
+async def test_a_throttled_look_up_makes_all_mails_wait(outbox):
+    outbox.fake.look_up_faults.append(Fault(429, {"Retry-After": "90"}))
+    await outbox.queue(recipients=(BOB, EVE))
+    (claimed,) = await outbox.sender.claim(1)
+    await outbox.sender.handle(claimed)
+    rows = await outbox.rows()
+    assert all(row.next_attempt_at - utcnow() > timedelta(seconds=80) for row in rows)
+    assert await outbox.drain() == 0
+
+
+async def test_a_mail_whose_lease_is_over_is_not_submitted(outbox):
+    await outbox.queue()
+    (late,) = await outbox.sender.claim(10)
+    await outbox.make_due()
+    await outbox.sender.handle(late)
+    assert outbox.fake.submitted == []
+    (retaken,) = await outbox.sender.claim(10)
+    await outbox.sender.handle(late)
+    assert outbox.fake.submitted == []
+    await outbox.sender.handle(retaken)
+    assert len(outbox.fake.submitted) == 1
+
+
+async def test_what_became_of_a_mail_is_written_by_who_holds_it(outbox):
+    """The first worker hung for longer than its lease; the second one has sent the mail."""
+    outbox.fake.faults.append(Fault(503, hang=1))
+    await outbox.queue()
+    (first,) = await outbox.sender.claim(10)
+    hanging = asyncio.create_task(outbox.sender.handle(first))
+    async with asyncio.timeout(5):
+        while outbox.fake.faults:
+            await asyncio.sleep(0.01)
+    await outbox.make_due()
+    await outbox.drain()
+    await hanging
+    row = await outbox.row()
+    assert (row.status, row.last_error) == ("sent", None)
+
+
+async def test_a_mail_that_begins_too_late_is_left_to_the_next_worker(outbox):
+    await outbox.queue()
+    (claimed,) = await outbox.sender.claim(10)
+    await outbox.sender.handle(replace(claimed, begin_by=0.0))
+    assert (await outbox.row()).status == "pending"
+    assert outbox.fake.submitted == []
+
+
 async def test_an_outage_of_messages_takes_no_right_away(outbox):
     await outbox.queue()
     outbox.fake.look_up_faults.append(Fault(503))

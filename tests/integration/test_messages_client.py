@@ -223,3 +223,10 @@ async def test_nothing_is_asked_while_the_feature_is_off(there):
     with pytest.raises(MessagesOff):
         await submit(there)
     assert there.fake.look_ups == []
+
+
+async def test_nothing_is_kept_when_the_feature_goes_off(there):
+    await there.messages.list_mailboxes(OWNER)
+    there.settings.feature_messages_integration = False
+    with pytest.raises(MessagesOff):
+        await there.messages.list_mailboxes(OWNER)

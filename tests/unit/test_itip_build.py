@@ -61,6 +61,21 @@ def test_a_request_has_what_rfc_5546_asks_for():
     assert (eve.params["ROLE"], eve.params["PARTSTAT"]) == ("OPT-PARTICIPANT", "ACCEPTED")
 
 
+def test_an_organizer_who_is_a_guest_is_listed_once():
+    ada = replace(BOB, email="ADA@example.com")
+    _, event = read(build_request(replace(EVENT, guests=(ada, BOB)), stamp=STAMP))
+    assert [str(address) for address in event["ATTENDEE"]] == [
+        "mailto:ADA@example.com",
+        "mailto:bob@example.org",
+    ]
+
+
+def test_an_all_day_event_has_at_least_one_day():
+    event = replace(EVENT, is_all_day=True, timezone="UTC", end=EVENT.start)
+    found = lines(build_request(event, stamp=STAMP))
+    assert {"DTSTART;VALUE=DATE:20261124", "DTEND;VALUE=DATE:20261125"} <= set(found)
+
+
 def test_a_single_event_is_in_utc_without_a_zone():
     ics = build_request(EVENT, stamp=STAMP)
     assert b"DTSTART:20261124T090000Z" in ics
