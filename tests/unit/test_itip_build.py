@@ -144,9 +144,25 @@ def test_a_reply_has_exactly_one_attendee_and_the_same_sequence():
 def test_a_cancel_for_all_is_cancelled_and_one_for_some_is_not():
     _, whole = read(build_cancel(EVENT, stamp=STAMP, uninvited=EVENT.guests, is_whole=True))
     assert (whole["STATUS"], len(whole["ATTENDEE"])) == ("CANCELLED", 2)
+    assert all("RSVP" not in address.params for address in whole["ATTENDEE"])
     _, partial = read(build_cancel(EVENT, stamp=STAMP, uninvited=[BOB], is_whole=False))
     assert "STATUS" not in partial
     assert partial["ATTENDEE"] == "mailto:bob@example.org"
+
+
+def test_a_cancel_of_one_instance_names_it_and_is_cancelled():
+    instance = replace(SERIES, recurrence_id=datetime(2026, 12, 1, 9, tzinfo=UTC))
+    found = lines(build_cancel(instance, stamp=STAMP, uninvited=SERIES.guests, is_whole=True))
+    assert {"METHOD:CANCEL", "STATUS:CANCELLED", "RECURRENCE-ID;TZID=Europe/Paris:20261201T100000"} <= set(
+        found
+    )
+    assert "RRULE:FREQ=WEEKLY;COUNT=30" not in found
+
+
+def test_a_meetings_address_is_told_once():
+    event = replace(EVENT, description=f"Join: {EVENT.meeting_url}")
+    _, found = read(build_request(event, stamp=STAMP))
+    assert found["DESCRIPTION"] == event.description
 
 
 def test_a_cancel_is_whole_when_it_reaches_every_guest():
