@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiosmtpd.smtp import SMTP
+from aiosmtpd.smtp import SMTP, AuthResult, LoginPassword
 
 
 @dataclass
 class Sink:
     """`mail_answer`, `rcpt_answer`, `data_answer`: what it says instead of taking a sender, a recipient, a mail.
 
-    `rcpt_seconds`, `data_seconds`: how long it thinks before.
+    `rcpt_seconds`, `data_seconds`: how long it thinks before. `password`: that of the user `calendars@x`.
     """
 
     port: int = 0
@@ -24,6 +24,13 @@ class Sink:
     data_answer: str | None = None
     rcpt_seconds: float = 0
     data_seconds: float = 0
+    password: str = "p/w%"
+
+    def authenticate(
+        self, _server: Any, _session: Any, _envelope: Any, _mechanism: str, given: Any
+    ) -> AuthResult:
+        known = LoginPassword(b"calendars@x", self.password.encode())
+        return AuthResult(success=given == known, handled=False)
 
     async def handle_MAIL(  # noqa: N802 - aiosmtpd's name
         self, _server: Any, _session: Any, envelope: Any, address: str, options: Any
@@ -58,7 +65,12 @@ async def smtp_sink() -> AsyncIterator[Sink]:
     loop = asyncio.get_running_loop()
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    server = await loop.create_server(lambda: SMTP(sink, hostname="127.0.0.1", loop=loop), sock=listener)
+    server = await loop.create_server(
+        lambda: SMTP(
+            sink, hostname="127.0.0.1", loop=loop, authenticator=sink.authenticate, auth_require_tls=False
+        ),
+        sock=listener,
+    )
     sink.port = listener.getsockname()[1]
     try:
         yield sink

@@ -303,6 +303,26 @@ async def test_an_owner_who_may_not_send_any_more_sends_nothing(outbox, api, rol
     assert "may not send from the mailbox ada@example.com any more" in listed[0]["last_error"]
 
 
+async def test_a_mail_waits_for_no_other_event(outbox):
+    outbox.fake.faults.append(Fault(503))
+    await outbox.queue()
+    await outbox.drain()
+    await outbox.queue(replace(EVENT, uid="another"))
+    await outbox.drain()
+    assert [row.status for row in await outbox.rows()] == ["pending", "sent"]
+
+
+async def test_a_throttled_messages_holds_no_mail_by_smtp(outbox):
+    outbox.fake.faults.append(Fault(429, {"Retry-After": "90"}, html=False))
+    await outbox.queue()
+    (claimed,) = await outbox.sender.claim(10)
+    by_smtp = Sender(mailbox_id=None, email="calendars@example.net", name=None, owner_email=OWNER)
+    await outbox.queue(replace(EVENT, uid="another"), sender=by_smtp)
+    await outbox.sender.handle(claimed)
+    (mail,) = await outbox.sender.claim(10)
+    assert mail.due.mailbox_id is None
+
+
 async def test_mails_written_while_messages_is_held_wait_too(outbox):
     outbox.fake.faults.append(Fault(429, {"Retry-After": "90"}, html=False))
     await outbox.queue()
@@ -650,3 +670,25 @@ async def test_a_mail_server_that_refuses_the_sender_is_the_operators_to_mend(ou
     row = await outbox.row()
     assert (row.status, row.open_submits) == ("pending", 0)
     assert "553" in row.last_error
+
+
+async def test_a_password_is_read_from_the_address_and_a_refused_one_waits_for_the_operator(outbox, smtp):
+    outbox.settings.smtp_url = SecretStr(f"smtp://calendars%40x:p%2Fw%25@127.0.0.1:{smtp.port}")
+    await outbox.queue()
+    smtp.password = "another"
+    await outbox.drain()
+    row = await outbox.row()
+    assert (row.status, row.last_error) == ("pending", "The mail server refuses our credentials (535).")
+    smtp.password = "p/w%"
+    await outbox.make_due()
+    await outbox.drain()
+    assert (await outbox.row()).status == "sent"
+
+
+@pytest.mark.parametrize("address", ["smtps://127.0.0.1:{port}", "smtp://127.0.0.1:{port}?starttls=true"])
+async def test_nothing_goes_out_in_the_clear_where_tls_is_asked_for(outbox, smtp, address):
+    outbox.settings.smtp_url = SecretStr(address.format(port=smtp.port))
+    await outbox.queue()
+    await outbox.drain()
+    row = await outbox.row()
+    assert (row.status, row.open_submits, smtp.mails) == ("pending", 0, [])
