@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from app.core.db import Sessions
     from app.settings import Settings
+    from tests.fakes.messages import FakeMessages
 
 FERNET_KEY = "K94Mn03QAYGUVStxA2g8fZysKAn7CpjphF4qg0CsNzE="
 _TEMPLATE = "calbridge_template"
@@ -238,6 +239,23 @@ def settings(
     for marker in reversed(list(request.node.iter_markers("settings"))):  # the nearest one last: it wins
         values |= marker.kwargs
     return Settings(**values)
+
+
+@pytest.fixture
+async def fake_messages(settings: "Settings") -> AsyncIterator["FakeMessages"]:
+    """A Messages that the settings lead to. Ask for it before `app`, which reads them."""
+    from pydantic import SecretStr
+
+    from tests.fakes.messages import FakeMessages
+    from tests.fakes.server import serve
+
+    fake = FakeMessages()
+    async with serve(fake) as url:
+        settings.feature_messages_integration = True
+        settings.messages_api_url = url
+        settings.messages_api_key = SecretStr(fake.api_key)
+        settings.messages_channel_id = fake.channel_id
+        yield fake
 
 
 @pytest.fixture

@@ -68,6 +68,7 @@ def _validation_answer(err: RequestValidationError) -> tuple[int, dict[str, Any]
 
 # Lock or statement timeout, deadlock, serialization failure, too many connections: a later try may do.
 _BUSY = {"55P03", "57014", "40P01", "40001", "53300"}
+_AWAY = (OperationalError, InterfaceError, PoolTimeout, ConnectionError)
 
 
 async def _on_app_error(_request: Request, err: Exception) -> JSONResponse:
@@ -96,10 +97,18 @@ async def _on_database_away(_request: Request, err: Exception) -> JSONResponse:
 
 
 async def _on_database_error(request: Request, err: Exception) -> JSONResponse:
-    assert isinstance(err, DBAPIError)
-    if err.connection_invalidated or getattr(err.orig, "sqlstate", None) in _BUSY:
+    if is_database_away(err):
         return await _on_database_away(request, err)
     raise err
+
+
+def is_database_away(err: Exception) -> bool:
+    """Whether the database is restarting or busy, so that a later try may do."""
+    if isinstance(err, _AWAY):
+        return True
+    return isinstance(err, DBAPIError) and (
+        err.connection_invalidated or getattr(err.orig, "sqlstate", None) in _BUSY
+    )
 
 
 async def _on_bug(_request: Request, _err: Exception) -> JSONResponse:
@@ -113,7 +122,7 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(AppError, _on_app_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    for away in (OperationalError, InterfaceError, PoolTimeout, ConnectionError):
+    for away in _AWAY:
         app.add_exception_handler(away, _on_database_away)
     app.add_exception_handler(DBAPIError, _on_database_error)
     app.add_exception_handler(Exception, _on_bug)

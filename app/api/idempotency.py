@@ -12,11 +12,12 @@ from hashlib import sha256
 from typing import Annotated
 
 from fastapi import Depends, Header, Request, Response
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from app.api.deps import AppState, DbSession, ProjectId
 from app.core.crypto import SecretBox
+from app.core.db import Sessions, reading
 from app.core.errors import BadQuery, Conflict
 from app.models import IdempotentAnswer
 
@@ -42,7 +43,7 @@ class Idempotency:
         """The answer of `work` (a JSON body), or the first answer again. Raises Conflict for another body."""
         if self._key is None:
             return _json(await work(), status_code)
-        mine = (_table.project_id == self._project_id) & (_table.key == self._key)
+        mine = self._mine
         await self._session.execute(delete(_table).where(mine, _table.created_at < func.now() - KEPT_FOR))
         inserted = await self._session.scalar(
             insert(_table)
@@ -51,18 +52,32 @@ class Idempotency:
             .returning(_table.key)
         )
         if inserted is None:
-            first = (await self._session.execute(select(_table).where(mine))).scalar_one()
-            if (
-                first.request_sha256 != self._request_sha256
-                or first.body is None
-                or first.status_code is None
-            ):
-                raise Conflict("This Idempotency-Key was used with another request in the last 24 hours.")
-            return _json(self._box.open(self._context, first.body).encode(), first.status_code)
+            return self._again((await self._session.execute(select(_table).where(mine))).scalar_one())
         body = await work()
         sealed = self._box.seal(self._context, body.decode())
         await self._session.execute(update(_table).where(mine).values(status_code=status_code, body=sealed))
         return _json(body, status_code)
+
+    async def first_answer(self, sessions: Sessions) -> Response | None:
+        """The first answer, if there is one by now: for what asks the network before it begins its transaction.
+
+        Raises Conflict for another body.
+        """
+        if self._key is None:
+            return None
+        async with reading(sessions) as session:
+            is_kept = _table.created_at >= func.now() - KEPT_FOR
+            first = (await session.execute(select(_table).where(self._mine, is_kept))).scalar_one_or_none()
+        return None if first is None else self._again(first)
+
+    def _again(self, first: IdempotentAnswer) -> Response:
+        if first.request_sha256 != self._request_sha256 or first.body is None or first.status_code is None:
+            raise Conflict("This Idempotency-Key was used with another request in the last 24 hours.")
+        return _json(self._box.open(self._context, first.body).encode(), first.status_code)
+
+    @property
+    def _mine(self) -> ColumnElement[bool]:
+        return (_table.project_id == self._project_id) & (_table.key == self._key)
 
     @property
     def _context(self) -> str:

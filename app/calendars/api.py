@@ -93,8 +93,13 @@ async def create_calendar(
     background_tasks: BackgroundTasks,
 ) -> Response:
     """Connects a calendar, whose first sync is queued at once; or (platform `local`) makes one that is hosted here."""
-    # Messages is asked before the transaction begins: none is open across a network call.
-    identity = await _identity_of_new(state, body) if isinstance(body, LocalCalendarCreate) else None
+    identity = None
+    if isinstance(body, LocalCalendarCreate):
+        # Messages is asked before the transaction begins: none is open across a network call.
+        first = await idempotent.first_answer(state.read_sessions)
+        if first is not None:
+            return first
+        identity = await _identity_of_new(state, body)
 
     async def work() -> bytes:
         if isinstance(body, LocalCalendarCreate):

@@ -22,7 +22,7 @@ _NEWEST = Ordering("-created_at", _mail.created_at.expression, _mail.id.expressi
 
 @dataclass(frozen=True, slots=True)
 class Thread:
-    """What a recipient has had about an event: the Message-ID of the first mail, and the last method or None."""
+    """What a recipient has had, or will, about an event: the Message-ID of the first mail, and the last method or None."""
 
     first_message_id: str
     last_method: str | None
@@ -38,6 +38,7 @@ _THREADS = text(
            ))[1] AS last_method
     FROM invitation_mails
     WHERE calendar_id = :calendar_id AND event_uid = :event_uid AND recipient_key = ANY(:recipient_keys)
+      AND status <> 'failed'
     GROUP BY recipient_key
     """
 ).bindparams(bindparam("recipient_keys", type_=ARRAY(Text())))

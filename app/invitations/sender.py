@@ -179,7 +179,7 @@ class MailSender:
         except MessagesThrottled as err:
             return _Outcome("throttled", err.message, err.retry_after)
         except MessagesUnavailable as err:
-            return _Outcome("lost" if err.may_be_taken else "retry", err.message)
+            return _Outcome("lost" if err.may_be_taken else "retry", err.message, err.retry_after)
         except MailRefused as err:
             return _Outcome("failed", err.message)
         except AppError as err:  # refused, or switched off: the operator can mend that

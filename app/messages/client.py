@@ -35,11 +35,15 @@ class MessagesOff(NotFound):
 
 
 class MessagesUnavailable(BadGateway):
-    """Nothing wrong was asked. `may_be_taken`: only the answer is missing, the request may have been carried out."""
+    """Nothing wrong was asked. `may_be_taken`: only the answer is missing, the request may have been carried out.
 
-    def __init__(self, message: str, *, may_be_taken: bool = False) -> None:
+    `retry_after`: seconds that Messages asks to wait, 0 if it does not say.
+    """
+
+    def __init__(self, message: str, *, may_be_taken: bool = False, retry_after: float = 0.0) -> None:
         super().__init__(message)
         self.may_be_taken = may_be_taken
+        self.retry_after = retry_after
 
 
 class MessagesThrottled(TooManyRequests):
@@ -202,7 +206,11 @@ def _failure(answer: _Answer, *, is_submit: bool = False) -> Exception:
         return MessagesThrottled("Messages is asked too often.", retry_after=max(1, round(wait)))
     if status >= 500:
         # A gateway that waited in vain does not know either; 500 says that nothing was kept.
-        return MessagesUnavailable(f"Messages answered {status}.", may_be_taken=is_submit and status == 504)
+        return MessagesUnavailable(
+            f"Messages answered {status}.",
+            may_be_taken=is_submit and status == 504,
+            retry_after=retry_after(answer.headers) or 0.0,
+        )
     sentence = {
         401: "Messages refuses the key or the channel: check MESSAGES_API_KEY and MESSAGES_CHANNEL_ID",
         403: "Messages refuses: the channel must be global, with the scopes mailboxes:read and messages:send",

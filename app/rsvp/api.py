@@ -5,17 +5,21 @@ GET and HEAD change nothing, and there is no script: scanners follow links, and 
 
 import base64
 import hashlib
+from collections.abc import Callable, Coroutine
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from typing import Annotated, Any
 
+import structlog
 from fastapi import APIRouter, BackgroundTasks, Header, Request, Response
+from fastapi.routing import APIRoute
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 
 from app.api.deps import AppState, DbReadSession, DbSession, State, find_project_id
+from app.api.errors import is_database_away
 from app.api.schemas import responses
 from app.core.errors import Unauthorized
 from app.hosted.service import Hosting, organizer_of
@@ -26,7 +30,6 @@ from app.rsvp.schemas import ACTIONS, STATUS_CODES, Action, InboundAnswer, Page
 from app.rsvp.service import Source, read_webhook_token
 from app.rsvp.texts import TEXTS
 
-router = APIRouter(tags=["rsvp"])
 # What Messages takes as one mail, and a bit: a reply may quote the invitation with all of its attachments.
 inbound_router = APIRouter(tags=["rsvp"], max_body_size=25 * 1024 * 1024)
 
@@ -37,9 +40,35 @@ _PAGES: dict[int | str, dict[str, Any]] = {
     403: {"description": "No longer invited", **_HTML},
     410: {"description": "Cancelled, over or expired", **_HTML},
     429: {"description": "Too many requests", **_HTML},
+    503: {"description": "Busy or restarting", **_HTML},
 }
 _MOST_FORM_BYTES = 16_384
 _TRUE = {"true", "1", "yes"}
+
+log = structlog.get_logger()
+
+
+class _PageRoute(APIRoute):
+    """People see a page of their own even if the database is away, and not an answer for programs."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def page_handler(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except Exception as err:
+                if not is_database_away(err):
+                    raise
+                log.error("rsvp_page_unavailable", error=type(err).__name__)  # noqa: TRY400 - a restart needs no traceback
+                response = _render(Page(kind="busy"), _language(request))
+                response.headers["Retry-After"] = "5"
+                return response
+
+        return page_handler
+
+
+router = APIRouter(tags=["rsvp"], route_class=_PageRoute)
 
 
 @router.get("/rsvp/", operation_id="show_rsvp", response_class=Response, responses=_PAGES)

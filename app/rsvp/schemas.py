@@ -11,7 +11,7 @@ from app.hosted.repository import LocalCalendar
 Action = Literal["accepted", "tentative", "declined"]
 ACTIONS: tuple[Action, ...] = get_args(Action)
 
-Kind = Literal["ask", "done", "bad_link", "expired", "cancelled", "over", "not_invited", "too_many"]
+Kind = Literal["ask", "done", "bad_link", "expired", "cancelled", "over", "not_invited", "too_many", "busy"]
 STATUS_CODES: dict[Kind, int] = {
     "ask": 200,
     "done": 200,
@@ -21,6 +21,7 @@ STATUS_CODES: dict[Kind, int] = {
     "over": 410,
     "not_invited": 403,
     "too_many": 429,
+    "busy": 503,
 }
 
 

@@ -32,6 +32,7 @@ TEXTS: dict[Language, dict[str, Any]] = {
             "over": "This event is over",
             "not_invited": "You are no longer invited",
             "too_many": "Too many requests",
+            "busy": "Please try again in a moment",
         },
         "messages": {
             "bad_link": "It is incomplete or was changed on the way. Please use the link of the invitation as it is.",
@@ -40,6 +41,7 @@ TEXTS: dict[Language, dict[str, Any]] = {
             "over": "It can no longer be answered.",
             "not_invited": "The organizer has taken this address off the list of guests.",
             "too_many": "Please wait a minute and try again.",
+            "busy": "The service is busy or restarting, so nothing was recorded.",
         },
         "question": "You are about to answer: {answer}. One click sends it to the organizer.",
         "choose": "Will you attend? One click sends your answer to the organizer.",
@@ -76,6 +78,7 @@ TEXTS: dict[Language, dict[str, Any]] = {
             "over": "Cet événement est terminé",
             "not_invited": "Vous n’êtes plus invité",
             "too_many": "Trop de requêtes",
+            "busy": "Réessayez dans un instant",
         },
         "messages": {
             "bad_link": "Il est incomplet ou a été modifié en chemin. Utilisez le lien de l’invitation tel quel.",
@@ -84,6 +87,7 @@ TEXTS: dict[Language, dict[str, Any]] = {
             "over": "Il n’est plus possible d’y répondre.",
             "not_invited": "L’organisateur a retiré cette adresse de la liste des invités.",
             "too_many": "Patientez une minute, puis réessayez.",
+            "busy": "Le service est occupé ou redémarre : rien n’a été enregistré.",
         },
         "question": "Vous allez répondre : {answer}. Un clic envoie la réponse à l’organisateur.",
         "choose": "Participerez-vous ? Un clic envoie votre réponse à l’organisateur.",

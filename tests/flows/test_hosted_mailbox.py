@@ -2,17 +2,14 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qs, urlsplit
 
 import icalendar
 import pytest
-from pydantic import SecretStr
 
 from app.core.http import httpx
 from app.messages import mailboxes
-from app.settings import Settings
 from tests.fakes.messages import FakeMessages
 from tests.fakes.receiver import Receiver
 from tests.fakes.server import serve
@@ -26,15 +23,10 @@ def at(days: float) -> str:
 
 
 @pytest.fixture
-async def fake(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeMessages]:
-    fake = FakeMessages()
-    async with serve(fake) as url:
-        settings.feature_messages_integration = True
-        settings.messages_api_url = url
-        settings.messages_api_key = SecretStr(fake.api_key)
-        settings.messages_channel_id = fake.channel_id
-        monkeypatch.setattr(mailboxes, "_KEPT_SECONDS", 0)
-        yield fake
+def fake(fake_messages: FakeMessages, monkeypatch: pytest.MonkeyPatch) -> FakeMessages:
+    """Mailboxes are looked up anew each time."""
+    monkeypatch.setattr(mailboxes, "_KEPT_SECONDS", 0)
+    return fake_messages
 
 
 @pytest.fixture

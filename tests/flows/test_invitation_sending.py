@@ -26,7 +26,6 @@ from app.models import Calendar, CalendarEvent, InvitationMail
 from app.settings import Settings
 from tests.conftest import StartWorker, TestProject
 from tests.fakes.messages import FakeMailbox, FakeMessages, Fault, Submitted
-from tests.fakes.server import serve
 from tests.fakes.smtp import Sink, smtp_sink
 
 OWNER = "ada@example.com"
@@ -117,22 +116,10 @@ class Outbox:
 
 
 @pytest.fixture
-async def fake() -> AsyncIterator[tuple[FakeMessages, str]]:
-    fake = FakeMessages()
-    async with serve(fake) as url:
-        yield fake, url
-
-
-@pytest.fixture
 async def outbox(
-    settings: Settings, sessions: Sessions, project: TestProject, fake: tuple[FakeMessages, str]
+    settings: Settings, sessions: Sessions, project: TestProject, fake_messages: FakeMessages
 ) -> AsyncIterator[Outbox]:
-    server, url = fake
-    settings.feature_messages_integration = True
-    settings.messages_api_url = url
-    settings.messages_api_key = SecretStr(server.api_key)
-    settings.messages_channel_id = server.channel_id
-    mailbox = server.add_mailbox(OWNER, name="Ada", admin=OWNER)
+    mailbox = fake_messages.add_mailbox(OWNER, name="Ada", admin=OWNER)
     calendar_id, event_id = new_id("cal"), new_id("evt")
     async with transaction(sessions) as session:
         session.add(Calendar(id=calendar_id, project_id=project.id, platform="local", owner_email=OWNER))
@@ -150,7 +137,9 @@ async def outbox(
     async with operator_client() as client:
         messages = Messages(settings, client)
         sender = MailSender(settings=settings, sessions=sessions, messages=messages, retry_waits=(5, 30))
-        yield Outbox(server, mailbox, settings, sessions, sender, messages, project.id, calendar_id, event_id)
+        yield Outbox(
+            fake_messages, mailbox, settings, sessions, sender, messages, project.id, calendar_id, event_id
+        )
 
 
 def vevent(mail: Any) -> Any:
@@ -196,6 +185,26 @@ async def test_updates_and_cancellations_thread_under_the_first_mail(outbox):
         "Invitation: Weekly", "Updated invitation: Weekly", "Canceled: Weekly",
     ]  # fmt: skip
     assert len({mail["Message-ID"] for mail in (first, second, third)}) == 3
+
+
+async def test_after_an_invitation_that_failed_the_next_one_is_the_first(outbox):
+    outbox.mailbox.users[OWNER] = "viewer"
+    await outbox.queue()
+    await outbox.drain()
+    outbox.mailbox.users[OWNER] = "sender"
+    outbox.forget_mailboxes()
+    await outbox.queue(replace(EVENT, sequence=1))
+    await outbox.drain()
+    (mail,) = outbox.fake.submitted
+    assert mail.mail["Subject"] == "Invitation: Weekly"
+    assert mail.mail["In-Reply-To"] is None
+
+
+async def test_retry_after_of_an_outage_is_heeded(outbox):
+    outbox.fake.faults.append(Fault(503, {"Retry-After": "400"}))
+    await outbox.queue()
+    await outbox.drain()
+    assert (await outbox.row()).next_attempt_at - utcnow() > timedelta(seconds=390)
 
 
 async def test_a_later_mail_waits_for_the_earlier_one(outbox):

@@ -295,6 +295,18 @@ async def test_the_addresses_of_an_ipv6_network_count_as_one(app):
         assert (await visitor.get("/rsvp/")).status_code == 400
 
 
+async def test_a_database_that_is_busy_has_a_page_too(browser, api, sessions, event, token):
+    async with sessions() as session:
+        await session.execute(text("LOCK TABLE calendars"))
+        answer = await browser.post(
+            "/rsvp/", data={"token": token, "action": "accepted"}, headers={"Accept-Language": "fr"}
+        )
+    assert answer.status_code == 503
+    assert "rien n’a été enregistré" in answer.text
+    assert int(answer.headers["retry-after"]) > 0
+    assert (await answers(api, event))["bob@example.org"] == "needs_action"
+
+
 @pytest.mark.settings(redis_url="unix:///nowhere/redis.sock")
 async def test_with_redis_away_everybody_may_answer(browser, api, event, token):
     assert (await browser.post("/rsvp/", data={"token": token, "action": "accepted"})).status_code == 200

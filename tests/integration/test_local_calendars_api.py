@@ -1,52 +1,26 @@
 """Calendars that are hosted here: what POST and PATCH take, and the mailbox that they send from."""
 
 import pytest
-from fastapi import FastAPI, Header, Response
 
 from app.hosted.service import Hosting, keep_all_expanded
-from tests.fakes.server import serve
+from tests.fakes.messages import FakeMailbox, FakeMessages, Fault
 
 BASE = {"platform": "local", "name": "Lectures", "owner_email": "ada@example.com"}
 OWN = "11111111-1111-4111-8111-111111111111"
 TEAM = "22222222-2222-4222-8222-222222222222"
 READ_ONLY = "33333333-3333-4333-8333-333333333333"
-
-
-class Mailboxes:
-    """The look-up of Messages; `status` other than 200 is an outage."""
-
-    def __init__(self) -> None:
-        self.status = 200
-        self.app = FastAPI(redirect_slashes=False)
-
-        @self.app.get("/api/v1.0/provisioning/mailboxes/")
-        def mailboxes(user_email: str, x_api_key: str = Header(), x_channel_id: str = Header()) -> Response:
-            import orjson
-
-            if self.status != 200:
-                return Response("<h1>down</h1>", self.status, media_type="text/html")
-            boxes = [
-                {"id": TEAM, "email": "team@example.com", "name": "Team", "role": "sender", "users": []},
-                {"id": READ_ONLY, "email": "info@example.com", "name": None, "role": "viewer", "users": []},
-            ]
-            if user_email == "ada@example.com":
-                boxes.append(
-                    {"id": OWN, "email": "Ada@Example.com", "name": "Ada", "role": "admin", "users": []}
-                )
-            return Response(orjson.dumps({"results": boxes}), media_type="application/json")
+ADA = "ada@example.com"
 
 
 @pytest.fixture
-async def mailboxes(settings):
-    fake = Mailboxes()
-    async with serve(fake.app) as url:
-        settings.feature_messages_integration = True
-        settings.messages_api_url = url
-        from pydantic import SecretStr
-
-        settings.messages_api_key = SecretStr("key")
-        settings.messages_channel_id = OWN
-        yield fake
+def mailboxes(fake_messages: FakeMessages) -> FakeMessages:
+    for mailbox_id, address, name, role in (
+        (TEAM, "team@example.com", "Team", "sender"),
+        (READ_ONLY, "info@example.com", None, "viewer"),
+        (OWN, "Ada@Example.com", "Ada", "admin"),
+    ):
+        fake_messages.mailboxes[mailbox_id] = FakeMailbox(mailbox_id, address, name, {ADA: role})
+    return fake_messages
 
 
 async def test_a_local_calendar_is_made_shown_and_deleted(api):
@@ -176,10 +150,22 @@ async def test_a_new_mailbox_becomes_the_organizer_of_the_events(mailboxes, app,
 
 
 async def test_an_outage_is_not_taken_for_no_mailbox(mailboxes, api):
-    mailboxes.status = 500
+    mailboxes.look_up_faults.append(Fault(500))
     answer = await api.post("/api/v1/calendars", json=BASE)
     assert answer.status_code == 502
     assert (await api.get("/api/v1/calendars")).json()["results"] == []
+
+
+async def test_an_answer_that_was_given_before_needs_no_messages(mailboxes, api):
+    headers = {"Idempotency-Key": "one"}
+    first = await api.post("/api/v1/calendars", json=BASE, headers=headers)
+    assert first.status_code == 201
+    mailboxes.look_up_faults.extend([Fault(500), Fault(500)])
+    other = {**BASE, "name": "Another"}
+    assert (await api.post("/api/v1/calendars", json=other, headers=headers)).status_code == 409
+    again = await api.post("/api/v1/calendars", json=BASE, headers=headers)
+    assert (again.status_code, again.json()) == (201, first.json())
+    assert len(mailboxes.look_up_faults) == 2
 
 
 async def test_another_projects_calendar_does_not_exist(mailboxes, api, other_api):

@@ -1,28 +1,16 @@
 """GET /api/v1/mailboxes (contract 8)."""
 
-from collections.abc import AsyncIterator
-
 import pytest
-from pydantic import SecretStr
 
-from app.settings import Settings
 from tests.fakes.messages import FakeMessages, Fault
-from tests.fakes.server import serve
 
 PATH = "/api/v1/mailboxes"
 OWNER = "ada@example.com"
 
 
 @pytest.fixture
-async def fake(settings: Settings) -> AsyncIterator[FakeMessages]:
-    """Switched on before `app` is made."""
-    fake = FakeMessages()
-    async with serve(fake) as url:
-        settings.feature_messages_integration = True
-        settings.messages_api_url = url
-        settings.messages_api_key = SecretStr(fake.api_key)
-        settings.messages_channel_id = fake.channel_id
-        yield fake
+def fake(fake_messages: FakeMessages) -> FakeMessages:
+    return fake_messages
 
 
 async def test_the_mailboxes_of_a_user_are_listed(fake, api):
