@@ -1,28 +1,36 @@
-"""Route of an event's mails (issue of hosted calendars; docs/messages.md)."""
+"""Routes of an event's mails (docs/messages.md)."""
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, BackgroundTasks, Path, Query, Request, Response
 from pydantic import AfterValidator
 
-from app.api.deps import DbReadSession, ProjectId
+from app.api.deps import AppState, DbReadSession, DbSession, ProjectId
+from app.api.idempotency import Idempotent
 from app.api.pages import PageRead, page_links
 from app.api.paths import id_pattern, require_id
-from app.api.schemas import responses
+from app.api.schemas import ErrorAnswer, responses
 from app.invitations import service
 from app.invitations.schemas import InvitationRead, InvitationsQuery
 
-router = APIRouter(prefix="/api/v1/calendar_events", tags=["calendar events"])
+router = APIRouter(prefix="/api/v1", tags=["calendar events"])
 
 
 def _event_id(value: str) -> str:
     return require_id(value, prefix="evt", what="Calendar event")
 
 
+def _invitation_id(value: str) -> str:
+    return require_id(value, prefix="msg", what="Invitation")
+
+
 EventId = Annotated[str, Path(json_schema_extra={**id_pattern("evt")}), AfterValidator(_event_id)]
+InvitationId = Annotated[str, Path(json_schema_extra={**id_pattern("msg")}), AfterValidator(_invitation_id)]
 
 
-@router.get("/{event_id}/invitations", operation_id="list_invitations", responses=responses(404))
+@router.get(
+    "/calendar_events/{event_id}/invitations", operation_id="list_invitations", responses=responses(404)
+)
 async def list_invitations(
     request: Request,
     session: DbReadSession,
@@ -36,3 +44,31 @@ async def list_invitations(
     """
     page = await service.list_invitations(session, project_id, event_id, query)
     return PageRead(**page_links(request, page), results=list(page.rows))
+
+
+@router.post(
+    "/invitations/{invitation_id}/resend",
+    operation_id="resend_invitation",
+    status_code=202,
+    response_model=InvitationRead,
+    responses={
+        **responses(404),
+        409: {"description": "It was sent, or replaced by a later mail", "model": ErrorAnswer},
+    },
+)
+async def resend_invitation(
+    *,
+    session: DbSession,
+    state: AppState,
+    project_id: ProjectId,
+    invitation_id: InvitationId,
+    idempotent: Idempotent,
+    background_tasks: BackgroundTasks,
+) -> Response:
+    """Sends a mail that failed again now, the same bytes; for example when the owner has the mailbox back."""
+
+    async def work() -> bytes:
+        return (await service.resend(session, project_id, invitation_id)).model_dump_json().encode()
+
+    background_tasks.add_task(state.doorbell.ring, "mails")
+    return await idempotent.once(work, status_code=202)

@@ -153,6 +153,60 @@ async def list_mails(
     return page_of(rows, _NEWEST, place, limit, place=lambda row: (row.created_at, row.id))
 
 
+# Sending again
+
+
+async def lock_mail(session: Session, project_id: str, mail_id: str) -> InvitationMail | None:
+    """The project's mail, which no worker claims until the transaction's end."""
+    return await session.scalar(
+        select(_mail)
+        .where(_mail.id == mail_id, _mail.project_id == project_id)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+
+
+async def has_later_mail(session: Session, mail: InvitationMail) -> bool:
+    """Whether this mail's guest has had, or will have, a later one about the same."""
+    return bool(
+        await session.scalar(
+            select(
+                exists().where(
+                    _mail.calendar_id == mail.calendar_id,
+                    _mail.event_uid == mail.event_uid,
+                    _mail.recipient_key == mail.recipient_key,
+                    _mail.position > mail.position,
+                    _mail.method != "REPLY",
+                    or_(_mail.recurrence_id.is_(None), _mail.recurrence_id == mail.recurrence_id),
+                )
+            )
+        )
+    )
+
+
+async def requeue(session: Session, mail_id: str) -> InvitationMail:
+    """Makes the mail due now, as if it had never been tried."""
+    return (
+        await session.scalars(
+            update(_mail)
+            .where(_mail.id == mail_id)
+            .values(
+                status="pending",
+                next_attempt_at=func.now(),
+                give_up_at=func.clock_timestamp() + timedelta(days=1),
+                attempt_count=0,
+                open_submits=0,
+                last_error=None,
+                lease_token=None,
+                finished_at=None,
+                updated_at=func.clock_timestamp(),
+            )
+            .returning(_mail)
+            .execution_options(populate_existing=True)
+        )
+    ).one()
+
+
 # Sending
 
 
@@ -175,7 +229,7 @@ class DueMail:
     mail: bytes
     attempt_count: int
     open_submits: int
-    created_at: datetime
+    give_up_at: datetime
     follows_failure: bool
 
 
@@ -237,7 +291,7 @@ async def claim_due(
             _mail.mail,
             _mail.attempt_count,
             _mail.open_submits,
-            _mail.created_at,
+            _mail.give_up_at,
             follows_failure.label("follows_failure"),
         )
         .execution_options(synchronize_session=False)
@@ -281,7 +335,8 @@ async def finish(
             "last_error": error,
             "messages_id": messages_id,
             "open_submits": open_submits,
-            "mail": None,
+            # Those that may not have arrived are kept for `requeue`.
+            "mail": None if status == "sent" else _mail.mail,
             "next_attempt_at": None,
             "finished_at": func.clock_timestamp(),
         },

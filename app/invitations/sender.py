@@ -40,7 +40,6 @@ log = structlog.get_logger()
 
 # Seconds after each failed attempt; the last wait is repeated until a day is over.
 RETRY_WAITS = (5.0, 30.0, 120.0, 600.0, 1800.0, 3600.0, 10_800.0, 21_600.0)
-GIVE_UP_AFTER = timedelta(days=1)
 # By then a Messages that was slow has finished, and its log shows whether the first one went out.
 _AFTER_LOST_ANSWER_SECONDS = 600.0
 _MOST_OPEN_SUBMITS = 2
@@ -206,7 +205,7 @@ class MailSender:
         elif result == "failed" and open_submits:
             # An earlier submit may have gone through: then this is not a plain failure.
             result = "unknown"
-        elif result in {"retry", "throttled"} and utcnow() - due.created_at >= GIVE_UP_AFTER:
+        elif result in {"retry", "throttled"} and utcnow() >= due.give_up_at:
             result = "unknown" if open_submits else "failed"
         error = outcome.error
         async with transaction(self._sessions) as session:

@@ -9,9 +9,10 @@ from app.calendar_events.service import CalendarEventNotFound
 from app.core.addresses import fold_address, is_mail_address
 from app.core.clock import isoformat, utcnow
 from app.core.db import AnySession, Session
-from app.core.errors import InvalidFields
+from app.core.errors import Conflict, InvalidFields, NotFound
 from app.core.ids import new_id
 from app.core.pagination import Page
+from app.hosted.repository import write_rows_soon
 from app.invitations import repository
 from app.invitations.repository import Thread
 from app.invitations.schemas import InvitationRead, InvitationRecipient, InvitationSender, InvitationsQuery
@@ -28,11 +29,16 @@ from app.messages.mime import Mailing, compose, make_message_id
 from app.messages.rendering import Kind, RsvpLinks, kind_of, render
 from app.models import InvitationMail
 
-__all__ = ["Method", "RsvpLinks", "Sender", "list_invitations", "queue_mails"]
+__all__ = ["Method", "RsvpLinks", "Sender", "list_invitations", "queue_mails", "resend"]
 
 _PAGE_SIZE = 100
 # Composing takes up to 20 ms a mail: others get their turn in between, and the transaction is not idle for long.
 _WRITTEN_AT_ONCE = 20
+
+
+class InvitationNotFound(NotFound):
+    def __init__(self) -> None:
+        super().__init__("Invitation not found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +225,26 @@ async def list_invitations(
         raise CalendarEventNotFound
     page = await repository.list_mails(session, event, cursor=query.cursor, limit=_PAGE_SIZE)
     return Page([_read(row) for row in page.rows], page.next, page.previous)
+
+
+async def resend(session: Session, project_id: str, mail_id: str) -> InvitationRead:
+    """Makes a mail that failed, or is not known to have arrived, due now; one that waits, too. Ring "mails" afterwards.
+
+    Raises InvitationNotFound; Conflict if it was sent, or if a later mail took its place.
+    """
+    mail = await repository.lock_mail(session, project_id, mail_id)
+    if mail is None:
+        raise InvitationNotFound
+    if mail.status == "sent":
+        raise Conflict("This mail was sent.")
+    if mail.mail is None:
+        raise Conflict("This mail is not kept any more: change the event to invite anew.")
+    if mail.method != "REPLY" and await repository.has_later_mail(session, mail):
+        raise Conflict("A later mail to this guest took the place of this one.")
+    if mail.lease_token is None:
+        mail = await repository.requeue(session, mail_id)
+        await write_rows_soon(session, mail.calendar_id, mail.event_uid)
+    return _read(mail)
 
 
 def _read(row: InvitationMail) -> InvitationRead:

@@ -17,7 +17,7 @@ class InvitationMail(Base):
 
     A pending row is due when `next_attempt_at` has come. The worker that claims it sets `lease_token` and puts
     `next_attempt_at` at the lease's end: if the worker dies, the row is due again then. A finished row has neither,
-    and no `mail` any more. `open_submits` counts the submits of which nobody knows how they ended: it is raised
+    and no `mail` any more unless it may be sent again. A row is `failed` by `give_up_at`. `open_submits` counts the submits of which nobody knows how they ended: it is raised
     before a submit, and lowered by an answer. With two of them the row ends as `unknown` (docs/messages.md).
     """
 
@@ -26,7 +26,7 @@ class InvitationMail(Base):
         CheckConstraint("method IN ('REQUEST', 'CANCEL', 'REPLY')", name="method"),
         CheckConstraint("status IN ('pending', 'sent', 'failed', 'unknown')", name="status"),
         CheckConstraint("(status = 'pending') = (next_attempt_at IS NOT NULL)", name="pending_is_due"),
-        CheckConstraint("(status = 'pending') = (mail IS NOT NULL)", name="pending_has_mail"),
+        CheckConstraint("status <> 'pending' OR mail IS NOT NULL", name="pending_has_mail"),
         Index(
             "ix_invitation_mails_due",
             "next_attempt_at",
@@ -65,6 +65,7 @@ class InvitationMail(Base):
     attempt_count: Mapped[int] = mapped_column(server_default="0")
     open_submits: Mapped[int] = mapped_column(server_default="0")
     next_attempt_at: Mapped[datetime | None]
+    give_up_at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp() + interval '1 day'"))
     lease_token: Mapped[str | None]
     last_error: Mapped[str | None]
     messages_id: Mapped[str | None]  # what Messages calls the mail

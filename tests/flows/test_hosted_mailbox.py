@@ -123,6 +123,44 @@ async def test_an_event_tells_whom_no_mail_has_reached(fake, api, worker, calend
     await until(delivered)
 
 
+async def test_a_mail_that_failed_can_be_sent_again(fake, api, other_api, worker, calendar):
+    (mailbox,) = fake.mailboxes.values()
+    mailbox.users[ADA] = "viewer"
+    event = await create(api, calendar, attendees=[BOB, {"email": "cy@example.org"}])
+    path = f"/api/v1/calendar_events/{event['id']}"
+
+    async def failed():
+        mails = (await api.get(f"{path}/invitations", params={})).json()["results"]
+        return mails if all(mail["status"] == "failed" for mail in mails) else None
+
+    mails = {mail["recipient"]["email"]: mail for mail in await until(failed)}
+    again = f"/api/v1/invitations/{mails['bob@example.org']['id']}/resend"
+    assert (await other_api.post(again)).status_code == 404
+    mailbox.users[ADA] = "admin"
+    answer = await api.post(again)
+    assert (answer.status_code, answer.json()["status"], answer.json()["last_error"]) == (
+        202,
+        "pending",
+        None,
+    )
+    (sent,) = await fake.wait_for(1)
+    assert sent.recipients == ["bob@example.org"]
+    assert sent.mail["Message-ID"] == mails["bob@example.org"]["message_id"]
+
+    async def only_cy_is_unreached():
+        unreached = (await api.get(path)).json()["raw"]["undelivered"]
+        return [one["email"] for one in unreached] == ["cy@example.org"]
+
+    await until(only_cy_is_unreached)
+    refused = await api.post(again)
+    assert (refused.status_code, refused.json()) == (409, {"error": "This mail was sent."})
+    await api.patch(path, json={"location": "Room 2"})
+    refused = await api.post(f"/api/v1/invitations/{mails['cy@example.org']['id']}/resend")
+    assert refused.status_code == 409
+    assert "later mail" in refused.json()["error"]
+    assert (await api.post("/api/v1/invitations/msg_aaaaaaaaaaaaaaaa/resend")).status_code == 404
+
+
 async def test_an_instance_lists_the_mails_of_its_series_and_its_own(fake, api, worker, calendar):
     first = await create(api, calendar, recurrence=["RRULE:FREQ=DAILY;COUNT=3"])
     query = {"calendar_id": calendar["id"], "ordering": "start_time"}

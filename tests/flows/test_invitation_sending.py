@@ -293,7 +293,7 @@ async def test_a_mail_is_given_up_after_a_day_and_says_why(outbox):
     outbox.fake.faults.append(Fault(503))
     await outbox.queue()
     async with transaction(outbox.sessions) as session:
-        await session.execute(text("UPDATE invitation_mails SET created_at = now() - interval '25 hours'"))
+        await session.execute(text("UPDATE invitation_mails SET give_up_at = now()"))
     await outbox.drain()
     row = await outbox.row()
     assert (row.status, row.last_error) == ("failed", "Messages answered 503.")
@@ -387,7 +387,7 @@ async def test_a_mail_given_up_after_a_lost_answer_may_have_been_sent(outbox):
     await outbox.queue()
     await outbox.drain()
     async with transaction(outbox.sessions) as session:
-        await session.execute(text("UPDATE invitation_mails SET created_at = now() - interval '25 hours'"))
+        await session.execute(text("UPDATE invitation_mails SET give_up_at = now()"))
     await outbox.make_due()
     await outbox.drain()
     row = await outbox.row()
