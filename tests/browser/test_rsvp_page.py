@@ -130,6 +130,25 @@ async def test_a_visit_alone_changes_nothing(browser, api, event, link):
     assert await status_of(api, event) == "needs_action"
 
 
+async def test_an_event_that_moved_while_the_page_was_open_is_asked_about_again(
+    browser, api, event, link, shots
+):
+    page = await browser.new_page(viewport={"width": 360, "height": 740})
+    await page.goto(link)
+    later = datetime.fromisoformat(event["start_time"]) + timedelta(days=1)
+    change = {"start_time": later.isoformat(), "send_invitations": False}
+    moved = await api.patch(f"/api/v1/calendar_events/{event['id']}", json=change)
+    assert moved.status_code == 200
+    await page.click("button.main")
+    await page.wait_for_selector("[role=status]")
+    assert "moved in the meantime" in await page.inner_text("[role=status]")
+    await page.screenshot(path=shots / "rsvp-moved.png")
+    assert await status_of(api, event) == "needs_action"
+    await page.click("button.main")
+    await page.wait_for_selector("text=Thank you")
+    assert await status_of(api, event) == "accepted"
+
+
 async def test_the_error_page_is_readable(browser, base_url, shots):
     page = await browser.new_page(viewport={"width": 360, "height": 740})
     answer = await page.goto(f"{base_url}/rsvp/?token=x&action=accepted")
