@@ -16,6 +16,7 @@ from app.core.db import Sessions, transaction
 from app.doorbell import Doorbell
 from app.hosted.repository import forget_inbound_replies
 from app.hosted.service import Hosting, keep_all_expanded
+from app.invitations.repository import forget_contents
 from app.models import IdempotentAnswer, WorkerHeartbeat
 from app.settings import Settings
 from app.webhooks.delivery import prune
@@ -25,6 +26,7 @@ log = structlog.get_logger()
 HEARTBEAT_SECONDS = 5.0
 _FORGET_WORKERS_AFTER = timedelta(hours=1)
 _FORGET_REPLIES_AFTER = timedelta(days=30)
+_FORGET_MAILS_AFTER = timedelta(days=30)
 _PRUNE_SECONDS = 600.0
 _EXPAND_SECONDS = 5.0
 
@@ -59,6 +61,7 @@ async def tidy(sessions: Sessions, settings: Settings) -> None:
                     delete(WorkerHeartbeat).where(WorkerHeartbeat.seen_at < now - _FORGET_WORKERS_AFTER)
                 )
                 await forget_inbound_replies(session, _FORGET_REPLIES_AFTER)
+                await forget_contents(session, _FORGET_MAILS_AFTER)
             await prune(sessions, settings)
         except Exception as err:  # noqa: BLE001 - the next round tries again
             log.warning("tidy_failed", error=type(err).__name__)

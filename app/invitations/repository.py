@@ -207,6 +207,20 @@ async def requeue(session: Session, mail_id: str) -> InvitationMail:
     ).one()
 
 
+async def forget_contents(session: Session, older_than: timedelta) -> None:
+    """Of mails that ended before that and were not sent; their rows stay as the log."""
+    await session.execute(
+        update(_mail)
+        .where(
+            _mail.status != text("'pending'"),
+            _mail.mail.is_not(None),
+            _mail.finished_at < func.now() - older_than,
+        )
+        .values(mail=None)
+        .execution_options(synchronize_session=False)
+    )
+
+
 # Sending
 
 

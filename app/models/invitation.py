@@ -41,6 +41,11 @@ class InvitationMail(Base):
             "event_uid",
             postgresql_where=text("status = 'failed'"),
         ),
+        Index(
+            "ix_invitation_mails_kept",
+            "finished_at",
+            postgresql_where=text("status <> 'pending' AND mail IS NOT NULL"),
+        ),
     )
 
     id: Mapped[PublicId] = mapped_column(primary_key=True)

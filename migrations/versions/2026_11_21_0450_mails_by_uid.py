@@ -24,6 +24,7 @@ def upgrade() -> None:
     # Mails that failed are kept whole, so that they can be sent again.
     op.drop_constraint('ck_invitation_mails_pending_has_mail', 'invitation_mails')
     op.create_check_constraint(op.f('ck_invitation_mails_pending_has_mail'), 'invitation_mails', "status <> 'pending' OR mail IS NOT NULL")
+    op.create_index('ix_invitation_mails_kept', 'invitation_mails', ['finished_at'], unique=False, postgresql_where=sa.text("status <> 'pending' AND mail IS NOT NULL"))
     op.add_column('invitation_mails', sa.Column('give_up_at', sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp() + interval '1 day'"), nullable=False))
     op.create_index('ix_invitation_mails_log', 'invitation_mails', ['calendar_id', 'event_uid', 'created_at', 'id'], unique=False)
     op.create_index('ix_invitation_mails_failed', 'invitation_mails', ['calendar_id', 'event_uid'], unique=False, postgresql_where=sa.text("status = 'failed'"))
@@ -32,6 +33,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '5s'")
     op.drop_column('invitation_mails', 'give_up_at')
+    op.drop_index('ix_invitation_mails_kept', table_name='invitation_mails')
     op.drop_constraint('ck_invitation_mails_pending_has_mail', 'invitation_mails')
     op.execute("UPDATE invitation_mails SET mail = NULL WHERE status <> 'pending'")
     op.create_check_constraint(op.f('ck_invitation_mails_pending_has_mail'), 'invitation_mails', "(status = 'pending') = (mail IS NOT NULL)")

@@ -17,6 +17,7 @@ from app.core.db import Sessions, transaction
 from app.core.errors import InvalidFields
 from app.core.http import operator_client
 from app.core.ids import new_id
+from app.invitations.repository import forget_contents
 from app.invitations.sender import MailSender
 from app.invitations.service import RsvpLinks, Sender, queue_mails
 from app.itip.event import Guest, HostedEvent, Person
@@ -198,6 +199,21 @@ async def test_after_an_invitation_that_failed_the_next_one_is_the_first(outbox)
     (mail,) = outbox.fake.submitted
     assert mail.mail["Subject"] == "Invitation: Weekly"
     assert mail.mail["In-Reply-To"] is None
+
+
+async def test_contents_of_failed_mails_are_kept_for_a_time(outbox):
+    outbox.mailbox.users.clear()
+    await outbox.queue()
+    await outbox.drain()
+    outbox.forget_mailboxes()
+    outbox.mailbox.users[OWNER] = "sender"
+    await outbox.queue(recipients=(EVE,))
+    await outbox.drain()
+    for days, kept in ((1, [True, False]), (0, [False, False])):
+        async with transaction(outbox.sessions) as session:
+            await forget_contents(session, timedelta(days=days))
+        assert [row.mail is not None for row in await outbox.rows()] == kept
+    assert [row.status for row in await outbox.rows()] == ["failed", "sent"]
 
 
 async def test_retry_after_of_an_outage_is_heeded(outbox):
