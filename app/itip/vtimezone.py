@@ -2,7 +2,7 @@
 
 import calendar
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from typing import NamedTuple
@@ -29,7 +29,7 @@ class _Change(NamedTuple):
 def vtimezone(name: str, first_year: int) -> Timezone:
     """The definition of an IANA zone, right from `first_year` on; about 400 bytes.
 
-    A zone whose changes follow no yearly rule (Morocco, Israel) has them listed for twelve years, in 800 bytes.
+    A zone whose changes follow no yearly rule (Morocco, Greenland) has them listed for twelve years, in 800 bytes.
     The answer is shared: do not change it.
     """
     zone = ZoneInfo(name)
@@ -79,23 +79,29 @@ def _yearly_rules(changes: list[list[_Change]]) -> list[tuple[_Change, str]]:
     if any(len(of_year) != 2 for of_year in changes):
         return []
     rules = []
-    for first, *others in zip(*changes, strict=True):
-        places = _places(first.wall)
-        for other in others:
-            if (other.before, other.after, other.wall.time()) != (
-                first.before,
-                first.after,
-                first.wall.time(),
-            ):
-                return []
-            places &= _places(other.wall)
-        if not places:
+    for of_one_kind in zip(*changes, strict=True):
+        # At midnight it is the evening before that has a rule (Santiago: the first Saturday); a second does not matter.
+        rule = _yearly_rule(of_one_kind, timedelta(0)) or _yearly_rule(of_one_kind, timedelta(seconds=1))
+        if rule is None:
             return []
-        month, nth, weekday = min(places, key=lambda place: place[1])
-        rule = f"FREQ=YEARLY;BYMONTH={month};BYDAY={nth}{_DAYS[weekday]}"
-        in_1970 = datetime.combine(_date_of(1970, month, nth, weekday), first.wall.time())
-        rules.append((first._replace(wall=in_1970), rule))
+        rules.append(rule)
     return rules
+
+
+def _yearly_rule(changes: Sequence[_Change], earlier: timedelta) -> tuple[_Change, str] | None:
+    """A change of each year, moved to 1970 and by so much, with its RRULE; None if the years differ."""
+    first = changes[0]._replace(wall=changes[0].wall - earlier)
+    places = _places(first.wall)
+    for change in changes:
+        wall = change.wall - earlier
+        if (change.before, change.after, wall.time()) != (first.before, first.after, first.wall.time()):
+            return None
+        places &= _places(wall)
+    if not places:
+        return None
+    month, nth, weekday = min(places, key=lambda place: place[1])
+    in_1970 = datetime.combine(_date_of(1970, month, nth, weekday), first.wall.time())
+    return first._replace(wall=in_1970), f"FREQ=YEARLY;BYMONTH={month};BYDAY={nth}{_DAYS[weekday]}"
 
 
 def _places(wall: datetime) -> set[tuple[int, int, int]]:

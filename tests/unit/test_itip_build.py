@@ -303,3 +303,8 @@ def test_a_zones_definition_is_as_outlook_wants_it():
     tokyo = vtimezone("Asia/Tokyo", 2026).to_ical().decode()
     assert tokyo.count("BEGIN:STANDARD") == 1
     assert "RRULE" not in tokyo
+    # At midnight, the evening before has the rule: Outlook reads no list of dates.
+    santiago = vtimezone("America/Santiago", 2026).to_ical().decode()
+    assert "DTSTART:19700905T235959" in santiago
+    assert "RRULE:FREQ=YEARLY;BYDAY=1SA;BYMONTH=9" in santiago
+    assert "RDATE" not in santiago
