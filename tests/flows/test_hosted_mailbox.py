@@ -133,7 +133,15 @@ async def test_a_mail_that_failed_can_be_sent_again(fake, api, other_api, worker
         mails = (await api.get(f"{path}/invitations", params={})).json()["results"]
         return mails if all(mail["status"] == "failed" for mail in mails) else None
 
+    async def unreached():
+        found = (await api.get(path)).json()["raw"]["undelivered"]
+        return sorted(one["email"] for one in found)
+
+    async def nobody_is_reached():
+        return await unreached() == ["bob@example.org", "cy@example.org"]
+
     mails = {mail["recipient"]["email"]: mail for mail in await until(failed)}
+    await until(nobody_is_reached)
     again = f"/api/v1/invitations/{mails['bob@example.org']['id']}/resend"
     assert (await other_api.post(again)).status_code == 404
     mailbox.users[ADA] = "admin"
@@ -148,8 +156,7 @@ async def test_a_mail_that_failed_can_be_sent_again(fake, api, other_api, worker
     assert sent.mail["Message-ID"] == mails["bob@example.org"]["message_id"]
 
     async def only_cy_is_unreached():
-        unreached = (await api.get(path)).json()["raw"]["undelivered"]
-        return [one["email"] for one in unreached] == ["cy@example.org"]
+        return await unreached() == ["cy@example.org"]
 
     await until(only_cy_is_unreached)
     refused = await api.post(again)
@@ -175,5 +182,19 @@ async def test_an_instance_lists_the_mails_of_its_series_and_its_own(fake, api, 
         return [(mail["method"], mail["recurrence_id"]) for mail in page.json()["results"]]
 
     assert rows[0]["id"] == first["id"]
+    (mailbox,) = fake.mailboxes.values()
     assert await mails(rows[0]) == await mails(rows[2]) == [("REQUEST", None)]
     assert await mails(rows[1]) == [("REQUEST", rows[1]["original_start_time"]), ("REQUEST", None)]
+
+    mailbox.users[ADA] = "viewer"
+    await api.patch(f"/api/v1/calendar_events/{rows[1]['id']}", json={"location": "Room 3"})
+
+    async def unreached():
+        found = (await api.get("/api/v1/calendar_events", params=query)).json()["results"]
+        return [len(row["raw"]["undelivered"]) for row in found]
+
+    async def the_instance_says_so():
+        return sum(await unreached())
+
+    await until(the_instance_says_so)
+    assert await unreached() == [0, 1, 0]
