@@ -39,6 +39,8 @@ def _sentence(problem: dict[str, Any]) -> str:
         return _SENTENCES[kind]
     if kind == "string_too_long":
         return f"Longer than {context['max_length']} characters."
+    if kind == "too_long":
+        return f"More than {context['max_length']} items."
     if kind == "string_too_short":
         return "This field may not be blank."
     message = str(problem["msg"]).removeprefix("Value error, ")

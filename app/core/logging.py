@@ -5,6 +5,7 @@ import logging.config
 import sys
 
 import structlog
+import structlog.tracebacks
 
 _SHARED: list[structlog.typing.Processor] = [
     structlog.contextvars.merge_contextvars,
@@ -17,10 +18,16 @@ _SHARED: list[structlog.typing.Processor] = [
 def configure_logging(*, level: str = "INFO", json: bool) -> None:
     """Everything, uvicorn, arq and SQLAlchemy too, goes to stderr in one format."""
     renderer: list[structlog.typing.Processor]
+    # Tracebacks without the frames' variables, which hold API keys and tokens.
     if json:
-        renderer = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        renderer = [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]
     else:
-        renderer = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        renderer = [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
     logging.config.dictConfig(
         {
             "version": 1,

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field
 
 from app.api.schemas import not_blank
 from app.core.addresses import is_mail_address
+from app.itip.build import LONGEST_URL, safe_url
 
 MOST_ATTENDEES = 500  # what Messages takes for one mail (contract/messages.md)
 
@@ -16,7 +17,6 @@ _LINE_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _TEXT_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029]")
 # RFC 5646, roughly, and with the underscore that many programs write.
 _LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*")
-_WEB_URL = re.compile(r"https?://[^\s<>\"\\^`{|}]+", re.IGNORECASE)
 
 
 def _address(value: str) -> str:
@@ -39,7 +39,7 @@ def _text(value: str) -> str:
 
 
 def _web_url(value: str) -> str:
-    if not _WEB_URL.fullmatch(value):
+    if safe_url(value) != value:
         raise ValueError("Not a web address: it must start with https:// (or http://) and have no blanks.")
     return value
 
@@ -62,5 +62,5 @@ TextBlock = AfterValidator(_text)
 PersonName = Annotated[str, Field(max_length=300), OneLine]
 EventName = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(not_blank), OneLine]
 TimeZoneName = Annotated[str, AfterValidator(_time_zone)]
-WebUrl = Annotated[str, Field(max_length=4096), AfterValidator(_web_url)]
+WebUrl = Annotated[str, Field(max_length=LONGEST_URL), AfterValidator(_web_url)]
 Locale = Annotated[str, Field(max_length=35), AfterValidator(_language_tag)]

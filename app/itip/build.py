@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Literal
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from icalendar import Calendar, Event, vCalAddress, vRecur, vUri
@@ -25,7 +26,8 @@ Method = Literal["REQUEST", "CANCEL", "REPLY"]
 _PRODUCT = "-//calbridge//calbridge//EN"
 _CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160), 0x2028, 0x2029])  # all but tab and LF
 _SCRIPT = re.compile(r"\b(javascript|vbscript|data):(?=\S)", re.IGNORECASE)
-_HTTP_URL = re.compile(r"https?://[^\s\"'<>\\^`{|}\x00-\x20\x7f]+", re.IGNORECASE)
+_HTTP_URL = re.compile(r"https?://[^\s\"'<>\\^`{|}]+", re.IGNORECASE)
+LONGEST_URL = 2048
 _RECURRENCE_LINE = re.compile(r"(RRULE|RDATE|EXDATE)((?:;[A-Z-]+=[^;:]+)*):(.+)", re.IGNORECASE)
 _TZID = re.compile(r";TZID=\"?([^;:\"]+)", re.IGNORECASE)
 _RULE_TEXT = re.compile(r"[A-Z0-9=;,+-]+")
@@ -55,9 +57,18 @@ def clean_line(value: str | None) -> str:
 
 
 def safe_url(value: str | None) -> str | None:
-    """The address if it is plainly http or https, else None: `javascript:` and the like never reach a mail."""
+    """The address if it is plainly http or https, else None: `javascript:` and the like never reach a mail.
+
+    Not printable are controls, and the marks that make a text look like another one.
+    """
     url = (value or "").strip()
-    return url if len(url) <= 2048 and _HTTP_URL.fullmatch(url) else None
+    if len(url) > LONGEST_URL or not url.isprintable() or not _HTTP_URL.fullmatch(url):
+        return None
+    try:
+        parts = urlsplit(url)
+        return url if parts.hostname and parts.port != 0 else None
+    except ValueError:
+        return None
 
 
 def is_whole_cancel(event: HostedEvent, recipients: Sequence[Guest | Person]) -> bool:

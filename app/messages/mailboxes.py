@@ -70,11 +70,17 @@ def _mailbox(item: Any) -> Mailbox:
     if isinstance(item, Mapping):
         mailbox_id, email = item.get("id"), item.get("email")
         name, role = item.get("name"), item.get("role")
-        if isinstance(mailbox_id, str) and isinstance(email, str):
+        # Not printable are line breaks and other controls, and halves of characters, which no answer can hold.
+        if isinstance(mailbox_id, str) and isinstance(email, str) and (mailbox_id + email).isprintable():
             return Mailbox(
                 mailbox_id,
                 email,
-                name if isinstance(name, str) and name else None,
-                role if isinstance(role, str) else None,
+                _printable(name) or None if isinstance(name, str) else None,
+                role if isinstance(role, str) and role.isprintable() else None,
             )
     raise MessagesUnavailable("Messages answered with something that is not a list of mailboxes.")
+
+
+def _printable(text: str) -> str:
+    """On one line, without what is not printable."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
