@@ -4,10 +4,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from app.api.deps import State
 from app.api.errors import install_error_handlers
-from app.api.middleware import RequestContext
+from app.api.middleware import RequestContext, TooLargeAsJson
 from app.bots.api import router as bots
 from app.calendar_events.api import router as calendar_events
 from app.calendars.api import router as calendars
@@ -73,9 +74,10 @@ def create_app(settings: Settings) -> FastAPI:
         description=_DESCRIPTION,
         license_info={"name": "MIT"},
         lifespan=lifespan,
-        max_body_size=_MAX_BODY_BYTES,
     )
     install_error_handlers(app)
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=_MAX_BODY_BYTES)
+    app.add_middleware(TooLargeAsJson)
     app.add_middleware(RequestContext)
     for router in (
         calendars,

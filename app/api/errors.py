@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from app.core.errors import AppError
 
@@ -84,12 +85,25 @@ async def _on_validation_error(_request: Request, err: Exception) -> JSONRespons
     return JSONResponse(body, status_code)
 
 
-async def _on_http_exception(_request: Request, err: Exception) -> JSONResponse:
+async def _on_http_exception(request: Request, err: Exception) -> JSONResponse:
     assert isinstance(err, HTTPException)
+    if err.status_code == 405:
+        allowed = _allowed_methods(request, (err.headers or {}).get("Allow", ""))
+        return JSONResponse({"error": "Method not allowed"}, 405, headers={"Allow": allowed})
     if err.status_code == 400:
         return JSONResponse({"non_field_errors": ["The body is not valid JSON."]}, 400)
-    detail = {404: "Not found", 405: "Method not allowed"}.get(err.status_code, str(err.detail))
+    detail = "Not found" if err.status_code == 404 else str(err.detail)
     return JSONResponse({"error": detail}, err.status_code, headers=err.headers)
+
+
+def _allowed_methods(request: Request, named: str) -> str:
+    """All methods of this path: the framework has `named` those of one of its routes (RFC 9110 10.2.1)."""
+    allowed = {method.strip() for method in named.split(",") if method.strip()}
+    paths = request.app.openapi()["paths"]
+    path = next((path for path in paths if compile_path(path)[0].fullmatch(request.url.path)), None)
+    if path is not None:
+        allowed |= {method.upper() for method in paths[path]}
+    return ", ".join(sorted(allowed))
 
 
 async def _on_database_away(_request: Request, err: Exception) -> JSONResponse:

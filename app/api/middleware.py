@@ -5,6 +5,7 @@ import time
 import uuid
 
 import structlog
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core import metrics
@@ -12,6 +13,7 @@ from app.core import metrics
 log = structlog.get_logger()
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_TOO_LARGE = b'{"error":"The body is too large."}'
 _QUIET = {"/healthz", "/readyz", "/metrics"}
 
 
@@ -57,3 +59,27 @@ class RequestContext:
                     ms=round(took * 1000, 1),
                 )
             structlog.contextvars.clear_contextvars()
+
+
+class TooLargeAsJson:
+    """Around RequestBodyLimitMiddleware, whose answer is plain text: says it like every other error."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_plain = False
+
+        async def send_json(message: Message) -> None:
+            nonlocal is_plain
+            if message["type"] == "http.response.start" and message["status"] == 413:
+                headers = MutableHeaders(raw=message["headers"])
+                is_plain = headers.get("content-type", "").startswith("text/plain")
+                if is_plain:
+                    headers["content-type"] = "application/json"
+                    headers["content-length"] = str(len(_TOO_LARGE))
+            elif message["type"] == "http.response.body" and is_plain:
+                message = {**message, "body": _TOO_LARGE}
+            await send(message)
+
+        await self._app(scope, receive, send_json if scope["type"] == "http" else send)

@@ -28,6 +28,8 @@ _FREQUENCIES = frozenset({"DAILY", "WEEKLY", "MONTHLY", "YEARLY"})
 _PARTS = frozenset(
     {"FREQ", "INTERVAL", "COUNT", "UNTIL", "WKST", "BYDAY", "BYMONTHDAY", "BYMONTH", "BYSETPOS", "BYYEARDAY"}
 )
+_NUMBER = re.compile("[0-9]{1,9}")
+_YEAR = re.compile("[0-9]{4}")
 _WEEKDAY = "(MO|TU|WE|TH|FR|SA|SU)"
 _DAY_OF_YEAR = re.compile("[+-]?(0{0,2}[1-9]|0?[1-9][0-9]|[12][0-9]{2}|3[0-5][0-9]|36[0-6])")
 _VALUES = {
@@ -50,13 +52,22 @@ def read_rule(lines: Sequence[str]) -> str:
     name, colon, value = text.partition(":")
     if not colon or name.upper() != "RRULE":
         raise ValueError("The line must start with RRULE:, for example RRULE:FREQ=WEEKLY;COUNT=10.")
-    try:
-        value = value.upper()
-        Rule(value)  # its characters and its numbers
-    except RuleRefused as err:
-        raise ValueError(f"The rule cannot be used: {err}.") from None
+    value = "".join(value.upper().split())
     pairs = [part.partition("=") for part in value.rstrip(";").split(";")]
     parts = {part: given for part, _, given in pairs}
+    for part in ("COUNT", "INTERVAL"):
+        if part in parts and not (
+            _NUMBER.fullmatch(parts[part]) and 1 <= int(parts[part]) <= MOST_OCCURRENCES
+        ):
+            raise ValueError(f"{part} must be a number from 1 to {MOST_OCCURRENCES}.")
+    if _YEAR.match(parts.get("UNTIL", "")) and int(parts["UNTIL"][:4]) > LAST_YEAR:
+        raise ValueError(
+            f"UNTIL may be in the year {LAST_YEAR} at the latest; a series without it has no end."
+        )
+    try:
+        Rule(value)  # its characters
+    except RuleRefused as err:
+        raise ValueError(f"The rule cannot be used: {err}.") from None
     if len(parts) != len(pairs) or not all(parts.values()):
         raise ValueError("Each part of a rule must stand once, with a value.")
     unknown = sorted(parts.keys() - _PARTS)
@@ -66,9 +77,6 @@ def read_rule(lines: Sequence[str]) -> str:
         raise ValueError("FREQ must be DAILY, WEEKLY, MONTHLY or YEARLY.")
     if "COUNT" in parts and "UNTIL" in parts:
         raise ValueError("A rule has COUNT or UNTIL, not both.")
-    for part in ("COUNT", "INTERVAL"):
-        if part in parts and not (parts[part].isdigit() and 1 <= int(parts[part]) <= MOST_OCCURRENCES):
-            raise ValueError(f"{part} must be a number from 1 to {MOST_OCCURRENCES}.")
     _check_values(parts)
     return ";".join(f"{part}={given}" for part, given in parts.items())
 

@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 
 from app.api.deps import AppState, DbReadSession, DbSession, State, find_project_id
 from app.api.errors import is_database_away
-from app.api.schemas import responses
+from app.api.schemas import ErrorAnswer, responses
 from app.core.errors import Unauthorized
 from app.hosted.service import Hosting, organizer_of
 from app.messages.rendering import Language, language_of, repeats_text, when_text
@@ -39,6 +39,7 @@ _PAGES: dict[int | str, dict[str, Any]] = {
     400: {"description": "A bad link", **_HTML},
     403: {"description": "No longer invited", **_HTML},
     410: {"description": "Cancelled, over or expired", **_HTML},
+    413: {"description": "The form is too large", "model": ErrorAnswer},
     429: {"description": "Too many requests", **_HTML},
     503: {"description": "Busy or restarting", **_HTML},
 }

@@ -77,3 +77,17 @@ async def test_a_bad_query_is_400(fake, api, query):
 async def test_it_needs_an_api_key(fake, api):
     answer = await api.get(PATH, params={"user_email": OWNER}, headers={"Authorization": ""})
     assert answer.status_code == 401
+
+
+async def test_a_mailbox_with_a_name_that_cannot_be_shown_is_listed_without_it(fake, api):
+    fake.add_mailbox(OWNER, name="Ada\x00\r\nBcc: eve", admin=OWNER)
+    (found,) = (await api.get(PATH, params={"user_email": OWNER})).json()["results"]
+    assert found["name"] == "Ada Bcc: eve"
+    calendar = {"platform": "local", "name": "x", "owner_email": OWNER}
+    made = await api.post("/api/v1/calendars", json=calendar)
+    assert made.json()["sending_identity"]["name"] == "Ada Bcc: eve"
+
+
+async def test_an_address_with_line_breaks_is_no_mailbox(fake, api):
+    fake.add_mailbox("ada@example.com\r\nBcc: x@example.org", admin=OWNER)
+    assert (await api.get(PATH, params={"user_email": OWNER})).status_code == 502
