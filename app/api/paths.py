@@ -1,6 +1,11 @@
-"""Public ids in paths."""
+"""Public ids in paths. A wrong id is a 404 and not a 400, so its form in OpenAPI is not enforced there."""
 
 import re
+from functools import partial
+from typing import Annotated
+
+from fastapi import Path
+from pydantic import AfterValidator
 
 from app.core.errors import NotFound
 from app.core.ids import Prefix
@@ -13,6 +18,19 @@ def require_id(value: str, *, prefix: Prefix, what: str) -> str:
     return value
 
 
-def id_pattern(prefix: Prefix) -> dict[str, str]:
-    """The id's form for OpenAPI. It is not enforced there: a wrong id is a 404 and not a 400."""
-    return {"pattern": f"^{prefix}_[A-Za-z0-9]{{16}}$"}
+def _path(prefix: Prefix) -> str:
+    """Metadata of a path's parameter: the id's form."""
+    parameter: str = Path(json_schema_extra={"pattern": f"^{prefix}_[A-Za-z0-9]{{16}}$"})
+    return parameter
+
+
+def _is(prefix: Prefix, what: str) -> AfterValidator:
+    return AfterValidator(partial(require_id, prefix=prefix, what=what))
+
+
+BotId = Annotated[str, _path("bot"), _is("bot", "Bot")]
+CalendarId = Annotated[str, _path("cal"), _is("cal", "Calendar")]
+DeliveryId = Annotated[str, _path("dlv"), _is("dlv", "Webhook delivery")]
+EventId = Annotated[str, _path("evt"), _is("evt", "Calendar event")]
+InvitationId = Annotated[str, _path("msg"), _is("msg", "Invitation")]
+WebhookId = Annotated[str, _path("webhook"), _is("webhook", "Webhook")]

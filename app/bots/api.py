@@ -2,25 +2,17 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, BackgroundTasks, Path, Query, Request, Response
-from pydantic import AfterValidator
+from fastapi import APIRouter, BackgroundTasks, Query, Request, Response
 
 from app.api.deps import AppState, DbReadSession, DbSession, ProjectId
 from app.api.idempotency import Idempotent
 from app.api.pages import PageRead, page_links
-from app.api.paths import id_pattern, require_id
+from app.api.paths import BotId
 from app.api.schemas import responses
 from app.bots import service
 from app.bots.schemas import BotCreate, BotRead, BotsQuery, BotUpdate
 
 router = APIRouter(prefix="/api/v1/bots", tags=["bots"])
-
-
-def _bot_id(value: str) -> str:
-    return require_id(value, prefix="bot", what="Bot")
-
-
-BotId = Annotated[str, Path(json_schema_extra={**id_pattern("bot")}), AfterValidator(_bot_id)]
 
 
 @router.get("", operation_id="list_bots", responses=responses())

@@ -3,13 +3,12 @@
 from typing import Annotated
 
 import orjson
-from fastapi import APIRouter, BackgroundTasks, Body, Path, Query, Request, Response
-from pydantic import AfterValidator
+from fastapi import APIRouter, BackgroundTasks, Body, Query, Request, Response
 
 from app.api.deps import AppState, DbReadSession, DbSession, ProjectId, State
 from app.api.idempotency import Idempotent
 from app.api.pages import PageRead, page_links
-from app.api.paths import id_pattern, require_id
+from app.api.paths import EventId
 from app.api.schemas import responses
 from app.calendar_events import service
 from app.calendar_events.schemas import (
@@ -28,10 +27,6 @@ from app.itip.export import export_event
 router = APIRouter(prefix="/api/v1/calendar_events", tags=["calendar events"])
 
 
-def _event_id(value: str) -> str:
-    return require_id(value, prefix="evt", what="Calendar event")
-
-
 _CREATE_EXAMPLES = {
     "event": {
         "value": {
@@ -46,8 +41,6 @@ _CREATE_EXAMPLES = {
         }
     },
 }
-
-EventId = Annotated[str, Path(json_schema_extra={**id_pattern("evt")}), AfterValidator(_event_id)]
 
 
 @router.get(

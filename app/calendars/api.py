@@ -2,13 +2,12 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, BackgroundTasks, Body, Path, Query, Request, Response
-from pydantic import AfterValidator
+from fastapi import APIRouter, BackgroundTasks, Body, Query, Request, Response
 
 from app.api.deps import AppState, DbReadSession, DbSession, ProjectId, State
 from app.api.idempotency import Idempotent
 from app.api.pages import PageRead, page_links
-from app.api.paths import id_pattern, require_id
+from app.api.paths import CalendarId
 from app.api.schemas import ErrorAnswer, responses
 from app.calendars import service
 from app.calendars.schemas import (
@@ -27,12 +26,6 @@ from app.oauth.credentials import CredentialStore
 
 router = APIRouter(prefix="/api/v1/calendars", tags=["calendars"])
 
-
-def _calendar_id(value: str) -> str:
-    return require_id(value, prefix="cal", what="Calendar")
-
-
-CalendarId = Annotated[str, Path(json_schema_extra={**id_pattern("cal")}), AfterValidator(_calendar_id)]
 
 _CREATE_EXAMPLES = {
     "google": {

@@ -95,7 +95,7 @@ async def create_event(session: Session, hosting: Hosting, project_id: str, body
     entry = _with_rule(entry, body.recurrence)
     mails = plan_mails(None, entry, organizer_emails=_own_addresses(calendar))
     await _save(session, hosting, calendar, {"": entry}, changed=[entry])
-    event_id = await _first_id(session, calendar, entry.uid)
+    event_id, *_ = (await _required_rows(session, calendar, entry.uid))[0]
     if body.send_invitations:
         await _queue(session, hosting, calendar, {"": entry}, mails)
     return event_id
@@ -669,12 +669,14 @@ def _facts(calendar: LocalCalendar) -> CalendarFacts:
     )
 
 
-async def _first_id(session: Session, calendar: LocalCalendar, uid: str) -> str:
-    """Raises InvalidFields for a series that is over."""
-    ids = [row[0] for row in await repository.load_live_rows(session, calendar.calendar_id, uid)]
-    if not ids:
+async def _required_rows(
+    session: Session, calendar: LocalCalendar, uid: str
+) -> list[tuple[str, str, datetime | None]]:
+    """As `repository.load_live_rows`. Raises InvalidFields for a series that is over, which has none."""
+    rows = await repository.load_live_rows(session, calendar.calendar_id, uid)
+    if not rows:
         raise InvalidFields.one("recurrence", "The series has no instance from now on.")
-    return ids[0]
+    return rows
 
 
 async def _moved_id(
@@ -684,9 +686,7 @@ async def _moved_id(
 
     Raises InvalidFields for a series that is over.
     """
-    rows = await repository.load_live_rows(session, calendar.calendar_id, uid)
-    if not rows:
-        raise InvalidFields.one("recurrence", "The series has no instance from now on.")
+    rows = await _required_rows(session, calendar, uid)
     still = event_id if event_id in {row[0] for row in rows} else _next_id(rows)
     return next((row[0] for row in rows if row[2] == start), still)
 

@@ -2,30 +2,17 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, BackgroundTasks, Path, Query, Request, Response
-from pydantic import AfterValidator
+from fastapi import APIRouter, BackgroundTasks, Query, Request, Response
 
 from app.api.deps import AppState, DbReadSession, DbSession, ProjectId
 from app.api.idempotency import Idempotent
 from app.api.pages import PageRead, page_links
-from app.api.paths import id_pattern, require_id
+from app.api.paths import EventId, InvitationId
 from app.api.schemas import ErrorAnswer, responses
 from app.invitations import service
 from app.invitations.schemas import InvitationRead, InvitationsQuery
 
 router = APIRouter(prefix="/api/v1", tags=["calendar events"])
-
-
-def _event_id(value: str) -> str:
-    return require_id(value, prefix="evt", what="Calendar event")
-
-
-def _invitation_id(value: str) -> str:
-    return require_id(value, prefix="msg", what="Invitation")
-
-
-EventId = Annotated[str, Path(json_schema_extra={**id_pattern("evt")}), AfterValidator(_event_id)]
-InvitationId = Annotated[str, Path(json_schema_extra={**id_pattern("msg")}), AfterValidator(_invitation_id)]
 
 
 @router.get(

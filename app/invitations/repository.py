@@ -256,14 +256,13 @@ async def claim_due(
     a cancellation.
     """
     earlier = aliased(InvitationMail)
+    of_same_guest = and_(
+        earlier.calendar_id == _mail.calendar_id,
+        earlier.event_uid == _mail.event_uid,
+        earlier.recipient_key == _mail.recipient_key,
+    )
     is_behind = exists().where(
-        and_(
-            earlier.status == text("'pending'"),
-            earlier.calendar_id == _mail.calendar_id,
-            earlier.event_uid == _mail.event_uid,
-            earlier.recipient_key == _mail.recipient_key,
-            earlier.position < _mail.position,
-        )
+        of_same_guest, earlier.status == text("'pending'"), earlier.position < _mail.position
     )
     due = (
         select(_mail.id)
@@ -278,12 +277,7 @@ async def claim_due(
         .with_for_update(skip_locked=True, of=_mail)
         .cte("due")
     )
-    follows_failure = exists().where(
-        earlier.status == text("'failed'"),
-        earlier.calendar_id == _mail.calendar_id,
-        earlier.event_uid == _mail.event_uid,
-        earlier.recipient_key == _mail.recipient_key,
-    )
+    follows_failure = exists().where(of_same_guest, earlier.status == text("'failed'"))
     rows = await session.execute(
         update(_mail)
         .where(_mail.id.in_(select(due.c.id)))

@@ -36,14 +36,7 @@ async def show(session: AnySession, hosting: Hosting, token: str, action: str) -
     calendar = await events.find_calendar(session, subject.calendar_id)
     page = await _page(session, subject, calendar)
     chosen = next((known for known in ACTIONS if known == action), None)
-    return Page(
-        kind=page.kind,
-        calendar=page.calendar,
-        entry=page.entry,
-        attendee=page.attendee,
-        action=chosen,
-        token=token,
-    )
+    return replace(page, action=chosen, token=token)
 
 
 async def answer(session: Session, hosting: Hosting, token: str, action: str, *, seen: str = "") -> Page:
@@ -76,13 +69,7 @@ async def answer(session: Session, hosting: Hosting, token: str, action: str, *,
         tell_organizer=True,
     )
     after = await _page(session, subject, calendar)
-    return Page(
-        kind="done" if after.kind == "ask" else after.kind,
-        calendar=calendar,
-        entry=after.entry,
-        attendee=after.attendee,
-        token=token,
-    )
+    return replace(after, kind="done" if after.kind == "ask" else after.kind, token=token)
 
 
 async def _page(session: AnySession, subject: Subject, calendar: events.LocalCalendar | None) -> Page:

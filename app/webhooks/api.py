@@ -2,13 +2,12 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, BackgroundTasks, Path, Query, Request, Response
-from pydantic import AfterValidator
+from fastapi import APIRouter, BackgroundTasks, Query, Request, Response
 
 from app.api.deps import AppState, DbReadSession, DbSession, ProjectId
 from app.api.idempotency import Idempotent
 from app.api.pages import ListQuery, PageRead, page_links
-from app.api.paths import id_pattern, require_id
+from app.api.paths import DeliveryId, WebhookId
 from app.api.schemas import responses
 from app.core.db import reading
 from app.webhooks import service
@@ -25,18 +24,6 @@ from app.webhooks.schemas import (
 )
 
 router = APIRouter(prefix="/api/v1", tags=["webhooks"])
-
-
-def _webhook_id(value: str) -> str:
-    return require_id(value, prefix="webhook", what="Webhook")
-
-
-def _delivery_id(value: str) -> str:
-    return require_id(value, prefix="dlv", what="Webhook delivery")
-
-
-WebhookId = Annotated[str, Path(json_schema_extra={**id_pattern("webhook")}), AfterValidator(_webhook_id)]
-DeliveryId = Annotated[str, Path(json_schema_extra={**id_pattern("dlv")}), AfterValidator(_delivery_id)]
 
 
 @router.get("/webhooks", operation_id="list_webhooks", responses=responses())

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import socket
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -46,7 +47,7 @@ class Fault:
         return Response(orjson.dumps(error), self.status, headers, media_type="application/json")
 
 
-class Faulty:
+class Faulty(ABC):
     """A base of fakes: `inject_fault`, and `serve` in place of the app."""
 
     def __init__(self) -> None:
@@ -79,8 +80,9 @@ class Faulty:
     def clear_faults(self) -> None:
         self._faults.clear()
 
+    @abstractmethod
     def faulty_answer(self, fault: Fault) -> Response:
-        raise NotImplementedError
+        """`fault.answer` with the error body of the provider."""
 
     async def serve(self, app: Any, recorded: Recorded, scope: Any, receive: Any, send: Any) -> None:
         """Answers by `app`, or as the next fault has it; notes the answer in `recorded`."""
