@@ -7,13 +7,20 @@ drainers, in any number of processes, share the work by the claims' SKIP LOCKED.
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import structlog
 
 log = structlog.get_logger()
 
 Item = TypeVar("Item")
+
+
+class Work(Protocol[Item]):
+    """What a drainer drains."""
+
+    async def claim(self, limit: int, /) -> Sequence[Item]: ...
+    async def handle(self, item: Item, /) -> None: ...
 
 
 class Drainer(Generic[Item]):

@@ -29,7 +29,7 @@ from app.sync.budgets import Budgets
 from app.sync.engine import SyncEngine
 from app.sync.providers import Providers
 from app.webhooks.delivery import Deliverer
-from workers.drainer import Drainer
+from workers.drainer import Drainer, Item, Work
 from workers.housekeeping import beat, roll, tidy
 
 log = structlog.get_logger()
@@ -115,42 +115,18 @@ async def _drainers(settings: Settings) -> AsyncIterator[tuple[Drainers, list[as
         )
         launcher = Launcher(settings=settings, sessions=sessions, client=client, doorbell=doorbell)
         mails = MailSender(settings=settings, sessions=sessions, messages=Messages(settings, client))
+
+        def drainer(name: Bell, work: Work[Item], concurrency: int) -> Drainer[Item]:
+            return Drainer(
+                name, claim=work.claim, handle=work.handle, concurrency=concurrency, tick_seconds=tick
+            )
+
         drainers: Drainers = {
-            "syncs": Drainer(
-                "syncs",
-                claim=syncs.claim,
-                handle=syncs.handle,
-                concurrency=settings.sync_concurrency,
-                tick_seconds=tick,
-            ),
-            "deliveries": Drainer(
-                "deliveries",
-                claim=deliverer.claim,
-                handle=deliverer.handle,
-                concurrency=settings.webhook_concurrency,
-                tick_seconds=tick,
-            ),
-            "bots": Drainer(
-                "bots",
-                claim=launcher.claim,
-                handle=launcher.handle,
-                concurrency=_BOT_CONCURRENCY,
-                tick_seconds=tick,
-            ),
-            "mails": Drainer(
-                "mails",
-                claim=mails.claim,
-                handle=mails.handle,
-                concurrency=MAIL_CONCURRENCY,
-                tick_seconds=tick,
-            ),
-            "channels": Drainer(
-                "channels",
-                claim=channels.claim,
-                handle=channels.handle,
-                concurrency=_CHANNEL_CONCURRENCY,
-                tick_seconds=tick,
-            ),
+            "syncs": drainer("syncs", syncs, settings.sync_concurrency),
+            "deliveries": drainer("deliveries", deliverer, settings.webhook_concurrency),
+            "bots": drainer("bots", launcher, _BOT_CONCURRENCY),
+            "mails": drainer("mails", mails, MAIL_CONCURRENCY),
+            "channels": drainer("channels", channels, _CHANNEL_CONCURRENCY),
         }
         upkeep = [
             asyncio.create_task(beat(sessions)),

@@ -37,7 +37,7 @@ from app.providers.base import (
     Window,
 )
 from app.providers.raw import dump_raw
-from app.providers.wire import Answer, exchange, load_json, retry_after
+from app.providers.wire import Answer, exchange, load_json, load_object, retry_after
 
 log = structlog.get_logger()
 
@@ -189,13 +189,7 @@ class GoogleCalendar:
             answer = await self._send(path, query, token)
         if answer.status != 200:
             raise classify_error(answer.status, answer.body, answer.headers)
-        try:
-            document = load_json(answer.body)
-        except ValueError:
-            document = None
-        if not isinstance(document, dict):
-            raise Unavailable("Google's answer is not a JSON object.", code="broken_answer")
-        return document
+        return load_object(answer.body, "Google")
 
     async def _send(self, path: str, query: dict[str, str], token: str) -> Answer:
         return await exchange(

@@ -40,7 +40,7 @@ from app.providers.base import (
     Window,
 )
 from app.providers.raw import dump_raw
-from app.providers.wire import Answer, exchange, load_json, retry_after
+from app.providers.wire import Answer, exchange, load_json, load_object, retry_after
 
 log = structlog.get_logger(__name__)
 
@@ -334,13 +334,7 @@ class MicrosoftCalendar:
             request_id = limits.cut(answer.headers.get("request-id"), limits.NAME)
             log.info("microsoft.refused", status=answer.status, code=error.code, request_id=request_id)
             raise error
-        try:
-            document = load_json(answer.body)
-        except ValueError:
-            document = None
-        if not isinstance(document, dict):
-            raise Unavailable("Microsoft's answer is not a JSON object.", code="broken_answer")
-        return document
+        return load_object(answer.body, "Microsoft")
 
     async def _send(self, url: str, query: dict[str, str] | None, prefer: str, token: str) -> Answer:
         return await exchange(

@@ -16,7 +16,7 @@ from app.providers.push import (
     OpenedChannel,
     send_authorized,
 )
-from app.providers.wire import Answer, exchange, load_json
+from app.providers.wire import Answer, exchange, load_object
 
 # "Under 7 days" is the most for Outlook events; an hour less leaves room for clocks that differ.
 _LIFE = timedelta(days=6, hours=23)
@@ -70,7 +70,7 @@ class MicrosoftPush:
             )
         if answer.status not in {200, 201}:
             raise classify_error(answer.status, answer.body, answer.headers)
-        document = _document(answer)
+        document = load_object(answer.body, "Microsoft")
         provider_id = document.get("id")
         if not isinstance(provider_id, str) or not provider_id.isprintable():
             raise Unavailable("Microsoft's answer is not a subscription.", code="broken_answer")
@@ -93,7 +93,7 @@ class MicrosoftPush:
             if answer.status == 404 and not isinstance(err, Unavailable):
                 raise ChannelGone("Microsoft does not know the subscription any more.")
             raise err
-        document = _document(answer)
+        document = load_object(answer.body, "Microsoft")
         if document.get("notificationUrl", address) != address:
             await self.close(channel_id="", provider_id=provider_id, resource_id=None)
             raise ChannelGone("The subscription was for another address.")
@@ -122,7 +122,7 @@ class MicrosoftPush:
             answer = await self._send("GET", url)
             if answer.status != 200:
                 raise classify_error(answer.status, answer.body, answer.headers)
-            document = _document(answer)
+            document = load_object(answer.body, "Microsoft")
             items = document.get("value")
             for item in items if isinstance(items, list) else []:
                 yield item
@@ -149,16 +149,6 @@ class MicrosoftPush:
             )
 
         return await send_authorized(self._tokens, send)
-
-
-def _document(answer: Answer) -> dict[str, Any]:
-    try:
-        document = load_json(answer.body)
-    except ValueError:
-        document = None
-    if not isinstance(document, dict):
-        raise Unavailable("Microsoft's answer is not a JSON object.", code="broken_answer")
-    return document
 
 
 def _written(at: datetime) -> str:

@@ -79,6 +79,17 @@ def load_json(body: bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def load_object(body: bytes, provider: str) -> dict[str, Any]:
+    """The JSON object of a good answer. Raises Unavailable for anything else."""
+    try:
+        document = load_json(body)
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise Unavailable(f"{provider}'s answer is not a JSON object.", code="broken_answer")
+    return document
+
+
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait as told by `Retry-After` (RFC 9110 10.2.3: seconds, or an HTTP date), at most a day.
 
