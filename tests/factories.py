@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import insert, select
@@ -18,6 +19,11 @@ from app.sync import repository
 from app.sync.budgets import Budgets
 from app.sync.engine import LEASE_FOR, SyncEngine
 from app.sync.providers import Providers
+
+
+def at(days: float) -> str:
+    """So many days from now, on the hour, as the API takes it."""
+    return (datetime.now(UTC) + timedelta(days=days)).strftime("%Y-%m-%dT%H:00:00Z")
 
 
 async def add_calendar(

@@ -1,7 +1,7 @@
 """Hosted events beside the rest: webhooks, bots, the order of changes, and series as time goes on."""
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 import orjson
 import pytest
@@ -9,10 +9,7 @@ from sqlalchemy import select, text
 
 from app.hosted.service import Hosting, keep_all_expanded
 from app.models import WebhookDelivery
-
-
-def at(days: float) -> str:
-    return (datetime.now(UTC) + timedelta(days=days)).strftime("%Y-%m-%dT%H:00:00Z")
+from tests.factories import at
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qs, urlsplit
 
 import icalendar
@@ -10,16 +9,13 @@ import pytest
 
 from app.core.http import httpx
 from app.messages import mailboxes
+from tests.factories import at
 from tests.fakes.messages import FakeMessages
 from tests.fakes.receiver import Receiver
 from tests.fakes.server import serve
 
 ADA = "ada@example.com"
 BOB = {"email": "bob@example.org", "name": "Bob"}
-
-
-def at(days: float) -> str:
-    return (datetime.now(UTC) + timedelta(days=days)).strftime("%Y-%m-%dT%H:00:00Z")
 
 
 @pytest.fixture

@@ -18,14 +18,11 @@ from app.core.http import httpx
 from app.models import Calendar, HostedEvent, InvitationMail, WebhookDelivery
 from app.rsvp.limits import PER_MINUTE
 from app.rsvp.tokens import RsvpTokens, Subject
+from tests.factories import at
 
 pytestmark = pytest.mark.settings(smtp_url="smtp://127.0.0.1:9", email_from="calendar@example.net")
 
 SECRET = "a-secret-of-the-messages-webhook-channel"
-
-
-def at(days: float) -> str:
-    return (datetime.now(UTC) + timedelta(days=days)).strftime("%Y-%m-%dT%H:00:00Z")
 
 
 @pytest.fixture
@@ -77,6 +74,18 @@ async def webhook(api):
 async def answers(api, event) -> dict[str, str]:
     found = (await api.get(f"/api/v1/calendar_events/{event['id']}")).json()
     return {person["email"]: person["response_status"] for person in found["attendees"]}
+
+
+async def instances(api, calendar_id) -> list[dict]:
+    """The calendar's events by start."""
+    query = {"calendar_id": calendar_id, "ordering": "start_time"}
+    found: list[dict] = (await api.get("/api/v1/calendar_events", params=query)).json()["results"]
+    return found
+
+
+async def statuses(api, calendar_id) -> list[str]:
+    """Of the first attendee of each of them."""
+    return [row["attendees"][0]["response_status"] for row in await instances(api, calendar_id)]
 
 
 async def replies(sessions) -> list[InvitationMail]:
@@ -339,12 +348,6 @@ async def test_an_answer_to_a_series_is_for_all_and_one_to_an_instance_for_it_al
     series = (await api.post("/api/v1/calendar_events", json=body)).json()
     tokens = RsvpTokens(settings.fernet_keys)
 
-    async def statuses():
-        rows = await api.get(
-            "/api/v1/calendar_events", params={"calendar_id": calendar_id, "ordering": "start_time"}
-        )
-        return [row["attendees"][0]["response_status"] for row in rows.json()["results"]]
-
     rows = await api.get("/api/v1/calendar_events", params={"calendar_id": calendar_id})
     last_id = max(rows.json()["results"], key=lambda row: row["start_time"])["id"]
     await api.patch(f"/api/v1/calendar_events/{last_id}", json={"name": "The last one"})
@@ -354,17 +357,15 @@ async def test_an_answer_to_a_series_is_for_all_and_one_to_an_instance_for_it_al
         page = await browser.post("/rsvp/", data={"token": token, "action": action})
         assert page.status_code == 200, page.text
         if use:
-            assert await statuses() == ["needs_action", "declined", "needs_action"]
-    assert await statuses() == ["accepted", "declined", "accepted"]
+            assert await statuses(api, calendar_id) == ["needs_action", "declined", "needs_action"]
+    assert await statuses(api, calendar_id) == ["accepted", "declined", "accepted"]
     # Once the instance is moved, its own answer is none any more, and one to the series is for it too.
-    rows = await api.get(
-        "/api/v1/calendar_events", params={"calendar_id": calendar_id, "ordering": "start_time"}
-    )
-    await api.patch(f"/api/v1/calendar_events/{rows.json()['results'][1]['id']}", json={"end_time": at(3.2)})
-    assert await statuses() == ["accepted", "needs_action", "accepted"]
+    rows = await instances(api, calendar_id)
+    await api.patch(f"/api/v1/calendar_events/{rows[1]['id']}", json={"end_time": at(3.2)})
+    assert await statuses(api, calendar_id) == ["accepted", "needs_action", "accepted"]
     token = tokens.sign(Subject(calendar_id, series["ical_uid"], "", "bob@example.org"))
     await browser.post("/rsvp/", data={"token": token, "action": "tentative"})
-    assert await statuses() == ["tentative"] * 3
+    assert await statuses(api, calendar_id) == ["tentative"] * 3
     elsewhere = tokens.sign(Subject(calendar_id, series["ical_uid"], "20200101T000000Z", "bob@example.org"))
     assert (await browser.get("/rsvp/", params={"token": elsewhere})).status_code == 410
 
@@ -381,8 +382,7 @@ async def test_links_of_cancelled_instances_and_of_instances_of_a_cancelled_seri
         "attendees": [{"email": "bob@example.org"}],
     }
     series = (await api.post("/api/v1/calendar_events", json=body)).json()
-    query = {"calendar_id": calendar_id, "ordering": "start_time"}
-    rows = (await api.get("/api/v1/calendar_events", params=query)).json()["results"]
+    rows = await instances(api, calendar_id)
     tokens = RsvpTokens(settings.fernet_keys)
     links = []
     for row in rows:
@@ -559,20 +559,12 @@ async def test_a_mailed_reply_to_one_instance(api, calendar_id):
     start = datetime.fromisoformat(series["start_time"])
     more = f"RECURRENCE-ID:{start:%Y%m%dT%H%M%SZ}\r\n"
     assert await post_mail(api, reply(series, partstat="DECLINED", more=more)) == "applied"
-    rows = await api.get(
-        "/api/v1/calendar_events", params={"calendar_id": calendar_id, "ordering": "start_time"}
-    )
-    statuses = [row["attendees"][0]["response_status"] for row in rows.json()["results"]]
-    assert statuses == ["declined", "needs_action"]
+    assert await statuses(api, calendar_id) == ["declined", "needs_action"]
     nowhere = "RECURRENCE-ID:20200101T000000Z\r\n"
     assert await post_mail(api, reply(series, more=nowhere, number=2)) == "ignored"
     day = f"RECURRENCE-ID;VALUE=DATE:{start + timedelta(days=1):%Y%m%d}\r\n"
     assert await post_mail(api, reply(series, partstat="TENTATIVE", more=day, number=3)) == "applied"
-    rows = await api.get(
-        "/api/v1/calendar_events", params={"calendar_id": calendar_id, "ordering": "start_time"}
-    )
-    statuses = [row["attendees"][0]["response_status"] for row in rows.json()["results"]]
-    assert statuses == ["declined", "tentative"]
+    assert await statuses(api, calendar_id) == ["declined", "tentative"]
 
 
 async def test_an_instance_of_thousands_of_years_from_now_is_not_answered(api, calendar_id):
@@ -608,15 +600,11 @@ async def test_one_mail_may_answer_the_series_and_single_instances(api, calendar
         event.replace(b"ACCEPTED", b"DECLINED") + f"RECURRENCE-ID:{second:%Y%m%dT%H%M%SZ}\r\n".encode()
     )
     assert await post_mail(api, head + begin + of_second + end + begin + event + end + tail) == "applied"
-    rows = await api.get(
-        "/api/v1/calendar_events", params={"calendar_id": calendar_id, "ordering": "start_time"}
-    )
-    statuses = [row["attendees"][0]["response_status"] for row in rows.json()["results"]]
-    assert statuses == ["accepted", "declined", "accepted"]
+    assert await statuses(api, calendar_id) == ["accepted", "declined", "accepted"]
     of_series, of_instance = await told(sessions)
     assert [of_series["data"]["scope"], of_instance["data"]["scope"]] == ["series", "instance"]
     assert of_series["calendar_event_id"] == series["id"]  # the next one
-    assert of_instance["calendar_event_id"] == rows.json()["results"][1]["id"]
+    assert of_instance["calendar_event_id"] == (await instances(api, calendar_id))[1]["id"]
     later = (head + begin + event + end + begin + of_second + end + tail).replace(b"DECLINED", b"TENTATIVE")
     assert await post_mail(api, later.replace(b"<1@", b"<2@")) == "applied"  # the series' answer is the same
 
@@ -637,18 +625,12 @@ async def test_a_reply_to_the_series_does_not_answer_an_instance_that_was_moved_
         f"/api/v1/calendar_events/{series['id']}", json={"start_time": at(2.2), "end_time": at(2.3)}
     )
 
-    async def statuses():
-        rows = await api.get(
-            "/api/v1/calendar_events", params={"calendar_id": calendar_id, "ordering": "start_time"}
-        )
-        return [row["attendees"][0]["response_status"] for row in rows.json()["results"]]
-
     assert await post_mail(api, reply(series)) == "applied"
-    assert await statuses() == ["needs_action", "accepted"]
+    assert await statuses(api, calendar_id) == ["needs_action", "accepted"]
     tokens = RsvpTokens(settings.fernet_keys)
     token = tokens.sign(Subject(calendar_id, series["ical_uid"], "", "bob@example.org"))
     assert (await browser.post("/rsvp/", data={"token": token, "action": "tentative"})).status_code == 200
-    assert await statuses() == ["tentative", "tentative"]  # who clicks sees what there is now
+    assert await statuses(api, calendar_id) == ["tentative", "tentative"]  # who clicks sees what there is now
 
 
 @pytest.mark.parametrize("written", ["VALUE=DATE:{day:%Y%m%d}", "TZID=Europe/Paris:{day:%Y%m%d}T000000"])
@@ -666,11 +648,7 @@ async def test_a_mailed_reply_to_one_day_of_a_series_of_days(api, calendar_id, w
     series = (await api.post("/api/v1/calendar_events", json=body)).json()
     more = f"RECURRENCE-ID;{written.format(day=day + timedelta(days=1))}\r\n"
     assert await post_mail(api, reply(series, partstat="DECLINED", more=more)) == "applied"
-    rows = await api.get(
-        "/api/v1/calendar_events", params={"calendar_id": calendar_id, "ordering": "start_time"}
-    )
-    statuses = [row["attendees"][0]["response_status"] for row in rows.json()["results"]]
-    assert statuses == ["needs_action", "declined"]
+    assert await statuses(api, calendar_id) == ["needs_action", "declined"]
 
 
 def webhook_token(mail: bytes, secret: str = SECRET, **claims) -> str:
