@@ -493,6 +493,22 @@ async def test_a_series_moves_by_as_much_as_the_named_instance(api, series, cale
     assert [row["id"] for row in await rows_of(api, calendar_id)] == [row["id"] for row in after[:2]]
 
 
+@pytest.mark.parametrize(
+    ("part", "sentence"),
+    [
+        (
+            "UNTIL=99991231T235959Z",
+            "UNTIL may be in the year 2199 at the latest; a series without it has no end.",
+        ),
+        ("INTERVAL=99999999999", "INTERVAL must be a number from 1 to 1000."),
+    ],
+)
+async def test_a_refused_rule_says_what_would_do(api, event, part, sentence):
+    body = {**event, "recurrence": [f"RRULE:FREQ=DAILY;{part}"]}
+    answer = await api.post("/api/v1/calendar_events", json=body)
+    assert answer.json() == {"recurrence": [sentence]}
+
+
 async def test_times_are_whole_seconds_as_in_icalendar(api, series, calendar_id):
     made = await create(api, {**series, "start_time": text(soon(3).replace(microsecond=250_000))})
     assert made["start_time"] == text(soon(3))
