@@ -175,6 +175,7 @@ async def reconnect(session: Session, calendar_ids: Sequence[str]) -> None:
             lease_until=None,
             push_due_at=None,  # the next sync has it opened anew, for the account that it then is
             next_sync_at=func.clock_timestamp(),
+            sync_forced=False,
             updated_at=func.clock_timestamp(),
         )
         .execution_options(synchronize_session=False)

@@ -169,7 +169,7 @@ async def update_calendar(
     allows_http: Callable[[str], bool],
     identity: dict[str, Any] | None = None,
 ) -> CalendarRead:
-    """Applies the change and makes the calendar due for a sync now. `identity`: what `sending_identity` stands for.
+    """Applies the change and makes the calendar due for a sync, like `queue_sync`. `identity`: what `sending_identity` stands for.
 
     New secrets reconnect every calendar that shares them. Raises CalendarNotFound, InvalidFields.
     """
@@ -193,7 +193,7 @@ async def update_calendar(
         reconnected = await _renew_credentials(session, box, project_id, credentials_id, secrets)
     if "metadata" in body.model_fields_set:
         await repository.set_metadata(session, calendar_id, body.metadata)
-    await request_sync(session, calendar_id)
+    await request_sync(session, calendar_id, force=True)
     for calendar in reconnected:
         await _announce_reconnected(session, calendar)
     return await get_calendar(session, project_id, calendar_id)
@@ -308,11 +308,11 @@ async def delete_calendar(session: Session, box: SecretBox, project_id: str, cal
 
 
 async def queue_sync(session: Session, project_id: str, calendar_id: str) -> None:
-    """Makes the calendar due now. Raises CalendarNotFound, CalendarDisconnected."""
+    """Makes the calendar due, within the limits of `request_sync`. Raises CalendarNotFound, CalendarDisconnected."""
     calendar = await get_calendar(session, project_id, calendar_id)
     if calendar.state == "disconnected":
         raise CalendarDisconnected
-    await request_sync(session, calendar_id)
+    await request_sync(session, calendar_id, force=True)
 
 
 async def _share_credentials(session: Session, project_id: str, body: SharedCalendarCreate) -> CalendarRead:

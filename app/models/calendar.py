@@ -18,6 +18,9 @@ class Calendar(Base):
     then. A request that comes meanwhile moves `next_sync_at`, which is how the worker knows of it when it
     settles (app/sync/repository.py).
 
+    `sync_started_at`: when the last sync was claimed. `sync_forced`: the next sync is one that a client asked
+    for, and that would not be due yet otherwise.
+
     `push_due_at`: when a push channel is to be opened or renewed; null before the first sync and when
     disconnected (app/push/).
 
@@ -69,6 +72,8 @@ class Calendar(Base):
     next_sync_at: Mapped[CreatedAt]
     lease_token: Mapped[str | None]
     lease_until: Mapped[datetime | None]
+    sync_started_at: Mapped[datetime | None]
+    sync_forced: Mapped[bool] = mapped_column(server_default="false")
 
     push_due_at: Mapped[datetime | None]
 

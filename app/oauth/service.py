@@ -385,7 +385,7 @@ async def _write(
         )
         if not keeps or holder is None:
             return await _ask_again(session, box, settings, used, client)
-        await request_sync(session, holder.id)
+        await request_sync(session, holder.id, force=True)
     elif holder is not None:
         await reconnect_calendar(
             session,

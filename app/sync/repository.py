@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, Protocol
 from uuid import uuid4
 
-from sqlalchemy import ARRAY, JSON, Text, bindparam, text
+from sqlalchemy import ARRAY, JSON, Interval, Text, bindparam, text
 
 from app.core.db import Session
 from app.core.ids import new_id
@@ -17,6 +17,10 @@ from app.providers.base import Window
 from app.sync.diff import EventWrite, StoredEvent, attendees_json, organizer_json
 
 Platform = Literal["google", "microsoft", "ics"]
+
+_FORCED_PAUSE = timedelta(seconds=5)
+_LONGEST_FORCED_PAUSE = timedelta(minutes=1)
+_LONGEST_FORCED_PAUSE_OF_FEEDS = timedelta(minutes=5)
 
 
 class LeaseLost(Exception):
@@ -32,6 +36,7 @@ class Claim:
     platform: Platform
     lease_token: str
     lease_for: timedelta
+    forced: bool = False  # a client asked for it; it was not due by itself
 
 
 class CalendarRef(Protocol):
@@ -85,16 +90,17 @@ class Unannounced:
 _CLAIM = text(
     """
     WITH due AS MATERIALIZED (
-        SELECT id FROM calendars
+        SELECT id, sync_forced FROM calendars
         WHERE state = 'connected' AND platform <> 'local'
           AND next_sync_at <= now() AND (lease_until IS NULL OR lease_until <= now())
         ORDER BY next_sync_at
         LIMIT :limit
         FOR UPDATE SKIP LOCKED)
     UPDATE calendars AS c
-    SET lease_token = :lease_token, lease_until = now() + :lease_for, next_sync_at = now() + :lease_for
+    SET lease_token = :lease_token, lease_until = now() + :lease_for, next_sync_at = now() + :lease_for,
+        sync_started_at = now(), sync_forced = false
     FROM due WHERE c.id = due.id
-    RETURNING c.id, c.project_id, c.platform
+    RETURNING c.id, c.project_id, c.platform, due.sync_forced
     """
 )
 
@@ -103,7 +109,10 @@ async def claim_due(session: Session, *, limit: int, lease_for: timedelta) -> li
     """Takes the lease on up to `limit` due calendars that nobody holds, longest overdue first."""
     lease_token = uuid4().hex
     rows = await session.execute(_CLAIM, {"limit": limit, "lease_token": lease_token, "lease_for": lease_for})
-    return [Claim(row.id, row.project_id, row.platform, lease_token, lease_for) for row in rows]
+    return [
+        Claim(row.id, row.project_id, row.platform, lease_token, lease_for, forced=row.sync_forced)
+        for row in rows
+    ]
 
 
 # A lease that is extended must not swallow a request: `next_sync_at` differs from `lease_until` once one came.
@@ -134,11 +143,42 @@ _REQUEST = text(
     WHERE id = :calendar_id
     """
 )
+# The pause since the last sync began, doubled for each failure in a row: asking must not undo the backoff.
+_FORCE = text(
+    """
+    UPDATE calendars AS c
+    SET next_sync_at = asked.at, sync_forced = true
+    FROM (
+        SELECT id, greatest(clock_timestamp(), sync_started_at + least(
+                   :pause * power(2, least(sync_failure_count, 10)),
+                   CASE platform WHEN 'ics' THEN :longest_of_feeds ELSE :longest END)) AS at
+        FROM calendars WHERE id = :calendar_id
+        FOR NO KEY UPDATE) AS asked
+    WHERE c.id = asked.id AND asked.at < c.next_sync_at
+    """
+).bindparams(*(bindparam(name, type_=Interval()) for name in ("pause", "longest", "longest_of_feeds")))
 
 
-async def request_sync(session: Session, calendar_id: str, *, delay: timedelta = timedelta(0)) -> None:
-    """Makes the calendar due after `delay`. While a sync runs, this leads to one more when it has ended."""
-    await session.execute(_REQUEST, {"calendar_id": calendar_id, "delay": delay})
+async def request_sync(
+    session: Session, calendar_id: str, *, delay: timedelta = timedelta(0), force: bool = False
+) -> None:
+    """Makes the calendar due after `delay`. While a sync runs, this leads to one more when it has ended.
+
+    `force`: a client asks. Its syncs begin at least 5 s apart; while they fail, up to a minute, and 5 minutes
+    for a feed, whose server may take a minute to time out. One that is due earlier anyway stays as it is.
+    """
+    if not force:
+        await session.execute(_REQUEST, {"calendar_id": calendar_id, "delay": delay})
+        return
+    await session.execute(
+        _FORCE,
+        {
+            "calendar_id": calendar_id,
+            "pause": _FORCED_PAUSE,
+            "longest": _LONGEST_FORCED_PAUSE,
+            "longest_of_feeds": _LONGEST_FORCED_PAUSE_OF_FEEDS,
+        },
+    )
 
 
 _LOAD = text(
@@ -478,7 +518,7 @@ _SETTLE_FAILURE = text(
         sync_failure_code = :code,
         push_due_at = CASE WHEN :disconnects THEN NULL ELSE push_due_at END,
         -- Whoever asked meanwhile is served by the retry: notifications must not cut the backoff short.
-        next_sync_at = clock_timestamp() + :next_in,
+        next_sync_at = clock_timestamp() + :next_in, sync_forced = false,
         {_RELEASE}
     WHERE id = :calendar_id
     {_SETTLED_COLUMNS}
@@ -515,7 +555,8 @@ async def settle_failure(
 
 _GIVE_BACK = text(
     """
-    UPDATE calendars SET next_sync_at = clock_timestamp(), lease_token = NULL, lease_until = NULL
+    UPDATE calendars
+    SET next_sync_at = clock_timestamp(), sync_forced = :forced, lease_token = NULL, lease_until = NULL
     WHERE id = :calendar_id AND lease_token = :lease_token
     """
 )
@@ -523,4 +564,7 @@ _GIVE_BACK = text(
 
 async def give_back(session: Session, claim: Claim) -> None:
     """Makes a calendar whose sync was cut by a shutdown due at once, for another worker."""
-    await session.execute(_GIVE_BACK, {"calendar_id": claim.calendar_id, "lease_token": claim.lease_token})
+    await session.execute(
+        _GIVE_BACK,
+        {"calendar_id": claim.calendar_id, "lease_token": claim.lease_token, "forced": claim.forced},
+    )
