@@ -18,7 +18,7 @@ from app.bots.launch import Launcher
 from app.core.crypto import SecretBox
 from app.core.db import create_engine, create_sessions
 from app.core.http import httpx, operator_client, public_client
-from app.doorbell import QUEUE, Bell, Doorbell, connect_redis, deserialize_job, serialize_job
+from app.doorbell import QUEUE, Doorbell, connect_redis, deserialize_job, serialize_job
 from app.invitations.sender import CONCURRENCY as MAIL_CONCURRENCY
 from app.invitations.sender import MailSender
 from app.messages.mailboxes import Messages
@@ -28,6 +28,7 @@ from app.settings import Settings
 from app.sync.budgets import Budgets
 from app.sync.engine import SyncEngine
 from app.sync.providers import Providers
+from app.sync.queue import SyncQueue
 from app.webhooks.delivery import Deliverer
 from workers.drainer import Drainer, Item, Work
 from workers.housekeeping import beat, roll, tidy
@@ -42,14 +43,17 @@ _CANCEL_AGAIN_SECONDS = 8.0  # closing what they have open takes a moment
 _CHANNEL_CONCURRENCY = 8
 _BOT_CONCURRENCY = 16
 
-Drainers = dict[Bell, Drainer[Any]]
+# By name: that of the bell that wakes it. Feeds have no bell of their own.
+Drainers = dict[str, Drainer[Any]]
+_ALSO_WOKEN = {"syncs": "feeds"}
 
 
 async def ring(ctx: dict[str, Any], bell: str) -> None:
     """The arq job. An unknown bell (of a newer release) wakes nobody; the tick will."""
-    drainer = ctx["drainers"].get(bell)
-    if drainer is not None:
-        drainer.ring()
+    for name in (bell, _ALSO_WOKEN.get(bell)):
+        drainer = ctx["drainers"].get(name)
+        if drainer is not None:
+            drainer.ring()
 
 
 async def _listen(settings: Settings, drainers: Drainers) -> None:
@@ -116,13 +120,17 @@ async def _drainers(settings: Settings) -> AsyncIterator[tuple[Drainers, list[as
         launcher = Launcher(settings=settings, sessions=sessions, client=client, doorbell=doorbell)
         mails = MailSender(settings=settings, sessions=sessions, messages=Messages(settings, client))
 
-        def drainer(name: Bell, work: Work[Item], concurrency: int) -> Drainer[Item]:
+        def drainer(name: str, work: Work[Item], concurrency: int) -> Drainer[Item]:
             return Drainer(
                 name, claim=work.claim, handle=work.handle, concurrency=concurrency, tick_seconds=tick
             )
 
+        slots = settings.sync_concurrency
         drainers: Drainers = {
-            "syncs": drainer("syncs", syncs, settings.sync_concurrency),
+            "syncs": drainer("syncs", SyncQueue(syncs, "account", slots=slots), slots),
+            "feeds": drainer(
+                "feeds", SyncQueue(syncs, "feed", slots=slots, host_of=providers.feed_host_of), slots
+            ),
             "deliveries": drainer("deliveries", deliverer, settings.webhook_concurrency),
             "bots": drainer("bots", launcher, _BOT_CONCURRENCY),
             "mails": drainer("mails", mails, MAIL_CONCURRENCY),

@@ -40,6 +40,14 @@ class Calendar(Base):
             "next_sync_at",
             postgresql_where=text("state = 'connected' AND platform <> 'local'"),
         ),
+        Index(
+            "ix_calendars_turns",
+            text("(platform = 'ics')"),
+            "project_id",
+            "next_sync_at",
+            postgresql_where=text("state = 'connected' AND platform <> 'local'"),
+        ),
+        Index("ix_calendars_leased", "lease_until", postgresql_where=text("lease_until IS NOT NULL")),
         Index("ix_calendars_push_due", "push_due_at", postgresql_where=text("push_due_at IS NOT NULL")),
     )
 

@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -45,7 +45,8 @@ from app.sync import repository
 from app.sync.changed_events import describe_changes
 from app.sync.diff import EventWrite, content_hash, diff_events
 from app.sync.providers import Providers
-from app.sync.repository import Claim, LeaseLost, Settled, SyncState, Unannounced
+from app.sync.repository import Claim, LeaseLost, Pick, Settled, SyncState, Unannounced
+from app.sync.turns import Kind, pick_oldest
 from app.webhooks.service import CalendarFacts, ChangedEvent, announce, wants_events
 
 log = structlog.get_logger()
@@ -104,9 +105,13 @@ class SyncEngine:
         self._providers = providers
         self._doorbell = doorbell
 
-    async def claim(self, limit: int) -> list[Claim]:
+    async def claim(
+        self, limit: int, *, kinds: Collection[Kind] = ("account", "feed"), pick: Pick = pick_oldest
+    ) -> list[Claim]:
         async with transaction(self._sessions) as session:
-            return await repository.claim_due(session, limit=limit, lease_for=LEASE_FOR)
+            return await repository.claim_due(
+                session, limit=limit, lease_for=LEASE_FOR, kinds=kinds, pick=pick
+            )
 
     async def handle(self, claim: Claim) -> None:
         """One sync. Never raises for the provider's, the calendar's or an event's fault."""

@@ -1,5 +1,6 @@
 """Which provider serves a calendar: the one place that knows them all."""
 
+from collections import OrderedDict
 from typing import Literal
 
 from app.core.http import httpx
@@ -14,6 +15,8 @@ from app.sync.budgets import Budgets, MeteredTokens
 from app.sync.repository import Claim, SyncState
 
 AccountPlatform = Literal["google", "microsoft"]
+
+_FEED_HOSTS_KEPT = 100_000
 
 
 class Providers:
@@ -37,6 +40,11 @@ class Providers:
         self._client = client
         self._feeds = feeds
         self._hosts = meeting_hosts(settings)
+        self._feed_hosts: OrderedDict[str, str] = OrderedDict()
+
+    def feed_host_of(self, calendar_id: str) -> str | None:
+        """The host that a feed is read from, of calendars that this process has synced lately."""
+        return self._feed_hosts.get(calendar_id)
 
     async def open(self, claim: Claim, state: SyncState) -> CalendarProvider:
         """Raises ProviderError where the credentials cannot be used."""
@@ -52,6 +60,10 @@ class Providers:
                 hosts=self._hosts,
             )
         feed_url = await self._credentials.load_feed_url(state.credentials_id)
+        self._feed_hosts[claim.calendar_id] = httpx.URL(feed_url).host
+        self._feed_hosts.move_to_end(claim.calendar_id)
+        if len(self._feed_hosts) > _FEED_HOSTS_KEPT:
+            self._feed_hosts.popitem(last=False)
         return IcsFeed(
             client=self._feeds,
             feed_url=feed_url,

@@ -3,18 +3,20 @@
 Locks, in this order everywhere: the calendar's row, then the writers' advisory lock (visibility.py).
 """
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, Protocol
 from uuid import uuid4
 
-from sqlalchemy import ARRAY, JSON, Interval, Text, bindparam, text
+from sqlalchemy import ARRAY, JSON, Boolean, Interval, Text, bindparam, text
 
 from app.core.db import Session
 from app.core.ids import new_id
 from app.providers.base import Window
 from app.sync.diff import EventWrite, StoredEvent, attendees_json, organizer_json
+from app.sync.turns import Due, Kind, pick_oldest
 
 Platform = Literal["google", "microsoft", "ics"]
 
@@ -85,34 +87,143 @@ class Unannounced:
     deleted: int = 0
 
 
+# --- claiming ----------------------------------------------------------------------------------------------
+
+# So many of the oldest due calendars are looked at, of all platforms and projects. With more than that due, the
+# projects are asked one by one, so that whoever has thousands due does not hide the others.
+_OLDEST = 200
+_PROJECTS_ASKED = 100
+# Beyond the free slots, for the calendars of mailboxes and hosts that have theirs already.
+_SPARE = 20
 # Google's and Microsoft's calendars, and feeds; local calendars have nothing to fetch.
 # now() and not clock_timestamp(), which as a volatile function could not be looked up in the index.
-_CLAIM = text(
-    """
+_IS_SYNCED = "c.state = 'connected' AND c.platform <> 'local'"
+_IS_DUE = f"{_IS_SYNCED} AND c.next_sync_at <= now()"
+_IS_FREE = "(c.lease_until IS NULL OR c.lease_until <= now())"
+# The same account connected twice is one mailbox.
+_MAILBOX = "concat_ws(' ', c.platform, k.client_id, coalesce(lower(c.owner_email), c.credentials_id, c.id))"
+
+_FIND_OLDEST = text(
+    f"""
+    SELECT c.id, c.project_id, {_MAILBOX} AS mailbox, c.next_sync_at,
+           CASE c.platform WHEN 'ics' THEN 'feed' ELSE 'account' END AS kind, {_IS_FREE} AS is_free
+    FROM (SELECT * FROM calendars c WHERE {_IS_DUE} ORDER BY next_sync_at LIMIT :most) AS c
+    LEFT JOIN credentials k ON k.id = c.credentials_id
+    ORDER BY c.next_sync_at
+    """  # noqa: S608 - constants
+)
+
+# The recursion jumps from one project with such calendars to the next, and goes round until it meets one again.
+# It begins at a random place: every project has its turn soon, however many there are.
+_FIND_IN_TURNS = text(
+    f"""
+    WITH RECURSIVE turns (project_id) AS (
+        (SELECT project_id FROM calendars c
+         WHERE {_IS_SYNCED} AND (c.platform = 'ics') = :is_feed AND c.project_id > :start
+         ORDER BY project_id LIMIT 1)
+      UNION
+        SELECT coalesce(
+            (SELECT c.project_id FROM calendars c
+             WHERE {_IS_SYNCED} AND (c.platform = 'ics') = :is_feed AND c.project_id > turns.project_id
+             ORDER BY c.project_id LIMIT 1),
+            (SELECT c.project_id FROM calendars c
+             WHERE {_IS_SYNCED} AND (c.platform = 'ics') = :is_feed
+             ORDER BY c.project_id LIMIT 1))
+        FROM turns
+    )
+    SELECT c.id, c.project_id, {_MAILBOX} AS mailbox, c.next_sync_at
+    FROM (SELECT project_id FROM turns LIMIT :projects) AS t
+    CROSS JOIN LATERAL (
+        SELECT * FROM calendars c
+        WHERE {_IS_DUE} AND {_IS_FREE} AND (c.platform = 'ics') = :is_feed AND c.project_id = t.project_id
+        ORDER BY c.next_sync_at LIMIT :each) AS c
+    LEFT JOIN credentials k ON k.id = c.credentials_id
+    """  # noqa: S608 - constants
+).bindparams(bindparam("is_feed", type_=Boolean()))
+
+# Two keys, so that it is not taken for a writer's (app/calendar_events/visibility.py).
+_ONE_CLAIM_AT_ONCE = text("SELECT pg_advisory_xact_lock(7142, 1)")
+_COUNT_RUNNING = text(
+    f"""
+    SELECT {_MAILBOX} AS mailbox, count(*) AS running
+    FROM calendars c LEFT JOIN credentials k ON k.id = c.credentials_id
+    WHERE c.lease_until > now() AND c.platform <> 'ics'
+    GROUP BY mailbox
+    """  # noqa: S608 - constants
+)
+
+_LEASE = text(
+    f"""
     WITH due AS MATERIALIZED (
-        SELECT id, sync_forced FROM calendars
-        WHERE state = 'connected' AND platform <> 'local'
-          AND next_sync_at <= now() AND (lease_until IS NULL OR lease_until <= now())
-        ORDER BY next_sync_at
-        LIMIT :limit
+        SELECT c.id, c.sync_forced FROM calendars c
+        WHERE c.id = ANY(:ids) AND {_IS_DUE} AND {_IS_FREE}
         FOR UPDATE SKIP LOCKED)
     UPDATE calendars AS c
     SET lease_token = :lease_token, lease_until = now() + :lease_for, next_sync_at = now() + :lease_for,
         sync_started_at = now(), sync_forced = false
     FROM due WHERE c.id = due.id
     RETURNING c.id, c.project_id, c.platform, due.sync_forced
-    """
-)
+    """  # noqa: S608 - constants
+).bindparams(bindparam("ids", type_=ARRAY(Text())))
 
 
-async def claim_due(session: Session, *, limit: int, lease_for: timedelta) -> list[Claim]:
-    """Takes the lease on up to `limit` due calendars that nobody holds, longest overdue first."""
+Pick = Callable[[list[Due], Counter[str], int], list[Due]]
+
+
+async def claim_due(
+    session: Session,
+    *,
+    limit: int,
+    lease_for: timedelta,
+    kinds: Collection[Kind] = ("account", "feed"),
+    pick: Pick = pick_oldest,
+) -> list[Claim]:
+    """Takes the lease on up to `limit` due calendars that nobody holds, as `pick` has it (app/sync/turns.py)."""
+    due = await _find_due(session, limit, kinds)
+    if not due:
+        return []
+    mailboxes: Counter[str] = Counter()
+    if "account" in kinds:
+        # Under a lock, so that two workers do not both see the last free place of a mailbox.
+        await session.execute(_ONE_CLAIM_AT_ONCE)
+        mailboxes.update({row.mailbox: row.running for row in await session.execute(_COUNT_RUNNING)})
+    picked = pick(due, mailboxes, limit)
+    if not picked:
+        return []
     lease_token = uuid4().hex
-    rows = await session.execute(_CLAIM, {"limit": limit, "lease_token": lease_token, "lease_for": lease_for})
+    rows = await session.execute(
+        _LEASE,
+        {
+            "ids": [one.calendar_id for one in picked],
+            "lease_token": lease_token,
+            "lease_for": lease_for,
+        },
+    )
     return [
         Claim(row.id, row.project_id, row.platform, lease_token, lease_for, forced=row.sync_forced)
         for row in rows
     ]
+
+
+async def _find_due(session: Session, limit: int, kinds: Collection[Kind]) -> list[Due]:
+    """Due calendars of these kinds: all of them, unless there are very many, and then some of every project asked."""
+    oldest = (await session.execute(_FIND_OLDEST, {"most": _OLDEST})).all()
+    found = {
+        row.id: Due(row.id, row.project_id, row.kind, row.mailbox, row.next_sync_at)
+        for row in oldest
+        if row.is_free and row.kind in kinds
+    }
+    if len(oldest) == _OLDEST:
+        for kind in kinds:
+            values = {
+                "is_feed": kind == "feed",
+                "start": new_id("proj"),
+                "projects": _PROJECTS_ASKED,
+                "each": limit + _SPARE,
+            }
+            for row in await session.execute(_FIND_IN_TURNS, values):
+                found[row.id] = Due(row.id, row.project_id, kind, row.mailbox, row.next_sync_at)
+    return list(found.values())
 
 
 # A lease that is extended must not swallow a request: `next_sync_at` differs from `lease_until` once one came.
