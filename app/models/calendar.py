@@ -42,7 +42,7 @@ class Calendar(Base):
         ),
         Index(
             "ix_calendars_turns",
-            text("(platform = 'ics')"),
+            text("(CASE platform WHEN 'ics' THEN 'feed' ELSE 'account' END)"),
             "project_id",
             "next_sync_at",
             postgresql_where=text("state = 'connected' AND platform <> 'local'"),

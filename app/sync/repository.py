@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, Protocol
 from uuid import uuid4
 
-from sqlalchemy import ARRAY, JSON, Boolean, Interval, Text, bindparam, text
+from sqlalchemy import ARRAY, JSON, Interval, Text, bindparam, text
 
 from app.core.db import Session
 from app.core.ids import new_id
@@ -98,65 +98,64 @@ _SPARE = 20
 # Google's and Microsoft's calendars, and feeds; local calendars have nothing to fetch.
 # now() and not clock_timestamp(), which as a volatile function could not be looked up in the index.
 _IS_SYNCED = "c.state = 'connected' AND c.platform <> 'local'"
-_IS_DUE = f"{_IS_SYNCED} AND c.next_sync_at <= now()"
 _IS_FREE = "(c.lease_until IS NULL OR c.lease_until <= now())"
+_KIND = "(CASE c.platform WHEN 'ics' THEN 'feed' ELSE 'account' END)"  # as in ix_calendars_turns
 # The same account connected twice is one mailbox.
-_MAILBOX = "concat_ws(' ', c.platform, k.client_id, coalesce(lower(c.owner_email), c.credentials_id, c.id))"
+_MAILBOX = "concat_ws(' ', c.platform, coalesce(lower(c.owner_email), c.credentials_id, c.id))"
 
 _FIND_OLDEST = text(
     f"""
-    SELECT c.id, c.project_id, {_MAILBOX} AS mailbox, c.next_sync_at,
-           CASE c.platform WHEN 'ics' THEN 'feed' ELSE 'account' END AS kind, {_IS_FREE} AS is_free
-    FROM (SELECT * FROM calendars c WHERE {_IS_DUE} ORDER BY next_sync_at LIMIT :most) AS c
-    LEFT JOIN credentials k ON k.id = c.credentials_id
-    ORDER BY c.next_sync_at
+    SELECT c.id, c.project_id, {_MAILBOX} AS mailbox, c.next_sync_at, {_KIND} AS kind, {_IS_FREE} AS is_free
+    FROM calendars c
+    WHERE {_IS_SYNCED} AND c.next_sync_at <= now()
+    ORDER BY c.next_sync_at LIMIT :most
     """  # noqa: S608 - constants
 )
 
 # The recursion jumps from one project with such calendars to the next, and goes round until it meets one again.
-# It begins at a random place: every project has its turn soon, however many there are.
+# It begins at a random place: every project has its turn soon, however many there are. Only ix_calendars_turns has
+# the orders that are asked for here, so that its use does not hang on what the statistics say.
+_NEXT_PROJECT = f"""
+    SELECT CASE n.kind WHEN :kind THEN n.project_id END
+    FROM (SELECT {_KIND} AS kind, c.project_id FROM calendars c
+          WHERE {_IS_SYNCED} AND ({_KIND}, c.project_id) > (:kind, {{after}})
+          ORDER BY {_KIND}, c.project_id LIMIT 1) AS n
+"""  # noqa: S608 - constants
 _FIND_IN_TURNS = text(
     f"""
     WITH RECURSIVE turns (project_id) AS (
-        (SELECT project_id FROM calendars c
-         WHERE {_IS_SYNCED} AND (c.platform = 'ics') = :is_feed AND c.project_id > :start
-         ORDER BY project_id LIMIT 1)
+        SELECT coalesce(({_NEXT_PROJECT.format(after=":start")}), ({_NEXT_PROJECT.format(after="''")}))
       UNION
-        SELECT coalesce(
-            (SELECT c.project_id FROM calendars c
-             WHERE {_IS_SYNCED} AND (c.platform = 'ics') = :is_feed AND c.project_id > turns.project_id
-             ORDER BY c.project_id LIMIT 1),
-            (SELECT c.project_id FROM calendars c
-             WHERE {_IS_SYNCED} AND (c.platform = 'ics') = :is_feed
-             ORDER BY c.project_id LIMIT 1))
+        SELECT coalesce(({_NEXT_PROJECT.format(after="turns.project_id")}), ({_NEXT_PROJECT.format(after="''")}))
         FROM turns
     )
     SELECT c.id, c.project_id, {_MAILBOX} AS mailbox, c.next_sync_at
     FROM (SELECT project_id FROM turns LIMIT :projects) AS t
     CROSS JOIN LATERAL (
         SELECT * FROM calendars c
-        WHERE {_IS_DUE} AND {_IS_FREE} AND (c.platform = 'ics') = :is_feed AND c.project_id = t.project_id
-        ORDER BY c.next_sync_at LIMIT :each) AS c
-    LEFT JOIN credentials k ON k.id = c.credentials_id
+        WHERE {_IS_SYNCED} AND ({_KIND}, c.project_id, c.next_sync_at) > (:kind, t.project_id, '-infinity')
+        ORDER BY {_KIND}, c.project_id, c.next_sync_at LIMIT :each) AS c
+    WHERE {_KIND} = :kind AND c.project_id = t.project_id AND c.next_sync_at <= now() AND {_IS_FREE}
     """  # noqa: S608 - constants
-).bindparams(bindparam("is_feed", type_=Boolean()))
+).bindparams(*(bindparam(name, type_=Text()) for name in ("kind", "start")))
 
 # Two keys, so that it is not taken for a writer's (app/calendar_events/visibility.py).
 _ONE_CLAIM_AT_ONCE = text("SELECT pg_advisory_xact_lock(7142, 1)")
 _COUNT_RUNNING = text(
     f"""
     SELECT {_MAILBOX} AS mailbox, count(*) AS running
-    FROM calendars c LEFT JOIN credentials k ON k.id = c.credentials_id
+    FROM calendars c
     WHERE c.lease_until > now() AND c.platform <> 'ics'
     GROUP BY mailbox
     """  # noqa: S608 - constants
 )
 
+# clock_timestamp(): the rows are to be found by their ids.
 _LEASE = text(
     f"""
     WITH due AS MATERIALIZED (
         SELECT c.id, c.sync_forced FROM calendars c
-        WHERE c.id = ANY(:ids) AND {_IS_DUE} AND {_IS_FREE}
+        WHERE c.id = ANY(:ids) AND {_IS_SYNCED} AND c.next_sync_at <= clock_timestamp() AND {_IS_FREE}
         FOR UPDATE SKIP LOCKED)
     UPDATE calendars AS c
     SET lease_token = :lease_token, lease_until = now() + :lease_for, next_sync_at = now() + :lease_for,
@@ -165,7 +164,6 @@ _LEASE = text(
     RETURNING c.id, c.project_id, c.platform, due.sync_forced
     """  # noqa: S608 - constants
 ).bindparams(bindparam("ids", type_=ARRAY(Text())))
-
 
 Pick = Callable[[list[Due], Counter[str], int], list[Due]]
 
@@ -216,7 +214,7 @@ async def _find_due(session: Session, limit: int, kinds: Collection[Kind]) -> li
     if len(oldest) == _OLDEST:
         for kind in kinds:
             values = {
-                "is_feed": kind == "feed",
+                "kind": kind,
                 "start": new_id("proj"),
                 "projects": _PROJECTS_ASKED,
                 "each": limit + _SPARE,

@@ -15,7 +15,7 @@ depends_on = None
 
 def upgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '5s'")
-    op.create_index('ix_calendars_turns', 'calendars', [sa.text("(platform = 'ics')"), 'project_id', 'next_sync_at'], unique=False, postgresql_where=sa.text("state = 'connected' AND platform <> 'local'"))
+    op.create_index('ix_calendars_turns', 'calendars', [sa.text("(CASE platform WHEN 'ics' THEN 'feed' ELSE 'account' END)"), 'project_id', 'next_sync_at'], unique=False, postgresql_where=sa.text("state = 'connected' AND platform <> 'local'"))
     op.create_index('ix_calendars_leased', 'calendars', ['lease_until'], unique=False, postgresql_where=sa.text('lease_until IS NOT NULL'))
 
 
