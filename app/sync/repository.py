@@ -134,8 +134,9 @@ _FIND_IN_TURNS = text(
     CROSS JOIN LATERAL (
         SELECT * FROM calendars c
         WHERE {_IS_SYNCED} AND ({_KIND}, c.project_id, c.next_sync_at) > (:kind, t.project_id, '-infinity')
+              AND ({_KIND}, c.project_id, c.next_sync_at) <= (:kind, t.project_id, now())
         ORDER BY {_KIND}, c.project_id, c.next_sync_at LIMIT :each) AS c
-    WHERE {_KIND} = :kind AND c.project_id = t.project_id AND c.next_sync_at <= now() AND {_IS_FREE}
+    WHERE {_IS_FREE}
     """  # noqa: S608 - constants
 ).bindparams(*(bindparam(name, type_=Text()) for name in ("kind", "start")))
 
