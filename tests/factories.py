@@ -75,6 +75,7 @@ async def sync_engine(settings: Settings, sessions: Sessions) -> AsyncIterator[S
             settings=settings, credentials=credentials, budgets=budgets, client=client, feeds=feeds
         )
         yield SyncEngine(settings=settings, sessions=sessions, providers=providers, doorbell=doorbell)
+        await providers.aclose()
     await budgets.aclose()
     await doorbell.aclose()
 

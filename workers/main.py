@@ -143,6 +143,7 @@ async def _drainers(settings: Settings) -> AsyncIterator[tuple[Drainers, list[as
         ]
         yield drainers, upkeep
         await asyncio.gather(*(drainer.drain(_FINISH_WITHIN_SECONDS) for drainer in drainers.values()))
+        await providers.aclose()
     await budgets.aclose()
     await doorbell.aclose()
     await engine.dispose()

@@ -15,6 +15,14 @@ _SHARED: list[structlog.typing.Processor] = [
 ]
 
 
+_is_json = False
+
+
+def is_json_logging() -> bool:
+    """Whether this process logs JSON, for processes that it starts."""
+    return _is_json
+
+
 def configure_logging(*, level: str = "INFO", json: bool) -> None:
     """Everything, uvicorn, arq and SQLAlchemy too, goes to stderr in one format."""
     renderer: list[structlog.typing.Processor]
@@ -54,6 +62,8 @@ def configure_logging(*, level: str = "INFO", json: bool) -> None:
             },
         }
     )
+    global _is_json  # noqa: PLW0603 - logging is configured for the process
+    _is_json = json
     structlog.configure(
         processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

@@ -8,7 +8,6 @@ The feed's address is a secret. It stands in the errors of the HTTP client, so n
 """
 
 import asyncio
-import zlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,10 +15,10 @@ from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
 import orjson
+import structlog
 
 from app.core.http import TargetRefused, httpx
 from app.itip.event_fields import Reader
-from app.itip.feed import Feed
 from app.meeting_urls.extract import DEFAULT_HOSTS, MeetingHosts
 from app.providers import limits
 from app.providers.base import (
@@ -31,12 +30,13 @@ from app.providers.base import (
     Unavailable,
     Window,
 )
+from app.providers.feed_process import FeedJob, too_large
+from app.providers.feed_readers import FeedReaders
 from app.providers.wire import retry_after
 
 MAX_BODY_BYTES = 20 * 1024 * 1024
 _DEADLINE_SECONDS = 60.0
 _MAX_REDIRECTS = 5
-_EVENTS_PER_PAGE = 1_000
 _LAST_PORT = 65_535
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # A file that was written less than this before it was sent may be written again within the same second.
@@ -107,7 +107,7 @@ class _Answer:
 class IcsFeed:
     """One feed; implements `app.providers.base.CalendarProvider`.
 
-    `client` comes from `app.core.http.public_client`. `allow_http` lets the feed, and what it redirects to, be
+    `client` comes from `app.core.http.public_client`; `readers` serve the projects by turns. `allow_http` lets the feed, and what it redirects to, be
     http:// (ALLOW_PRIVATE_NETWORK_TARGETS). `owner_email` tells which attendee is the calendar's owner.
     """
 
@@ -115,12 +115,16 @@ class IcsFeed:
         self,
         *,
         client: httpx.AsyncClient,
+        readers: FeedReaders,
+        project_id: str,
         feed_url: str,
         owner_email: str | None = None,
         hosts: MeetingHosts = DEFAULT_HOSTS,
         allow_http: bool = False,
     ) -> None:
         self._client = client
+        self._readers = readers
+        self._project_id = project_id
         self._feed_url = feed_url
         self._reader = Reader(owner_email=owner_email, hosts=hosts)
         self._allow_http = allow_http
@@ -130,27 +134,34 @@ class IcsFeed:
 
         Raises AccessDenied, CalendarGone, RateLimited, and Unavailable with one of the codes `address_refused`,
         `connection_failed`, `timeout`, `feed_empty`, `feed_not_ics`, `feed_truncated`, `feed_too_large`,
-        `feed_too_complex`, `too_many_redirects`, `unexpected_status`.
+        `feed_too_complex`, `feed_reader_died`, `too_many_redirects`, `unexpected_status`.
         """
         known = _Cursor.load(cursor)
         answer = await self._fetch(known)
         if answer is None:
             yield ChangePage(is_snapshot=False, is_last=True, next_cursor=cursor)
             return
-        feed = await asyncio.to_thread(_parse, answer)
+        job = FeedJob(
+            body=answer.body,
+            encoding=answer.headers.get("Content-Encoding", "").strip().lower(),
+            max_bytes=MAX_BODY_BYTES,
+            window=window,
+            reader=self._reader,
+            log_context=structlog.contextvars.get_contextvars(),
+        )
+        read = await self._readers.read(job, project_id=self._project_id, known_digest=known.digest)
         next_cursor = _Cursor(
-            etag=answer.headers.get("ETag"), last_modified=_settled(answer.headers), digest=feed.digest
+            etag=answer.headers.get("ETag"), last_modified=_settled(answer.headers), digest=read.digest
         ).dump()
-        del answer
-        if feed.digest == known.digest:
+        del answer, job
+        if read.pages is None:
             yield ChangePage(is_snapshot=False, is_last=True, next_cursor=next_cursor)
             return
-        selection = await asyncio.to_thread(feed.select, window, self._reader)
-        del feed
-        for offset in range(0, max(len(selection), 1), _EVENTS_PER_PAGE):
-            is_last = offset + _EVENTS_PER_PAGE >= len(selection)
+        count = max(len(read.pages), 1)
+        for number in range(count):
+            is_last = number + 1 == count
             yield ChangePage(
-                events=await asyncio.to_thread(selection.page, offset, _EVENTS_PER_PAGE),
+                events=await read.events(number) if read.pages else [],
                 is_snapshot=True,
                 is_last=is_last,
                 next_cursor=next_cursor if is_last else None,
@@ -227,34 +238,9 @@ async def _read_body(response: httpx.Response) -> bytes:
     async for chunk in response.aiter_raw():
         size += len(chunk)
         if size > MAX_BODY_BYTES:
-            raise _too_large()
+            raise too_large(MAX_BODY_BYTES)
         chunks.append(chunk)
     return b"".join(chunks)
-
-
-def _parse(answer: _Answer) -> Feed:
-    return Feed(_decode(answer.body, answer.headers.get("Content-Encoding", "").strip().lower()))
-
-
-def _decode(body: bytes, encoding: str) -> bytes:
-    if encoding in {"", "identity"}:
-        return body
-    if encoding not in {"gzip", "x-gzip"}:
-        raise Unavailable("The feed comes in an encoding that was not asked for.", code="feed_not_ics")
-    decoder = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
-    try:
-        text = decoder.decompress(body, MAX_BODY_BYTES + 1)
-    except zlib.error:
-        raise Unavailable("The feed's compression is broken.", code="feed_truncated") from None
-    if len(text) > MAX_BODY_BYTES:
-        raise _too_large()
-    if not decoder.eof and body:
-        raise Unavailable("The feed breaks off before its end.", code="feed_truncated")
-    return text
-
-
-def _too_large() -> Unavailable:
-    return Unavailable(f"The feed is larger than {MAX_BODY_BYTES // 1024**2} MB.", code="feed_too_large")
 
 
 def _settled(headers: httpx.Headers) -> str | None:

@@ -7,6 +7,7 @@ from app.core.http import httpx
 from app.meeting_urls.extract import MeetingHosts
 from app.oauth.credentials import CredentialStore
 from app.providers.base import CalendarProvider, ClientMisconfigured, TokenSource
+from app.providers.feed_readers import FeedReaders
 from app.providers.google import GoogleCalendar
 from app.providers.ics import IcsFeed
 from app.providers.microsoft import MicrosoftCalendar
@@ -40,6 +41,7 @@ class Providers:
         self._client = client
         self._feeds = feeds
         self._hosts = meeting_hosts(settings)
+        self._feed_readers = FeedReaders()
         self._feed_hosts: OrderedDict[str, str] = OrderedDict()
 
     def feed_host_of(self, calendar_id: str) -> str | None:
@@ -66,11 +68,17 @@ class Providers:
             self._feed_hosts.popitem(last=False)
         return IcsFeed(
             client=self._feeds,
+            readers=self._feed_readers,
+            project_id=claim.project_id,
             feed_url=feed_url,
             owner_email=state.owner_email,
             hosts=self._hosts,
             allow_http=self._settings.allows_http_feed(feed_url),
         )
+
+    async def aclose(self) -> None:
+        """Ends the processes that read feeds."""
+        await self._feed_readers.aclose()
 
     def _tokens(self, claim: Claim, state: SyncState) -> TokenSource:
         assert state.credentials_id is not None

@@ -27,6 +27,7 @@ from app.providers.base import (
     Unavailable,
     Window,
 )
+from app.providers.feed_readers import FeedReaders
 from app.providers.ics import IcsFeed, normalize_feed_url
 from tests.fakes.server import serve
 
@@ -71,8 +72,21 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
+_readers: list[FeedReaders] = []
+
+
+@pytest.fixture(autouse=True)
+async def readers() -> AsyncIterator[FeedReaders]:
+    """What `feed` reads with."""
+    readers = FeedReaders()
+    _readers[:] = [readers]
+    yield readers
+    await readers.aclose()
+
+
 def feed(client: httpx.AsyncClient, url: str, **options: Any) -> IcsFeed:
-    return IcsFeed(client=client, feed_url=url, **{"allow_http": True, **options})
+    options = {"allow_http": True, "readers": _readers[0], "project_id": "proj_1", **options}
+    return IcsFeed(client=client, feed_url=url, **options)
 
 
 async def pages(source: IcsFeed, cursor: str | None = None) -> list[ChangePage]:
