@@ -37,6 +37,7 @@ class Settings(BaseSettings):
     database_pool_size: int = Field(default=10, ge=1, le=500)
 
     calendar_sync_interval_seconds: Seconds = 1800
+    calendar_sync_interval_with_push_seconds: Seconds = 21_600
     calendar_sync_window_past_days: int = Field(default=1, ge=0, le=3650)
     calendar_sync_window_future_days: int = Field(default=28, ge=1, le=1800)
     calendar_push_debounce_seconds: float = Field(default=2, ge=0, le=3600)

@@ -15,6 +15,8 @@ class PushChannel(Base):
     `id` is ours: Google's channel id. `provider_id` is Graph's subscription id, `resource_id` Google's.
     `secret_sha256`: of the token or clientState that notifications carry. A channel to be closed (`closing`)
     outlives its calendar: `calendar_id` is then null, and `sealed` has the credentials that closing it takes.
+    `verified_at`: when the provider had first reached us through it; until then its calendar is polled as if
+    there were none.
     `next_attempt_at`: when a closing channel is due; a worker that claims it moves it on (the lease).
     """
 
@@ -36,6 +38,7 @@ class PushChannel(Base):
     secret_sha256: Mapped[str]
     sealed: Mapped[bytes | None] = mapped_column(LargeBinary)
     expires_at: Mapped[datetime | None]
+    verified_at: Mapped[datetime | None]
     attempt_count: Mapped[int] = mapped_column(server_default="0")
     next_attempt_at: Mapped[datetime | None]
     created_at: Mapped[CreatedAt]

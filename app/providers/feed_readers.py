@@ -70,7 +70,7 @@ class FeedReaders:
     async def read(self, job: FeedJob, *, project_id: str, known_digest: str | None) -> FeedRead:
         """Raises Unavailable: with the codes of `Feed`, `feed_too_complex`, `feed_reader_died`, `timeout`."""
         async with self._turn(project_id):
-            process = self._idle.pop() if self._idle else await _start()
+            process = self._take_idle() or await _start()
             is_reusable = False
             try:
                 async with asyncio.timeout(_WITHIN_SECONDS):
@@ -118,6 +118,13 @@ class FeedReaders:
                 answer = TOO_COMPLEX
         done: Done = await _receive(process)
         return answer if isinstance(answer, Refused) else FeedRead(digest, pages), not done.recycle
+
+    def _take_idle(self) -> Process | None:
+        while self._idle:
+            process = self._idle.pop()
+            if process.returncode is None:
+                return process
+        return None
 
     def _is_refused(self, digest: str) -> bool:
         return self._refused.get(digest, 0.0) > time.monotonic()

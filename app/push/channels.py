@@ -129,8 +129,8 @@ class ChannelKeeper:
             self._credentials.tokens(due.credentials_id),
             self._budgets,
             platform=due.platform,
-            credentials_id=due.credentials_id,
-            client_id=due.client_id,
+            account=due.owner_email or due.credentials_id,
+            client_id=due.client_id or due.credentials_id,
         )
         push = self._push(due.platform, due.platform_uuid, tokens)
         if isinstance(push, MicrosoftPush) and await self._renew(due, push):
@@ -148,6 +148,7 @@ class ChannelKeeper:
             expires_at = await push.renew(provider_id, address=self._address(due.platform))
         except ChannelGone:
             async with transaction(self._sessions) as session:
+                await repository.poll_again(session, due.id, self._poll_in())
                 await repository.drop_channels(session, [channel_id])
             return False
         async with transaction(self._sessions) as session:
@@ -172,6 +173,7 @@ class ChannelKeeper:
                 provider_id=opened.provider_id,
                 resource_id=opened.resource_id,
                 expires_at=opened.expires_at,
+                poll_in=self._poll_in(),
             )
             await repository.schedule(session, due, _renewal_in(opened.expires_at))
             wants_sync = state == "open" and not was_notified
@@ -192,22 +194,32 @@ class ChannelKeeper:
     ) -> OpenedChannel:
         address = self._address(due.platform)
         if was_cut and isinstance(push, MicrosoftPush):
-            await self._close_strays(push, address)
+            await self._close_strays(due, push, address)
         try:
             return await push.open(channel_id=channel_id, secret=secret, address=address)
         except ChannelExists:
-            if not isinstance(push, MicrosoftPush) or not await self._close_strays(push, address):
+            if not isinstance(push, MicrosoftPush) or not await self._close_strays(due, push, address):
                 raise
         return await push.open(channel_id=channel_id, secret=secret, address=address)
 
-    async def _close_strays(self, push: MicrosoftPush, address: str) -> int:
+    async def _close_strays(self, due: DueCalendar, push: MicrosoftPush, address: str) -> int:
         """Closes subscriptions to this calendar that serve none of our calendars; how many.
 
-        They are of a worker that died before it could note them, or of a connection before this one.
+        They are of a worker that died before it could note them, or of a connection before this one. One that is
+        just being opened, for the same calendar connected twice, is not noted yet either: it is waited for. Raises
+        Unavailable (`channel_opening`).
         """
         found = await push.find_equal(address=address)
         async with transaction(self._sessions) as session:
+            # Asked first: what is opened in between is held by then.
+            is_opening = await repository.is_opening_equal(session, due, opens_within=LEASE_FOR)
             held = await repository.find_held(session, found)
+        if is_opening and not held.issuperset(found):
+            raise Unavailable(
+                "A channel to the same calendar is being opened.",
+                code="channel_opening",
+                retry_after=LEASE_FOR.total_seconds(),
+            )
         strays = [provider_id for provider_id in found if provider_id not in held]
         for provider_id in strays:
             await push.close(channel_id="", provider_id=provider_id, resource_id=None)
@@ -281,6 +293,10 @@ class ChannelKeeper:
             base_url=self._settings.microsoft_graph_base_url,
             calendar_id=calendar_uuid,
         )
+
+    def _poll_in(self) -> timedelta:
+        seconds = self._settings.calendar_sync_interval_seconds
+        return timedelta(seconds=seconds * random.uniform(0.8, 1.0))  # noqa: S311 - jitter
 
     def _address(self, platform: Platform) -> str:
         return f"{self._settings.app_url}/notifications/{platform}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
-from sqlalchemy import ARRAY, Text, bindparam, text
+from sqlalchemy import ARRAY, Interval, Text, bindparam, text
 
 from app.core.db import Session
 
@@ -21,6 +21,7 @@ class DueCalendar:
     platform_uuid: str | None
     credentials_id: str | None
     client_id: str | None
+    owner_email: str | None
     leased_until: datetime
 
 
@@ -48,6 +49,7 @@ class KnownChannel:
     calendar_id: str | None
     state: str
     secret_sha256: str
+    is_verified: bool
 
 
 # --- the worker's side -----------------------------------------------------------------------------------
@@ -63,7 +65,8 @@ _CLAIM_CALENDARS = text(
     UPDATE calendars AS c SET push_due_at = clock_timestamp() + :lease_for
     FROM due LEFT JOIN credentials ON credentials.id = due.credentials_id
     WHERE c.id = due.id
-    RETURNING c.id, c.platform, c.platform_uuid, c.credentials_id, credentials.client_id, c.push_due_at
+    RETURNING c.id, c.platform, c.platform_uuid, c.credentials_id, credentials.client_id, c.owner_email,
+              c.push_due_at
     """
 )
 
@@ -171,10 +174,12 @@ _SETTLE_OPENED = text(
     """
     UPDATE push_channels
     SET provider_id = :provider_id, resource_id = :resource_id, expires_at = :expires_at, attempt_count = 0,
+        -- Graph has tried the address before it answered (B.7); Google's first message tells it.
+        verified_at = CASE platform WHEN 'microsoft' THEN clock_timestamp() ELSE verified_at END,
         state = CASE WHEN state = 'opening' AND :is_connected THEN 'open' ELSE 'closing' END,
         next_attempt_at = CASE WHEN state = 'opening' AND :is_connected THEN NULL ELSE clock_timestamp() END
     WHERE id = :id
-    RETURNING state
+    RETURNING state, verified_at IS NOT NULL AS is_verified
     """
 )
 _CLOSE_OLDER = text(
@@ -194,26 +199,44 @@ async def settle_opened(
     provider_id: str | None,
     resource_id: str | None,
     expires_at: datetime,
+    poll_in: timedelta,
 ) -> tuple[str | None, bool]:
-    """Notes the provider's answer, and closes the older channels.
+    """Notes the provider's answer, and closes the older channels. `poll_in`: see `poll_again`.
 
     Returns the channel's state, None if its row is gone, and whether an older channel was notifying all along.
     """
     is_connected = bool(await session.scalar(_LOCK_CALENDAR, {"calendar_id": due.id}))
-    state: str | None = await session.scalar(
-        _SETTLE_OPENED,
-        {
-            "id": channel_id,
-            "provider_id": provider_id,
-            "resource_id": resource_id,
-            "expires_at": expires_at,
-            "is_connected": is_connected,
-        },
-    )
-    if state != "open":
-        return state, False
+    settled = (
+        await session.execute(
+            _SETTLE_OPENED,
+            {
+                "id": channel_id,
+                "provider_id": provider_id,
+                "resource_id": resource_id,
+                "expires_at": expires_at,
+                "is_connected": is_connected,
+            },
+        )
+    ).one_or_none()
+    if settled is None or settled.state != "open":
+        return None if settled is None else settled.state, False
+    if not settled.is_verified:
+        await poll_again(session, due.id, poll_in)
     older = await session.scalars(_CLOSE_OLDER, {"calendar_id": due.id, "id": channel_id})
-    return state, any(older.all())
+    return settled.state, any(older.all())
+
+
+_POLL_AGAIN = text(
+    "UPDATE calendars SET next_sync_at = least(next_sync_at, clock_timestamp() + :poll_in) WHERE id = :calendar_id"
+)
+
+
+async def poll_again(session: Session, calendar_id: str, poll_in: timedelta) -> None:
+    """The calendar has no channel that can be trusted: it is polled as one without, `poll_in` from now at the latest.
+
+    Call it before the channel's row is changed, for the order of the locks.
+    """
+    await session.execute(_POLL_AGAIN, {"calendar_id": calendar_id, "poll_in": poll_in})
 
 
 _SETTLE_RENEWED = text(
@@ -291,9 +314,47 @@ _FIND_HELD = text(
 ).bindparams(bindparam("provider_ids", type_=ARRAY(Text())))
 
 
-async def find_held(session: Session, provider_ids: Sequence[str]) -> Collection[str]:
+async def find_held(session: Session, provider_ids: Sequence[str]) -> set[str]:
     """Those of the provider's channels that serve a calendar."""
     return set(await session.scalars(_FIND_HELD, {"provider_ids": list(provider_ids)}))
+
+
+# Of the same mailbox, or of one that may be the same.
+_IS_OPENING_EQUAL = text(
+    """
+    SELECT EXISTS (
+        SELECT FROM push_channels p
+        JOIN calendars c ON c.id = p.calendar_id
+        JOIN credentials k ON k.id = c.credentials_id
+        WHERE p.state = 'opening' AND p.platform = :platform AND c.id <> :calendar_id
+          AND p.created_at > clock_timestamp() - :opens_within
+          AND c.platform_uuid IS NOT DISTINCT FROM :platform_uuid
+          AND k.client_id = :client_id
+          AND (c.credentials_id = :credentials_id OR lower(c.owner_email) = lower(:owner_email)
+               OR c.owner_email IS NULL OR :owner_email IS NULL))
+    """
+).bindparams(
+    *(bindparam(name, type_=Text()) for name in ("platform_uuid", "client_id", "owner_email")),
+    bindparam("opens_within", type_=Interval()),
+)
+
+
+async def is_opening_equal(session: Session, due: DueCalendar, *, opens_within: timedelta) -> bool:
+    """Whether a channel to the same calendar, connected a second time, is being opened right now."""
+    return bool(
+        await session.scalar(
+            _IS_OPENING_EQUAL,
+            {
+                "calendar_id": due.id,
+                "platform": due.platform,
+                "platform_uuid": due.platform_uuid,
+                "client_id": due.client_id,
+                "credentials_id": due.credentials_id,
+                "owner_email": due.owner_email,
+                "opens_within": opens_within,
+            },
+        )
+    )
 
 
 _CLOSE_ALL = text(
@@ -340,7 +401,7 @@ async def release_channel(
 
 _FIND_CHANNEL = text(
     """
-    SELECT id, provider_id, calendar_id, state, secret_sha256 FROM push_channels
+    SELECT id, provider_id, calendar_id, state, secret_sha256, verified_at IS NOT NULL FROM push_channels
     WHERE id = :id AND platform = 'google'
     """
 )
@@ -354,7 +415,7 @@ async def find_channel(session: Session, channel_id: str) -> KnownChannel | None
 
 _FIND_SUBSCRIPTIONS = text(
     """
-    SELECT id, provider_id, calendar_id, state, secret_sha256 FROM push_channels
+    SELECT id, provider_id, calendar_id, state, secret_sha256, verified_at IS NOT NULL FROM push_channels
     WHERE provider_id = ANY(:provider_ids) AND platform = 'microsoft'
     """
 ).bindparams(bindparam("provider_ids", type_=ARRAY(Text())))
@@ -375,21 +436,37 @@ async def note_resource(session: Session, channel_id: str, resource_id: str) -> 
     await session.execute(_NOTE_RESOURCE, {"id": channel_id, "resource_id": resource_id})
 
 
+_NOTE_VERIFIED = text(
+    "UPDATE push_channels SET verified_at = clock_timestamp() WHERE id = ANY(:ids) AND verified_at IS NULL"
+).bindparams(bindparam("ids", type_=ARRAY(Text())))
+
+
+async def note_verified(session: Session, channel_ids: Collection[str]) -> None:
+    """The provider has reached us through these channels: their calendars need less polling from now on."""
+    await session.execute(_NOTE_VERIFIED, {"ids": list(channel_ids)})
+
+
 # A calendar that is due soon enough is left alone: its sync begins later than this, and so sees the change.
 # So is one whose last sync failed: its next attempt is a matter of backoff and of the provider's Retry-After.
+# While a sync runs, `next_sync_at` is the end of its lease, however long the delay is: another time there is what
+# leads to one more sync.
 _MARK_DUE = text(
     """
     WITH marked AS (
         SELECT id FROM calendars
         WHERE id = ANY(:calendar_ids) AND state = 'connected'
           AND (id = ANY(:renew_ids)
+               OR (lease_until > clock_timestamp() AND next_sync_at = lease_until)
                OR (next_sync_at > clock_timestamp() + :delay
                    AND (sync_failure_count = 0 OR lease_until > clock_timestamp())))
         ORDER BY id
         FOR NO KEY UPDATE)
     UPDATE calendars AS c
-    SET next_sync_at = CASE WHEN c.id = ANY(:sync_ids)
-                                 AND (c.sync_failure_count = 0 OR c.lease_until > clock_timestamp())
+    SET next_sync_at = CASE WHEN c.id <> ALL(:sync_ids) THEN c.next_sync_at
+                            WHEN c.lease_until > clock_timestamp()
+                            THEN least(nullif(c.next_sync_at, c.lease_until), clock_timestamp() + :delay,
+                                       c.lease_until - interval '1 microsecond')
+                            WHEN c.sync_failure_count = 0
                             THEN least(c.next_sync_at, clock_timestamp() + :delay)
                             ELSE c.next_sync_at END,
         push_due_at = CASE WHEN c.id = ANY(:renew_ids) THEN clock_timestamp() ELSE c.push_due_at END

@@ -64,6 +64,8 @@ async def accept_google(
             outcome = "ignored"
         elif channel.calendar_id is not None:
             moved = await repository.mark_due(session, sync_ids=[channel.calendar_id], delay=debounce)
+        if outcome != "ignored" and _proves(channel):
+            await repository.note_verified(session, [channel.id])
     metrics.PUSH_NOTIFICATIONS.labels("google", outcome).inc()
     return moved > 0
 
@@ -89,12 +91,15 @@ async def accept_microsoft(
     sync_ids: set[str] = set()
     renew_ids: set[str] = set()
     removed: set[str] = set()
+    unverified: set[str] = set()
     for notification in notifications:
         channel = channels.get(notification.subscription_id)
         outcome = _check(channel, notification.client_state)
         outcomes[outcome] += 1
         if channel is None or channel.calendar_id is None or outcome != "accepted":
             continue
+        if _proves(channel):
+            unverified.add(channel.id)
         match notification.lifecycle_event:
             case None | "missed":
                 sync_ids.add(channel.calendar_id)
@@ -108,11 +113,18 @@ async def accept_microsoft(
     moved = 0
     if sync_ids or renew_ids:
         moved = await repository.mark_due(session, sync_ids=sync_ids, renew_ids=renew_ids, delay=debounce)
+    if unverified - removed:
+        await repository.note_verified(session, unverified - removed)
     if removed:
         await repository.drop_channels(session, removed)
     for outcome, count in outcomes.items():
         metrics.PUSH_NOTIFICATIONS.labels("microsoft", outcome).inc(count)
     return outcomes["accepted"] > 0, moved > 0 and bool(sync_ids)
+
+
+def _proves(channel: KnownChannel) -> bool:
+    """Whether this is the first message of a channel that is in use."""
+    return not channel.is_verified and channel.state != "closing"
 
 
 def _check(channel: KnownChannel | None, secret: str | None) -> str:

@@ -25,13 +25,13 @@ class Budgets:
     def __init__(self, redis_url: str) -> None:
         self._limiter = RateLimiter(redis_url, prefix="budgets")
 
-    async def spend(self, platform: str, credentials_id: str, client_id: str | None) -> None:
-        """One request of these credentials. Raises RateLimited where a budget is used up."""
-        for item, key in (
-            (_USER.get(platform), credentials_id),
-            (_CLIENT.get(platform), client_id or credentials_id),
+    async def spend(self, platform: str, account: str, client_id: str) -> None:
+        """One request of an account, by an OAuth client. Raises RateLimited where a budget is used up."""
+        for item, keys in (
+            (_USER.get(platform), (client_id, account.lower())),
+            (_CLIENT.get(platform), (client_id,)),
         ):
-            if item is not None and not await self._limiter.hit(item, platform, key):
+            if item is not None and not await self._limiter.hit(item, platform, *keys):
                 raise RateLimited(
                     "The request budget of this account or OAuth client is used up.",
                     code="budget_spent",
@@ -43,7 +43,11 @@ class Budgets:
 
 
 class MeteredTokens:
-    """A TokenSource that spends one request for each time it is asked: providers ask before every request."""
+    """A TokenSource that spends one request for each time it is asked: providers ask before every request.
+
+    `account`: the address of its owner, so that one connected twice has one budget; where it is not known, what
+    stands for the credentials.
+    """
 
     def __init__(
         self,
@@ -51,12 +55,12 @@ class MeteredTokens:
         budgets: Budgets,
         *,
         platform: str,
-        credentials_id: str,
-        client_id: str | None,
+        account: str,
+        client_id: str,
     ) -> None:
         self._tokens = tokens
         self._budgets = budgets
-        self._of = (platform, credentials_id, client_id)
+        self._of = (platform, account, client_id)
 
     async def get(self, *, rejected: str | None = None) -> str:
         await self._budgets.spend(*self._of)

@@ -217,7 +217,8 @@ class SyncEngine:
                 cursor=cursor,
                 window=window,
                 started_at=started_at,
-                next_in=self._next_in(),
+                next_in=self._next_in(self._settings.calendar_sync_interval_seconds),
+                next_in_with_push=self._next_in(self._settings.calendar_sync_interval_with_push_seconds),
                 wants_push=self._settings.push_enabled,
             )
             await _announce_changes(session, claim, settled, unannounced, changed_events)
@@ -357,9 +358,8 @@ class SyncEngine:
         fits = wanted.end - wanted.start == state.window_end - state.window_start
         return Window(state.window_start, state.window_end) if reaches and fits else None
 
-    def _next_in(self) -> timedelta:
+    def _next_in(self, seconds: float) -> timedelta:
         """The time to the next sync, spread so that calendars connected together do not stay in step."""
-        seconds = self._settings.calendar_sync_interval_seconds
         return timedelta(seconds=seconds * random.uniform(0.8, 1.0))  # noqa: S311 - jitter
 
 

@@ -86,8 +86,8 @@ class Providers:
             self._credentials.tokens(state.credentials_id),
             self._budgets,
             platform=claim.platform,
-            credentials_id=state.credentials_id,
-            client_id=state.client_id,
+            account=state.owner_email or state.credentials_id,
+            client_id=state.client_id or state.credentials_id,
         )
 
 

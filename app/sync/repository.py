@@ -575,8 +575,11 @@ _SETTLE_SUCCESS = text(
         push_due_at = CASE WHEN :wants_push AND platform IN ('google', 'microsoft')
                            THEN coalesce(push_due_at, clock_timestamp()) ELSE push_due_at END,
         -- It still equals `lease_until` unless somebody asked for a sync while this one ran.
-        next_sync_at = CASE WHEN next_sync_at = lease_until THEN clock_timestamp() + :next_in
-                            ELSE next_sync_at END,
+        next_sync_at = CASE WHEN next_sync_at <> lease_until THEN next_sync_at
+                            ELSE clock_timestamp() + greatest(:next_in, least(:next_in_with_push, coalesce(
+                                (SELECT max(p.expires_at) - clock_timestamp() FROM push_channels p
+                                 WHERE p.calendar_id = calendars.id AND p.state = 'open'
+                                   AND p.verified_at IS NOT NULL AND :wants_push), interval '0'))) END,
         {_RELEASE}
     WHERE id = :calendar_id
     {_SETTLED_COLUMNS}
@@ -592,9 +595,13 @@ async def settle_success(
     window: Window,
     started_at: datetime,
     next_in: timedelta,
+    next_in_with_push: timedelta,
     wants_push: bool,
 ) -> Settled:
     """Stores the cursor and the sync times, and gives the lease back. The caller holds the row lock.
+
+    `next_in_with_push`: until the next sync, while a push channel is open through which the provider has reached us;
+    not beyond its end.
 
     `wants_push`: a calendar without a push channel is due for one from now on (app/push/).
     """
@@ -608,6 +615,7 @@ async def settle_success(
                 "window_end": window.end,
                 "started_at": started_at,
                 "next_in": next_in,
+                "next_in_with_push": next_in_with_push,
                 "wants_push": wants_push,
             },
         )

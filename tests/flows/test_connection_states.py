@@ -167,5 +167,5 @@ async def test_without_redis_requests_are_not_held_back(
     monkeypatch.setitem(budgets._USER, "google", RateLimitItemPerMinute(1))
     limiter = budgets.Budgets("redis://127.0.0.1:9/0")
     for _ in range(3):
-        await limiter.spend("google", "cred_1", None)
+        await limiter.spend("google", "cred_1", "client")
     await limiter.aclose()
