@@ -15,6 +15,8 @@ log = structlog.get_logger()
 
 Item = TypeVar("Item")
 
+_CUT_WITHIN_SECONDS = 3.0
+
 
 class Work(Protocol[Item]):
     """What a drainer drains."""
@@ -93,4 +95,4 @@ class Drainer(Generic[Item]):
         for task in late:
             task.cancel()
         if late:
-            await asyncio.wait(late, timeout=5)
+            await asyncio.wait(late, timeout=_CUT_WITHIN_SECONDS)

@@ -92,7 +92,7 @@ def api(
         access_log=False,
         server_header=False,
         proxy_headers=True,
-        timeout_graceful_shutdown=10,
+        timeout_graceful_shutdown=7,  # docker kills after 10 s
     )
 
 

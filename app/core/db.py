@@ -31,13 +31,14 @@ def database_url(value: str) -> URL:
     return make_url(value).set(drivername="postgresql+asyncpg")
 
 
-def create_engine(value: str, *, pool_size: int = 10) -> AsyncEngine:
+def create_engine(value: str, *, pool_size: int = 10, pool_timeout: float = 10) -> AsyncEngine:
+    """`pool_timeout`: seconds to wait for a connection while all of them, half of `pool_size` more, are in use."""
     return create_async_engine(
         database_url(value),
         pool_size=pool_size,
         max_overflow=pool_size // 2,
         pool_recycle=1800,
-        pool_timeout=10,
+        pool_timeout=pool_timeout,
         json_serializer=lambda item: orjson.dumps(item).decode(),
         json_deserializer=orjson.loads,
         hide_parameters=True,  # an exception must not carry row contents into a log

@@ -104,6 +104,8 @@ class SyncEngine:
         self._sessions = sessions
         self._providers = providers
         self._doorbell = doorbell
+        # Writing thousands of events takes seconds: half of the connections are left for everything else.
+        self._writes = asyncio.Semaphore(max(1, settings.database_pool_size // 2))
 
     async def claim(
         self, limit: int, *, kinds: Collection[Kind] = ("account", "feed"), pick: Pick = pick_oldest
@@ -193,7 +195,7 @@ class SyncEngine:
                 )
                 return
             if batch.is_full:
-                async with transaction(self._sessions) as session:
+                async with self._writes, transaction(self._sessions) as session:
                     await self._write(session, claim, batch, window)
                 batch = _Batch()
         raise Unavailable("The provider's answer ended early.", code="round_incomplete")
@@ -209,7 +211,7 @@ class SyncEngine:
         started_at: datetime,
     ) -> None:
         """The last batch, the cursor, the sync times and the outbox rows, in one transaction."""
-        async with transaction(self._sessions) as session:
+        async with self._writes, transaction(self._sessions) as session:
             unannounced, changed_events = await self._write(session, claim, batch, window, snapshot=snapshot)
             settled = await repository.settle_success(
                 session,

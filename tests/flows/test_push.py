@@ -21,6 +21,7 @@ from app.main import create_app
 from app.models import Calendar, PushChannel
 from app.oauth.credentials import CredentialStore
 from app.push.channels import ChannelKeeper
+from app.push.repository import mark_due
 from app.push.service import sealed_context
 from app.settings import Settings
 from app.sync.budgets import _USER, Budgets
@@ -658,6 +659,79 @@ async def test_claims_take_each_kind_of_work_up_to_the_limit(
         assert await claim_due(session, limit=10, lease_for=LEASE_FOR) == []
 
 
+# --- how often is polled ---------------------------------------------------------------------------------
+
+
+async def test_polling_is_slow_while_a_channel_is_open_that_has_reached_us(
+    google: GoogleCalendarUnderTest, opened: Push
+) -> None:
+    await google.fake.drain_notifications()
+    await google.sync()
+    assert timedelta(hours=4) < await opened.sync_due_in() <= timedelta(hours=6)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "verified_at = NULL",
+        "state = 'closing', next_attempt_at = now()",
+        "expires_at = now() - interval '1 s'",
+    ],
+)
+async def test_polling_is_as_without_push_where_no_channel_can_be_trusted(
+    google: GoogleCalendarUnderTest, opened: Push, change: str
+) -> None:
+    await google.fake.drain_notifications()
+    async with transaction(opened.sessions) as session:
+        await session.execute(text(f"UPDATE push_channels SET {change}"))
+    await google.sync()
+    assert LATER < await opened.sync_due_in() <= timedelta(minutes=30)
+
+
+async def test_polling_goes_on_at_the_end_of_a_channel_that_is_not_renewed(
+    google: GoogleCalendarUnderTest, opened: Push
+) -> None:
+    await google.fake.drain_notifications()
+    async with transaction(opened.sessions) as session:
+        await session.execute(text("UPDATE push_channels SET expires_at = now() + interval '1 hour'"))
+    await google.sync()
+    assert timedelta(minutes=59) < await opened.sync_due_in() <= timedelta(hours=1)
+
+
+async def test_polling_is_as_without_push_once_push_is_switched_off(
+    google: GoogleCalendarUnderTest, opened: Push
+) -> None:
+    await google.fake.drain_notifications()
+    google.settings.calendar_push_enabled = False
+    await google.sync()
+    assert await opened.sync_due_in() <= timedelta(minutes=30)
+
+
+async def test_a_new_channel_that_has_not_reached_us_brings_back_polling(
+    google: GoogleCalendarUnderTest, opened: Push
+) -> None:
+    await google.fake.drain_notifications()
+    await google.sync()
+    opened.keeper._settings.app_url = "http://127.0.0.1:1"
+    await opened.make_due()
+    await opened.work()
+    assert await opened.sync_due_in() <= timedelta(minutes=30)
+
+
+async def test_a_notification_during_a_sync_is_kept_however_long_the_debounce_is(
+    google: GoogleCalendarUnderTest, opened: Push
+) -> None:
+    await google.sync()
+    async with transaction(opened.sessions) as session:
+        await session.execute(text("UPDATE calendars SET next_sync_at = now()"))
+    [claim] = await google.engine.claim(1)
+    for moved in (1, 0):
+        async with transaction(opened.sessions) as session:
+            assert await mark_due(session, sync_ids=[google.id], delay=timedelta(hours=1)) == moved
+    await google.engine.handle(claim)
+    assert await opened.sync_due_in() < LEASE_FOR
+
+
 # --- Microsoft -------------------------------------------------------------------------------------------
 
 
@@ -1013,6 +1087,44 @@ async def test_two_calendars_on_one_mailbox_do_not_take_the_subscription_from_ea
     assert (await microsoft.subscription()).id == first.id
     [row] = await microsoft.channels()
     assert (row.state, row.calendar_id) == ("open", microsoft.calendar_id)
+
+
+async def test_a_subscription_that_is_just_being_opened_is_no_stray(
+    microsoft: MicrosoftPushed, project: TestProject
+) -> None:
+    await microsoft.work()
+    first = await microsoft.subscription()
+    # The provider has opened it; the worker has not noted it yet.
+    async with transaction(microsoft.sessions) as session:
+        await session.execute(text("UPDATE push_channels SET state = 'opening', provider_id = NULL"))
+    await add_microsoft_calendar(microsoft.fake, microsoft.settings, microsoft.sessions, project)
+    await microsoft.work()
+    assert (await microsoft.subscription()).id == first.id
+    # The worker died.
+    async with transaction(microsoft.sessions) as session:
+        await session.execute(
+            text(
+                "UPDATE push_channels SET created_at = now() - interval '2 minutes' WHERE calendar_id = :id"
+            ),
+            {"id": microsoft.calendar_id},
+        )
+        await session.execute(
+            text("UPDATE calendars SET push_due_at = now() WHERE id <> :id"), {"id": microsoft.calendar_id}
+        )
+    await microsoft.work()
+    assert (await microsoft.subscription()).id != first.id
+
+
+async def test_a_subscription_that_is_lost_brings_back_polling(microsoft: MicrosoftPushed) -> None:
+    await microsoft.work()
+    async with transaction(microsoft.sessions) as session:
+        await session.execute(text("UPDATE calendars SET next_sync_at = now() + interval '6 hours'"))
+    microsoft.fake.subscriptions.clear()
+    microsoft.fake.inject_fault("subscriptions.create", 503)
+    await microsoft.make_due()
+    await microsoft.work()
+    assert await microsoft.channels("open") == []
+    assert await microsoft.sync_due_in() <= timedelta(minutes=30)
 
 
 async def test_an_address_that_cannot_be_validated_is_tried_again(microsoft: MicrosoftPushed) -> None:
