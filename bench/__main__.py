@@ -4,7 +4,7 @@ import importlib
 import sys
 import time
 
-_ALL = ("sync", "scheduler", "events_list", "webhooks", "push", "meeting_urls", "invitations")
+_ALL = ("sync", "scheduler", "fairness", "events_list", "webhooks", "push", "meeting_urls", "invitations")
 
 
 def main() -> None:

@@ -212,7 +212,11 @@ async def sync_calendar(
     idempotent: Idempotent,
     background_tasks: BackgroundTasks,
 ) -> Response:
-    """Queues a sync now; if one is running, one more follows it."""
+    """Queues a sync; if one is running, one more follows it.
+
+    It begins now, or 5 seconds after the last one began: asks in between are one. While a calendar's syncs fail, that
+    pause grows to a minute, and to 5 minutes for a feed.
+    """
 
     async def work() -> bytes:
         await service.queue_sync(session, project_id, calendar_id)
