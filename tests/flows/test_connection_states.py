@@ -12,6 +12,7 @@ from app.core.http import operator_client
 from app.oauth.credentials import CredentialStore
 from app.providers.base import CredentialsRevoked
 from app.sync import budgets
+from tests import factories
 from tests.flows.conftest import GoogleCalendarUnderTest
 
 
@@ -169,3 +170,26 @@ async def test_without_redis_requests_are_not_held_back(
     for _ in range(3):
         await limiter.spend("google", "cred_1", "client")
     await limiter.aclose()
+
+
+async def test_an_account_that_is_connected_twice_has_one_budget(
+    google: GoogleCalendarUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(budgets._USER, "google", RateLimitItemPerMinute(1))
+    ids = [
+        await factories.add_calendar(
+            google.sessions,
+            google.settings,
+            google.project_id,
+            client_id=google.fake.client_id,
+            owner_email=owner,
+            secrets={"client_secret": google.fake.client_secret, "refresh_token": google.fake.refresh_token},
+        )
+        for owner in ("ada@example.org", "Ada@Example.org", "bob@example.org")
+    ]
+    for claim in await google.engine.claim(10):
+        if claim.calendar_id in ids:
+            await google.engine.handle(claim)
+    rows = {one: await factories.load_calendar(google.sessions, one) for one in ids}
+    synced = sorted((row.owner_email or "").lower() for row in rows.values() if row.last_successful_sync_at)
+    assert synced == ["ada@example.org", "bob@example.org"]

@@ -1,6 +1,7 @@
 """Claiming due calendars: shares of projects and mailboxes, forced syncs, and what a claim costs."""
 
 import asyncio
+from collections import Counter
 from datetime import timedelta
 from typing import Any
 
@@ -12,7 +13,7 @@ from app.core.db import Sessions, transaction
 from app.sync import repository
 from app.sync.engine import LEASE_FOR
 from app.sync.repository import Claim, claim_due, request_sync
-from app.sync.turns import MAILBOX_SYNCS, Kind, Turns
+from app.sync.turns import MAILBOX_SYNCS, Due, Kind, Turns, pick_oldest
 from tests import factories
 
 ALL = 1_000
@@ -125,6 +126,19 @@ async def test_of_one_mailbox_three_are_synced_at_once_over_all_workers(sessions
     async with transaction(sessions) as session:
         await repository.give_back(session, claims[0])
     assert len(await claim(sessions)) == 1
+
+
+async def test_two_claims_at_once_do_not_both_take_the_last_place_of_a_mailbox(sessions, project) -> None:
+    await seed(sessions, project.id, 20, platform="microsoft", owner_email="ada@example.org")
+
+    def pick_newest(due: list[Due], mailboxes: Counter[str], limit: int) -> list[Due]:
+        return pick_oldest(sorted(due, key=lambda one: one.due_at)[-2:], mailboxes, limit)
+
+    async with transaction(sessions) as session:
+        assert len(await claim_due(session, limit=2, lease_for=LEASE_FOR, pick=pick_newest)) == 2
+        second = asyncio.create_task(claim(sessions))
+        await asyncio.wait([second], timeout=0.5)
+    assert len(await second) == 1
 
 
 async def test_mailboxes_of_others_are_not_held_up_by_one_that_has_its_share(sessions, project) -> None:
