@@ -146,7 +146,7 @@ class FeedReaders:
         finally:
             if turn.done() and not turn.cancelled():
                 self._busy[project_id] -= 1
-            else:
+            elif turn in self._waiting.get(project_id, ()):
                 self._waiting[project_id].remove(turn)
             self._busy += Counter()  # drops the zeros
             self._waiting = {key: queue for key, queue in self._waiting.items() if queue}

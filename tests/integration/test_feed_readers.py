@@ -158,6 +158,19 @@ async def test_a_reader_that_is_cancelled_leaves_no_process_behind(readers):
     assert (await read(readers)).pages
 
 
+async def test_readers_that_are_cancelled_while_they_wait_leave_the_turns_in_order(readers):
+    heavy = asyncio.create_task(read(readers, calendar(ENDLESS)))
+    await until_reading()
+    waiting = [asyncio.create_task(read(readers)) for _ in range(5)]
+    await asyncio.sleep(0.05)
+    for task in [heavy, *waiting[1:]]:
+        task.cancel()
+    results = await asyncio.gather(heavy, *waiting, return_exceptions=True)
+    assert isinstance(results[1], FeedRead)
+    assert all(isinstance(one, asyncio.CancelledError) for one in [results[0], *results[2:]])
+    assert (await read(readers)).pages
+
+
 async def test_the_processes_are_limited_and_know_no_secret(readers, monkeypatch):
     monkeypatch.setenv("CREDENTIALS_ENCRYPTION_KEYS", "secret")
     await read(readers)
