@@ -51,20 +51,29 @@ class CalendarEvent(Base):
 
 _event = CalendarEvent.__table__.c
 
-# An event without a readable start sorts behind all others; the same expression stands in the queries.
+# An event without a readable start sorts behind all others; the same expressions stand in the queries.
 start_or_last = func.coalesce(_event.start_time, text("'infinity'::timestamptz"))
 end_or_last = func.coalesce(_event.end_time, text("'infinity'::timestamptz"))
 
 Index("uq_calendar_events_calendar_id_platform_uuid", _event.calendar_id, _event.platform_uuid, unique=True)
-Index("ix_calendar_events_calendar_id_updated_at", _event.calendar_id, _event.updated_at, _event.id)
-Index("ix_calendar_events_project_id_updated_at", _event.project_id, _event.updated_at, _event.id)
-Index("ix_calendar_events_calendar_id_start_time", _event.calendar_id, start_or_last, _event.id)
-Index("ix_calendar_events_calendar_id_end_time", _event.calendar_id, end_or_last, _event.id)
-Index("ix_calendar_events_calendar_id_created_at", _event.calendar_id, _event.created_at, _event.id)
-Index("ix_calendar_events_project_id_start_time", _event.project_id, start_or_last, _event.id)
-Index("ix_calendar_events_project_id_end_time", _event.project_id, end_or_last, _event.id)
-Index("ix_calendar_events_project_id_created_at", _event.project_id, _event.created_at, _event.id)
-Index("ix_calendar_events_project_id_ical_uid", _event.project_id, _event.ical_uid)
+
+# One for each ordering, in a calendar and over a project. A list of both, live and deleted events, merges two ranges of
+# such an index (app/calendar_events/repository.py); the sync and retention read only those of one kind.
+for _name, _key in {
+    "updated": _event.updated_at,
+    "created": _event.created_at,
+    "start": start_or_last,
+    "end": end_or_last,
+}.items():
+    Index(f"ix_calendar_events_calendar_by_{_name}", _event.calendar_id, _event.is_deleted, _key, _event.id)
+    Index(f"ix_calendar_events_project_by_{_name}", _event.project_id, _event.is_deleted, _key, _event.id)
+
+Index(
+    "ix_calendar_events_project_id_ical_uid_calendar_id",
+    _event.project_id,
+    _event.ical_uid,
+    _event.calendar_id,
+)
 Index(
     "ix_calendar_events_calendar_id_recurring_event_id",
     _event.calendar_id,
