@@ -214,7 +214,7 @@ async def insert_bot(session: Session, values: Mapping[str, Any]) -> bool:
 _STATE = """
     b.id, b.project_id, b.calendar_event_id, b.metadata, b.state, b.join_at, b.meeting_url, b.holds_key,
     b.runner_bot_id, b.attempt_count, b.next_attempt_at IS NOT NULL AS is_attempted, b.may_be_handed_over,
-    CASE WHEN e.id IS NULL THEN 'calendar_deleted'
+    CASE WHEN c.id IS NULL THEN 'calendar_deleted'
          WHEN e.is_deleted THEN 'event_cancelled'
          WHEN c.state <> 'connected' THEN 'calendar_disconnected' END AS gone,
     e.start_time AS event_start_time, e.end_time AS event_end_time, e.meeting_url AS event_meeting_url,
@@ -266,8 +266,7 @@ _LOCK_OF_EVENTS = text(
 _LOCK_OF_CALENDAR = text(
     f"""
     SELECT {_STATE} FROM bots b {_WITH_EVENT}
-    WHERE b.calendar_event_id IN (SELECT id FROM calendar_events WHERE calendar_id = :calendar_id)
-      AND {_MAY_FOLLOW}
+    WHERE e.calendar_id = :calendar_id AND {_MAY_FOLLOW}
     ORDER BY b.id
     FOR UPDATE OF b
     """  # noqa: S608 - constants

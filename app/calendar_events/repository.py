@@ -23,7 +23,7 @@ from sqlalchemy import (
 from app.bots.repository import bots_of
 from app.core.db import AnySession, ReadSession
 from app.core.pagination import Cursor, Ordering, Page, page_of, seek_values
-from app.models import CalendarEvent
+from app.models import Calendar, CalendarEvent
 
 # Those of TIMES and JSON_TEXTS are selected in a form of their own; the order is that of CalendarEventRead.
 FIELDS = (
@@ -116,7 +116,11 @@ _FURTHER = 4
 async def find_event(session: AnySession, project_id: str, event_id: str) -> Row[Any] | None:
     """A row of FIELDS."""
     event = CalendarEvent.__table__
-    statement = _read(event).where(event.c.project_id == project_id, event.c.id == event_id)
+    statement = _read(event).where(
+        event.c.project_id == project_id,
+        event.c.id == event_id,
+        select(Calendar.id).where(Calendar.id == event.c.calendar_id).exists(),
+    )
     return (await session.execute(statement)).one_or_none()
 
 
@@ -257,10 +261,14 @@ def _fit(filters: Sequence[str], further: Sequence[str] = ()) -> str:
     return f"coalesce({' AND '.join([*conditions, *further])}, false)"
 
 
+# Calendars that are gone, whose events a worker is clearing away. Asked once for a page, and mostly none.
+_NOT_OF_DELETED = "e.calendar_id <> ALL (ARRAY(SELECT d.calendar_id FROM deleted_calendars d WHERE d.project_id = :project_id))"
+
+
 def _scope(filters: frozenset[str]) -> str:
     of_calendar = [_CALENDAR_FILTERS[name] for name in sorted(filters & _CALENDAR_FILTERS.keys())]
     if not of_calendar:
-        return "e.project_id = :project_id"
+        return f"e.project_id = :project_id AND {_NOT_OF_DELETED}"
     # The calendar is of the project, so the events need not be asked: the planner then has but the indexes of
     # calendars, and cannot walk through a whole project's events in search of one calendar's.
     calendar_id = _select("c.id", ["c.project_id = :project_id", *of_calendar], "calendars AS c")

@@ -211,7 +211,7 @@ async def set_fields(session: Session, calendar_id: str, values: Mapping[str, An
 
 
 async def delete_calendar(session: Session, calendar_id: str) -> None:
-    """Its events go with it (foreign keys)."""
+    """What refers to it goes with it; its events are hidden at once, and cleared away later (DeletedCalendar)."""
     await session.execute(
         delete(Calendar).where(Calendar.id == calendar_id).execution_options(synchronize_session=False)
     )

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, LargeBinary, func, text
+from sqlalchemy import Index, LargeBinary, func, text
 from sqlalchemy.dialects.postgresql import JSON
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -18,6 +18,9 @@ class CalendarEvent(Base):
 
     Rows of up to 8 kB are kept in one piece and uncompressed: that takes half of PostgreSQL's time to write them
     and to read a page of them, for half as much disk again.
+
+    `calendar_id` is no foreign key: a calendar is deleted at once, however many events it has, and a worker clears
+    them away afterwards (`DeletedCalendar`).
     """
 
     __tablename__ = "calendar_events"
@@ -25,7 +28,7 @@ class CalendarEvent(Base):
 
     id: Mapped[PublicId] = mapped_column(primary_key=True)
     project_id: Mapped[PublicId]
-    calendar_id: Mapped[PublicId] = mapped_column(ForeignKey("calendars.id", ondelete="CASCADE"))
+    calendar_id: Mapped[PublicId]
     platform_uuid: Mapped[str]
     content_hash: Mapped[bytes] = mapped_column(LargeBinary)
     is_deleted: Mapped[bool] = mapped_column(server_default="false")
@@ -47,6 +50,16 @@ class CalendarEvent(Base):
     raw: Mapped[Any] = mapped_column(JSON, server_default="{}")
     created_at: Mapped[CreatedAt]
     updated_at: Mapped[CreatedAt]
+
+
+class DeletedCalendar(Base):
+    """A calendar that is gone, and whose events are still to be cleared away; a trigger on `calendars` writes it."""
+
+    __tablename__ = "deleted_calendars"
+
+    calendar_id: Mapped[PublicId] = mapped_column(primary_key=True)
+    project_id: Mapped[PublicId] = mapped_column(index=True)
+    deleted_at: Mapped[CreatedAt]
 
 
 _event = CalendarEvent.__table__.c
