@@ -19,6 +19,7 @@ from sqlalchemy import (
     text,
     true,
 )
+from sqlalchemy.types import TypeEngine
 
 from app.bots.repository import bots_of
 from app.core.db import AnySession, ReadSession
@@ -111,6 +112,8 @@ _RANGES: Mapping[str, str] = {
 # Where filters do not bound the key: how many rows are looked at first, and how much further if that was too few.
 _LOOK_AT = 500
 _FURTHER = 4
+# A range is worth more rows: that of a week or of what is coming up has an end, and the list's order may lead nowhere.
+_RANGE_FACTOR = 2
 
 
 async def find_event(session: AnySession, project_id: str, event_id: str) -> Row[Any] | None:
@@ -121,7 +124,8 @@ async def find_event(session: AnySession, project_id: str, event_id: str) -> Row
         event.c.id == event_id,
         select(Calendar.id).where(Calendar.id == event.c.calendar_id).exists(),
     )
-    return (await session.execute(statement)).one_or_none()
+    row: Row[Any] | None = (await session.execute(statement)).one_or_none()
+    return row
 
 
 async def list_events(
@@ -167,7 +171,7 @@ async def list_events(
 
 
 # Where an event stands in a list.
-_PLACES = {"id": Text(), "sort_key": DateTime(timezone=True)}
+_PLACES: Mapping[str, TypeEngine[Any]] = {"id": Text(), "sort_key": DateTime(timezone=True)}
 
 
 @lru_cache(maxsize=512)
@@ -206,6 +210,7 @@ def _places(
     order = "DESC" if descending else "ASC"
     by_place = f"ORDER BY sort_key {order}, id {order} LIMIT"
     given = sorted(filters & _EVENT_FILTERS.keys())
+    shown = [] if filters & _CALENDAR_FILTERS.keys() else [_NOT_OF_DELETED]
     columns = f"e.id, {_KEYS[name]} AS sort_key"
     from_cursor = []
     if kind is not None:
@@ -214,23 +219,23 @@ def _places(
     if filters & {"event_id", "ical_uid"}:
         kinds = ["e.is_deleted = :is_deleted"] if "is_deleted" in filters else []
         named = [_EVENT_FILTERS[f] for f in given if f in {"event_id", "ical_uid"}]
-        found = _select(columns, [_scope(filters), *named, *kinds, _fit(given), *from_cursor])
+        found = _select(columns, [_scope(filters), *named, *kinds, _fit(given, shown), *from_cursor])
         return f"SELECT id, sort_key FROM ({found} OFFSET 0) AS found {by_place} {limit}"  # noqa: S608 - made of constants
     bounds = [_BOUNDS[f][name] for f in given if name in _BOUNDS[f]]
     across = [f for f in _RANGES if f in filters and name not in _BOUNDS[f]]
     if not across:
-        conditions = [*bounds, *from_cursor, *([_fit(given)] if given else [])]
+        conditions = [*bounds, *from_cursor, _fit(given, shown)]
         found = _of_each_kind(filters, columns, conditions, f"{by_place} {limit}")
         return f"SELECT id, sort_key FROM ({found}) AS found {by_place} {limit}"  # noqa: S608 - made of constants
     near = _of_each_kind(
-        filters, f"{columns}, {_fit(given)} AS fits", [*bounds, *from_cursor], f"{by_place} {look_at}"
+        filters, f"{columns}, {_fit(given, shown)} AS fits", [*bounds, *from_cursor], f"{by_place} {look_at}"
     )
     range_name = _RANGES[across[0]]
     far = _of_each_kind(
         filters,
-        f"{columns}, {_KEYS[range_name]} AS range_key, {_fit([*given], from_cursor)} AS fits",
+        f"{columns}, {_KEYS[range_name]} AS range_key, {_fit(given, [*from_cursor, *shown])} AS fits",
         [_BOUNDS[f][range_name] for f in given if range_name in _BOUNDS[f]],
-        f"ORDER BY range_key LIMIT {look_at + 1}",
+        f"ORDER BY range_key LIMIT {_RANGE_FACTOR * look_at + 1}",
     )
     return f"""
         WITH near AS MATERIALIZED (
@@ -241,7 +246,7 @@ def _places(
         far AS MATERIALIZED (
             SELECT id, sort_key, fits FROM ({far}) AS looked_at WHERE (SELECT NOT suffices FROM by_near)),
         by_far AS MATERIALIZED (
-            SELECT count(*) <= {look_at} AS suffices FROM far)
+            SELECT count(*) <= {_RANGE_FACTOR * look_at} AS suffices FROM far)
         SELECT id, sort_key FROM (
             SELECT id, sort_key FROM near WHERE fits AND (SELECT suffices FROM by_near)
             UNION ALL
@@ -252,13 +257,13 @@ def _places(
     """  # noqa: S608 - made of constants
 
 
-def _fit(filters: Sequence[str], further: Sequence[str] = ()) -> str:
-    """Whether a row fits all filters."""
+def _fit(filters: Sequence[str], further: Sequence[str]) -> str:
+    """Whether a row fits all filters; within coalesce, so that the planner does not expect few rows of it."""
     conditions = [_EVENT_FILTERS[name] for name in filters]
     conditions += [
         bound for name in filters if name in {"start_from", "end_until"} for bound in _BOUNDS[name].values()
     ]
-    return f"coalesce({' AND '.join([*conditions, *further])}, false)"
+    return f"coalesce({' AND '.join([*conditions, *further]) or 'true'}, false)"
 
 
 # Calendars that are gone, whose events a worker is clearing away. Asked once for a page, and mostly none.
@@ -268,7 +273,7 @@ _NOT_OF_DELETED = "e.calendar_id <> ALL (ARRAY(SELECT d.calendar_id FROM deleted
 def _scope(filters: frozenset[str]) -> str:
     of_calendar = [_CALENDAR_FILTERS[name] for name in sorted(filters & _CALENDAR_FILTERS.keys())]
     if not of_calendar:
-        return f"e.project_id = :project_id AND {_NOT_OF_DELETED}"
+        return "e.project_id = :project_id"
     # The calendar is of the project, so the events need not be asked: the planner then has but the indexes of
     # calendars, and cannot walk through a whole project's events in search of one calendar's.
     calendar_id = _select("c.id", ["c.project_id = :project_id", *of_calendar], "calendars AS c")
