@@ -1,13 +1,13 @@
 """event indexes by kind
 
 Revision ID: c1d75a20e6b4
-Revises: 3c9a17d5e2f8
+Revises: 5d0b8c61f3a7
 """
 
 from alembic import op
 
 revision = 'c1d75a20e6b4'
-down_revision = '3c9a17d5e2f8'
+down_revision = '5d0b8c61f3a7'
 branch_labels = None
 depends_on = None
 
