@@ -1,13 +1,13 @@
 """event indexes by kind
 
 Revision ID: c1d75a20e6b4
-Revises: 5d0b8c61f3a7
+Revises: b7f2c05d9e13
 """
 
 from alembic import op
 
 revision = 'c1d75a20e6b4'
-down_revision = '5d0b8c61f3a7'
+down_revision = 'b7f2c05d9e13'
 branch_labels = None
 depends_on = None
 
