@@ -40,6 +40,7 @@ class Settings(BaseSettings):
     calendar_sync_interval_with_push_seconds: Seconds = 21_600
     calendar_sync_window_past_days: int = Field(default=1, ge=0, le=3650)
     calendar_sync_window_future_days: int = Field(default=28, ge=1, le=1800)
+    event_retention_days: int = Field(default=90, ge=0, le=36_500)
     calendar_push_debounce_seconds: float = Field(default=2, ge=0, le=3600)
     calendar_push_enabled: bool | None = None
     scheduler_tick_seconds: float = Field(default=1, ge=0.05, le=60)

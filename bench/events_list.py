@@ -42,9 +42,14 @@ PROCESSES = 2
 SECONDS = 4.0
 TARGET_PER_SECOND = 300
 
+# Another project, whose history was kept: what is coming up is asked for most, and is the smallest part.
+HISTORY = 200_000
+UPCOMING = 5_000
+
 _URL = "/api/v1/calendar_events"
 _PROJECT_ID = "proj_bench000000000000"
 _API_KEY = "bench-key"
+_HISTORY_KEY = "bench-history-key"
 _WORDS = [
     "agenda",
     "budget",
@@ -157,6 +162,17 @@ _INSERT = """
 """
 _START = datetime(2026, 1, 1, tzinfo=UTC)
 
+_INSERT_HISTORY = """
+    INSERT INTO calendar_events
+        (id, project_id, calendar_id, platform_uuid, content_hash, is_deleted, start_time, end_time, attendees, raw,
+         name, description, created_at, updated_at)
+    SELECT 'evt_h' || i, 'proj_history', 'cal_history' || i % 20, i::text, '\\x00', i % 50 = 0,
+           now() + (i - $1::int) * interval '5 minutes', now() + (i - $1::int + 12) * interval '5 minutes',
+           t.attendees, t.raw, t.name, t.description,
+           now() - ($2::int - i) * interval '5 minutes', now() - ($2::int - i) * interval '4 minutes'
+    FROM generate_series(0, $2::int - 1) i JOIN templates t ON t.number = i % 200
+"""
+
 
 async def _seed(database_url: str) -> None:
     """A million events of one project in 256 calendars; the indexes are built afterwards."""
@@ -182,6 +198,15 @@ async def _seed(database_url: str) -> None:
         "INSERT INTO calendars (id, project_id, platform, deduplication_key) VALUES ($1, $2, 'google', $3)",
         [(_calendar_id(number), _PROJECT_ID, f"user-{number}") for number in range(CALENDARS)],
     )
+    await connection.execute("INSERT INTO projects (id, name) VALUES ('proj_history', 'history')")
+    await connection.execute(
+        "INSERT INTO api_keys (id, project_id, name, key_sha256) VALUES ('key_history', 'proj_history', 'h', $1)",
+        sha256_hex(_HISTORY_KEY),
+    )
+    await connection.execute(
+        "INSERT INTO calendars (id, project_id, platform) "
+        "SELECT 'cal_history' || n, 'proj_history', 'google' FROM generate_series(0, 19) n"
+    )
     indexes = [
         row["indexdef"]
         for row in await connection.fetch(
@@ -204,6 +229,7 @@ async def _seed(database_url: str) -> None:
         [(_INSERT, (_PROJECT_ID, first, first + step, _START)) for first in range(0, EVENTS, step)]
     )
     await asyncio.gather(run(inserts), run(inserts))
+    await run(iter([(_INSERT_HISTORY, (HISTORY - UPCOMING, HISTORY))]))
     await run(iter([("CHECKPOINT", ())]))
     builds = iter([(definition, ()) for definition in indexes])
     await asyncio.gather(run(builds), run(builds))
@@ -254,6 +280,65 @@ async def _show_plans(settings: Settings) -> None:
                     f"  {ordering:12} {'in a calendar' if where else 'in the project':15} "
                     f"{len(seen)} statements, {count} rows, {root['Execution Time']:7.2f} ms  {_steps(root['Plan'])}"
                 )
+    await explaining.close()
+    event.remove(Engine, "before_cursor_execute", note)
+
+
+async def _show_history(settings: Settings) -> None:
+    """What PostgreSQL needs for a page of the project whose history was kept."""
+    seen: list[tuple[str, Any]] = []
+
+    @event.listens_for(Engine, "before_cursor_execute")
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if "calendar_events" in statement:
+            seen.append((statement, parameters))
+
+    now = isoformat(datetime.now(UTC))
+    week_ago = isoformat(datetime.now(UTC) - timedelta(days=7))
+    asked: dict[str, dict[str, str]] = {
+        "upcoming, soonest first": {"ordering": "start_time", "start_time_gte": now},
+        "upcoming in a calendar": {
+            "ordering": "start_time",
+            "start_time_gte": now,
+            "calendar_id": "cal_history7",
+        },
+        "upcoming, latest change first": {"start_time_gte": now},
+        "upcoming, oldest change first": {"start_time_gte": now, "ordering": "updated_at"},
+        "past, latest first": {"ordering": "-end_time", "end_time_lte": now},
+        "past, latest change first": {"end_time_lte": now},
+        "last week's, latest change first": {"start_time_gte": week_ago, "end_time_lte": now},
+        "deleted, latest change first": {"is_deleted": "true"},
+        "no filter": {},
+    }
+    app = create_app(settings)
+    explaining = await asyncpg.connect(settings.required_database_url())
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(
+            transport=httpx.ASGITransport(app),
+            base_url="http://bench",
+            headers={"Authorization": f"Token {_HISTORY_KEY}"},
+        ) as client,
+    ):
+        for name, query in asked.items():
+            milliseconds = []
+            for _ in range(5):
+                seen.clear()
+                answer = (await client.get(_URL, params=query)).raise_for_status()
+                plans = [
+                    orjson.loads(
+                        await explaining.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {sql}", *values)
+                    )[0]
+                    for sql, values in seen
+                ]
+                milliseconds.append(sum(plan["Planning Time"] + plan["Execution Time"] for plan in plans))
+            buffers = sum(
+                plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] for plan in plans
+            )
+            print(
+                f"  {name:34} {len(answer.json()['results']):3} rows, {len(seen)} statements, "
+                f"{quantile(milliseconds, 0.5):6.1f} ms, {buffers:6} buffers"
+            )
     await explaining.close()
     event.remove(Engine, "before_cursor_execute", note)
 
@@ -417,6 +502,10 @@ def main() -> None:
         print(f"events list: {EVENTS:,} events seeded in {time.perf_counter() - started:.0f} s")
         print("plans of a page of 100 from the middle of the list:")
         asyncio.run(_show_plans(settings))
+        print(
+            f"a page of {HISTORY:,} events, {UPCOMING:,} of them upcoming (planning and execution, median of 5):"
+        )
+        asyncio.run(_show_history(settings))
         rng = random.Random(1)
         calendars = [{"calendar_id": _calendar_id(rng.randrange(CALENDARS))} for _ in range(400)]
         moments = [_START + rng.random() * timedelta(seconds=EVENTS * 1.6) for _ in range(400)]

@@ -1,6 +1,7 @@
 """Alembic environment: the URL comes from DATABASE_URL (or from the caller), never from a file."""
 
 import asyncio
+import time
 
 from alembic import context
 from sqlalchemy import Connection, pool, text
@@ -10,13 +11,29 @@ from app.core.db import database_url
 from app.models import Base
 from app.settings import load_settings
 
+# Two processes that start together migrate one after the other. A lock of the session, since a migration may commit
+# in between; with two keys, since one 64-bit key could be taken for a writer's (app/calendar_events/visibility.py).
+_TRY_LOCK = text("SELECT pg_try_advisory_lock(7142201, 1)")
+_UNLOCK = text("SELECT pg_advisory_unlock(7142201, 1)")
+_LOOK_AGAIN_SECONDS = 0.2
+
 
 def _run(connection: Connection) -> None:
-    context.configure(connection=connection, target_metadata=Base.metadata)
-    with context.begin_transaction():
-        # Two processes that start together migrate one after the other.
-        connection.execute(text("SELECT pg_advisory_xact_lock(7142201)"))
-        context.run_migrations()
+    # Waiting within a statement would hold a snapshot, for which CREATE INDEX CONCURRENTLY waits in turn.
+    while not connection.scalar(_TRY_LOCK):
+        connection.commit()
+        time.sleep(_LOOK_AGAIN_SECONDS)
+    connection.commit()
+    try:
+        context.configure(
+            connection=connection, target_metadata=Base.metadata, transaction_per_migration=True
+        )
+        with context.begin_transaction():
+            context.run_migrations()
+    finally:
+        connection.rollback()
+        connection.execute(_UNLOCK)
+        connection.commit()
 
 
 async def _main(url: str) -> None:

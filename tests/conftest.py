@@ -153,6 +153,14 @@ def empty_database_url(postgres_server: str) -> Iterator[str]:
     _sql(postgres_server, "DROP DATABASE empty WITH (FORCE)")
 
 
+@pytest.fixture(scope="module")
+def own_database_url(postgres_server: str) -> Iterator[str]:
+    """A migrated database for all tests of a module, which fills it once."""
+    _sql(postgres_server, f"CREATE DATABASE own TEMPLATE {_TEMPLATE}")
+    yield _url(postgres_server, "own")
+    _sql(postgres_server, "DROP DATABASE own WITH (FORCE)")
+
+
 # Only what the last test wrote into: truncating a table makes new files for it and each of its indexes.
 _EMPTY = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity

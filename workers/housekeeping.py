@@ -3,21 +3,25 @@
 import asyncio
 import os
 import socket
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from functools import partial
+from typing import Any, Protocol, cast
 from uuid import uuid4
 
 import structlog
-from sqlalchemy import delete, func
+from sqlalchemy import CursorResult, TextClause, text
 from sqlalchemy.dialects.postgresql import insert
 
 from app.api.idempotency import KEPT_FOR
+from app.calendar_events.retention import clear_deleted, clear_expired
 from app.core.clock import utcnow
-from app.core.db import Sessions, transaction
+from app.core.db import Session, Sessions, transaction
 from app.doorbell import Doorbell
 from app.hosted.repository import forget_inbound_replies
 from app.hosted.service import Hosting, keep_all_expanded
 from app.invitations.repository import forget_contents
-from app.models import IdempotentAnswer, WorkerHeartbeat
+from app.models import WorkerHeartbeat
 from app.settings import Settings
 from app.webhooks.delivery import prune
 
@@ -28,6 +32,8 @@ _FORGET_WORKERS_AFTER = timedelta(hours=1)
 _FORGET_REPLIES_AFTER = timedelta(days=30)
 _FORGET_MAILS_AFTER = timedelta(days=30)
 _PRUNE_SECONDS = 600.0
+_SWEEP_SECONDS = 5.0
+_BATCH = 1_000
 _EXPAND_SECONDS = 5.0
 
 
@@ -49,23 +55,73 @@ async def beat(sessions: Sessions) -> None:
 
 
 async def tidy(sessions: Sessions, settings: Settings) -> None:
-    """Deletes expired rows every ten minutes, until cancelled."""
+    """Clears expired rows away at once and every ten minutes, until cancelled.
+
+    In short transactions; a step that fails does not keep the others from theirs.
+    """
+    steps: dict[str, Callable[[], Awaitable[object]]] = {
+        "answers": lambda: _in_batches(sessions, _forget_answers),
+        "workers": lambda: _in_batches(sessions, _forget_workers),
+        "replies": lambda: _in_batches(
+            sessions, partial(forget_inbound_replies, older_than=_FORGET_REPLIES_AFTER)
+        ),
+        "mails": lambda: _in_batches(sessions, partial(forget_contents, older_than=_FORGET_MAILS_AFTER)),
+        "deliveries": lambda: prune(sessions, settings),
+        "events": lambda: clear_expired(sessions, settings),
+    }
+    while True:
+        for name, step in steps.items():
+            try:
+                await step()
+            except Exception as err:  # noqa: BLE001 - the next round tries again
+                log.warning("tidy_failed", step=name, error=type(err).__name__)
+        await asyncio.sleep(_PRUNE_SECONDS)
+
+
+class _Batch(Protocol):
+    async def __call__(self, session: Session, *, limit: int) -> int: ...
+
+
+async def _in_batches(sessions: Sessions, batch: _Batch) -> None:
+    while True:
+        async with transaction(sessions) as session:
+            done = await batch(session, limit=_BATCH)
+        if done < _BATCH:
+            return
+
+
+def _old_rows(table: str, column: str) -> TextClause:
+    return text(
+        f"""
+        DELETE FROM {table} WHERE ctid = ANY(ARRAY(
+            SELECT ctid FROM {table} WHERE {column} < now() - CAST(:older_than AS interval)
+            LIMIT :limit FOR UPDATE SKIP LOCKED))
+        """  # noqa: S608 - constants
+    )
+
+
+_ANSWERS = _old_rows("idempotent_answers", "created_at")
+_WORKERS = _old_rows("worker_heartbeats", "seen_at")
+
+
+async def _forget_answers(session: Session, *, limit: int) -> int:
+    done = await session.execute(_ANSWERS, {"older_than": KEPT_FOR, "limit": limit})
+    return cast("CursorResult[Any]", done).rowcount
+
+
+async def _forget_workers(session: Session, *, limit: int) -> int:
+    done = await session.execute(_WORKERS, {"older_than": _FORGET_WORKERS_AFTER, "limit": limit})
+    return cast("CursorResult[Any]", done).rowcount
+
+
+async def sweep(sessions: Sessions) -> None:
+    """Clears away what deleted calendars have left, until cancelled."""
     while True:
         try:
-            async with transaction(sessions) as session:
-                now = func.now()
-                await session.execute(
-                    delete(IdempotentAnswer).where(IdempotentAnswer.created_at < now - KEPT_FOR)
-                )
-                await session.execute(
-                    delete(WorkerHeartbeat).where(WorkerHeartbeat.seen_at < now - _FORGET_WORKERS_AFTER)
-                )
-                await forget_inbound_replies(session, _FORGET_REPLIES_AFTER)
-                await forget_contents(session, _FORGET_MAILS_AFTER)
-            await prune(sessions, settings)
+            await clear_deleted(sessions)
         except Exception as err:  # noqa: BLE001 - the next round tries again
-            log.warning("tidy_failed", error=type(err).__name__)
-        await asyncio.sleep(_PRUNE_SECONDS)
+            log.warning("sweep_failed", error=type(err).__name__)
+        await asyncio.sleep(_SWEEP_SECONDS)
 
 
 async def roll(sessions: Sessions, settings: Settings, doorbell: Doorbell) -> None:

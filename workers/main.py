@@ -31,7 +31,7 @@ from app.sync.providers import Providers
 from app.sync.queue import SyncQueue
 from app.webhooks.delivery import Deliverer
 from workers.drainer import Drainer, Item, Work
-from workers.housekeeping import beat, roll, tidy
+from workers.housekeeping import beat, roll, sweep, tidy
 
 log = structlog.get_logger()
 
@@ -149,6 +149,7 @@ async def _drainers(settings: Settings) -> AsyncIterator[tuple[Drainers, list[as
         upkeep = [
             asyncio.create_task(beat(sessions)),
             asyncio.create_task(tidy(sessions, settings)),
+            asyncio.create_task(sweep(sessions)),
             asyncio.create_task(roll(sessions, settings, doorbell)),
         ]
         yield drainers, upkeep

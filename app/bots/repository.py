@@ -7,7 +7,7 @@ holds its row lock from reading it until the commit; claiming skips rows that ot
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 from sqlalchemy import (
@@ -15,7 +15,6 @@ from sqlalchemy import (
     ColumnElement,
     Row,
     RowMapping,
-    Select,
     Text,
     bindparam,
     func,
@@ -26,10 +25,10 @@ from sqlalchemy import (
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import aggregate_order_by, insert
 
-from app.bots.lifecycle import RETRY_FOR, USUAL_LENGTH, BotState, Entry, FollowedEvent, Step
+from app.bots.lifecycle import RETRY_FOR, USUAL_LENGTH, BotState, Entry, FollowedEvent, State, Step
 from app.core.clock import isoformat
 from app.core.db import AnySession, ReadSession, Session
-from app.core.pagination import Cursor, Ordering, Page, page_of, seek
+from app.core.pagination import Cursor, Ordering, Page, page_of, seek, seek_each
 from app.models import Bot, Calendar, CalendarEvent
 from app.webhooks.events import CalendarFacts
 
@@ -79,25 +78,35 @@ async def list_bots(
     session: ReadSession, project_id: str, filters: BotFilters, cursor_text: str | None, limit: int
 ) -> Page[RowMapping]:
     """Newest first. Raises BadQuery for a bad cursor."""
-    statement: Select[Any] = _READ.where(Bot.project_id == project_id)
-    if filters.states is not None:
-        statement = statement.where(Bot.state.in_(filters.states))
+    conditions = [Bot.project_id == project_id]
     if filters.calendar_event_id is not None:
-        statement = statement.where(Bot.calendar_event_id == filters.calendar_event_id)
+        conditions.append(Bot.calendar_event_id == filters.calendar_event_id)
     if filters.deduplication_key is not None:
-        statement = statement.where(Bot.deduplication_key == filters.deduplication_key)
+        conditions.append(Bot.deduplication_key == filters.deduplication_key)
     if filters.meeting_url is not None:
-        statement = statement.where(Bot.meeting_url == filters.meeting_url)
-    if filters.join_from is not None:
-        statement = statement.where(Bot.join_at >= filters.join_from)
-    if filters.join_until is not None:
-        statement = statement.where(Bot.join_at <= filters.join_until)
-    if filters.join_after is not None:
-        statement = statement.where(Bot.join_at > filters.join_after)
-    if filters.join_before is not None:
-        statement = statement.where(Bot.join_at < filters.join_before)
+        conditions.append(func.md5(Bot.meeting_url) == func.md5(filters.meeting_url))
+        conditions.append(Bot.meeting_url == filters.meeting_url)
+    times = [
+        condition
+        for condition in (
+            Bot.join_at >= filters.join_from if filters.join_from is not None else None,
+            Bot.join_at <= filters.join_until if filters.join_until is not None else None,
+            Bot.join_at > filters.join_after if filters.join_after is not None else None,
+            Bot.join_at < filters.join_before if filters.join_before is not None else None,
+        )
+        if condition is not None
+    ]
     cursor = Cursor.decode(cursor_text, ordering=_NEWEST_FIRST.name) if cursor_text is not None else None
-    rows = (await session.execute(seek(statement, _NEWEST_FIRST, cursor, limit))).mappings().all()
+    states = filters.states if filters.states is not None else get_args(State)
+    if times:
+        # OFFSET 0: the bots of that time are found by its index, and sorted then.
+        then = select(Bot.id).where(*conditions, *times, Bot.state.in_(states)).offset(literal_column("0"))
+        found = then.subquery()
+        statement = seek(_READ.join(found, found.c.id == Bot.id), _NEWEST_FIRST, cursor, limit)
+    else:
+        kinds = [Bot.state == state for state in dict.fromkeys(states)]
+        statement = seek_each(_READ, _NEWEST_FIRST, cursor, limit, conditions=conditions, kinds=kinds)
+    rows = (await session.execute(statement)).mappings().all()
     return page_of(rows, _NEWEST_FIRST, cursor, limit, place=lambda row: (row["created_at"], row["id"]))
 
 
@@ -214,7 +223,7 @@ async def insert_bot(session: Session, values: Mapping[str, Any]) -> bool:
 _STATE = """
     b.id, b.project_id, b.calendar_event_id, b.metadata, b.state, b.join_at, b.meeting_url, b.holds_key,
     b.runner_bot_id, b.attempt_count, b.next_attempt_at IS NOT NULL AS is_attempted, b.may_be_handed_over,
-    CASE WHEN e.id IS NULL THEN 'calendar_deleted'
+    CASE WHEN c.id IS NULL THEN 'calendar_deleted'
          WHEN e.is_deleted THEN 'event_cancelled'
          WHEN c.state <> 'connected' THEN 'calendar_disconnected' END AS gone,
     e.start_time AS event_start_time, e.end_time AS event_end_time, e.meeting_url AS event_meeting_url,
@@ -266,8 +275,7 @@ _LOCK_OF_EVENTS = text(
 _LOCK_OF_CALENDAR = text(
     f"""
     SELECT {_STATE} FROM bots b {_WITH_EVENT}
-    WHERE b.calendar_event_id IN (SELECT id FROM calendar_events WHERE calendar_id = :calendar_id)
-      AND {_MAY_FOLLOW}
+    WHERE e.calendar_id = :calendar_id AND {_MAY_FOLLOW}
     ORDER BY b.id
     FOR UPDATE OF b
     """  # noqa: S608 - constants

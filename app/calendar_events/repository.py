@@ -1,23 +1,30 @@
 """SQL of events, for reading. Writing them is the sync's (app/sync/repository.py)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, Text, bindparam, cast, func, literal_column, select
+from sqlalchemy import (
+    ColumnElement,
+    DateTime,
+    FromClause,
+    Row,
+    Select,
+    Text,
+    cast,
+    func,
+    literal_column,
+    select,
+    text,
+    true,
+)
+from sqlalchemy.types import TypeEngine
 
 from app.bots.repository import bots_of
 from app.core.db import AnySession, ReadSession
-from app.core.pagination import Cursor, Ordering, Page, page_of, seek, seek_values
+from app.core.pagination import Cursor, Ordering, Page, page_of, seek_values
 from app.models import Calendar, CalendarEvent
-from app.models.calendar_event import end_or_last, start_or_last
-
-# The table and not the class: rows of the ORM's loader cost half a millisecond more a page.
-_event = CalendarEvent.__table__.c
-
-# The one place where an event's bots come in: JSON text, a list.
-_bots: ColumnElement[str] = bots_of(_event.id)
 
 # Those of TIMES and JSON_TEXTS are selected in a form of their own; the order is that of CalendarEventRead.
 FIELDS = (
@@ -49,50 +56,76 @@ TIMES = ("start_time", "end_time", "created_at", "updated_at", "original_start_t
 JSON_TEXTS = ("attendees", "raw", "bots", "organizer")
 
 
-def _selected(name: str) -> ColumnElement[Any]:
+def _selected(event: FromClause, name: str) -> ColumnElement[Any]:
     """JSON as the text that it is stored as, and times naive in UTC: half the work to write either out."""
     if name == "bots":
-        return _bots.label(name)
+        return bots_of(event.c.id).label(name)
     if name in JSON_TEXTS:
-        return cast(_event[name], Text).label(name)
+        return cast(event.c[name], Text).label(name)
     if name in TIMES:
-        return func.timezone(literal_column("'UTC'"), _event[name]).label(name)
-    return _event[name]
+        return func.timezone(literal_column("'UTC'"), event.c[name]).label(name)
+    return event.c[name]
 
 
-_READ = select(*map(_selected, FIELDS))
+def _read(event: FromClause) -> Select[Any]:
+    return select(*(_selected(event, name) for name in FIELDS))
+
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-# The key of each ordering, as it is indexed.
-_KEYS: Mapping[str, ColumnElement[Any]] = {
-    "updated_at": _event.updated_at,
-    "created_at": _event.created_at,
-    "start_time": start_or_last,
-    "end_time": end_or_last,
+# The key of each ordering, as it is indexed (app/models/calendar_event.py).
+_KEYS: Mapping[str, str] = {
+    "updated_at": "e.updated_at",
+    "created_at": "e.created_at",
+    "start_time": "coalesce(e.start_time, 'infinity'::timestamptz)",
+    "end_time": "coalesce(e.end_time, 'infinity'::timestamptz)",
 }
-
 
 # What a list can be filtered by; the values are parameters of the same names.
-_CALENDAR_FILTERS: Mapping[str, ColumnElement[bool]] = {
-    "calendar_id": Calendar.id == bindparam("calendar_id"),
-    "calendar_deduplication_key": Calendar.deduplication_key == bindparam("calendar_deduplication_key"),
+_CALENDAR_FILTERS: Mapping[str, str] = {
+    "calendar_id": "c.id = :calendar_id",
+    "calendar_deduplication_key": "c.deduplication_key = :calendar_deduplication_key",
 }
-_EVENT_FILTERS: Mapping[str, ColumnElement[bool]] = {
-    "event_id": _event.id == bindparam("event_id"),
-    "ical_uid": _event.ical_uid == bindparam("ical_uid"),
-    "updated_from": _event.updated_at >= bindparam("updated_from"),
-    "updated_before": _event.updated_at < bindparam("updated_before"),
-    "start_from": _event.start_time >= bindparam("start_from"),
-    "end_until": _event.end_time <= bindparam("end_until"),
-    "is_deleted": _event.is_deleted == bindparam("is_deleted"),
+_EVENT_FILTERS: Mapping[str, str] = {
+    "event_id": "e.id = :event_id",
+    "ical_uid": "e.ical_uid = :ical_uid",
+    "updated_from": "e.updated_at >= :updated_from",
+    "updated_before": "e.updated_at < :updated_before",
+    "start_from": "e.start_time >= :start_from",
+    "end_until": "e.end_time <= :end_until",
 }
+# Filter -> the keys that it bounds. An event does not end before it starts, so a filter of one time bounds both: a list
+# by either begins and ends where its rows do.
+_BOUNDS: Mapping[str, Mapping[str, str]] = {
+    "updated_from": {"updated_at": _EVENT_FILTERS["updated_from"]},
+    "updated_before": {"updated_at": _EVENT_FILTERS["updated_before"]},
+    "start_from": {name: f"{_KEYS[name]} >= :start_from" for name in ("start_time", "end_time")},
+    "end_until": {name: f"{_KEYS[name]} <= :end_until" for name in ("start_time", "end_time")},
+}
+# The key whose index leads to the rows of a filter, where the ordering's own does not; the narrowest first. That
+# little is younger than `updated_before`, so that it is none of them.
+_RANGES: Mapping[str, str] = {
+    "updated_from": "updated_at",
+    "start_from": "start_time",
+    "end_until": "end_time",
+}
+# Where filters do not bound the key: how many rows are looked at first, and how much further if that was too few.
+_LOOK_AT = 500
+_FURTHER = 4
+# A range is worth more rows: that of a week or of what is coming up has an end, and the list's order may lead nowhere.
+_RANGE_FACTOR = 2
 
 
 async def find_event(session: AnySession, project_id: str, event_id: str) -> Row[Any] | None:
     """A row of FIELDS."""
-    statement = _READ.where(_event.project_id == project_id, _event.id == event_id)
-    return (await session.execute(statement)).one_or_none()
+    event = CalendarEvent.__table__
+    statement = _read(event).where(
+        event.c.project_id == project_id,
+        event.c.id == event_id,
+        select(Calendar.id).where(Calendar.id == event.c.calendar_id).exists(),
+    )
+    row: Row[Any] | None = (await session.execute(statement)).one_or_none()
+    return row
 
 
 async def list_events(
@@ -104,7 +137,9 @@ async def list_events(
     cursor_text: str | None,
     limit: int,
 ) -> Page[Row[Any]]:
-    """Rows of FIELDS, in one statement. Raises BadQuery for a bad cursor.
+    """Rows of FIELDS, in one statement; few more where filters and ordering have no index in common.
+
+    Raises BadQuery for a bad cursor.
 
     `filters`: values by name, of calendar_id, calendar_deduplication_key, event_id, ical_uid, updated_from,
     updated_before, start_from, end_until and is_deleted.
@@ -112,36 +147,152 @@ async def list_events(
     name = ordering_name.removeprefix("-")
     cursor = Cursor.decode(cursor_text, ordering=ordering_name) if cursor_text is not None else None
     kind = cursor and Cursor(ordering_name, cursor.key and _EPOCH, "", cursor.backward)
-    statement = _page_statement(frozenset(filters), ordering_name, kind)
     values = {**filters, "project_id": project_id, **seek_values(cursor, limit)}
     connection = await session.connection()
-    rows = (await connection.execute(statement, values)).all()
+    look_at = _LOOK_AT
+    while True:
+        statement = _page_statement(frozenset(filters), ordering_name, kind, limit + 1, look_at)
+        rows = (await connection.execute(statement, values)).all()
+        if not rows or rows[0].id is not None:
+            break
+        look_at *= _FURTHER
 
     def place(row: Row[Any]) -> tuple[datetime | None, str]:
         at: datetime | None = getattr(row, name)
         return (None if at is None else at.replace(tzinfo=UTC)), row.id
 
-    return page_of(rows, _ordering(ordering_name), cursor, limit, place=place)
+    ordering = Ordering(
+        ordering_name,
+        literal_column("sort_key"),
+        literal_column("id"),
+        descending=ordering_name.startswith("-"),
+    )
+    return page_of(rows, ordering, cursor, limit, place=place)
 
 
-def _ordering(name: str) -> Ordering:
-    return Ordering(name, _KEYS[name.removeprefix("-")], _event.id, descending=name.startswith("-"))
+# Where an event stands in a list.
+_PLACES: Mapping[str, TypeEngine[Any]] = {"id": Text(), "sort_key": DateTime(timezone=True)}
 
 
-@lru_cache(maxsize=256)
-def _page_statement(filters: frozenset[str], ordering_name: str, kind: Cursor | None) -> Select[Any]:
-    """The statement for these filters and any cursor of this kind; all values are parameters.
+@lru_cache(maxsize=512)
+def _page_statement(
+    filters: frozenset[str], ordering_name: str, kind: Cursor | None, limit: int, look_at: int
+) -> Select[Any]:
+    """The statement for these filters and any cursor of this kind. All values are parameters, save how many rows.
 
+    First the places of the page are found, by index alone where that is possible, then their rows are read.
     Kept, since building and analysing it takes a third of the time that the API spends on reading a page.
     """
-    statement: Select[Any] = _READ
+    descending = ordering_name.startswith("-") != (kind is not None and kind.backward)
+    name = ordering_name.removeprefix("-")
+    page = text(_places(filters, name, kind, descending=descending, limit=limit, look_at=look_at))
+    place = page.columns(**_PLACES).cte("page")
+    event = CalendarEvent.__table__
+    # OFFSET 0: the rows are looked up by their ids, one by one, whatever the planner thinks of their number.
+    row = select(event).where(event.c.id == place.c.id).offset(literal_column("0")).lateral("event")
+    keys = [place.c.sort_key, place.c.id]
+    order = [key.desc() for key in keys] if descending else [key.asc() for key in keys]
+    return _read(row).select_from(place.outerjoin(row, true())).order_by(*order)
+
+
+def _places(
+    filters: frozenset[str], name: str, kind: Cursor | None, *, descending: bool, limit: int, look_at: int
+) -> str:
+    """SQL that selects (id, sort_key) of a page in its order, and reads only what an index leads to.
+
+    - A filter by UID has its own index; its rows are sorted.
+    - Else the index of the ordering is read from the cursor, or from where the filters bound its key, on.
+    - Filters that do not bound that key may leave few of its rows, far apart. So only `look_at` rows are looked at
+      in the list's order (`near`); if these are not enough, and not all, as many in the range of such a filter, by
+      that range's own index (`far`). If that is not all of the range either, a row of nulls asks for a larger
+      `look_at`. So a page costs a multiple of the cheaper one of both ways, however the rows are distributed.
+    """
+    order = "DESC" if descending else "ASC"
+    by_place = f"ORDER BY sort_key {order}, id {order} LIMIT"
+    given = sorted(filters & _EVENT_FILTERS.keys())
+    shown = [] if filters & _CALENDAR_FILTERS.keys() else [_NOT_OF_DELETED]
+    columns = f"e.id, {_KEYS[name]} AS sort_key"
+    from_cursor = []
+    if kind is not None:
+        key = "'infinity'::timestamptz" if kind.key is None else "CAST(:cursor_key AS timestamptz)"
+        from_cursor = [f"({_KEYS[name]}, e.id) {'<' if descending else '>'} ({key}, :cursor_id)"]
+    if filters & {"event_id", "ical_uid"}:
+        kinds = ["e.is_deleted = :is_deleted"] if "is_deleted" in filters else []
+        named = [_EVENT_FILTERS[f] for f in given if f in {"event_id", "ical_uid"}]
+        found = _select(columns, [_scope(filters), *named, *kinds, _fit(given, shown), *from_cursor])
+        return f"SELECT id, sort_key FROM ({found} OFFSET 0) AS found {by_place} {limit}"  # noqa: S608 - made of constants
+    bounds = [_BOUNDS[f][name] for f in given if name in _BOUNDS[f]]
+    across = [f for f in _RANGES if f in filters and name not in _BOUNDS[f]]
+    if not across:
+        conditions = [*bounds, *from_cursor, _fit(given, shown)]
+        found = _of_each_kind(filters, columns, conditions, f"{by_place} {limit}")
+        return f"SELECT id, sort_key FROM ({found}) AS found {by_place} {limit}"  # noqa: S608 - made of constants
+    near = _of_each_kind(
+        filters, f"{columns}, {_fit(given, shown)} AS fits", [*bounds, *from_cursor], f"{by_place} {look_at}"
+    )
+    range_name = _RANGES[across[0]]
+    far = _of_each_kind(
+        filters,
+        f"{columns}, {_KEYS[range_name]} AS range_key, {_fit(given, [*from_cursor, *shown])} AS fits",
+        [_BOUNDS[f][range_name] for f in given if range_name in _BOUNDS[f]],
+        f"ORDER BY range_key LIMIT {_RANGE_FACTOR * look_at + 1}",
+    )
+    return f"""
+        WITH near AS MATERIALIZED (
+            SELECT id, sort_key, fits FROM ({near}) AS looked_at),
+        by_near AS MATERIALIZED (
+            SELECT count(*) FILTER (WHERE fits) >= {limit} OR count(*) < {look_at} AS suffices
+            FROM (SELECT fits FROM near {by_place} {look_at}) AS looked_at),
+        far AS MATERIALIZED (
+            SELECT id, sort_key, fits FROM ({far}) AS looked_at WHERE (SELECT NOT suffices FROM by_near)),
+        by_far AS MATERIALIZED (
+            SELECT count(*) <= {_RANGE_FACTOR * look_at} AS suffices FROM far)
+        SELECT id, sort_key FROM (
+            SELECT id, sort_key FROM near WHERE fits AND (SELECT suffices FROM by_near)
+            UNION ALL
+            SELECT id, sort_key FROM far WHERE fits AND (SELECT NOT n.suffices AND f.suffices FROM by_near n, by_far f)
+            UNION ALL
+            SELECT NULL, NULL FROM by_near n, by_far f WHERE NOT n.suffices AND NOT f.suffices
+        ) AS page {by_place} {limit}
+    """  # noqa: S608 - made of constants
+
+
+def _fit(filters: Sequence[str], further: Sequence[str]) -> str:
+    """Whether a row fits all filters; within coalesce, so that the planner does not expect few rows of it."""
+    conditions = [_EVENT_FILTERS[name] for name in filters]
+    conditions += [
+        bound for name in filters if name in {"start_from", "end_until"} for bound in _BOUNDS[name].values()
+    ]
+    return f"coalesce({' AND '.join([*conditions, *further]) or 'true'}, false)"
+
+
+# Calendars that are gone, whose events a worker is clearing away. Asked once for a page, and mostly none.
+_NOT_OF_DELETED = "e.calendar_id <> ALL (ARRAY(SELECT d.calendar_id FROM deleted_calendars d WHERE d.project_id = :project_id))"
+
+
+def _scope(filters: frozenset[str]) -> str:
     of_calendar = [_CALENDAR_FILTERS[name] for name in sorted(filters & _CALENDAR_FILTERS.keys())]
-    of_events = [_EVENT_FILTERS[name] for name in sorted(filters - _CALENDAR_FILTERS.keys())]
-    if of_calendar:
-        # The calendar is of the project, so the events need not be asked: the planner then has but the indexes
-        # of calendars, and cannot walk through a whole project's events in search of one calendar's.
-        calendar_id = select(Calendar.id).where(Calendar.project_id == bindparam("project_id"), *of_calendar)
-        statement = statement.where(_event.calendar_id == calendar_id.scalar_subquery())
-    else:
-        statement = statement.where(_event.project_id == bindparam("project_id"))
-    return seek(statement.where(*of_events), _ordering(ordering_name), kind, 0)
+    if not of_calendar:
+        return "e.project_id = :project_id"
+    # The calendar is of the project, so the events need not be asked: the planner then has but the indexes of
+    # calendars, and cannot walk through a whole project's events in search of one calendar's.
+    calendar_id = _select("c.id", ["c.project_id = :project_id", *of_calendar], "calendars AS c")
+    scope = f"e.calendar_id = ({calendar_id})"
+    return f"{scope} AND e.project_id = :project_id" if "ical_uid" in filters else scope
+
+
+def _of_each_kind(filters: frozenset[str], columns: str, conditions: Sequence[str], ending: str) -> str:
+    """The first rows of each kind: live and deleted events are apart in the indexes.
+
+    Each has the limit of the whole, so that no plan is sensible but to read the index for so many rows.
+    """
+    kinds = (
+        ["e.is_deleted = :is_deleted"] if "is_deleted" in filters else ["NOT e.is_deleted", "e.is_deleted"]
+    )
+    return " UNION ALL ".join(
+        f"({_select(columns, [_scope(filters), kind, *conditions])} {ending})" for kind in kinds
+    )
+
+
+def _select(columns: str, conditions: Sequence[str], table: str = "calendar_events AS e") -> str:
+    return f"SELECT {columns} FROM {table} WHERE {' AND '.join(conditions)}"  # noqa: S608 - made of constants

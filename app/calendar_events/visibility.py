@@ -3,17 +3,20 @@
 Within a calendar: every writer of its events holds the calendar's row lock until it commits, and gives each
 row an `updated_at` larger than any given before. So the order of `updated_at` is the order of visibility.
 
-Over a project: writers of different calendars overlap. Each writer takes a shared advisory lock, whose key is
-the project and the time, *before* it picks its `updated_at`s, which are therefore not below that time. A
-reader first asks, in a statement of its own, for the horizon: the oldest time among the writers in flight, or
-now. Its next statement reads only rows below the horizon:
+Over a project: writers of different calendars overlap. A writer takes a shared advisory lock whose key holds the
+project and the time T, and *then* reads the clock for its `updated_at`s: all of them are at or above T, and at or
+above the moment at which it had the lock. A reader first reads the clock, `now`, and *then* the table of locks; the
+horizon is the least of `now` and the T's found there. Its next statement, with a younger snapshot, reads the rows
+below the horizon, and misses none. For take a row below it, written by W: its time is below `now`, so W had its lock
+before the table of locks was read. Either W was found there, and then its T, and with it the row, would be at or
+above the horizon; or W had let go of its lock, which it does after its commit is visible: the snapshot has the row.
 
-- a writer that held its lock at that moment writes at or above the horizon: held back, seen next time;
-- a writer that took its lock later picks its times later than the reader's "now": above the horizon too;
-- a writer that had let go of its lock had committed: the second statement's snapshot, being younger, has its rows.
+Read in the other order, a writer that comes between the table and the clock is above neither: it is missed for good.
 
-The lock's key: 12 bits of the project's hash (two projects that share them only wait a little for each
-other), 51 bits of microseconds since 1970 (enough until 2041). Times are the database server's.
+The key: 12 bits of the project's hash (two projects that share them only wait a little for each other), 51 bits of
+microseconds since 1970 (enough until 2041). Other programs' advisory locks in the database may look the same: a key
+whose time is not of the last day is none of ours, since a transaction that writes events takes seconds. All times
+are the database server's, whose clock must not be set back while writers are at work.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -40,16 +43,21 @@ _FIRST_FREE = text(
     """
 )
 
-# objsubid 1 marks advisory locks with one 64-bit key, which pg_locks shows as two halves.
+# `locks` refers to `clock`, so that it cannot be evaluated first; OFFSET 0 keeps the two apart, so that both uses of
+# `now` are the same reading. objsubid 1 marks advisory locks with one 64-bit key, which pg_locks shows as two halves.
 _HORIZON = text(
     """
-    SELECT least(
-        (extract(epoch FROM clock_timestamp()) * 1000000)::bigint,
-        min(((classid::bigint << 32) | objid::bigint) & ((1::bigint << 51) - 1)))
-    FROM pg_locks
-    WHERE locktype = 'advisory' AND objsubid = 1
-      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-      AND (((classid::bigint << 32) | objid::bigint) >> 51) = (hashtext(:project_id) & 4095)::bigint
+    SELECT least(clock.now, locks.oldest)
+    FROM (SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now OFFSET 0) AS clock
+    CROSS JOIN LATERAL (
+        SELECT min(entered_at) AS oldest
+        FROM (SELECT ((classid::bigint << 32) | objid::bigint) >> 51 AS project,
+                     ((classid::bigint << 32) | objid::bigint) & ((1::bigint << 51) - 1) AS entered_at
+              FROM pg_locks
+              WHERE locktype = 'advisory' AND objsubid = 1
+                AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) AS held
+        WHERE project = (hashtext(:project_id) & 4095)::bigint
+          AND entered_at BETWEEN clock.now - 86400000000 AND clock.now) AS locks
     """
 )
 

@@ -6,12 +6,13 @@ Locks, in this order everywhere: rows of calendars by id, then the row of their 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import RowMapping, Select, delete, func, select, update
+from sqlalchemy import RowMapping, delete, func, literal_column, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from app.core.db import AnySession, ReadSession, Session
-from app.core.pagination import Cursor, Ordering, Page, page_of, seek
+from app.core.pagination import Cursor, Ordering, Page, page_of, seek_each
 from app.models import Calendar, Credentials
+from app.models.calendar import PLATFORMS, STATES
 
 _NEWEST_FIRST = Ordering("-created_at", Calendar.created_at, Calendar.id, descending=True)  # type: ignore[arg-type] # a mapped column is a column
 
@@ -48,11 +49,16 @@ async def list_calendars(
     session: ReadSession, project_id: str, filters: Mapping[str, str], cursor_text: str | None, limit: int
 ) -> Page[RowMapping]:
     """`filters`: column names with the values they must have. Raises BadQuery for a bad cursor."""
-    statement: Select[Any] = _READ.where(Calendar.project_id == project_id)
+    conditions = [Calendar.project_id == project_id]
     for name, value in filters.items():
-        statement = statement.where(getattr(Calendar, name) == value)
+        # The state as a literal, as the index of the disconnected ones has it: they are few, and asked for.
+        wanted = literal_column(f"'{value}'") if name == "state" and value in STATES else value
+        conditions.append(getattr(Calendar, name) == wanted)
+    platforms = [filters["platform"]] if "platform" in filters else PLATFORMS
+    kinds = [Calendar.platform == platform for platform in platforms]
     cursor = Cursor.decode(cursor_text, ordering=_NEWEST_FIRST.name) if cursor_text is not None else None
-    rows = (await session.execute(seek(statement, _NEWEST_FIRST, cursor, limit))).mappings().all()
+    statement = seek_each(_READ, _NEWEST_FIRST, cursor, limit, conditions=conditions, kinds=kinds)
+    rows = (await session.execute(statement)).mappings().all()
     return page_of(rows, _NEWEST_FIRST, cursor, limit, place=lambda row: (row["created_at"], row["id"]))
 
 
@@ -211,7 +217,7 @@ async def set_fields(session: Session, calendar_id: str, values: Mapping[str, An
 
 
 async def delete_calendar(session: Session, calendar_id: str) -> None:
-    """Its events go with it (foreign keys)."""
+    """What refers to it goes with it; its events are hidden at once, and cleared away later (DeletedCalendar)."""
     await session.execute(
         delete(Calendar).where(Calendar.id == calendar_id).execution_options(synchronize_session=False)
     )

@@ -8,7 +8,16 @@ from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
 
 import orjson
-from sqlalchemy import BindParameter, ColumnElement, Select, bindparam, literal_column, tuple_
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Select,
+    bindparam,
+    literal_column,
+    select,
+    tuple_,
+    union_all,
+)
 from sqlalchemy.types import TypeEngine
 
 from app.core.clock import isoformat
@@ -89,9 +98,34 @@ def seek(statement: Select[Any], ordering: Ordering, cursor: Cursor | None, limi
         key = _LAST if cursor.key is None else _parameter("cursor_key", values, ordering.key.type)
         at = tuple_(key, _parameter("cursor_id", values))
         statement = statement.where(place < at if descending else place > at)
+    return statement.order_by(*_order(ordering, cursor)).limit(_parameter("row_limit", values))
+
+
+def _order(ordering: Ordering, cursor: Cursor | None) -> list[ColumnElement[Any]]:
     keys = [ordering.key, ordering.id]
-    order = [key.desc() for key in keys] if descending else [key.asc() for key in keys]
-    return statement.order_by(*order).limit(_parameter("row_limit", values))
+    backward = cursor is not None and cursor.backward
+    return [key.desc() if ordering.descending != backward else key.asc() for key in keys]
+
+
+def seek_each(
+    statement: Select[Any],
+    ordering: Ordering,
+    cursor: Cursor | None,
+    limit: int,
+    *,
+    conditions: Sequence[ColumnElement[bool]],
+    kinds: Sequence[ColumnElement[bool]],
+) -> Select[Any]:
+    """As `seek`, of the rows that meet all `conditions` and one of `kinds`, which exclude each other.
+
+    Of each kind the first rows are found by themselves: an index that has the kind before the key leads to them.
+    """
+    place = select(ordering.id.label("id")).where(*conditions)
+    places = union_all(*(seek(place.where(kind), ordering, cursor, limit) for kind in kinds)).subquery()
+    found = statement.join(places, places.c.id == ordering.id)
+    return found.order_by(*_order(ordering, cursor)).limit(
+        _parameter("row_limit", seek_values(cursor, limit))
+    )
 
 
 def seek_values(cursor: Cursor | None, limit: int) -> dict[str, Any]:

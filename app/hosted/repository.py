@@ -6,9 +6,9 @@ Locks, in this order everywhere: the calendar's row, then the writers' advisory 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import delete, func, select, text, update
+from sqlalchemy import CursorResult, delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from app.core.db import AnySession, Session
@@ -254,8 +254,19 @@ async def note_inbound_reply(session: Session, calendar_id: str, message_id_sha2
     return noted is not None
 
 
-async def forget_inbound_replies(session: Session, older_than: timedelta) -> None:
-    await session.execute(delete(InboundReply).where(InboundReply.received_at < func.now() - older_than))
+_FORGET_REPLIES = text(
+    """
+    DELETE FROM inbound_replies WHERE ctid = ANY(ARRAY(
+        SELECT ctid FROM inbound_replies WHERE received_at < now() - CAST(:older_than AS interval)
+        LIMIT :limit FOR UPDATE SKIP LOCKED))
+    """
+)
+
+
+async def forget_inbound_replies(session: Session, *, older_than: timedelta, limit: int) -> int:
+    """Forgets up to `limit` of them; how many."""
+    done = await session.execute(_FORGET_REPLIES, {"older_than": older_than, "limit": limit})
+    return cast("CursorResult[Any]", done).rowcount
 
 
 def _entry(row: HostedEvent) -> Entry:

@@ -3,9 +3,23 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import ARRAY, Text, and_, bindparam, case, exists, func, insert, or_, select, text, update
+from sqlalchemy import (
+    ARRAY,
+    CursorResult,
+    Text,
+    and_,
+    bindparam,
+    case,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.orm import aliased, defer
 
 from app.core.db import AnySession, Session
@@ -207,18 +221,25 @@ async def requeue(session: Session, mail_id: str) -> InvitationMail:
     ).one()
 
 
-async def forget_contents(session: Session, older_than: timedelta) -> None:
-    """Of mails that ended before that and were not sent; their rows stay as the log."""
-    await session.execute(
-        update(_mail)
+async def forget_contents(session: Session, *, older_than: timedelta, limit: int) -> int:
+    """Of up to `limit` mails that ended before that and were not sent; their rows stay as the log. How many."""
+    ended = (
+        select(_mail.id)
         .where(
             _mail.status != text("'pending'"),
             _mail.mail.is_not(None),
             _mail.finished_at < func.now() - older_than,
         )
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    done = await session.execute(
+        update(_mail)
+        .where(_mail.id.in_(ended))
         .values(mail=None)
         .execution_options(synchronize_session=False)
     )
+    return cast("CursorResult[Any]", done).rowcount
 
 
 # Sending

@@ -3,7 +3,7 @@
 from app.models.base import Base
 from app.models.bot import Bot
 from app.models.calendar import Calendar
-from app.models.calendar_event import CalendarEvent
+from app.models.calendar_event import CalendarEvent, DeletedCalendar
 from app.models.credentials import Credentials
 from app.models.hosted_event import HostedEvent, InboundReply
 from app.models.invitation import InvitationMail
@@ -20,6 +20,7 @@ __all__ = [
     "Calendar",
     "CalendarEvent",
     "Credentials",
+    "DeletedCalendar",
     "HostedEvent",
     "IdempotentAnswer",
     "InboundReply",

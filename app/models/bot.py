@@ -36,7 +36,17 @@ class Bot(Base):
             postgresql_where=text("holds_key"),
         ),
         Index("ix_bots_project_id_deduplication_key", "project_id", "deduplication_key"),
-        Index("ix_bots_project_id_created_at", "project_id", "created_at", "id"),
+        Index("ix_bots_project_by_state", "project_id", "state", "created_at", "id"),
+        # A link may be longer than an entry of an index.
+        Index(
+            "ix_bots_project_by_meeting_url",
+            "project_id",
+            text("md5(meeting_url)"),
+            "state",
+            "created_at",
+            "id",
+        ),
+        Index("ix_bots_project_by_join_at", "project_id", "join_at"),
         Index("ix_bots_calendar_event_id", "calendar_event_id"),
         Index("ix_bots_due", "join_at", postgresql_where=text("state = 'scheduled'")),
         Index("ix_bots_attempts", "next_attempt_at", postgresql_where=text("next_attempt_at IS NOT NULL")),

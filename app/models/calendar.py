@@ -9,6 +9,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from app.models.base import Base, CreatedAt, PublicId
 
+PLATFORMS = ("google", "microsoft", "ics", "local")
+STATES = ("connected", "disconnected")
+
 
 class Calendar(Base):
     """One connected calendar.
@@ -31,10 +34,18 @@ class Calendar(Base):
 
     __tablename__ = "calendars"
     __table_args__ = (
-        CheckConstraint("platform IN ('google', 'microsoft', 'ics', 'local')", name="platform"),
-        CheckConstraint("state IN ('connected', 'disconnected')", name="state"),
+        CheckConstraint(f"platform IN {PLATFORMS}", name="platform"),
+        CheckConstraint(f"state IN {STATES}", name="state"),
         Index("uq_calendars_project_id_deduplication_key", "project_id", "deduplication_key", unique=True),
-        Index("ix_calendars_project_id_created_at", "project_id", "created_at", "id"),
+        Index("ix_calendars_project_by_platform", "project_id", "platform", "created_at", "id"),
+        Index(
+            "ix_calendars_project_disconnected",
+            "project_id",
+            "platform",
+            "created_at",
+            "id",
+            postgresql_where=text("state = 'disconnected'"),
+        ),
         Index(
             "ix_calendars_due",
             "next_sync_at",

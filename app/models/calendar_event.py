@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, LargeBinary, func, text
+from sqlalchemy import Index, LargeBinary, func, text
 from sqlalchemy.dialects.postgresql import JSON
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -18,6 +18,9 @@ class CalendarEvent(Base):
 
     Rows of up to 8 kB are kept in one piece and uncompressed: that takes half of PostgreSQL's time to write them
     and to read a page of them, for half as much disk again.
+
+    `calendar_id` is no foreign key: a calendar is deleted at once, however many events it has, and a worker clears
+    them away afterwards (`DeletedCalendar`).
     """
 
     __tablename__ = "calendar_events"
@@ -25,7 +28,7 @@ class CalendarEvent(Base):
 
     id: Mapped[PublicId] = mapped_column(primary_key=True)
     project_id: Mapped[PublicId]
-    calendar_id: Mapped[PublicId] = mapped_column(ForeignKey("calendars.id", ondelete="CASCADE"))
+    calendar_id: Mapped[PublicId]
     platform_uuid: Mapped[str]
     content_hash: Mapped[bytes] = mapped_column(LargeBinary)
     is_deleted: Mapped[bool] = mapped_column(server_default="false")
@@ -49,22 +52,41 @@ class CalendarEvent(Base):
     updated_at: Mapped[CreatedAt]
 
 
+class DeletedCalendar(Base):
+    """A calendar that is gone, and whose events are still to be cleared away; a trigger on `calendars` writes it."""
+
+    __tablename__ = "deleted_calendars"
+
+    calendar_id: Mapped[PublicId] = mapped_column(primary_key=True)
+    project_id: Mapped[PublicId] = mapped_column(index=True)
+    deleted_at: Mapped[CreatedAt]
+
+
 _event = CalendarEvent.__table__.c
 
-# An event without a readable start sorts behind all others; the same expression stands in the queries.
+# An event without a readable start sorts behind all others; the same expressions stand in the queries.
 start_or_last = func.coalesce(_event.start_time, text("'infinity'::timestamptz"))
 end_or_last = func.coalesce(_event.end_time, text("'infinity'::timestamptz"))
 
 Index("uq_calendar_events_calendar_id_platform_uuid", _event.calendar_id, _event.platform_uuid, unique=True)
-Index("ix_calendar_events_calendar_id_updated_at", _event.calendar_id, _event.updated_at, _event.id)
-Index("ix_calendar_events_project_id_updated_at", _event.project_id, _event.updated_at, _event.id)
-Index("ix_calendar_events_calendar_id_start_time", _event.calendar_id, start_or_last, _event.id)
-Index("ix_calendar_events_calendar_id_end_time", _event.calendar_id, end_or_last, _event.id)
-Index("ix_calendar_events_calendar_id_created_at", _event.calendar_id, _event.created_at, _event.id)
-Index("ix_calendar_events_project_id_start_time", _event.project_id, start_or_last, _event.id)
-Index("ix_calendar_events_project_id_end_time", _event.project_id, end_or_last, _event.id)
-Index("ix_calendar_events_project_id_created_at", _event.project_id, _event.created_at, _event.id)
-Index("ix_calendar_events_project_id_ical_uid", _event.project_id, _event.ical_uid)
+
+# One for each ordering, in a calendar and over a project. A list of both, live and deleted events, merges two ranges of
+# such an index (app/calendar_events/repository.py); the sync and retention read only those of one kind.
+for _name, _key in {
+    "updated": _event.updated_at,
+    "created": _event.created_at,
+    "start": start_or_last,
+    "end": end_or_last,
+}.items():
+    Index(f"ix_calendar_events_calendar_by_{_name}", _event.calendar_id, _event.is_deleted, _key, _event.id)
+    Index(f"ix_calendar_events_project_by_{_name}", _event.project_id, _event.is_deleted, _key, _event.id)
+
+Index(
+    "ix_calendar_events_project_id_ical_uid_calendar_id",
+    _event.project_id,
+    _event.ical_uid,
+    _event.calendar_id,
+)
 Index(
     "ix_calendar_events_calendar_id_recurring_event_id",
     _event.calendar_id,

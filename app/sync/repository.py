@@ -375,6 +375,8 @@ _LIVE_MISSING = text(
     """
     SELECT id FROM calendar_events e
     WHERE calendar_id = :calendar_id AND NOT is_deleted
+      -- The range of the index by end: what is over stays unread. Rows without an end stand behind all others.
+      AND coalesce(end_time, 'infinity'::timestamptz) >= :window_start
       AND (start_time IS NULL
            OR (start_time < :window_end
                AND (coalesce(end_time, start_time) > :window_start

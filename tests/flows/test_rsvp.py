@@ -717,7 +717,7 @@ async def test_old_notes_of_mails_are_forgotten(api, sessions, event):
 
     await post_mail(api, reply(event))
     async with transaction(sessions) as session:
-        await forget_inbound_replies(session, timedelta(days=1))
+        await forget_inbound_replies(session, older_than=timedelta(days=1), limit=100)
         assert await session.scalar(text("SELECT count(*) FROM inbound_replies")) == 1
-        await forget_inbound_replies(session, timedelta(0))
+        await forget_inbound_replies(session, older_than=timedelta(0), limit=100)
         assert await session.scalar(text("SELECT count(*) FROM inbound_replies")) == 0

@@ -5,15 +5,23 @@ import random
 from datetime import datetime, timedelta
 
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from app.calendar_events.visibility import enter_as_writer, load_horizon
-from app.core.clock import utcnow
-from app.core.db import ReadSession, Session, create_sessions, transaction
+from app.core.clock import isoformat, utcnow
+from app.core.db import ReadSession, Session, create_sessions, database_url, transaction
 from app.core.http import httpx
+from app.core.ids import new_id
+from app.core.migrations import upgrade_to_head
 from app.models import Calendar
+from app.providers.base import RemoteEvent
+from app.settings import Settings
+from app.sync.diff import EventWrite
+from app.sync.repository import Claim, Unannounced, record_changes, write_events
 from tests import factories
-from tests.conftest import TestProject
+from tests.conftest import FERNET_KEY, TestProject
 from tests.fakes.google import FakeGoogle
 
 _CALENDARS = 12
@@ -143,3 +151,120 @@ async def test_times_within_a_calendar_grow_even_if_the_clock_stood_still(
     async with transaction(sessions) as session:
         at = await enter_as_writer(Session(session), project_id=project.id, calendar_id=first)
     assert at == ahead + timedelta(microseconds=1)
+
+
+# PostgreSQL looks in the schema `paused` first, where the table of locks waits for the test's gate before or after it
+# is copied. The statement under test is the real one.
+_PAUSED = (
+    "CREATE SCHEMA paused",
+    """
+    CREATE FUNCTION paused.locks() RETURNS SETOF pg_catalog.pg_locks LANGUAGE plpgsql AS $$
+    BEGIN
+        PERFORM pg_advisory_lock(1, 1), pg_advisory_unlock(1, 1);
+        RETURN QUERY SELECT * FROM pg_catalog.pg_locks;
+        PERFORM pg_advisory_lock(1, 2), pg_advisory_unlock(1, 2);
+    END $$
+    """,
+    "CREATE VIEW paused.pg_locks AS SELECT * FROM paused.locks()",
+)
+
+
+@pytest.mark.changes_schema
+@pytest.mark.parametrize("gate", [1, 2], ids=["before the locks are read", "after they are read"])
+async def test_writers_that_come_while_the_horizon_is_looked_for_are_above_it(
+    gate: int, sessions, settings, project: TestProject, two_calendars
+) -> None:
+    first, second = two_calendars
+    async with transaction(sessions) as session:
+        for statement in _PAUSED:
+            await session.execute(text(statement))
+    reader = create_async_engine(
+        database_url(settings.required_database_url()),
+        connect_args={"server_settings": {"search_path": "paused, pg_catalog, public"}},
+        isolation_level="AUTOCOMMIT",
+    )
+    async with sessions() as holder, transaction(sessions) as slow:
+        await holder.execute(text("SELECT pg_advisory_lock(1, :gate)"), {"gate": gate})
+        # Thousands of locks of other programs, as pg_dump or a job queue holds them.
+        await holder.execute(text("SELECT pg_advisory_lock(n) FROM generate_series(1, 4000) n"))
+        looking = asyncio.create_task(horizon(create_sessions(reader), project.id))
+        waits = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+        while not await holder.scalar(waits):
+            await asyncio.sleep(0.01)
+        slow_at = await enter_as_writer(slow, project_id=project.id, calendar_id=first)
+        async with transaction(sessions) as quick:
+            quick_at = await enter_as_writer(quick, project_id=project.id, calendar_id=second)
+        assert slow_at < quick_at
+        await holder.execute(text("SELECT pg_advisory_unlock_all()"))
+        found = await looking
+    await reader.dispose()
+    # A client that got the quick writer's row would never ask for the slow one's, which is older.
+    assert found <= slow_at
+
+
+async def test_a_client_polling_the_project_misses_nothing_while_thousands_of_locks_are_held(
+    sessions, project: TestProject, api
+) -> None:
+    secrets = {"client_secret": "s", "refresh_token": "r"}
+    settings = Settings(credentials_encryption_keys=SecretStr(FERNET_KEY))
+    calendars = [
+        await factories.add_calendar(sessions, settings, project.id, secrets=secrets) for _ in range(4)
+    ]
+    client = PollingClient(api)
+    stop_at = asyncio.get_running_loop().time() + 2
+    written: dict[str, str] = {}
+
+    async def write(calendar_id: str) -> None:
+        claim = Claim(calendar_id, project.id, "google", "", timedelta(0))
+        while asyncio.get_running_loop().time() < stop_at:
+            async with transaction(sessions) as session:
+                lock = text("SELECT FROM calendars WHERE id = :id FOR UPDATE")
+                await session.execute(lock, {"id": calendar_id})
+                at = await enter_as_writer(session, project_id=project.id, calendar_id=calendar_id)
+                event = RemoteEvent(platform_uuid=new_id("evt"), raw="{}")
+                write = EventWrite(event, b"", is_deleted=False, change="created", stored_id=None)
+                (event_id,) = await write_events(session, claim, [write], [at])
+                await record_changes(session, claim, Unannounced(), last_change_at=at)
+            written[event_id] = isoformat(at)
+
+    async with sessions() as holder:
+        await holder.execute(text("SELECT pg_advisory_lock(n) FROM generate_series(1, 4000) n"))
+        writers = asyncio.gather(*map(write, calendars))
+        while not writers.done():
+            await client.poll()
+        await writers
+        await holder.execute(text("SELECT pg_advisory_unlock_all()"))
+    await client.poll()
+    assert written == client.seen
+
+
+async def test_locks_of_other_programs_and_of_the_migration_are_no_writers(
+    sessions, read_sessions, project: TestProject
+) -> None:
+    async with sessions() as session:
+        bucket = await session.scalar(text("SELECT hashtext(:id) & 4095"), {"id": project.id})
+        long_ago = (bucket << 51) | 7142201
+        ahead = (bucket << 51) | int((utcnow() + timedelta(days=1)).timestamp() * 1_000_000)
+        for key in (long_ago, ahead, -long_ago):
+            await session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+        await session.execute(text("SELECT pg_advisory_xact_lock(:bucket << 19, 1)"), {"bucket": bucket >> 8})
+        before = utcnow() - timedelta(seconds=5)
+        assert await horizon(read_sessions, project.id) > before
+
+
+@pytest.mark.changes_schema
+async def test_a_migration_that_waits_for_another_hides_nothing_and_goes_on_after_it(
+    sessions, read_sessions, settings, project: TestProject
+) -> None:
+    url = settings.required_database_url()
+    async with sessions() as other:
+        await other.execute(text("SELECT pg_advisory_lock(7142201, 1)"))
+        migrating = asyncio.create_task(asyncio.to_thread(upgrade_to_head, url))
+        await asyncio.sleep(0.5)
+        assert not migrating.done()
+        # It waits without a snapshot, for which CREATE INDEX CONCURRENTLY would wait in turn.
+        idle = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_xmin IS NOT NULL AND pid <> pg_backend_pid()"
+        assert await other.scalar(text(idle)) == 0
+        assert await horizon(read_sessions, project.id) > utcnow() - timedelta(seconds=5)
+        await other.execute(text("SELECT pg_advisory_unlock(7142201, 1)"))
+    await migrating

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import func, select, text, update
 
+from app.calendar_events.retention import clear_deleted
 from app.core.crypto import SecretBox
 from app.core.db import transaction
 from app.core.ids import new_id
@@ -500,6 +501,10 @@ async def test_deleting_takes_events_pending_deliveries_and_credentials_along(ap
     assert (await api.delete(f"{URL}/{calendar['id']}")).status_code == 404
     async with sessions() as session:
         assert await session.scalar(select(func.count()).select_from(Credentials)) == 1
+    listed = (await api.get("/api/v1/calendar_events")).json()["results"]
+    assert [event["calendar_id"] for event in listed] == [other["id"]]
+    await clear_deleted(sessions)
+    async with sessions() as session:
         assert list(await session.scalars(select(CalendarEvent.calendar_id))) == [other["id"]]
     assert [delivery.calendar_id for delivery in await deliveries(sessions)] == [other["id"]]
 
