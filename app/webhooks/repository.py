@@ -281,8 +281,7 @@ _REPLAY_BATCH = text(
         UPDATE webhook_deliveries AS d
         SET status = 'pending', waits = false, retry_count = 0, lease_token = NULL, finished_at = NULL,
             can_merge = false, next_attempt_at = d.created_at
-        FROM batch
-        WHERE d.id = batch.id AND d.merged_into IS NULL AND (d.lease_token IS NULL OR d.next_attempt_at <= now())
+        WHERE d.id = ANY (ARRAY(SELECT id FROM batch)) AND d.merged_into IS NULL AND (d.lease_token IS NULL OR d.next_attempt_at <= now())
         RETURNING d.id
     )
     SELECT (SELECT count(*) FROM batch), (SELECT count(*) FROM requeued),
@@ -332,26 +331,25 @@ async def count_replayable(
     return await session.scalar(select(func.count()).select_from(found.subquery())) or 0
 
 
+# What was just attempted and failed comes last.
+_RESUME_BATCH = text(
+    """
+    UPDATE webhook_deliveries SET next_attempt_at = created_at, waits = false
+    WHERE lease_token IS NULL AND id = ANY (ARRAY(
+        SELECT id FROM webhook_deliveries
+        WHERE subscription_id = :subscription_id AND status = 'pending' AND next_attempt_at > now()
+          AND lease_token IS NULL
+        ORDER BY next_attempt_at DESC
+        LIMIT :limit
+        FOR UPDATE
+    ))
+    """
+)
+
+
 async def resume_batch(session: Session, subscription_id: str, limit: int) -> int:
     """Makes up to `limit` deliveries that wait for this endpoint due now, oldest first; how many."""
-    waiting = (
-        select(_dlv.id)
-        .where(
-            _dlv.subscription_id == subscription_id,
-            _dlv.status == "pending",
-            _dlv.next_attempt_at > func.now(),
-            _dlv.lease_token.is_(None),
-        )
-        # What was just attempted and failed comes last.
-        .order_by(_dlv.next_attempt_at.desc())
-        .limit(limit)
-    )
-    done = await session.execute(
-        update(_dlv)
-        .where(_dlv.id.in_(waiting), _dlv.lease_token.is_(None))
-        .values(next_attempt_at=_dlv.created_at, waits=False)
-        .execution_options(synchronize_session=False)
-    )
+    done = await session.execute(_RESUME_BATCH, {"subscription_id": subscription_id, "limit": limit})
     return cast("CursorResult[Any]", done).rowcount
 
 
@@ -388,17 +386,20 @@ _USE_INDEXES = text(
     "SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true)"
 )
 
+# The rows to write come as an array: of one the planner expects few, while of a join it may expect so many that it
+# reads the whole table's index.
+
 # A delivery whose time has come is found by its endpoint from now on.
 _WAKE = text(
     """
     UPDATE webhook_deliveries SET waits = false
-    WHERE id IN (
+    WHERE id = ANY (ARRAY(
         SELECT id FROM webhook_deliveries
         WHERE status = 'pending' AND waits AND next_attempt_at <= now()
         ORDER BY next_attempt_at
         LIMIT :limit
         FOR UPDATE SKIP LOCKED
-    )
+    ))
     """
 )
 
@@ -473,7 +474,7 @@ _LEASE = text(
     """
     UPDATE webhook_deliveries AS d
     SET lease_token = :lease_token, next_attempt_at = now() + make_interval(secs => :lease_seconds)
-    FROM (
+    WHERE d.id = ANY (ARRAY(
         SELECT oldest.id
         FROM unnest(CAST(:endpoints AS text[]), CAST(:given AS int[]), CAST(:slots AS int[])) AS e (id, given, slots)
         CROSS JOIN LATERAL (
@@ -485,8 +486,7 @@ _LEASE = text(
                 WHERE l.subscription_id = e.id AND l.lease_token IS NOT NULL AND l.next_attempt_at > now())))
             FOR UPDATE SKIP LOCKED
         ) AS oldest
-    ) AS picked
-    WHERE d.id = picked.id
+    ))
     RETURNING d.id, d.subscription_id, d.trigger, d.idempotency_key, d.body, d.retry_count
     """
 )
@@ -503,22 +503,23 @@ _LOCK_INACTIVE = text(
 _PARK = text(
     """
     UPDATE webhook_deliveries AS d
-    SET status = CASE WHEN parked.is_old THEN 'failed' ELSE 'pending' END,
-        next_attempt_at = CASE WHEN parked.is_old THEN NULL ELSE now() + interval '1 day' END,
-        finished_at = CASE WHEN parked.is_old THEN now() END,
+    SET (status, next_attempt_at, finished_at) = (
+            SELECT CASE WHEN is_old THEN 'failed' ELSE 'pending' END,
+                   CASE WHEN is_old THEN NULL ELSE now() + interval '1 day' END,
+                   CASE WHEN is_old THEN now() END
+            FROM (SELECT d.created_at < now() - make_interval(days => :keep_days)) AS age (is_old)),
         waits = true, lease_token = NULL
-    FROM (
-        SELECT oldest.id, oldest.created_at < now() - make_interval(days => :keep_days) AS is_old
+    WHERE d.id = ANY (ARRAY(
+        SELECT oldest.id
         FROM unnest(CAST(:endpoints AS text[])) AS e (id)
         CROSS JOIN LATERAL (
-            SELECT p.id, p.created_at FROM webhook_deliveries p
+            SELECT p.id FROM webhook_deliveries p
             WHERE p.subscription_id = e.id AND p.status = 'pending' AND NOT p.waits AND p.next_attempt_at <= now()
             ORDER BY p.next_attempt_at
             LIMIT :limit
             FOR UPDATE SKIP LOCKED
         ) AS oldest
-    ) AS parked
-    WHERE d.id = parked.id
+    ))
     """
 )
 
