@@ -358,6 +358,7 @@ async def lock_requeueing(session: Session) -> WebhookSubscription | None:
     return await session.scalar(
         select(_sub)
         .where(or_(_sub.replay_from.is_not(None), _sub.is_resuming), _sub.is_active)
+        .order_by(func.random())  # a long one does not hold up the others
         .limit(1)
         .with_for_update(key_share=True, skip_locked=True)
     )

@@ -771,6 +771,23 @@ async def test_what_waits_for_a_webhook_that_is_switched_on_is_made_due_in_batch
     assert [(row.next_attempt_at, row.waits) for row in rows] == [(row.created_at, False) for row in rows]
 
 
+@pytest.mark.usefixtures("small_batches")
+async def test_a_long_replay_does_not_hold_up_others(api, sessions) -> None:
+    webhook_ids = [(await create(api, triggers=["calendar.state_change"]))["id"] for _ in range(4)]
+    await _finished(sessions, webhook_ids[0], 2_000)
+    async with transaction(sessions) as session:
+        await session.execute(update(WebhookSubscription).values(is_resuming=True))
+        values = {"replay_from": utcnow() - timedelta(days=9), "replay_until": utcnow(), "is_resuming": False}
+        await session.execute(
+            update(WebhookSubscription).where(WebhookSubscription.id == webhook_ids[0]).values(**values)
+        )
+    for _ in range(100):
+        assert await requeue.requeue_next(sessions)
+    async with sessions() as session:
+        left = select(WebhookSubscription.id).where(WebhookSubscription.is_resuming)
+        assert list(await session.scalars(left)) == []
+
+
 async def test_a_workers_loop_ends_a_replay(api, sessions, receiver, worker, monkeypatch) -> None:
     monkeypatch.setattr(requeue, "BATCH", 5)
     answering, url = receiver
