@@ -30,6 +30,7 @@ from app.rsvp.api import router as rsvp
 from app.rsvp.limits import RsvpLimiter
 from app.settings import Settings, load_settings
 from app.webhooks.api import router as webhooks
+from app.webhooks.samples import SampleSender
 
 _DESCRIPTION = """
 Connect calendars (Google, Microsoft, any iCal feed), read their events, and be told of every change by signed webhooks.
@@ -52,6 +53,7 @@ def create_app(settings: Settings) -> FastAPI:
         async with operator_client() as http:
             doorbell = Doorbell(connect_redis(redis_url))
             rsvp_limiter = RsvpLimiter(redis_url)
+            samples = SampleSender(settings, box, redis_url)
             app.state.calbridge = State(
                 settings=settings,
                 sessions=create_sessions(engine),
@@ -61,8 +63,10 @@ def create_app(settings: Settings) -> FastAPI:
                 http=http,
                 messages=Messages(settings, http),
                 rsvp_limiter=rsvp_limiter,
+                samples=samples,
             )
             yield
+            await samples.aclose()
             await rsvp_limiter.aclose()
             await doorbell.aclose()
         await engine.dispose()

@@ -1,7 +1,7 @@
-"""Webhooks: deliveries per second, time from commit to POST, and claiming with 500,000 pending deliveries.
+"""Webhooks: deliveries per second, time from commit to POST, what slow tenants cost the others, and claiming.
 
-A real worker process, a receiver process (plain HTTP/1.1, answers at once), a durable PostgreSQL and a Redis
-share the machine with this one.
+A real worker process, a receiver process (plain HTTP/1.1, answers at once unless the path says later), a durable
+PostgreSQL and a Redis share the machine with this one.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ import contextlib
 import multiprocessing
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
@@ -19,7 +20,9 @@ from app.doorbell import Doorbell, connect_redis
 from app.webhooks import repository, service
 from app.webhooks.delivery import secrets_context
 from app.webhooks.events import CalendarFacts
+from app.webhooks.requeue import requeue_next
 from app.webhooks.signing import new_secret
+from app.webhooks.turns import Slots
 from bench.support import quantile, servers, settings_for, worker
 
 RECEIVERS = 100
@@ -29,13 +32,20 @@ COMMITS = 150
 PENDING = 500_000
 CLAIMS = 200
 TARGET_CLAIM_MS = 5.0
+WAITING_ENDPOINTS = (500, 2_000, 8_000)
+GREEDY_ENDPOINTS = 100
+OTHERS_MESSAGES = 20
 
 _PROJECT_ID = "proj_bench000000000000"
+_OTHER_PROJECT_ID = "proj_bench000000000001"
 _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 class _Endpoint(asyncio.Protocol):
-    """Keeps each request's `webhook-id` and arrival, on the clock that all processes of the machine share."""
+    """Keeps each request's `webhook-id` and arrival, on the clock that all processes of the machine share.
+
+    The path `/after/9` is answered after nine seconds, any other at once.
+    """
 
     def __init__(self, arrivals: list[tuple[str, float]]) -> None:
         self._arrivals = arrivals
@@ -48,13 +58,18 @@ class _Endpoint(asyncio.Protocol):
         self._buffer += data
         while b"\r\n\r\n" in self._buffer:
             head, _, rest = self._buffer.partition(b"\r\n\r\n")
+            path = head.split(b" ", 2)[1]
             headers = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
             length = int(headers[b"content-length"])
             if len(rest) < length:
                 return
             self._arrivals.append((headers[b"webhook-id"].decode(), time.monotonic()))
             self._buffer = rest[length:]
-            self._transport.write(_ANSWER)
+            delay = float(path.rpartition(b"/")[2]) if path.startswith(b"/after/") else 0
+            if delay:
+                asyncio.get_running_loop().call_later(delay, self._transport.write, _ANSWER)
+            else:
+                self._transport.write(_ANSWER)
 
 
 def _receive(pipe: Any) -> None:
@@ -106,7 +121,15 @@ async def _until_it_works(database: asyncpg.Connection) -> None:
             await asyncio.sleep(0.05)
 
 
-async def _subscribe(database: asyncpg.Connection, box: SecretBox, number: int, port: int) -> str:
+async def _subscribe(
+    database: asyncpg.Connection,
+    box: SecretBox,
+    number: int,
+    port: int,
+    *,
+    path: str = "/webhooks",
+    project_id: str = _PROJECT_ID,
+) -> str:
     webhook_id = f"webhook_{number:016d}"
     sealed = box.seal(secrets_context(webhook_id), [{"secret": new_secret(), "until": None}])
     await database.execute(
@@ -115,8 +138,8 @@ async def _subscribe(database: asyncpg.Connection, box: SecretBox, number: int, 
         VALUES ($1, $2, $3, '{calendar.state_change}', $4)
         """,
         webhook_id,
-        _PROJECT_ID,
-        f"http://127.0.0.1:{port}/webhooks",
+        project_id,
+        f"http://127.0.0.1:{port}{path}",
         sealed,
     )
     return webhook_id
@@ -187,6 +210,94 @@ async def _commit_to_post(sessions: Sessions, doorbell: Doorbell, receivers: _Re
     )
 
 
+async def _behind_a_greedy_project(
+    database: asyncpg.Connection,
+    doorbell: Doorbell,
+    receivers: _Receivers,
+    box: SecretBox,
+    ports: list[int],
+    *,
+    seconds: int,
+) -> None:
+    """One project's endpoints answer after so many seconds (or too late); another's has messages for a fast one."""
+    greedy = [
+        await _subscribe(database, box, 1_000 + number, port, path=f"/after/{seconds}")
+        for number, port in enumerate(ports[:GREEDY_ENDPOINTS])
+    ]
+    fast = await _subscribe(database, box, 2_000, ports[0], project_id=_OTHER_PROJECT_ID)
+    await _fill(database, "greedy", greedy, 10 * GREEDY_ENDPOINTS)
+    await doorbell.ring("deliveries")
+    await asyncio.sleep(3)
+    waits = []
+    for batch in range(5):
+        name = f"other{batch}-"
+        await _fill(database, name, [fast], OTHERS_MESSAGES)
+        started = time.monotonic()
+        await doorbell.ring("deliveries")
+        while sum(got.startswith(name) for got, _ in await receivers.ask("list")) < OTHERS_MESSAGES:
+            await asyncio.sleep(0.02)
+        waits.append(time.monotonic() - started)
+        await asyncio.sleep(2)
+    print(
+        f"{OTHERS_MESSAGES} messages to a fast endpoint, while {GREEDY_ENDPOINTS} of another project answer after "
+        f"{seconds} s: all there after {quantile(waits, 0.5):.2f} s (median of 5), {max(waits):.2f} s (longest)"
+    )
+    await database.execute("DELETE FROM webhook_subscriptions WHERE id = ANY ($1)", [*greedy, fast])
+    await receivers.ask("take")
+
+
+async def _claim(sessions: Sessions, after: str, limit: int) -> tuple[float, int, str]:
+    """One claim, as the worker's Deliverer does it: (milliseconds, how many it leased, where the next begins)."""
+    held = Slots(64)
+    started = time.perf_counter()
+    async with transaction(sessions) as session:
+        await repository.wake_due(session, 500)
+        found = await repository.find_ready(
+            session, after=after, limit=64 + 2 * limit, per_endpoint=4, held=held
+        )
+        given = held.share_out(found.endpoints, limit)
+        due = []
+        if given:
+            due = await repository.lease_due(
+                session, given=given, slots=found.slots, lease_token="bench", lease_seconds=20
+            )
+    return (time.perf_counter() - started) * 1000, len(due), found.after
+
+
+async def _claims_with_nothing_due(database: asyncpg.Connection, sessions: Sessions) -> None:
+    """Endpoints that wait for a retry in two hours, two deliveries each."""
+    await database.execute("DELETE FROM webhook_subscriptions")
+    await database.execute("VACUUM ANALYZE webhook_deliveries")
+    for count in WAITING_ENDPOINTS:
+        await database.execute(
+            """
+            INSERT INTO webhook_subscriptions (id, project_id, url, triggers, secrets_sealed, failing_since)
+            SELECT 'webhook_w' || n, $1, 'https://example.com/', '{calendar.state_change}', '', now()
+            FROM generate_series(1, $2::int) AS n
+            ON CONFLICT DO NOTHING
+            """,
+            _PROJECT_ID,
+            count,
+        )
+        await database.execute(
+            """
+            INSERT INTO webhook_deliveries
+                (id, subscription_id, trigger, idempotency_key, body, next_attempt_at, waits, retry_count)
+            SELECT 'dlv_w' || n, 'webhook_w' || (n + 1) / 2, 'calendar.state_change', n, '{}',
+                   now() + interval '2 hours', true, 1
+            FROM generate_series(1, 2 * $1::int) AS n
+            ON CONFLICT DO NOTHING
+            """,
+            count,
+        )
+        await database.execute("VACUUM ANALYZE webhook_deliveries")
+        times = sorted([(await _claim(sessions, "", 16))[0] for _ in range(CLAIMS)])
+        print(
+            f"{count:,} endpoints wait for a retry, nothing is due: a claim {quantile(times, 0.5):.1f} ms (p50), "
+            f"{quantile(times, 0.95):.1f} ms (p95), target {TARGET_CLAIM_MS:.0f}"
+        )
+
+
 async def _claims(database: asyncpg.Connection, sessions: Sessions, webhook_ids: list[str]) -> None:
     """Most rows belong to one endpoint that is away, half of those due; the rest is due at all the others."""
     dead, *others = webhook_ids
@@ -200,25 +311,11 @@ async def _claims(database: asyncpg.Connection, sessions: Sessions, webhook_ids:
         "UPDATE webhook_subscriptions SET failing_since = now() - interval '1 hour' WHERE id = $1", dead
     )
 
-    async def claim(after: str) -> tuple[float, int, str]:
-        started = time.perf_counter()
-        async with transaction(sessions) as session:
-            after, due = await repository.claim_due(
-                session,
-                after=after,
-                limit=16,
-                per_endpoint=4,
-                probes=32,
-                lease_token="bench",
-                lease_seconds=20,
-            )
-        return (time.perf_counter() - started) * 1000, len(due), after
-
     after = ""
     busy: list[float] = []
     idle: list[float] = []
     for _ in range(CLAIMS):
-        took, found, after = await claim(after)
+        took, found, after = await _claim(sessions, after, 16)
         (busy if found else idle).append(took)
     for name, times in (("of up to 16", busy), ("that finds every endpoint at its limit", idle)):
         if times:
@@ -228,6 +325,32 @@ async def _claims(database: asyncpg.Connection, sessions: Sessions, webhook_ids:
             )
 
 
+async def _replay(database: asyncpg.Connection, sessions: Sessions, webhook_id: str) -> None:
+    """A replay of all that one endpoint was ever sent."""
+    await database.execute(
+        """
+        UPDATE webhook_deliveries SET status = 'success', next_attempt_at = NULL, finished_at = now(),
+            lease_token = NULL WHERE subscription_id = $1
+        """,
+        webhook_id,
+    )
+    await database.execute("VACUUM ANALYZE webhook_deliveries")
+    started = time.perf_counter()
+    async with transaction(sessions) as session:
+        await service.replay(session, _PROJECT_ID, webhook_id, datetime(2020, 1, 1, tzinfo=UTC))
+    answered = time.perf_counter() - started
+    longest = 0.0
+    while True:
+        began = time.perf_counter()
+        if not await requeue_next(sessions):
+            break
+        longest = max(longest, time.perf_counter() - began)
+    print(
+        f"a replay of {PENDING * 4 // 5:,}: answered after {answered * 1000:.0f} ms, all due after "
+        f"{time.perf_counter() - started:.1f} s; the endpoint's row is locked for {longest * 1000:.0f} ms at most"
+    )
+
+
 async def _main(database_url: str, redis_url: str) -> None:
     settings = settings_for(database_url, redis_url)
     box = SecretBox(settings.fernet_keys)
@@ -235,7 +358,9 @@ async def _main(database_url: str, redis_url: str) -> None:
     sessions = create_sessions(engine)
     doorbell = Doorbell(connect_redis(redis_url))
     database = await asyncpg.connect(database_url)
-    await database.execute("INSERT INTO projects (id, name) VALUES ($1, 'bench')", _PROJECT_ID)
+    await database.execute(
+        "INSERT INTO projects (id, name) VALUES ($1, 'bench'), ($2, 'other')", _PROJECT_ID, _OTHER_PROJECT_ID
+    )
     async with _receivers() as (receivers, ports):
         webhook_ids = [await _subscribe(database, box, 0, ports[0])]
         with worker(settings):
@@ -246,7 +371,11 @@ async def _main(database_url: str, redis_url: str) -> None:
                 await _subscribe(database, box, number, port) for number, port in enumerate(ports[1:], 1)
             ]
             await _drain(database, doorbell, receivers, "hundred", webhook_ids)
+            for seconds in (9, 3_600):
+                await _behind_a_greedy_project(database, doorbell, receivers, box, ports, seconds=seconds)
         await _claims(database, sessions, webhook_ids)
+        await _replay(database, sessions, webhook_ids[0])
+        await _claims_with_nothing_due(database, sessions)
     await database.close()
     await doorbell.aclose()
     await engine.dispose()

@@ -24,6 +24,7 @@ from app.invitations.repository import forget_contents
 from app.models import WorkerHeartbeat
 from app.settings import Settings
 from app.webhooks.delivery import prune
+from app.webhooks.requeue import requeue_next
 
 log = structlog.get_logger()
 
@@ -35,6 +36,7 @@ _PRUNE_SECONDS = 600.0
 _SWEEP_SECONDS = 5.0
 _BATCH = 1_000
 _EXPAND_SECONDS = 5.0
+_REQUEUE_SECONDS = 1.0
 
 
 async def beat(sessions: Sessions) -> None:
@@ -122,6 +124,17 @@ async def sweep(sessions: Sessions) -> None:
         except Exception as err:  # noqa: BLE001 - the next round tries again
             log.warning("sweep_failed", error=type(err).__name__)
         await asyncio.sleep(_SWEEP_SECONDS)
+
+
+async def requeue(sessions: Sessions, doorbell: Doorbell) -> None:
+    """Goes on with replays of webhooks, batch by batch, until cancelled."""
+    while True:
+        try:
+            while await requeue_next(sessions):
+                await doorbell.ring("deliveries")
+        except Exception as err:  # noqa: BLE001 - the next round tries again
+            log.warning("requeueing_failed", error=type(err).__name__)
+        await asyncio.sleep(_REQUEUE_SECONDS)
 
 
 async def roll(sessions: Sessions, settings: Settings, doorbell: Doorbell) -> None:

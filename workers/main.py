@@ -31,7 +31,7 @@ from app.sync.providers import Providers
 from app.sync.queue import SyncQueue
 from app.webhooks.delivery import Deliverer
 from workers.drainer import Drainer, Item, Work
-from workers.housekeeping import beat, roll, sweep, tidy
+from workers.housekeeping import beat, requeue, roll, sweep, tidy
 
 log = structlog.get_logger()
 
@@ -151,6 +151,7 @@ async def _drainers(settings: Settings) -> AsyncIterator[tuple[Drainers, list[as
             asyncio.create_task(tidy(sessions, settings)),
             asyncio.create_task(sweep(sessions)),
             asyncio.create_task(roll(sessions, settings, doorbell)),
+            asyncio.create_task(requeue(sessions, doorbell)),
         ]
         yield drainers, upkeep
         await asyncio.gather(*(drainer.drain(_FINISH_WITHIN_SECONDS) for drainer in drainers.values()))

@@ -16,6 +16,7 @@ from app.messages.mailboxes import Messages
 from app.projects import repository as projects
 from app.rsvp.limits import RsvpLimiter
 from app.settings import Settings
+from app.webhooks.samples import SampleSender
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class State:
     http: httpx.AsyncClient
     messages: Messages
     rsvp_limiter: RsvpLimiter
+    samples: SampleSender
 
 
 async def get_state(request: Request) -> State:

@@ -141,9 +141,14 @@ async def lock_credentials(session: Session, credentials_id: str) -> Credentials
 
 
 async def replace_secrets(
-    session: Session, credentials_id: str, sealed: bytes, *, client_id: str | None = None
+    session: Session,
+    credentials_id: str,
+    sealed: bytes,
+    *,
+    client_id: str | None = None,
+    has_client_secret: bool,
 ) -> None:
-    """Stores new secrets, and `client_id` if they are another client's.
+    """Stores new secrets, and `client_id` if they are another client's. `has_client_secret`: its secret is new too.
 
     What was cached or is being fetched with the old ones no longer counts.
     """
@@ -154,6 +159,9 @@ async def replace_secrets(
             sealed=sealed,
             client_id=Credentials.client_id if client_id is None else client_id,
             version=Credentials.version + 1,
+            client_secret_set_at=(
+                func.clock_timestamp() if has_client_secret else Credentials.client_secret_set_at
+            ),
             access_token_sealed=None,
             access_token_expires_at=None,
             refresh_lease_until=None,

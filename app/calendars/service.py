@@ -365,7 +365,13 @@ async def _renew_credentials(
         raise CalendarNotFound
     stored = await repository.lock_credentials(session, credentials_id)
     sealed = box.seal(context_of(credentials_id), {**_kept_secrets(box, stored, secrets), **secrets})
-    await repository.replace_secrets(session, credentials_id, sealed, client_id=client_id)
+    await repository.replace_secrets(
+        session,
+        credentials_id,
+        sealed,
+        client_id=client_id,
+        has_client_secret="client_secret" in secrets,
+    )
     disconnected = [calendar for calendar in calendars if calendar.state == "disconnected"]
     await repository.reconnect(session, [calendar.id for calendar in calendars])
     return disconnected

@@ -4,7 +4,7 @@ import os
 import string
 from typing import Literal
 
-Prefix = Literal["cal", "evt", "bot", "webhook", "proj", "key", "dlv", "cred", "msg", "oapp"]
+Prefix = Literal["cal", "evt", "bot", "webhook", "proj", "key", "dlv", "cred", "msg", "oapp", "osec"]
 
 _ALPHABET = string.ascii_letters + string.digits
 _LENGTH = 16

@@ -7,7 +7,7 @@ from app.models.calendar_event import CalendarEvent, DeletedCalendar
 from app.models.credentials import Credentials
 from app.models.hosted_event import HostedEvent, InboundReply
 from app.models.invitation import InvitationMail
-from app.models.oauth import OAuthApp, OAuthSession
+from app.models.oauth import OAuthApp, OAuthClientSecret, OAuthSession
 from app.models.operations import IdempotentAnswer, WorkerHeartbeat
 from app.models.project import ApiKey, Project
 from app.models.push_channel import PushChannel
@@ -26,6 +26,7 @@ __all__ = [
     "InboundReply",
     "InvitationMail",
     "OAuthApp",
+    "OAuthClientSecret",
     "OAuthSession",
     "Project",
     "PushChannel",

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import ForeignKey, LargeBinary
+from sqlalchemy import ForeignKey, LargeBinary, func
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.models.base import Base, CreatedAt, PublicId
@@ -13,6 +13,8 @@ class Credentials(Base):
 
     `version` grows when the application brings new credentials, so that the answer of a refresh that was
     under way with the old ones is thrown away. `refresh_lease_until`: one process refreshes at a time.
+    `client_secret_set_at`: one that the OAuth app was given later takes its place (OAuthClientSecret); null:
+    before any.
     """
 
     __tablename__ = "credentials"
@@ -26,4 +28,5 @@ class Credentials(Base):
     access_token_sealed: Mapped[bytes | None] = mapped_column(LargeBinary)
     access_token_expires_at: Mapped[datetime | None]
     refresh_lease_until: Mapped[datetime | None]
+    client_secret_set_at: Mapped[datetime | None] = mapped_column(server_default=func.clock_timestamp())
     created_at: Mapped[CreatedAt]

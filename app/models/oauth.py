@@ -29,6 +29,26 @@ class OAuthApp(Base):
     updated_at: Mapped[CreatedAt]
 
 
+class OAuthClientSecret(Base):
+    """The newest secret of a client, as its OAuth app was given it: for all credentials whose own is older.
+
+    It stays when the app goes or takes another client: calendars that were connected with this one go on.
+    `sealed` opens to {"client_secret"}.
+    """
+
+    __tablename__ = "oauth_client_secrets"
+    __table_args__ = (
+        Index("uq_oauth_client_secrets_client", "project_id", "platform", "client_id", unique=True),
+    )
+
+    id: Mapped[PublicId] = mapped_column(primary_key=True)
+    project_id: Mapped[PublicId] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    platform: Mapped[str]
+    client_id: Mapped[str]
+    sealed: Mapped[bytes] = mapped_column(LargeBinary)
+    set_at: Mapped[CreatedAt]
+
+
 class OAuthSession(Base):
     """One way of a browser to the provider and back. Found by the hash of its `state`, which is stored nowhere.
 

@@ -14,13 +14,24 @@ class WebhookSubscription(Base):
     """One endpoint of a project.
 
     `secrets_sealed` opens to [{"secret": base64, "until": null}, ...]: the current one first, then those that
-    were rotated out and sign along `until` then. `failing_since`: no attempt has succeeded since then.
-    `paused_until`: the endpoint asked for a pause (Retry-After); nothing of it is attempted before.
+    were rotated out and sign along `until` then. `failing_since`: no attempt has succeeded since then; `failing_days`
+    is on how many days since then an attempt failed, `failing_day_at` when the last of those began.
+    `is_slow`: it takes long to answer. `paused_until`: the endpoint asked for a pause (Retry-After); nothing of
+    it is attempted before.
+
+    What was asked for over many deliveries is done in batches (app/webhooks/requeue.py). A replay of those that
+    were created up to `replay_until` has come to (`replay_from`, `replay_after_id`). `is_resuming`: it was
+    switched on, and not all that waited is due yet.
     """
 
     __tablename__ = "webhook_subscriptions"
     __table_args__ = (
         Index("ix_webhook_subscriptions_project_id_created_at", "project_id", "created_at", "id"),
+        Index(
+            "ix_webhook_subscriptions_requeueing",
+            "id",
+            postgresql_where=text("replay_from IS NOT NULL OR is_resuming"),
+        ),
     )
 
     id: Mapped[PublicId] = mapped_column(primary_key=True)
@@ -32,7 +43,14 @@ class WebhookSubscription(Base):
     secrets_sealed: Mapped[bytes] = mapped_column(LargeBinary)
     disabled_reason: Mapped[str | None]
     failing_since: Mapped[datetime | None]
+    failing_days: Mapped[int] = mapped_column(server_default="0")
+    failing_day_at: Mapped[datetime | None]
+    is_slow: Mapped[bool] = mapped_column(server_default="false")
     paused_until: Mapped[datetime | None]
+    replay_from: Mapped[datetime | None]
+    replay_after_id: Mapped[str] = mapped_column(server_default="")
+    replay_until: Mapped[datetime | None]
+    is_resuming: Mapped[bool] = mapped_column(server_default="false")
     created_at: Mapped[CreatedAt]
     updated_at: Mapped[CreatedAt]
 
@@ -44,6 +62,10 @@ class WebhookDelivery(Base):
     `next_attempt_at` at the lease's end: if the worker dies, the row is due again then. A finished row has
     neither. `retry_count` is its place in the retry schedule. `attempts` holds the last ones, oldest first:
     {"at", "status_code", "duration_ms", "response", "error"}.
+
+    A claim looks at the endpoints of pending rows that do not wait. `waits`: the row's time had not come when it
+    was written, so it is found by its time, and waits no longer then. The flag only says where to look: a row is
+    due by `next_attempt_at` alone.
 
     `can_merge`: a newer message about the same calendar may take this one's place (app/webhooks/service.py);
     `merged_into` is then the newer one's id.
@@ -58,6 +80,17 @@ class WebhookDelivery(Base):
             "subscription_id",
             "next_attempt_at",
             postgresql_where=text("status = 'pending'"),
+        ),
+        Index(
+            "ix_webhook_deliveries_ready",
+            "subscription_id",
+            "next_attempt_at",
+            postgresql_where=text("status = 'pending' AND NOT waits"),
+        ),
+        Index(
+            "ix_webhook_deliveries_waiting",
+            "next_attempt_at",
+            postgresql_where=text("status = 'pending' AND waits"),
         ),
         Index(
             "ix_webhook_deliveries_leased",
@@ -106,6 +139,7 @@ class WebhookDelivery(Base):
     merged_into: Mapped[str | None]
     retry_count: Mapped[int] = mapped_column(server_default="0")
     next_attempt_at: Mapped[datetime | None]
+    waits: Mapped[bool] = mapped_column(server_default="false")
     lease_token: Mapped[str | None]
     attempts: Mapped[list[dict[str, Any]]] = mapped_column(JSONB, server_default="[]")
     finished_at: Mapped[datetime | None]

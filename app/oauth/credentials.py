@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import func, or_, update
+from sqlalchemy import and_, func, or_, select, update
 
 from app.core import metrics
 from app.core.clock import utcnow
 from app.core.crypto import SealBroken, SecretBox
-from app.core.db import Sessions, transaction
+from app.core.db import AnySession, Sessions, transaction
 from app.core.http import httpx
-from app.models import Credentials
+from app.models import Credentials, OAuthClientSecret
 from app.providers import google_oauth, microsoft_oauth
 from app.providers.base import (
     ClientMisconfigured,
@@ -40,6 +40,42 @@ _EARLY_SECONDS = 300
 def context_of(credentials_id: str) -> str:
     """The context that `credentials.sealed` is sealed with."""
     return f"credentials:{credentials_id}"
+
+
+def client_secret_context(secret_id: str) -> str:
+    """The context that `oauth_client_secrets.sealed` is sealed with."""
+    return f"oauth_client_secrets:{secret_id}"
+
+
+async def load_credentials(
+    session: AnySession, box: SecretBox, credentials_id: str
+) -> tuple[Credentials, dict[str, Any]] | None:
+    """The row and its secrets; the client's secret is the newest that is known. Raises SealBroken."""
+    found = (
+        await session.execute(
+            select(Credentials, OAuthClientSecret)
+            .outerjoin(
+                OAuthClientSecret,
+                and_(
+                    OAuthClientSecret.project_id == Credentials.project_id,
+                    OAuthClientSecret.platform == Credentials.platform,
+                    OAuthClientSecret.client_id == Credentials.client_id,
+                    or_(
+                        Credentials.client_secret_set_at.is_(None),
+                        Credentials.client_secret_set_at < OAuthClientSecret.set_at,
+                    ),
+                ),
+            )
+            .where(Credentials.id == credentials_id)
+        )
+    ).one_or_none()
+    if found is None:
+        return None
+    stored, newer = found
+    secrets: dict[str, Any] = box.open(context_of(stored.id), stored.sealed)
+    if newer is not None:
+        secrets |= box.open(client_secret_context(newer.id), newer.sealed)
+    return stored, secrets
 
 
 def _access_context(credentials_id: str) -> str:
@@ -95,10 +131,14 @@ class CredentialStore:
     ) -> tuple[_Row, bool]:
         """The row, opened, and whether this call now holds the refresh lease."""
         async with transaction(self._sessions) as session:
-            stored = await session.get(Credentials, credentials_id)
-            if stored is None:
-                raise CredentialsGone("The credentials were deleted.")
-            row = self._open(stored)
+            try:
+                found = await load_credentials(session, self._box, credentials_id)
+                if found is None:
+                    raise CredentialsGone("The credentials were deleted.")
+                stored, secrets = found
+                row = self._open(stored, secrets)
+            except SealBroken as err:
+                raise ClientMisconfigured(str(err), code="seal_broken") from None
             if row.access_token is not None and (_expired(stored) or row.access_token == rejected):
                 row = _Row(row.platform, row.client_id, row.version, row.secrets, None)
             if row.access_token is not None or not lease_unless_cached:
@@ -121,14 +161,11 @@ class CredentialStore:
             )
             return row, leased is not None
 
-    def _open(self, stored: Credentials) -> _Row:
-        try:
-            secrets = self._box.open(context_of(stored.id), stored.sealed)
-            token = None
-            if stored.access_token_sealed is not None:
-                token = self._box.open(_access_context(stored.id), stored.access_token_sealed)
-        except SealBroken as err:
-            raise ClientMisconfigured(str(err), code="seal_broken") from None
+    def _open(self, stored: Credentials, secrets: dict[str, Any]) -> _Row:
+        """Raises SealBroken."""
+        token = None
+        if stored.access_token_sealed is not None:
+            token = self._box.open(_access_context(stored.id), stored.access_token_sealed)
         return _Row(stored.platform, stored.client_id, stored.version, secrets, token)  # type: ignore[arg-type] # checked by the table
 
     async def _refresh(self, credentials_id: str, row: _Row) -> str:

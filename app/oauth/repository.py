@@ -9,7 +9,7 @@ from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from app.core.db import AnySession, Session
-from app.models import Calendar, Credentials, OAuthApp, OAuthSession
+from app.models import Calendar, Credentials, OAuthApp, OAuthClientSecret, OAuthSession
 
 # Kept a while after they ran out, so that a second click is told what happened.
 _FORGOTTEN_AFTER = timedelta(days=1)
@@ -130,19 +130,25 @@ async def find_holder(session: AnySession, project_id: str, deduplication_key: s
     return None if row is None else Holder(*row)
 
 
-async def lock_credentials_of_client(
-    session: Session, project_id: str, platform: str, client_id: str
-) -> Sequence[Credentials]:
-    """All that the project has from this OAuth client, by id."""
-    rows = await session.scalars(
-        select(Credentials)
-        .where(
-            Credentials.project_id == project_id,
-            Credentials.platform == platform,
-            Credentials.client_id == client_id,
+async def find_client_secret_id(
+    session: AnySession, project_id: str, platform: str, client_id: str
+) -> str | None:
+    """The id of the row that has this client's newest secret. The lock of the app's row keeps it from changing."""
+    return await session.scalar(
+        select(OAuthClientSecret.id).where(
+            OAuthClientSecret.project_id == project_id,
+            OAuthClientSecret.platform == platform,
+            OAuthClientSecret.client_id == client_id,
         )
-        .order_by(Credentials.id)
-        .with_for_update()
-        .execution_options(populate_existing=True)
     )
-    return rows.all()
+
+
+async def put_client_secret(session: Session, values: Mapping[str, Any]) -> None:
+    """From now on, that is the newest secret of its client."""
+    row = insert(OAuthClientSecret).values(**values)
+    await session.execute(
+        row.on_conflict_do_update(
+            index_elements=[OAuthClientSecret.id],
+            set_={"sealed": row.excluded.sealed, "set_at": func.clock_timestamp()},
+        )
+    )

@@ -19,7 +19,7 @@ from typing import Any
 import structlog
 
 from app.calendars.errors import CalendarNotFound, DeduplicationKeyTaken
-from app.calendars.repository import replace_secrets, set_metadata
+from app.calendars.repository import set_metadata
 from app.calendars.schemas import ProviderCalendarCreate
 from app.calendars.service import create_calendar, reconnect_calendar
 from app.core.clock import utcnow
@@ -30,7 +30,7 @@ from app.core.http import httpx
 from app.core.ids import new_id
 from app.models import OAuthApp, OAuthSession
 from app.oauth import flow, repository
-from app.oauth.credentials import context_of
+from app.oauth.credentials import client_secret_context
 from app.oauth.flow import Client, FlowFailed, Granted
 from app.oauth.schemas import (
     OAuthAppCreate,
@@ -105,7 +105,10 @@ async def create_app(
 async def update_app(
     session: Session, box: SecretBox, settings: Settings, *, project_id: str, app: str, body: OAuthAppUpdate
 ) -> OAuthAppRead:
-    """A new secret is also given to all calendars that are connected with this client. Raises OAuthAppNotFound."""
+    """A new secret is from now on that of all calendars that are connected with this client, too.
+
+    Raises OAuthAppNotFound.
+    """
     stored = await repository.lock_app(session, project_id, app)
     if stored is None:
         raise OAuthAppNotFound
@@ -117,7 +120,7 @@ async def update_app(
         await repository.update_app(session, stored.id, values)
     if secret is not None:
         client_id = values.get("client_id", stored.client_id)
-        await _renew_client_secret(
+        await _put_client_secret(
             session, box, project_id=project_id, platform=stored.platform, client_id=client_id, secret=secret
         )
     return await get_app(session, settings, project_id, stored.id)
@@ -131,17 +134,22 @@ async def delete_app(session: Session, project_id: str, app: str) -> None:
     await repository.delete_app(session, stored.id)
 
 
-async def _renew_client_secret(
+async def _put_client_secret(
     session: Session, box: SecretBox, *, project_id: str, platform: str, client_id: str, secret: str
 ) -> None:
-    for stored in await repository.lock_credentials_of_client(session, project_id, platform, client_id):
-        try:
-            secrets = box.open(context_of(stored.id), stored.sealed)
-        except SealBroken:
-            log.warning("oauth_app.credentials_unreadable", credentials_id=stored.id)
-            continue
-        sealed = box.seal(context_of(stored.id), {**secrets, "client_secret": secret})
-        await replace_secrets(session, stored.id, sealed)
+    """One row, however many calendars there are: each refresh of an access token looks there."""
+    secret_id = await repository.find_client_secret_id(session, project_id, platform, client_id)
+    secret_id = secret_id or new_id("osec")
+    await repository.put_client_secret(
+        session,
+        {
+            "id": secret_id,
+            "project_id": project_id,
+            "platform": platform,
+            "client_id": client_id,
+            "sealed": box.seal(client_secret_context(secret_id), {"client_secret": secret}),
+        },
+    )
 
 
 def _read(settings: Settings, app: OAuthApp) -> OAuthAppRead:

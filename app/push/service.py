@@ -19,8 +19,7 @@ from pydantic import ValidationError
 from app.core import metrics
 from app.core.crypto import SealBroken, SecretBox, sha256_hex
 from app.core.db import Session
-from app.models import Credentials
-from app.oauth.credentials import context_of
+from app.oauth.credentials import load_credentials
 from app.push import repository
 from app.push.repository import KnownChannel
 from app.push.schemas import Notification
@@ -157,10 +156,12 @@ async def release_channels(
 
 
 async def _load_grant(session: Session, box: SecretBox, credentials_id: str | None) -> dict[str, str] | None:
-    stored = await session.get(Credentials, credentials_id) if credentials_id is not None else None
-    if stored is not None:
-        with suppress(SealBroken):
-            secrets = box.open(context_of(stored.id), stored.sealed)
+    if credentials_id is None:
+        return None
+    with suppress(SealBroken):
+        found = await load_credentials(session, box, credentials_id)
+        if found is not None:
+            stored, secrets = found
             return {
                 "client_id": stored.client_id or "",
                 "client_secret": secrets["client_secret"],

@@ -116,12 +116,15 @@ async def rotate_secret(
     return await idempotent.once(work, status_code=200)
 
 
-@router.post("/webhooks/{webhook_id}/test", operation_id="test_webhook", responses=responses(404))
+@router.post("/webhooks/{webhook_id}/test", operation_id="test_webhook", responses=responses(404, 429))
 async def test_webhook(state: AppState, project_id: ProjectId, webhook_id: WebhookId) -> TestResult:
-    """Sends a sample now, signed like the real thing, and answers with what came back. It is not logged."""
+    """Sends a sample now, signed like the real thing, and answers with what came back. It is not logged.
+
+    At most 30 a minute.
+    """
     async with reading(state.read_sessions) as session:
         webhook = await service.find_webhook(session, project_id, webhook_id)
-    return await service.send_test(webhook, state.box, state.settings)
+    return await state.samples.send(webhook)
 
 
 @router.get(
@@ -156,7 +159,7 @@ async def replay(
     body: ReplayRequest,
     background_tasks: BackgroundTasks,
 ) -> Response:
-    """Sends everything since a time again, with the same ids and bytes, oldest first."""
+    """Sends everything since a time again, with the same ids and bytes, oldest first. Workers queue it in batches."""
 
     async def work() -> bytes:
         count = await service.replay(session, project_id, webhook_id, body.since)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from types import TracebackType
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
@@ -23,7 +24,7 @@ import structlog
 
 from app.core import metrics
 from app.core.clock import isoformat, utcnow
-from app.core.crypto import SecretBox
+from app.core.crypto import SealBroken, SecretBox
 from app.core.db import Session, Sessions, transaction
 from app.core.http import TargetRefused, httpx, public_client
 from app.providers.wire import retry_after
@@ -32,12 +33,17 @@ from app.webhooks import repository
 from app.webhooks.repository import DueDelivery
 from app.webhooks.schemas import url_fault
 from app.webhooks.signing import signature_headers
+from app.webhooks.turns import Slots
 
 log = structlog.get_logger()
 
 # What a worker may need, beyond the attempt itself, between claiming and recording.
 _LEASE_MARGIN_SECONDS = 10.0
-_SWITCH_OFF_AFTER_SECONDS = 5 * 86_400
+_SWITCH_OFF_AFTER_DAYS = 5
+# An endpoint whose answer takes so long is slow, until one comes in half of that.
+_SLOW_SECONDS = 1.0
+_WAKE_BATCH = 500
+_PARK_BATCH = 1_000
 _READ_AT_MOST_BYTES = 65_536
 _RESPONSE_CHARACTERS = 500
 _PRUNE_BATCH = 1_000
@@ -46,7 +52,7 @@ _POOLS = 16
 # Retries come later than the schedule says, by up to this share, never earlier.
 _JITTER = 0.2
 
-Outcome = Literal["success", "status", "redirect", "timeout", "dns", "tls", "connection", "refused"]
+Outcome = Literal["success", "status", "redirect", "timeout", "dns", "tls", "connection", "refused", "secret"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +113,12 @@ def webhook_client(settings: Settings, *, verify: ssl.SSLContext | bool = True) 
     )
 
 
+@cache
+def tls_context() -> ssl.SSLContext:
+    """The system's authorities, read once in a process: that takes 26 ms in which nothing else runs."""
+    return httpx.create_ssl_context(trust_env=False)
+
+
 class _Clients:
     """Several pools, each for a share of the hosts.
 
@@ -116,7 +128,7 @@ class _Clients:
 
     def __init__(self, settings: Settings, verify: ssl.SSLContext | bool) -> None:
         if verify is True:
-            verify = httpx.create_ssl_context(trust_env=False)  # costly: made once for all
+            verify = tls_context()
         self._clients = [webhook_client(settings, verify=verify) for _ in range(_POOLS)]
 
     def __getitem__(self, url: str) -> httpx.AsyncClient:
@@ -219,9 +231,9 @@ def _causes(err: BaseException | None) -> Iterator[BaseException]:
 class Deliverer:
     """The worker's side: `claim`, then `handle` each in a task of its own. An async context manager.
 
-    At most WEBHOOK_ENDPOINT_CONCURRENCY deliveries of an endpoint are under way over all workers. Of an
-    endpoint whose last attempt failed it is one, and all of those together may use half of a worker's
-    WEBHOOK_CONCURRENCY: endpoints that hang leave room for those that answer.
+    At most WEBHOOK_ENDPOINT_CONCURRENCY deliveries of an endpoint are under way over all workers: half of it where
+    answers take long, one where the last attempt failed. How the worker's WEBHOOK_CONCURRENCY slots are shared out
+    among projects and endpoints is in turns.py.
     """
 
     def __init__(
@@ -236,8 +248,7 @@ class Deliverer:
         self._sessions = sessions
         self._box = box
         self._clients = _Clients(settings, verify)
-        self._most_probes = max(1, settings.webhook_concurrency // 2)
-        self._probing: set[str] = set()
+        self._slots = Slots(settings.webhook_concurrency)
         self._after = ""
 
     async def __aenter__(self) -> Self:
@@ -254,50 +265,73 @@ class Deliverer:
     async def claim(self, limit: int) -> list[ClaimedDelivery]:
         """Up to `limit` due deliveries, each under a lease that covers one attempt. Call `handle` for each.
 
-        Fewer than `limit` do not mean that nothing is left: an endpoint may be at its own limit. So look
-        again whenever a delivery has ended.
+        Fewer than `limit` do not mean that nothing is left: an endpoint or a project may be at its own limit. So
+        look again whenever a delivery has ended.
         """
-        timeout = self._settings.webhook_timeout_seconds
         lease_token = uuid4().hex
         started = time.monotonic()
         async with transaction(self._sessions) as session:
-            self._after, due = await repository.claim_due(
+            await repository.wake_due(session, _WAKE_BATCH)
+            found = await repository.find_ready(
                 session,
                 after=self._after,
-                limit=limit,
+                limit=64 + 2 * limit,  # of more than can be taken, so that every project is among them
                 per_endpoint=self._settings.webhook_endpoint_concurrency,
-                probes=self._most_probes - len(self._probing),
-                lease_token=lease_token,
-                lease_seconds=timeout + _LEASE_MARGIN_SECONDS,
+                held=self._slots,
             )
-        self._probing.update(delivery.id for delivery in due if delivery.is_failing)
+            due: list[DueDelivery] = []
+            given = self._slots.share_out(found.endpoints, limit)
+            if given:
+                due = await repository.lease_due(
+                    session,
+                    given=given,
+                    slots=found.slots,
+                    lease_token=lease_token,
+                    lease_seconds=self._settings.webhook_timeout_seconds + _LEASE_MARGIN_SECONDS,
+                )
+            if found.switched_off:
+                await repository.park_switched_off(
+                    session,
+                    found.switched_off,
+                    keep_days=self._settings.webhook_delivery_retention_days,
+                    limit=_PARK_BATCH,
+                )
+        self._after = found.after
+        for delivery in due:
+            self._slots.take(delivery.project_id, is_slow=_is_slow(delivery))
         begin_by = started + _LEASE_MARGIN_SECONDS / 2
         return [ClaimedDelivery(delivery, lease_token, begin_by) for delivery in due]
 
     async def handle(self, delivery: ClaimedDelivery) -> None:
-        """Signs, sends and records one attempt. Raises nothing for an endpoint's fault.
-
-        Raises SealBroken where the secret cannot be opened: nothing is sent, and the lease runs out.
-        """
+        """Signs, sends and records one attempt. Raises nothing for an endpoint's fault."""
         due = delivery.due
         try:
             if time.monotonic() > delivery.begin_by:
                 # This process was held up for so long that the attempt could outlast the lease.
                 log.warning("webhook_attempt_too_late", delivery_id=due.id)
                 return
-            attempt = await send(
-                self._clients[due.url],
-                self._settings,
-                url=due.url,
-                message_id=due.idempotency_key,
-                body=due.body,
-                secrets=open_secrets(self._box, due.subscription_id, due.secrets_sealed),
-            )
+            attempt = await self._attempt(due)
             metrics.DELIVERY_ATTEMPTS.labels(due.trigger, attempt.outcome).inc()
             metrics.DELIVERY_SECONDS.observe(attempt.duration_ms / 1000)
             await self._record(delivery, attempt)
         finally:
-            self._probing.discard(due.id)
+            self._slots.give_back(due.project_id, is_slow=_is_slow(due))
+
+    async def _attempt(self, due: DueDelivery) -> Attempt:
+        try:
+            secrets = open_secrets(self._box, due.subscription_id, due.secrets_sealed)
+        except SealBroken as err:
+            log.error("webhook_secret_unreadable", webhook_id=due.subscription_id, reason=str(err))  # noqa: TRY400 - the reason says it all
+            error = "secret: the stored secret can no longer be decrypted, so nothing was sent; POST rotate_secret"
+            return Attempt(utcnow(), "secret", None, 0, None, error, None)
+        return await send(
+            self._clients[due.url],
+            self._settings,
+            url=due.url,
+            message_id=due.idempotency_key,
+            body=due.body,
+            secrets=secrets,
+        )
 
     async def _record(self, delivery: ClaimedDelivery, attempt: Attempt) -> None:
         due = delivery.due
@@ -306,11 +340,10 @@ class Deliverer:
         status = "success" if succeeded else "failed" if wait is None else "pending"
         switched_off: str | None = None
         async with transaction(self._sessions) as session:
-            if not succeeded:
+            if succeeded:
+                await self._note_success(session, due, attempt)
+            elif attempt.outcome != "secret":  # which is not the endpoint's fault
                 switched_off = await self._note_failure(session, due, attempt)
-            elif due.is_failing:
-                # One that was claimed before the endpoint failed proves nothing about the time since.
-                await repository.note_endpoint_success(session, due.subscription_id, due.url)
             recorded = await repository.settle(
                 session,
                 due.id,
@@ -325,6 +358,16 @@ class Deliverer:
             log.warning("webhook_delivery_failed", delivery_id=due.id, webhook_id=due.subscription_id)
         if switched_off is not None:
             log.error("webhook_switched_off", webhook_id=due.subscription_id, reason=switched_off)
+
+    async def _note_success(self, session: Session, due: DueDelivery, attempt: Attempt) -> None:
+        """Writes only what changes; a busy endpoint's row would else be written at every delivery."""
+        seconds = attempt.duration_ms / 1000
+        is_slow = seconds >= _SLOW_SECONDS or (due.is_slow and seconds >= _SLOW_SECONDS / 2)
+        if is_slow != due.is_slow:
+            await repository.set_endpoint_slow(session, due.subscription_id, due.url, is_slow)
+        # One that was claimed before the endpoint failed proves nothing about the time since.
+        if due.is_failing:
+            await repository.note_endpoint_success(session, due.subscription_id, due.url)
 
     def _wait(self, retry_count: int, attempt: Attempt) -> float | None:
         """Seconds until the next attempt; None when the schedule is at its end."""
@@ -343,13 +386,21 @@ class Deliverer:
             return None
         if attempt.status_code == 410:
             reason = f"The endpoint answered 410 Gone at {isoformat(attempt.at)}."
-        elif state.failing_for_seconds >= _SWITCH_OFF_AFTER_SECONDS:
+        elif (
+            state.failing_for_seconds >= _SWITCH_OFF_AFTER_DAYS * 86_400
+            # Of a quiet endpoint, a failure then and one now say nothing about the days between.
+            and state.failing_days >= _SWITCH_OFF_AFTER_DAYS
+        ):
             since = isoformat(state.failing_since)
             reason = f"No attempt has succeeded since {since}; the last error was: {attempt.error}."
         else:
             return None
         await repository.switch_off(session, due.subscription_id, reason)
         return reason
+
+
+def _is_slow(due: DueDelivery) -> bool:
+    return due.is_failing or due.is_slow
 
 
 async def prune(sessions: Sessions, settings: Settings) -> int:

@@ -7,7 +7,7 @@ other, and a sync's long transaction never holds up the workers.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, TypeVar, cast
 
 from sqlalchemy import (
@@ -18,6 +18,7 @@ from sqlalchemy import (
     Select,
     Text,
     any_,
+    case,
     delete,
     exists,
     func,
@@ -26,6 +27,7 @@ from sqlalchemy import (
     or_,
     select,
     text,
+    tuple_,
     update,
 )
 from sqlalchemy.orm import defer
@@ -33,6 +35,7 @@ from sqlalchemy.orm import defer
 from app.core.db import AnySession, Session
 from app.core.pagination import Cursor, Ordering, Page, page_of, seek
 from app.models import Project, WebhookDelivery, WebhookSubscription
+from app.webhooks.turns import ReadyEndpoint, Slots
 
 _sub = WebhookSubscription
 _dlv = WebhookDelivery
@@ -45,12 +48,15 @@ _NEWEST_SUBSCRIPTIONS = Ordering(
 _NEWEST_DELIVERIES = Ordering("-created_at", _dlv.created_at.expression, _dlv.id.expression, descending=True)
 
 _ATTEMPTS_KEPT = 50
+# Failures that are further apart count as two days of failing; the schedule's long waits are about as long.
+_FAILING_DAY = timedelta(hours=20)
 _TEXTS = ARRAY(Text)
 
 # What a delivery that is sent again begins with. It was asked for by name, so nothing may take its place.
 _AFRESH: dict[str, Any] = {
     "status": "pending",
     "retry_count": 0,
+    "waits": False,
     "lease_token": None,
     "finished_at": None,
     "merged_into": None,
@@ -263,29 +269,114 @@ async def requeue(session: Session, delivery_id: str) -> WebhookDelivery | None:
     )
 
 
-async def requeue_since(session: Session, subscription_id: str, since: datetime) -> int:
-    """The same for all deliveries since then, save those that were merged into a newer one; how many."""
-    done = await session.execute(
-        update(_dlv)
+_REPLAY_BATCH = text(
+    """
+    WITH batch AS (
+        SELECT id, created_at FROM webhook_deliveries
+        WHERE subscription_id = :subscription_id
+          AND (created_at, id) > (:after_time, :after_id) AND created_at <= :until
+        ORDER BY created_at, id
+        LIMIT :limit
+    ), requeued AS (
+        UPDATE webhook_deliveries AS d
+        SET status = 'pending', waits = false, retry_count = 0, lease_token = NULL, finished_at = NULL,
+            can_merge = false, next_attempt_at = d.created_at
+        WHERE d.id = ANY (ARRAY(SELECT id FROM batch)) AND d.merged_into IS NULL AND (d.lease_token IS NULL OR d.next_attempt_at <= now())
+        RETURNING d.id
+    )
+    SELECT (SELECT count(*) FROM batch), (SELECT count(*) FROM requeued),
+           (SELECT max(created_at) FROM batch), (SELECT id FROM batch ORDER BY created_at DESC, id DESC LIMIT 1)
+    """
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayBatch:
+    """What one batch did, and the place behind it: None where no delivery is left."""
+
+    requeued: int
+    place: tuple[datetime, str] | None
+
+
+async def replay_batch(
+    session: Session, subscription_id: str, place: tuple[datetime, str], until: datetime, limit: int
+) -> ReplayBatch:
+    """Makes up to `limit` deliveries behind `place` due now, each with the whole retry schedule before it.
+
+    Oldest first: each is due since it came to be. Left as they are: those that were merged into a newer one, and
+    those that a worker has under way.
+    """
+    parameters = {"after_time": place[0], "after_id": place[1], "until": until, "limit": limit}
+    seen, requeued, last_time, last_id = (
+        await session.execute(_REPLAY_BATCH, {"subscription_id": subscription_id, **parameters})
+    ).one()
+    return ReplayBatch(requeued, (last_time, last_id) if seen == limit else None)
+
+
+async def count_replayable(
+    session: AnySession, subscription_id: str, place: tuple[datetime, str], until: datetime, most: int
+) -> int:
+    """How many deliveries behind `place` a replay would send again; counts up to `most`."""
+    found = (
+        select(_dlv.id)
         .where(
             _dlv.subscription_id == subscription_id,
-            _dlv.created_at >= since,
+            tuple_(_dlv.created_at, _dlv.id) > tuple_(*place),
+            _dlv.created_at <= until,
             _dlv.merged_into.is_(None),
             _is_idle(),
         )
-        # Due in the order in which they came to be.
-        .values(**_AFRESH, next_attempt_at=_dlv.created_at)
+        .limit(most)
     )
+    return await session.scalar(select(func.count()).select_from(found.subquery())) or 0
+
+
+# What was just attempted and failed comes last.
+_RESUME_BATCH = text(
+    """
+    UPDATE webhook_deliveries SET next_attempt_at = created_at, waits = false
+    WHERE lease_token IS NULL AND id = ANY (ARRAY(
+        SELECT id FROM webhook_deliveries
+        WHERE subscription_id = :subscription_id AND status = 'pending' AND next_attempt_at > now()
+          AND lease_token IS NULL
+        ORDER BY next_attempt_at DESC
+        LIMIT :limit
+        FOR UPDATE
+    ))
+    """
+)
+
+
+async def resume_batch(session: Session, subscription_id: str, limit: int) -> int:
+    """Makes up to `limit` deliveries that wait for this endpoint due now, oldest first; how many."""
+    done = await session.execute(_RESUME_BATCH, {"subscription_id": subscription_id, "limit": limit})
     return cast("CursorResult[Any]", done).rowcount
 
 
-async def resume_pending(session: Session, subscription_id: str) -> None:
-    """Makes everything that waits for this endpoint due now, oldest first."""
-    await session.execute(
-        update(_dlv)
-        .where(_dlv.subscription_id == subscription_id, _dlv.status == "pending", _dlv.lease_token.is_(None))
-        .values(next_attempt_at=_dlv.created_at)
+async def lock_requeueing(session: Session) -> WebhookSubscription | None:
+    """A subscription whose replay or resumption is not at its end, and that no other worker has."""
+    return await session.scalar(
+        select(_sub)
+        .where(or_(_sub.replay_from.is_not(None), _sub.is_resuming), _sub.is_active)
+        .order_by(func.random())  # a long one does not hold up the others
+        .limit(1)
+        .with_for_update(key_share=True, skip_locked=True)
     )
+
+
+async def keep_requeueing(session: Session, subscription_id: str, values: Mapping[str, Any]) -> None:
+    """Where the batches of a subscription are: not a change that `updated_at` tells of."""
+    await session.execute(
+        update(_sub)
+        .where(_sub.id == subscription_id)
+        .values(**values)
+        .execution_options(synchronize_session=False)
+    )
+
+
+async def database_time(session: AnySession) -> datetime:
+    now: datetime = (await session.execute(select(func.clock_timestamp()))).scalar_one()
+    return now
 
 
 # Delivering
@@ -296,77 +387,187 @@ _USE_INDEXES = text(
     "SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true)"
 )
 
-# Endpoints that have something due and a free slot. The recursion jumps from one subscription with pending
-# rows to the next, so its cost is in their number and not in the number of rows; it begins behind `after`,
-# goes round, and stops at `limit`: every endpoint has its turn.
-_LOCK_DUE_ENDPOINTS = text(
+# The rows to write come as an array: of one the planner expects few, while of a join it may expect so many that it
+# reads the whole table's index.
+
+# A delivery whose time has come is found by its endpoint from now on.
+_WAKE = text(
+    """
+    UPDATE webhook_deliveries SET waits = false
+    WHERE id = ANY (ARRAY(
+        SELECT id FROM webhook_deliveries
+        WHERE status = 'pending' AND waits AND next_attempt_at <= now()
+        ORDER BY next_attempt_at
+        LIMIT :limit
+        FOR UPDATE SKIP LOCKED
+    ))
+    """
+)
+
+# Endpoints that have something due and room for it, and those that are switched off. The recursion jumps from one
+# subscription with rows that do not wait to the next, so its cost is in the number of endpoints that have
+# something to do now. It begins behind `after`, goes round, and stops at `limit`.
+_FIND_READY = text(
     """
     WITH RECURSIVE behind (id) AS (
         (SELECT subscription_id FROM webhook_deliveries
-         WHERE status = 'pending' AND subscription_id > :after
+         WHERE status = 'pending' AND NOT waits AND subscription_id > :after
          ORDER BY subscription_id LIMIT 1)
       UNION ALL
         SELECT (SELECT d.subscription_id FROM webhook_deliveries d
-                WHERE d.status = 'pending' AND d.subscription_id > behind.id
+                WHERE d.status = 'pending' AND NOT d.waits AND d.subscription_id > behind.id
                 ORDER BY d.subscription_id LIMIT 1)
         FROM behind WHERE behind.id IS NOT NULL
     ), before (id) AS (
         (SELECT subscription_id FROM webhook_deliveries
-         WHERE status = 'pending' AND subscription_id <= :after
+         WHERE status = 'pending' AND NOT waits AND subscription_id <= :after
          ORDER BY subscription_id LIMIT 1)
       UNION ALL
         SELECT (SELECT d.subscription_id FROM webhook_deliveries d
-                WHERE d.status = 'pending' AND d.subscription_id > before.id AND d.subscription_id <= :after
+                WHERE d.status = 'pending' AND NOT d.waits
+                  AND d.subscription_id > before.id AND d.subscription_id <= :after
                 ORDER BY d.subscription_id LIMIT 1)
         FROM before WHERE before.id IS NOT NULL
     )
-    SELECT endpoint.*
-    FROM (SELECT id FROM behind UNION ALL SELECT id FROM before) AS waiting
+    SELECT endpoint.id, endpoint.project_id, endpoint.is_active, endpoint.is_slow, counted.slots,
+           least(counted.due, counted.slots - counted.leased) AS room
+    FROM (SELECT id FROM behind UNION ALL SELECT id FROM before) AS ready
     CROSS JOIN LATERAL (
-        SELECT s.id, s.url, s.secrets_sealed, s.failing_since IS NOT NULL AS is_failing
+        SELECT s.id, s.project_id, s.is_active, s.failing_since IS NOT NULL OR s.is_slow AS is_slow,
+               CASE WHEN s.failing_since IS NOT NULL THEN 1 WHEN s.is_slow THEN greatest(1, CAST(:per_endpoint AS int) / 2)
+                    ELSE CAST(:per_endpoint AS int) END AS slots
         FROM webhook_subscriptions s
-        WHERE s.id = waiting.id
-          AND s.is_active
-          AND (s.paused_until IS NULL OR s.paused_until <= now())
-          AND (s.failing_since IS NULL OR :probes > 0)
-          AND EXISTS (SELECT FROM webhook_deliveries d
-                      WHERE d.subscription_id = s.id AND d.status = 'pending' AND d.next_attempt_at <= now())
-          AND (SELECT count(*) FROM webhook_deliveries d
-               WHERE d.subscription_id = s.id AND d.lease_token IS NOT NULL AND d.next_attempt_at > now())
-              < CASE WHEN s.failing_since IS NULL THEN :per_endpoint ELSE 1 END
-        FOR NO KEY UPDATE SKIP LOCKED
+        WHERE s.id = ready.id
+          AND (NOT s.is_active
+               OR ((s.paused_until IS NULL OR s.paused_until <= now())
+                   AND s.project_id <> ALL (CAST(:full_projects AS text[]))
+                   AND ((s.failing_since IS NULL AND NOT s.is_slow)
+                        OR s.project_id <> ALL (CAST(:projects_full_of_slow AS text[])) AND NOT :is_full_of_slow)))
+        OFFSET 0
     ) AS endpoint
+    CROSS JOIN LATERAL (
+        SELECT endpoint.slots,
+               (SELECT count(*) FROM (SELECT FROM webhook_deliveries d
+                                      WHERE d.subscription_id = endpoint.id AND d.status = 'pending'
+                                        AND NOT d.waits AND d.next_attempt_at <= now()
+                                      LIMIT :per_endpoint) AS few) AS due,
+               (SELECT count(*) FROM webhook_deliveries d
+                WHERE d.subscription_id = endpoint.id AND d.lease_token IS NOT NULL
+                  AND d.next_attempt_at > now()) AS leased
+    ) AS counted
+    WHERE counted.due > 0 AND counted.leased < counted.slots
     LIMIT :limit
     """
 )
 
-# Of those endpoints, the oldest due rows: one of each, then the second of each, and so on.
+_LOCK_ENDPOINTS = text(
+    """
+    SELECT s.id, s.project_id, s.url, s.secrets_sealed, s.failing_since IS NOT NULL AS is_failing, s.is_slow
+    FROM webhook_subscriptions s
+    WHERE s.id = ANY (CAST(:ids AS text[])) AND s.is_active
+      AND (s.paused_until IS NULL OR s.paused_until <= now())
+    FOR NO KEY UPDATE SKIP LOCKED
+    """
+)
+
+# The oldest due rows of each of those endpoints: as many as it was given, and has slots for.
 _LEASE = text(
     """
     UPDATE webhook_deliveries AS d
     SET lease_token = :lease_token, next_attempt_at = now() + make_interval(secs => :lease_seconds)
-    FROM (
-        SELECT due.id
-        FROM unnest(CAST(:endpoints AS text[]), CAST(:slots AS int[])) WITH ORDINALITY AS e (id, slots, place)
+    WHERE d.id = ANY (ARRAY(
+        SELECT oldest.id
+        FROM unnest(CAST(:endpoints AS text[]), CAST(:given AS int[]), CAST(:slots AS int[])) AS e (id, given, slots)
         CROSS JOIN LATERAL (
-            SELECT oldest.id, row_number() OVER (ORDER BY oldest.next_attempt_at) AS turn
-            FROM (
-                SELECT p.id, p.next_attempt_at FROM webhook_deliveries p
-                WHERE p.subscription_id = e.id AND p.status = 'pending' AND p.next_attempt_at <= now()
-                ORDER BY p.next_attempt_at
-                LIMIT least(:share, greatest(0, e.slots - (
-                    SELECT count(*) FROM webhook_deliveries l
-                    WHERE l.subscription_id = e.id AND l.lease_token IS NOT NULL AND l.next_attempt_at > now())))
-                FOR UPDATE SKIP LOCKED
-            ) AS oldest
-        ) AS due
-        ORDER BY due.turn, e.place
-        LIMIT :limit
-    ) AS picked
-    WHERE d.id = picked.id
+            SELECT p.id FROM webhook_deliveries p
+            WHERE p.subscription_id = e.id AND p.status = 'pending' AND NOT p.waits AND p.next_attempt_at <= now()
+            ORDER BY p.next_attempt_at
+            LIMIT least(e.given, greatest(0, e.slots - (
+                SELECT count(*) FROM webhook_deliveries l
+                WHERE l.subscription_id = e.id AND l.lease_token IS NOT NULL AND l.next_attempt_at > now())))
+            FOR UPDATE SKIP LOCKED
+        ) AS oldest
+    ))
     RETURNING d.id, d.subscription_id, d.trigger, d.idempotency_key, d.body, d.retry_count
     """
 )
+
+_LOCK_INACTIVE = text(
+    """
+    SELECT s.id FROM webhook_subscriptions s
+    WHERE s.id = ANY (CAST(:ids AS text[])) AND NOT s.is_active
+    FOR NO KEY UPDATE SKIP LOCKED
+    """
+)
+
+# Out of the way of the claims for a day; and given up once they are as old as finished ones are kept.
+_PARK = text(
+    """
+    UPDATE webhook_deliveries AS d
+    SET (status, next_attempt_at, finished_at) = (
+            SELECT CASE WHEN is_old THEN 'failed' ELSE 'pending' END,
+                   CASE WHEN is_old THEN NULL ELSE now() + interval '1 day' END,
+                   CASE WHEN is_old THEN now() END
+            FROM (SELECT d.created_at < now() - make_interval(days => :keep_days)) AS age (is_old)),
+        waits = true, lease_token = NULL
+    WHERE d.id = ANY (ARRAY(
+        SELECT oldest.id
+        FROM unnest(CAST(:endpoints AS text[])) AS e (id)
+        CROSS JOIN LATERAL (
+            SELECT p.id FROM webhook_deliveries p
+            WHERE p.subscription_id = e.id AND p.status = 'pending' AND NOT p.waits AND p.next_attempt_at <= now()
+            ORDER BY p.next_attempt_at
+            LIMIT :limit
+            FOR UPDATE SKIP LOCKED
+        ) AS oldest
+    ))
+    """
+)
+
+
+async def wake_due(session: Session, limit: int) -> None:
+    """Lets the next claims find up to `limit` deliveries whose time has come."""
+    await session.execute(_USE_INDEXES)
+    await session.execute(_WAKE, {"limit": limit})
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyEndpoints:
+    """What a walk found, as turns.py wants it; `slots`: how many deliveries each may have under way."""
+
+    endpoints: list[ReadyEndpoint]
+    slots: dict[str, int]
+    switched_off: list[str]
+    after: str
+
+
+async def find_ready(
+    session: Session, *, after: str, limit: int, per_endpoint: int, held: Slots
+) -> ReadyEndpoints:
+    """Endpoints that may get a slot now, behind `after` and then from the start, at most `limit`.
+
+    The answer's `after` is where the next walk goes on. Nothing is locked.
+    """
+    rows = (
+        await session.execute(
+            _FIND_READY,
+            {
+                "after": after,
+                "limit": limit,
+                "per_endpoint": per_endpoint,
+                "full_projects": held.full_projects,
+                "projects_full_of_slow": held.projects_full_of_slow,
+                "is_full_of_slow": held.is_full_of_slow,
+            },
+        )
+    ).all()
+    active = [row for row in rows if row.is_active]
+    return ReadyEndpoints(
+        endpoints=[ReadyEndpoint(row.id, row.project_id, row.room, row.is_slow) for row in active],
+        slots={row.id: row.slots for row in active},
+        switched_off=[row.id for row in rows if not row.is_active],
+        after=rows[-1].id if len(rows) == limit else after,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,68 +580,71 @@ class DueDelivery:
     idempotency_key: str
     body: bytes
     retry_count: int
+    project_id: str
     url: str
     secrets_sealed: bytes
     is_failing: bool
+    is_slow: bool
 
 
-async def claim_due(
+async def lease_due(
     session: Session,
     *,
-    after: str,
-    limit: int,
-    per_endpoint: int,
-    probes: int,
+    given: Mapping[str, int],
+    slots: Mapping[str, int],
     lease_token: str,
     lease_seconds: float,
-) -> tuple[str, list[DueDelivery]]:
-    """Leases up to `limit` due deliveries, and says behind which endpoint the next claim goes on.
+) -> list[DueDelivery]:
+    """Leases the oldest due deliveries of each endpoint: as many as it is `given`.
 
-    At most `per_endpoint` of an endpoint are leased at a time, over all workers; one of an endpoint that is
-    failing, and at most `probes` of failing endpoints in this claim.
-
-    The endpoints are locked in one statement, their rows counted and leased in the next: that one's snapshot
-    is younger than the lock, so that it sees what the lock's last holder has leased.
+    Over all workers no endpoint has more than its `slots` leased at a time. The endpoints are locked in one
+    statement, their rows counted and leased in the next: that one's snapshot is younger than the lock, so that it
+    sees what the lock's last holder has leased.
     """
-    await session.execute(_USE_INDEXES)
-    found = await session.execute(
-        _LOCK_DUE_ENDPOINTS, {"after": after, "limit": limit, "per_endpoint": per_endpoint, "probes": probes}
-    )
-    endpoints = found.all()
-    if not endpoints:
-        return after, []
-    failing = [endpoint.id for endpoint in endpoints if endpoint.is_failing]
-    left_out = set(failing[max(0, probes) :])
-    chosen = {endpoint.id: endpoint for endpoint in endpoints if endpoint.id not in left_out}
+    locked = {row.id: row for row in await session.execute(_LOCK_ENDPOINTS, {"ids": list(given)})}
+    if not locked:
+        return []
     rows = await session.execute(
         _LEASE,
         {
-            "endpoints": list(chosen),
-            "slots": [1 if endpoint.is_failing else per_endpoint for endpoint in chosen.values()],
-            "share": -(-limit // len(chosen)),
-            "limit": limit,
+            "endpoints": list(locked),
+            "given": [given[endpoint] for endpoint in locked],
+            "slots": [1 if row.is_failing else slots[row.id] for row in locked.values()],
             "lease_token": lease_token,
             "lease_seconds": lease_seconds,
         },
     )
     leased = []
     for row in rows:
-        endpoint = chosen[row.subscription_id]
+        endpoint = locked[row.subscription_id]
         leased.append(
             DueDelivery(
                 **row._mapping,  # noqa: SLF001 - the documented way to a row's names
+                project_id=endpoint.project_id,
                 url=endpoint.url,
                 secrets_sealed=endpoint.secrets_sealed,
                 is_failing=endpoint.is_failing,
+                is_slow=endpoint.is_slow,
             )
         )
-    return endpoints[-1].id, leased
+    return leased
+
+
+async def park_switched_off(session: Session, ids: Sequence[str], *, keep_days: int, limit: int) -> None:
+    """Takes up to `limit` due deliveries of each endpoint that is switched off out of the claims' way.
+
+    Those that are older than `keep_days` are given up.
+    """
+    off = (await session.scalars(_LOCK_INACTIVE, {"ids": list(ids)})).all()
+    if off:
+        await session.execute(_PARK, {"endpoints": list(off), "keep_days": keep_days, "limit": limit})
 
 
 _SETTLE = text(
     f"""
     UPDATE webhook_deliveries
     SET status = :status,
+        waits = true,
         next_attempt_at = now() + make_interval(secs => CAST(:next_in_seconds AS double precision)),
         finished_at = CASE WHEN :status = 'pending' THEN NULL ELSE now() END,
         retry_count = retry_count + CASE WHEN :status = 'pending' THEN 1 ELSE 0 END,
@@ -484,13 +688,20 @@ class EndpointState:
     is_active: bool
     failing_since: datetime
     failing_for_seconds: float
+    failing_days: int
 
 
 async def note_endpoint_success(session: Session, subscription_id: str, url: str) -> None:
     await session.execute(
         update(_sub)
         .where(_sub.id == subscription_id, _sub.url == url, _sub.failing_since.is_not(None))
-        .values(failing_since=None, paused_until=None)
+        .values(failing_since=None, failing_days=0, failing_day_at=None, paused_until=None)
+    )
+
+
+async def set_endpoint_slow(session: Session, subscription_id: str, url: str, is_slow: bool) -> None:
+    await session.execute(
+        update(_sub).where(_sub.id == subscription_id, _sub.url == url).values(is_slow=is_slow)
     )
 
 
@@ -499,18 +710,25 @@ async def note_endpoint_failure(
 ) -> EndpointState | None:
     """The endpoint's state after a failed attempt. None where it is gone or has another URL by now."""
     pause = func.now() + func.make_interval(0, 0, 0, 0, 0, 0, pause_seconds)
+    is_first = _sub.failing_since.is_(None)
+    is_new_day = or_(is_first, func.coalesce(_sub.failing_day_at <= func.now() - _FAILING_DAY, True))
     row = (
         await session.execute(
             update(_sub)
             .where(_sub.id == subscription_id, _sub.url == url)
             .values(
                 failing_since=func.coalesce(_sub.failing_since, func.now()),
+                failing_days=case(
+                    (is_first, 1), (is_new_day, _sub.failing_days + 1), else_=_sub.failing_days
+                ),
+                failing_day_at=case((is_new_day, func.now()), else_=_sub.failing_day_at),
                 paused_until=func.greatest(_sub.paused_until, pause),
             )
             .returning(
                 _sub.is_active,
                 _sub.failing_since,
                 func.extract("epoch", func.now() - _sub.failing_since).cast(Float),
+                _sub.failing_days,
             )
         )
     ).one_or_none()

@@ -162,7 +162,7 @@ class AttemptRead(BaseModel):
     duration_ms: int
     response: str | None = Field(description="The answer's first 500 characters.")
     error: str | None = Field(
-        description="null: success. Else a word (status, redirect, timeout, dns, tls, connection, refused) "
+        description="null: success. Else a word (status, redirect, timeout, dns, tls, connection, refused, secret) "
         "and a sentence."
     )
 
@@ -194,4 +194,4 @@ class TestResult(AttemptRead):
 
 
 class ReplayQueued(BaseModel):
-    count: int = Field(description="How many deliveries are due again.")
+    count: int = Field(description="How many deliveries are sent again; 10000 means that many or more.")

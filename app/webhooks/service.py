@@ -26,11 +26,10 @@ from app.core.ids import new_id
 from app.core.pagination import Page
 from app.models import WebhookSubscription
 from app.settings import Settings
-from app.webhooks import repository
-from app.webhooks.delivery import open_secrets, secrets_context, send, webhook_client
+from app.webhooks import repository, requeue
+from app.webhooks.delivery import secrets_context
 from app.webhooks.errors import (
     DeliveryNotFound,
-    SecretLost,
     TooManyWebhooks,
     UrlRefused,
     WebhookInactive,
@@ -44,14 +43,12 @@ from app.webhooks.events import (
     build_body,
     event_entries,
     merged_data,
-    sample_body,
     with_events,
 )
 from app.webhooks.repository import Mergeable
 from app.webhooks.schemas import (
     DeliveriesQuery,
     DeliveryRead,
-    TestResult,
     WebhookCreate,
     WebhookRead,
     WebhookUpdate,
@@ -75,7 +72,6 @@ __all__ = [
     "redeliver",
     "replay",
     "rotate_secret",
-    "send_test",
     "update_webhook",
     "wants_events",
 ]
@@ -188,7 +184,10 @@ async def create_webhook(
 async def update_webhook(
     session: Session, settings: Settings, project_id: str, webhook_id: str, body: WebhookUpdate
 ) -> WebhookRead:
-    """Raises WebhookNotFound, UrlRefused. Switched on again, everything that still waits is due at once."""
+    """Raises WebhookNotFound, UrlRefused. Switched on again, everything that still waits is due at once.
+
+    (The first thousand when this returns, the others as the workers come to them.)
+    """
     row = await _lock(session, project_id, webhook_id)
     values = body.model_dump(exclude_unset=True)
     if "url" in values:
@@ -198,11 +197,12 @@ async def update_webhook(
         values["disabled_reason"] = None
     if switched_on or values.get("url", row.url) != row.url:
         # What an endpoint did before is not held against it.
-        values |= {"failing_since": None, "paused_until": None}
+        values |= {"failing_since": None, "failing_days": 0, "failing_day_at": None, "paused_until": None}
+        values |= {"is_slow": False}
     if values:
         row = await repository.update_subscription(session, webhook_id, values)
     if switched_on:
-        await repository.resume_pending(session, webhook_id)
+        await requeue.resume(session, webhook_id)
     return WebhookRead.model_validate(row)
 
 
@@ -231,34 +231,6 @@ async def rotate_secret(
     return _with_secret(row, secret)
 
 
-async def send_test(webhook: WebhookSubscription, box: SecretBox, settings: Settings) -> TestResult:
-    """Sends a sample of the webhook's first trigger at once, outside any transaction. It is not logged.
-
-    Raises SecretLost.
-    """
-    try:
-        secrets = open_secrets(box, webhook.id, webhook.secrets_sealed)
-    except SealBroken:
-        raise SecretLost from None
-    trigger: Trigger = webhook.triggers[0]  # type: ignore[assignment] # only triggers are stored
-    idempotency_key = str(uuid4())
-    async with webhook_client(settings) as client:
-        attempt = await send(
-            client,
-            settings,
-            url=webhook.url,
-            message_id=idempotency_key,
-            body=sample_body(idempotency_key=idempotency_key, trigger=trigger, now=utcnow()),
-            secrets=secrets,
-        )
-    return TestResult(
-        status="success" if attempt.outcome == "success" else "failed",
-        trigger=trigger,
-        idempotency_key=idempotency_key,
-        **attempt.record(),
-    )
-
-
 async def list_deliveries(
     session: ReadSession, project_id: str, webhook_id: str, query: DeliveriesQuery
 ) -> Page[DeliveryRead]:
@@ -283,16 +255,17 @@ async def redeliver(session: Session, project_id: str, delivery_id: str) -> Deli
 
 
 async def replay(session: Session, project_id: str, webhook_id: str, since: datetime) -> int:
-    """Makes every delivery created since then due now; how many. Raises WebhookNotFound, WebhookInactive.
+    """Sends every delivery created since then again; how many, counted up to 10,000.
 
-    Those that were merged into a newer one are left out: the newer one tells what they told.
+    The first thousand are due when this returns, the others as the workers come to them. Those that were merged
+    into a newer one are left out: the newer one tells what they told. Raises WebhookNotFound, WebhookInactive.
     """
-    await _lock_active(session, project_id, webhook_id)
-    return await repository.requeue_since(session, webhook_id, since)
+    webhook = await _lock_active(session, project_id, webhook_id)
+    return await requeue.begin_replay(session, webhook, since)
 
 
 async def find_webhook(session: AnySession, project_id: str, webhook_id: str) -> WebhookSubscription:
-    """The row itself, for `send_test`. Raises WebhookNotFound."""
+    """The row itself, for `SampleSender` (samples.py). Raises WebhookNotFound."""
     row = await repository.find_subscription(session, project_id, webhook_id)
     if row is None:
         raise WebhookNotFound
@@ -306,9 +279,11 @@ async def _lock(session: Session, project_id: str, webhook_id: str) -> WebhookSu
     return row
 
 
-async def _lock_active(session: Session, project_id: str, webhook_id: str) -> None:
-    if not (await _lock(session, project_id, webhook_id)).is_active:
+async def _lock_active(session: Session, project_id: str, webhook_id: str) -> WebhookSubscription:
+    webhook = await _lock(session, project_id, webhook_id)
+    if not webhook.is_active:
         raise WebhookInactive
+    return webhook
 
 
 def _check_url(url: str, settings: Settings) -> None:

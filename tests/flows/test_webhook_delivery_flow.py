@@ -229,7 +229,7 @@ async def test_whatever_an_endpoint_does_every_delivery_arrives_with_one_id_and_
 
 
 async def until_all_done(sessions: Sessions) -> None:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while True:
             async with sessions() as session:
                 pending = select(WebhookDelivery.id).where(WebhookDelivery.status == "pending").limit(1)

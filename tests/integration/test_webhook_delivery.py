@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import hashlib
 import hmac
 import socket
@@ -20,7 +21,7 @@ from sqlalchemy import insert, select, text, update
 from structlog.testing import capture_logs
 
 from app.core.clock import utcnow
-from app.core.crypto import SealBroken, SecretBox
+from app.core.crypto import SecretBox
 from app.core.db import Sessions, transaction
 from app.core.ids import new_id
 from app.models import WebhookDelivery, WebhookSubscription
@@ -32,6 +33,7 @@ from app.webhooks.schemas import WebhookCreate, WebhookUpdate
 from tests.conftest import TestProject
 from tests.fakes.receiver import Answer, Receiver
 from tests.fakes.server import serve
+from workers.drainer import Drainer
 
 CALENDAR = CalendarFacts("cal_0123456789abcdef", deduplication_key=None, metadata={"name": "Zoë"})
 
@@ -227,17 +229,29 @@ async def test_after_a_rotation_both_secrets_verify_for_a_day(webhooks: Webhooks
     assert len(webhooks.receiver.received[-1].headers["webhook-signature"].split()) == 1
 
 
-async def test_a_secret_that_cannot_be_opened_sends_nothing_and_loses_nothing(webhooks: Webhooks) -> None:
+async def test_a_secret_that_cannot_be_opened_is_a_failed_attempt_and_retried_by_the_schedule(
+    webhooks: Webhooks,
+) -> None:
     subscription = await webhooks.subscribe()
+    sealed = (await webhooks.subscription(subscription)).secrets_sealed
     foreign = webhooks.box.seal("webhook_subscriptions:another", [{"secret": "x", "until": None}])
     await webhooks.set_subscription(subscription, secrets_sealed=foreign)
     (delivery,) = await webhooks.add(subscription)
-    async with webhooks.deliverer() as deliverer:
-        (claimed,) = await deliverer.claim(10)
-        with pytest.raises(SealBroken):
-            await deliverer.handle(claimed)
+    with capture_logs() as logs:
+        await webhooks.deliver(webhook_retry_schedule_seconds=(3600.0,))
     assert webhooks.receiver.received == []
-    assert (await webhooks.row(delivery)).status == "pending"
+    row = await webhooks.row(delivery)
+    assert (row.status, row.retry_count, row.lease_token) == ("pending", 1, None)
+    assert row.next_attempt_at is not None
+    assert row.next_attempt_at > utcnow() + timedelta(minutes=50)
+    assert _last_attempt(row)["error"].startswith("secret: the stored secret can no longer be decrypted")
+    (line,) = [line for line in logs if line["event"] == "webhook_secret_unreadable"]
+    assert (line["webhook_id"], line.get("exc_info")) == (subscription, None)
+    assert (await webhooks.subscription(subscription)).failing_since is None  # it is not the endpoint's fault
+    await webhooks.set_subscription(subscription, secrets_sealed=sealed)
+    await webhooks.make_due()
+    await webhooks.deliver()
+    assert (await webhooks.row(delivery)).status == "success"
 
 
 # -- leases -------------------------------------------------------------------------------------------------
@@ -376,6 +390,121 @@ async def test_a_hanging_endpoint_delays_nobody_else(webhooks: Webhooks) -> None
     assert [row.subscription_id for row in done] == [lively] * 10
 
 
+@contextlib.asynccontextmanager
+async def working(webhooks: Webhooks, workers: int = 1, **settings: Any) -> AsyncIterator[None]:
+    """Workers' loops, of 16 slots each; what they have under way at the end is cut."""
+    options = {"webhook_concurrency": 16, "webhook_timeout_seconds": 60.0, **settings}
+    async with contextlib.AsyncExitStack() as stack:
+        loops = []
+        for _ in range(workers):
+            deliverer = await stack.enter_async_context(webhooks.deliverer(**options))
+            drainer = Drainer(
+                "deliveries",
+                claim=deliverer.claim,
+                handle=deliverer.handle,
+                concurrency=options["webhook_concurrency"],
+                tick_seconds=0.05,
+            )
+            stack.push_async_callback(drainer.drain, 0)
+            loops.append(asyncio.create_task(drainer.run()))
+        try:
+            yield
+        finally:
+            for loop in loops:
+                loop.cancel()
+            await asyncio.wait(loops)
+
+
+async def _until_no_more_comes(receiver: Receiver) -> None:
+    async with asyncio.timeout(15):
+        before = -1
+        while len(receiver.received) > before:
+            before = len(receiver.received)
+            await asyncio.sleep(0.3)
+
+
+async def _until_arrived(receiver: Receiver, path: str, count: int) -> None:
+    async with asyncio.timeout(15):
+        while receiver.paths.count(path) < count:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_hundred_slow_endpoints_of_a_project_do_not_delay_another_projects(
+    webhooks: Webhooks, other_project: TestProject
+) -> None:
+    for number in range(40):
+        path = f"/slow/{number}"
+        webhooks.receiver.answers[path] = Answer(delay=60)  # and then 200
+        await webhooks.add(await webhooks.subscribe(path), 4)
+    others = dataclasses.replace(webhooks, project_id=other_project.id)
+    fast = await others.subscribe("/fast")
+    async with working(webhooks, workers=2):
+        await _until_no_more_comes(webhooks.receiver)
+        under_way = len(webhooks.receiver.under_way)
+        await others.add(fast, 20)
+        await _until_arrived(webhooks.receiver, "/fast", 20)
+        assert len(webhooks.receiver.under_way) == under_way
+    assert under_way >= 2 * 12  # an idle system uses most of its slots for one project
+
+
+async def test_slow_endpoints_do_not_delay_a_fast_one_of_the_same_project(
+    webhooks: Webhooks, monkeypatch
+) -> None:
+    monkeypatch.setattr("app.webhooks.delivery._SLOW_SECONDS", 0.1)
+    slow = [await webhooks.subscribe(f"/slow/{number}") for number in range(20)]
+    for number, subscription in enumerate(slow):
+        webhooks.receiver.answers[f"/slow/{number}"] = Answer(delay=0.15)
+        await webhooks.add(subscription)
+    await webhooks.deliver()
+    for number, subscription in enumerate(slow):
+        assert (await webhooks.subscription(subscription)).is_slow
+        webhooks.receiver.answers[f"/slow/{number}"] = Answer(delay=60)
+        await webhooks.add(subscription, 4)
+    fast = await webhooks.subscribe("/fast")
+    async with working(webhooks):
+        await _until_no_more_comes(webhooks.receiver)
+        await webhooks.add(fast, 20)
+        await _until_arrived(webhooks.receiver, "/fast", 20)
+        assert len(webhooks.receiver.under_way) <= 8
+
+
+async def test_an_endpoint_that_takes_long_has_half_of_the_slots_until_it_is_quick_again(
+    webhooks: Webhooks, monkeypatch
+) -> None:
+    monkeypatch.setattr("app.webhooks.delivery._SLOW_SECONDS", 0.2)
+    subscription = await webhooks.subscribe()
+    await webhooks.add(subscription, 12)
+    claimed = []
+    async with webhooks.deliverer() as deliverer:
+        for delay in (0.25, 0, 0):
+            webhooks.receiver.answer = Answer(delay=delay)
+            due = await deliverer.claim(10)
+            claimed.append(len(due))
+            await asyncio.gather(*(deliverer.handle(delivery) for delivery in due))
+    assert claimed == [4, 2, 4]
+
+
+async def test_dead_and_hanging_endpoints_delay_nobody_else(
+    webhooks: Webhooks, other_project: TestProject
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        dead = f"http://127.0.0.1:{closed.getsockname()[1]}/"
+        for number in range(30):
+            path = f"/hangs/{number}"
+            webhooks.receiver.answers[path] = Answer(delay=60)
+            await webhooks.add(await webhooks.subscribe(path), 4)
+            await webhooks.add(await webhooks.subscribe(url=dead), 4)
+        others = dataclasses.replace(webhooks, project_id=other_project.id)
+        fast = [await others.subscribe("/fast"), await webhooks.subscribe("/own")]
+        async with working(webhooks, webhook_timeout_seconds=2.0, webhook_retry_schedule_seconds=(3600.0,)):
+            await _until_no_more_comes(webhooks.receiver)
+            for subscription in fast:
+                await webhooks.add(subscription, 20)
+            for path in ("/fast", "/own"):
+                await _until_arrived(webhooks.receiver, path, 20)
+
+
 async def test_a_failing_endpoint_is_tried_with_one_delivery_at_a_time_until_it_recovers(
     webhooks: Webhooks,
 ) -> None:
@@ -424,22 +553,62 @@ async def test_connections_are_kept_and_used_again(webhooks: Webhooks) -> None:
 async def test_claiming_uses_an_index_at_every_step_also_on_tables_never_analysed(webhooks: Webhooks) -> None:
     subscription = await webhooks.subscribe()
     await webhooks.add(subscription, 3)
-    plans = []
+    walk = {"after": "", "limit": 10, "per_endpoint": 4, "full_projects": [], "projects_full_of_slow": []}
+    lease = {
+        "endpoints": [subscription],
+        "given": [4],
+        "slots": [4],
+        "lease_token": "t",
+        "lease_seconds": 1.0,
+    }
+    park = {"endpoints": [subscription], "keep_days": 30, "limit": 10}
+    steps: list[tuple[Any, dict[str, Any], set[str]]] = [
+        (repository._WAKE, {"limit": 10}, {"ix_webhook_deliveries_waiting"}),
+        (
+            repository._FIND_READY,
+            {**walk, "is_full_of_slow": False},
+            {"ix_webhook_deliveries_ready", "ix_webhook_deliveries_leased"},
+        ),
+        (repository._LEASE, lease, {"ix_webhook_deliveries_ready", "ix_webhook_deliveries_leased"}),
+        (repository._PARK, park, {"ix_webhook_deliveries_ready"}),
+    ]
     async with transaction(webhooks.sessions) as session:
         await session.execute(repository._USE_INDEXES)
-        limits = {"limit": 10, "per_endpoint": 4, "probes": 2}
-        lease = {"lease_token": "t", "lease_seconds": 1.0, "share": 4, "limit": 10}
-        endpoints = {"endpoints": [subscription], "slots": [4]}
-        for statement, values in (
-            (repository._LOCK_DUE_ENDPOINTS, {**limits, "after": ""}),
-            (repository._LEASE, {**endpoints, **lease}),
-        ):
-            lines = await session.scalars(text(f"EXPLAIN {statement}"), values)
-            plans.append("\n".join(lines))
-    for plan in plans:
-        assert "Seq Scan" not in plan
-        assert "ix_webhook_deliveries_due" in plan
-        assert "ix_webhook_deliveries_leased" in plan
+        for statement, values, indexes in steps:
+            plan = "\n".join(await session.scalars(text(f"EXPLAIN {statement}"), values))
+            assert "Seq Scan" not in plan
+            assert indexes <= {word for word in plan.split() if word.startswith("ix_")}
+
+
+async def test_endpoints_that_have_nothing_due_are_not_looked_at(webhooks: Webhooks) -> None:
+    """Thousands that wait for a retry, are switched off or have their due deliveries under way cost a claim nothing."""
+    for number in range(50):
+        waiting, off = (
+            await webhooks.subscribe(f"/waits/{number}"),
+            await webhooks.subscribe(f"/off/{number}"),
+        )
+        await webhooks.add(waiting, 2)
+        await webhooks.add(off, 2)
+        await webhooks.set_subscription(off, is_active=False)
+    webhooks.receiver.answer = Answer(500)
+    await webhooks.deliver(webhook_retry_schedule_seconds=(7200.0,))
+    async with transaction(webhooks.sessions) as session:
+        await session.execute(repository._USE_INDEXES)
+        values = {
+            "after": "", "limit": 100, "per_endpoint": 4, "full_projects": [], "projects_full_of_slow": [],
+            "is_full_of_slow": False,
+        }  # fmt: skip
+        (plan,) = (
+            await session.execute(text(f"EXPLAIN (ANALYZE, FORMAT JSON) {repository._FIND_READY}"), values)
+        ).scalar_one()
+    assert _rows_read(plan["Plan"]) == 0
+    assert {row.status for row in await webhooks.rows()} == {"pending"}
+
+
+def _rows_read(plan: dict[str, Any]) -> int:
+    """Rows that came out of tables, at all places of a plan."""
+    own = plan["Actual Rows"] * plan["Actual Loops"] if "Relation Name" in plan else 0
+    return int(own) + sum(_rows_read(part) for part in plan.get("Plans", []))
 
 
 # -- what endpoints answer ----------------------------------------------------------------------------------
@@ -498,6 +667,38 @@ async def test_a_410_switches_off_and_switching_on_again_delivers_what_waits(web
     assert {row.status for row in await webhooks.rows()} == {"success"}
 
 
+async def test_what_waits_for_an_endpoint_that_is_off_is_kept_and_given_up_after_the_retention(
+    webhooks: Webhooks,
+) -> None:
+    subscription = await webhooks.subscribe()
+    kept = await webhooks.add(subscription, 3)
+    (old,) = await webhooks.add(subscription, created_at=utcnow() - timedelta(days=31))
+    await webhooks.set_subscription(subscription, is_active=False)
+    await webhooks.deliver()
+    rows = {row.id: row for row in await webhooks.rows()}
+    assert [rows[row].status for row in kept] == ["pending"] * 3
+    assert all(rows[row].waits for row in kept)  # no claim looks at them now
+    assert (rows[old].status, rows[old].next_attempt_at) == ("failed", None)
+    assert rows[old].finished_at is not None
+    await webhooks.deliver()
+    assert webhooks.receiver.received == []
+    await webhooks.patch(subscription, is_active=True)
+    await webhooks.deliver()
+    assert sorted(webhooks.receiver.ids) == sorted(f"key-of-{row}" for row in kept)
+
+
+async def test_what_an_older_release_makes_due_is_found(webhooks: Webhooks) -> None:
+    """It knows nothing of `waits`."""
+    subscription = await webhooks.subscribe()
+    (delivery,) = await webhooks.add(subscription, waits=True, next_attempt_at=utcnow() + timedelta(days=1))
+    await webhooks.deliver()
+    assert webhooks.receiver.received == []
+    async with transaction(webhooks.sessions) as session:
+        await session.execute(text("UPDATE webhook_deliveries SET next_attempt_at = created_at"))
+    await webhooks.deliver()
+    assert (await webhooks.row(delivery)).status == "success"
+
+
 async def test_an_endpoint_that_failed_everything_for_five_days_is_switched_off(webhooks: Webhooks) -> None:
     dead, recovering = await webhooks.subscribe("/dead"), await webhooks.subscribe("/recovering")
     for subscription in (dead, recovering):
@@ -509,7 +710,7 @@ async def test_an_endpoint_that_failed_everything_for_five_days_is_switched_off(
 
     since = utcnow() - timedelta(days=5, minutes=1)
     for subscription in (dead, recovering):
-        await webhooks.set_subscription(subscription, failing_since=since)
+        await webhooks.set_subscription(subscription, failing_since=since, failing_days=5)
     await webhooks.make_due()
     async with webhooks.deliverer(webhook_retry_schedule_seconds=(3600.0, 3600.0)) as deliverer:
         for claimed in await deliverer.claim(10):
@@ -524,6 +725,35 @@ async def test_an_endpoint_that_failed_everything_for_five_days_is_switched_off(
     assert "No attempt has succeeded since" in off.disabled_reason
     assert "answered 500" in off.disabled_reason
     assert (on.is_active, on.failing_since) == (True, None)
+
+
+async def _a_day_passes(webhooks: Webhooks, subscription: str, days: int = 1) -> None:
+    row = await webhooks.subscription(subscription)
+    assert row.failing_since is not None
+    assert row.failing_day_at is not None
+    await webhooks.set_subscription(
+        subscription,
+        failing_since=row.failing_since - timedelta(days=days),
+        failing_day_at=row.failing_day_at - timedelta(days=days),
+    )
+
+
+async def test_an_endpoint_is_switched_off_by_failures_on_five_days_and_not_by_one_then_and_one_now(
+    webhooks: Webhooks,
+) -> None:
+    webhooks.receiver.answer = Answer(500)
+    quiet, dead = await webhooks.subscribe("/quiet"), await webhooks.subscribe("/dead")
+    for day in range(6):
+        assert (await webhooks.subscription(dead)).is_active
+        await webhooks.add(dead, 2)
+        if day in (0, 5):
+            await webhooks.add(quiet, 2)
+        await webhooks.deliver(webhook_retry_schedule_seconds=())
+        await _a_day_passes(webhooks, dead)
+        await _a_day_passes(webhooks, quiet)
+    assert not (await webhooks.subscription(dead)).is_active
+    after = await webhooks.subscription(quiet)
+    assert (after.is_active, after.failing_days) == (True, 2)
 
 
 async def test_what_an_old_url_answers_is_not_held_against_a_new_one(webhooks: Webhooks) -> None:

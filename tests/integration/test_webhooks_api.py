@@ -2,6 +2,8 @@
 
 import asyncio
 import base64
+import ssl
+from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -9,12 +11,13 @@ from typing import Any
 import httpx
 import orjson
 import pytest
+from limits import RateLimitItemPerMinute
 from sqlalchemy import select, text, update
 
 from app.core.clock import isoformat, utcnow
 from app.core.db import Session, Sessions, transaction
 from app.models import IdempotentAnswer, WebhookDelivery, WebhookSubscription
-from app.webhooks import repository, service
+from app.webhooks import repository, requeue, samples, service
 from app.webhooks.events import CalendarFacts, ChangedEvent
 from app.webhooks.repository import delete_pending_of_calendar
 from app.webhooks.service import announce, wants_events
@@ -640,3 +643,195 @@ async def test_switching_on_again_makes_what_waits_due_and_forgets_the_failures(
     assert [row.next_attempt_at for row in rows] == [row.created_at for row in rows]
     async with sessions() as session:
         assert await session.scalar(select(WebhookSubscription.paused_until)) is None
+
+
+# -- replays in batches -------------------------------------------------------------------------------------
+
+
+async def _finished(sessions: Sessions, webhook_id: str, count: int) -> None:
+    """Deliveries that succeeded, a second apart, oldest first."""
+    async with transaction(sessions) as session:
+        await session.execute(
+            text(
+                """
+                INSERT INTO webhook_deliveries
+                    (id, subscription_id, trigger, idempotency_key, body, status, finished_at, created_at)
+                SELECT 'dlv_' || n, :webhook_id, 'calendar.state_change', 'key-' || n, '{}', 'success', now(),
+                       now() - make_interval(secs => CAST(:count AS int) - n + 1)
+                FROM generate_series(1, CAST(:count AS int)) AS n
+                """
+            ),
+            {"webhook_id": webhook_id, "count": count},
+        )
+
+
+async def _statuses(sessions: Sessions) -> dict[str, str]:
+    return {row.id: row.status for row in await stored(sessions)}
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requeue, "BATCH", 10)
+
+
+@pytest.mark.usefixtures("small_batches")
+async def test_a_large_replay_is_answered_at_once_and_done_in_batches(api, sessions) -> None:
+    webhook = await create(api, triggers=["calendar.state_change"])
+    await _finished(sessions, webhook["id"], 95)
+    path = f"/api/v1/webhooks/{webhook['id']}"
+    answer = await api.post(f"{path}/replay", json={"since": "2020-01-01T00:00:00Z"})
+    assert (answer.status_code, answer.json()) == (202, {"count": 95})
+    pending = [n for n in range(1, 96) if (await _statuses(sessions))[f"dlv_{n}"] == "pending"]
+    assert pending == list(range(1, 11))  # the oldest, already due
+    assert (await api.get(path)).json()["updated_at"] == webhook["updated_at"]
+    batches = 0
+    while await requeue.requeue_next(sessions):
+        batches += 1
+    assert batches == 9
+    assert set((await _statuses(sessions)).values()) == {"pending"}
+    rows = await stored(sessions)
+    assert [row.next_attempt_at for row in rows] == [row.created_at for row in rows]
+
+
+@pytest.mark.usefixtures("small_batches")
+async def test_a_replay_survives_workers_that_die_between_and_within_batches(
+    api, sessions, monkeypatch
+) -> None:
+    webhook = await create(api, triggers=["calendar.state_change"])
+    await _finished(sessions, webhook["id"], 60)
+    await api.post(f"/api/v1/webhooks/{webhook['id']}/replay", json={"since": "2020-01-01T00:00:00Z"})
+
+    async def killed(*_args: Any) -> None:
+        raise KeyboardInterrupt
+
+    await requeue.requeue_next(sessions)
+    with monkeypatch.context() as patch:
+        patch.setattr(repository, "keep_requeueing", killed)  # after the rows, before the mark
+        with pytest.raises(KeyboardInterrupt):
+            await requeue.requeue_next(sessions)
+    assert list((await _statuses(sessions)).values()).count("pending") == 20  # all of the batch or nothing
+    # What was sent meanwhile is not sent once more by the rest of the replay.
+    await change(sessions, "dlv_3", status="success", next_attempt_at=None, finished_at=utcnow())
+    while any(await asyncio.gather(*(requeue.requeue_next(sessions) for _ in range(3)))):
+        pass
+    statuses = await _statuses(sessions)
+    assert [name for name, status in statuses.items() if status != "pending"] == ["dlv_3"]
+
+
+@pytest.mark.usefixtures("small_batches")
+async def test_a_second_replay_widens_one_that_is_under_way(api, sessions) -> None:
+    webhook = await create(api, triggers=["calendar.state_change"])
+    await _finished(sessions, webhook["id"], 50)
+    path = f"/api/v1/webhooks/{webhook['id']}/replay"
+    rows = await stored(sessions)
+    assert (await api.post(path, json={"since": isoformat(rows[20].created_at)})).json() == {"count": 30}
+    assert (await api.post(path, json={"since": isoformat(rows[5].created_at)})).json() == {"count": 45}
+    assert (await api.post(path, json={"since": isoformat(rows[45].created_at)})).json() == {"count": 5}
+    while await requeue.requeue_next(sessions):
+        pass
+    assert [row.status for row in await stored(sessions)] == ["success"] * 5 + ["pending"] * 45
+
+
+@pytest.mark.usefixtures("small_batches")
+async def test_a_replay_holds_no_lock_between_its_batches_and_waits_while_the_webhook_is_off(
+    api, sessions
+) -> None:
+    webhook = await create(api, triggers=["calendar.state_change"])
+    await _finished(sessions, webhook["id"], 35)
+    path = f"/api/v1/webhooks/{webhook['id']}"
+    await api.post(f"{path}/replay", json={"since": "2020-01-01T00:00:00Z"})
+    async with transaction(sessions) as session:
+        await session.execute(
+            text("SELECT FROM webhook_subscriptions WHERE id = :id FOR UPDATE NOWAIT"), {"id": webhook["id"]}
+        )
+        assert not await requeue.requeue_next(sessions)  # somebody else has it: no waiting
+    await api.patch(path, json={"is_active": False})
+    assert not await requeue.requeue_next(sessions)
+    await api.patch(path, json={"is_active": True})
+    while await requeue.requeue_next(sessions):
+        pass
+    assert set((await _statuses(sessions)).values()) == {"pending"}
+
+
+@pytest.mark.usefixtures("small_batches")
+async def test_what_waits_for_a_webhook_that_is_switched_on_is_made_due_in_batches(api, sessions) -> None:
+    webhook = await create(api, triggers=["calendar.state_change"])
+    await _finished(sessions, webhook["id"], 45)
+    later = utcnow() + timedelta(hours=20)
+    async with transaction(sessions) as session:
+        values: dict[str, Any] = {"status": "pending", "next_attempt_at": later, "waits": True}
+        await session.execute(update(WebhookDelivery).values(**values, finished_at=None))
+    path = f"/api/v1/webhooks/{webhook['id']}"
+    await api.patch(path, json={"is_active": False})
+    await api.patch(path, json={"is_active": True})
+    assert [row.next_attempt_at for row in await stored(sessions)].count(later) == 35
+    while await requeue.requeue_next(sessions):
+        pass
+    rows = await stored(sessions)
+    assert [(row.next_attempt_at, row.waits) for row in rows] == [(row.created_at, False) for row in rows]
+
+
+@pytest.mark.usefixtures("small_batches")
+async def test_a_long_replay_does_not_hold_up_others(api, sessions) -> None:
+    webhook_ids = [(await create(api, triggers=["calendar.state_change"]))["id"] for _ in range(4)]
+    await _finished(sessions, webhook_ids[0], 2_000)
+    async with transaction(sessions) as session:
+        await session.execute(update(WebhookSubscription).values(is_resuming=True))
+        values = {"replay_from": utcnow() - timedelta(days=9), "replay_until": utcnow(), "is_resuming": False}
+        await session.execute(
+            update(WebhookSubscription).where(WebhookSubscription.id == webhook_ids[0]).values(**values)
+        )
+    for _ in range(100):
+        assert await requeue.requeue_next(sessions)
+    async with sessions() as session:
+        left = select(WebhookSubscription.id).where(WebhookSubscription.is_resuming)
+        assert list(await session.scalars(left)) == []
+
+
+async def test_a_workers_loop_ends_a_replay(api, sessions, receiver, worker, monkeypatch) -> None:
+    monkeypatch.setattr(requeue, "BATCH", 5)
+    answering, url = receiver
+    webhook = await create(api, url=url + "/hook", triggers=["calendar.state_change"])
+    await _finished(sessions, webhook["id"], 23)
+    await api.post(f"/api/v1/webhooks/{webhook['id']}/replay", json={"since": "2020-01-01T00:00:00Z"})
+    await answering.wait_for(23)
+    assert sorted(answering.ids) == sorted(f"key-{n}" for n in range(1, 24))
+
+
+# -- tests are limited --------------------------------------------------------------------------------------
+
+
+async def test_tests_are_held_to_a_rate_by_project(api, other_api, receiver, monkeypatch) -> None:
+    monkeypatch.setattr(samples, "_PER_MINUTE", RateLimitItemPerMinute(3))
+    answering, url = receiver
+    path = f"/api/v1/webhooks/{(await create(api, url=url))['id']}/test"
+    answers = [await api.post(path) for _ in range(5)]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429, 429]
+    assert answers[-1].headers["retry-after"] == "60"
+    assert "a minute" in answers[-1].json()["error"]
+    assert len(answering.received) == 3
+    theirs = f"/api/v1/webhooks/{(await create(other_api, url=url))['id']}/test"
+    assert (await other_api.post(theirs)).status_code == 200
+
+
+@pytest.mark.settings(redis_url="unix:///nonexistent/redis.sock")
+async def test_few_tests_are_under_way_at_once_also_without_redis(api, other_api, receiver) -> None:
+    answering, url = receiver
+    answering.answer = Answer(delay=0.5)
+    path = f"/api/v1/webhooks/{(await create(api, url=url))['id']}/test"
+    theirs = f"/api/v1/webhooks/{(await create(other_api, url=url))['id']}/test"
+    answers = await asyncio.gather(*(api.post(path) for _ in range(8)), other_api.post(theirs))
+    assert Counter(answer.status_code for answer in answers) == {200: 5, 429: 4}
+    assert answers[-1].status_code == 200
+    assert answering.most_at_once["/"] <= 5
+    assert int(next(answer for answer in answers if answer.status_code == 429).headers["retry-after"]) > 0
+    assert (await api.post(path)).status_code == 200
+
+
+async def test_tests_share_one_tls_context(api, receiver, monkeypatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(ssl, "create_default_context", lambda *args, **options: made.append(args))
+    webhook = await create(api, url=receiver[1])
+    for _ in range(3):
+        assert (await api.post(f"/api/v1/webhooks/{webhook['id']}/test")).json()["status"] == "success"
+    assert made == []

@@ -1,0 +1,116 @@
+"""Pure: which endpoints get a worker's free slots.
+
+Two rules keep a slot for whoever comes next:
+
+- A project may hold four times as many slots as are free (dynamic thresholds: Choudhury and Hahne, IEEE/ACM
+  Transactions on Networking 6(2), 1998). Of 64 slots a project alone gets 52, two get 28 each, and so on: the more
+  projects are busy the less each has, and some slots are always free.
+- Endpoints that fail or answer slowly have half of the slots together, shared out by the same rule.
+
+Among those that may have a slot, the project that holds the fewest is next, and in it the endpoint that was served
+longest ago.
+"""
+
+import heapq
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_SHARE = 4
+_REMEMBERED = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyEndpoint:
+    """An endpoint with due deliveries. `room`: how many of them it may get now. `is_slow`: it fails or is slow."""
+
+    id: str
+    project_id: str
+    room: int
+    is_slow: bool
+
+
+class Slots:
+    """The slots of one worker, and who holds them."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._total_slow = max(1, total // 2)
+        self._held: Counter[str] = Counter()
+        self._held_slow: Counter[str] = Counter()
+        self._served: dict[str, int] = {}
+        self._serving = 0
+
+    @property
+    def full_projects(self) -> list[str]:
+        """The projects that may have no further slot now."""
+        return _at_their_limit(self._held, self._total)
+
+    @property
+    def projects_full_of_slow(self) -> list[str]:
+        """The projects whose slow endpoints may have no further slot now."""
+        return _at_their_limit(self._held_slow, self._total_slow)
+
+    @property
+    def is_full_of_slow(self) -> bool:
+        return self._held_slow.total() >= self._total_slow
+
+    def share_out(self, endpoints: Iterable[ReadyEndpoint], limit: int) -> dict[str, int]:
+        """How many slots each endpoint gets, `limit` at most altogether. It holds none before `take`."""
+        held, held_slow = Counter(self._held), Counter(self._held_slow)
+        free = self._total - held.total()
+        free_slow = self._total_slow - held_slow.total()
+        ready: dict[str, list[tuple[int, str, ReadyEndpoint]]] = {}
+        for endpoint in endpoints:
+            entry = (self._served.get(endpoint.id, 0), endpoint.id, endpoint)
+            heapq.heappush(ready.setdefault(endpoint.project_id, []), entry)
+        turns = [(held[project], queue[0][0], project) for project, queue in ready.items()]
+        heapq.heapify(turns)
+        given: Counter[str] = Counter()
+        while turns and given.total() < limit:
+            *_, project = heapq.heappop(turns)
+            if held[project] >= _SHARE * free:
+                continue
+            queue = ready[project]
+            *_, endpoint = heapq.heappop(queue)
+            if not endpoint.is_slow or held_slow[project] < _SHARE * free_slow:
+                given[endpoint.id] += 1
+                held[project] += 1
+                free -= 1
+                if endpoint.is_slow:
+                    held_slow[project] += 1
+                    free_slow -= 1
+                self._note_served(endpoint.id)
+                if given[endpoint.id] < endpoint.room:
+                    heapq.heappush(queue, (self._serving, endpoint.id, endpoint))
+            if queue:
+                heapq.heappush(turns, (held[project], queue[0][0], project))
+        return dict(given)
+
+    def take(self, project_id: str, *, is_slow: bool) -> None:
+        self._held[project_id] += 1
+        if is_slow:
+            self._held_slow[project_id] += 1
+
+    def give_back(self, project_id: str, *, is_slow: bool) -> None:
+        _decrement(self._held, project_id)
+        if is_slow:
+            _decrement(self._held_slow, project_id)
+
+    def _note_served(self, endpoint_id: str) -> None:
+        self._serving += 1
+        self._served.pop(endpoint_id, None)
+        self._served[endpoint_id] = self._serving
+        if len(self._served) > _REMEMBERED:
+            del self._served[next(iter(self._served))]
+
+
+def _at_their_limit(held: Counter[str], total: int) -> list[str]:
+    free = total - held.total()
+    return [project for project, count in held.items() if count >= _SHARE * free]
+
+
+def _decrement(counter: Counter[str], key: str) -> None:
+    counter[key] -= 1
+    if counter[key] <= 0:
+        del counter[key]
