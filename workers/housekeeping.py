@@ -11,7 +11,6 @@ from sqlalchemy import delete, func
 from sqlalchemy.dialects.postgresql import insert
 
 from app.api.idempotency import KEPT_FOR
-from app.core.clock import utcnow
 from app.core.db import Sessions, transaction
 from app.doorbell import Doorbell
 from app.hosted.repository import forget_inbound_replies
@@ -20,6 +19,7 @@ from app.invitations.repository import forget_contents
 from app.models import IdempotentAnswer, WorkerHeartbeat
 from app.settings import Settings
 from app.webhooks.delivery import prune
+from workers.liveness import came_round
 
 log = structlog.get_logger()
 
@@ -29,15 +29,19 @@ _FORGET_REPLIES_AFTER = timedelta(days=30)
 _FORGET_MAILS_AFTER = timedelta(days=30)
 _PRUNE_SECONDS = 600.0
 _EXPAND_SECONDS = 5.0
+_ROUND_WITHIN_SECONDS = 120.0
+_TIDY_WITHIN_SECONDS = 3600.0  # a backlog is cleared away in many short transactions
 
 
 async def beat(sessions: Sessions) -> None:
     """Renews this worker's row every few seconds, until cancelled."""
     worker_id = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
     while True:
+        came_round("heartbeat", within_seconds=_ROUND_WITHIN_SECONDS)
         try:
             async with transaction(sessions) as session:
-                row = insert(WorkerHeartbeat).values(id=worker_id, seen_at=utcnow())
+                # The database's clock: it is the one that /readyz compares with.
+                row = insert(WorkerHeartbeat).values(id=worker_id, seen_at=func.clock_timestamp())
                 await session.execute(
                     row.on_conflict_do_update(
                         index_elements=[WorkerHeartbeat.id], set_={"seen_at": row.excluded.seen_at}
@@ -51,6 +55,7 @@ async def beat(sessions: Sessions) -> None:
 async def tidy(sessions: Sessions, settings: Settings) -> None:
     """Deletes expired rows every ten minutes, until cancelled."""
     while True:
+        came_round("tidy", within_seconds=_PRUNE_SECONDS + _TIDY_WITHIN_SECONDS)
         try:
             async with transaction(sessions) as session:
                 now = func.now()
@@ -71,6 +76,7 @@ async def tidy(sessions: Sessions, settings: Settings) -> None:
 async def roll(sessions: Sessions, settings: Settings, doorbell: Doorbell) -> None:
     """Expands hosted series as time goes on, until cancelled."""
     while True:
+        came_round("expand", within_seconds=_EXPAND_SECONDS + _TIDY_WITHIN_SECONDS)
         try:
             await keep_all_expanded(sessions, Hosting(settings), doorbell)
         except Exception as err:  # noqa: BLE001 - the next round tries again
