@@ -178,6 +178,19 @@ def api_key_disable(key_id: Annotated[str, typer.Argument(help="key_...")]) -> N
 
 
 @cli.command()
+def rotate_keys() -> None:
+    """Encrypt every stored secret anew with the first of CREDENTIALS_ENCRYPTION_KEYS; docs/operating.md has the steps.
+
+    It may be interrupted and run again, and everything else goes on running meanwhile.
+    """
+    from app.cli.keys import rotate_all
+
+    settings = _settings("database_url", "fernet_keys")
+    with database_failures():
+        asyncio.run(rotate_all(settings))
+
+
+@cli.command()
 def doctor() -> None:
     """Check settings, database, Redis, keys, Messages, mail and the providers; say how to mend what is wrong."""
     from app.cli.doctor import examine
