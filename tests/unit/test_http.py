@@ -156,6 +156,7 @@ async def test_an_address_that_never_answers_does_not_use_up_the_time(resolve_to
         public_client(allow_private=False, timeout=60) as client,
     ):
         port = httpx.URL(url).port
+        assert port is not None
         resolve_to("127.0.0.2", "127.0.0.3", "127.0.0.1")
         with silent_server("127.0.0.2", port), silent_server("127.0.0.3", port):
             async with asyncio.timeout(9):  # far below the 10 s that one address may take
