@@ -187,12 +187,12 @@ async def _push(settings: Settings, client: httpx.AsyncClient) -> list[Finding]:
                 text = f"providers cannot reach {host}: set APP_URL to this service's public name."
                 return [Finding("push", False, text)]
         response = await client.get(f"{url}/healthz")
-        alive = _is_json(response) and load_json(response.content).get("status") == "ok"
-    except (httpx.HTTPError, ValueError) as err:
+    except httpx.HTTPError as err:
         reason = str(err) or type(err).__name__
         text = f"{url} does not answer from here ({reason}); providers must reach it."
         return [_note("push", text)]
-    if response.status_code != 200 or not alive:
+    is_ours = response.status_code == 200 and _is_json(response)
+    if not is_ours or load_json(response.content).get("status") != "ok":
         text = f"{url}/healthz is answered ({response.status_code}), but not by calbridge: check APP_URL and the proxy."
         return [Finding("push", False, text)]
     return [Finding("push", True, f"{url} reaches this service")]
