@@ -10,6 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, BeforeValidator
 
 from app.api.deps import AppState
+from app.api.schemas import FieldErrors
 from app.core.metrics import render
 from app.health import service
 from app.health.gauges import GaugeReader
@@ -52,7 +53,10 @@ async def healthz() -> Alive:
     "/readyz",
     operation_id="readyz",
     response_model=Readiness,
-    responses={503: {"description": "Not ready", "model": Readiness}},
+    responses={
+        400: {"description": "Bad query", "model": FieldErrors},
+        503: {"description": "Not ready", "model": Readiness},
+    },
 )
 async def readyz(
     state: AppState,
