@@ -156,8 +156,7 @@ def check_port(host: str, port: int, *, names: tuple[str, str] = ("--host", "--p
 
 def _make_data_dir(data_dir: Path) -> Path:
     try:
-        # As root the servers run as another account, which must be able to pass through.
-        data_dir.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as err:
         raise CommandFailed(f"Cannot make the data folder: {err}. Choose another with --data-dir.") from None
     if not os.access(data_dir, os.W_OK | os.X_OK):
