@@ -78,9 +78,9 @@ async def _measure(database_url: str) -> None:
     for name, read in readers.items():
         took = []
         for _ in range(_TIMES):
-            async with reading(sessions) as session:
+            async with reading(sessions) as snapshot:
                 started = time.perf_counter()
-                await read(session)
+                await read(snapshot)
                 took.append((time.perf_counter() - started) * 1000)
         print(f"  {name:14} first {took[0]:7.1f} ms, median {statistics.median(took):7.1f} ms")
     await engine.dispose()
