@@ -25,6 +25,8 @@ JOB = "ring"
 serialize_job = partial(orjson.dumps, default=repr)
 deserialize_job = orjson.loads
 
+REDIS_AWAY = (RedisError, OSError, TimeoutError)
+
 _RING_WITHIN_SECONDS = 0.5
 
 log = structlog.get_logger()
@@ -64,7 +66,7 @@ class Doorbell:
             async with asyncio.timeout(_RING_WITHIN_SECONDS):
                 # One waiting ring of a kind is enough: arq refuses a second job of the same id.
                 await self._redis.enqueue_job(JOB, bell, _job_id=job_id, _defer_until=at)
-        except (RedisError, OSError, TimeoutError) as err:
+        except REDIS_AWAY as err:
             log.warning("doorbell_not_rung", bell=bell, error=type(err).__name__)
 
     async def ping(self) -> None:

@@ -110,7 +110,7 @@ async def _service(settings: Settings) -> AsyncIterator[None]:
 
             async def is_ready() -> bool:
                 with contextlib.suppress(httpx.TransportError):
-                    return (await client.get("/readyz")).status_code == 200
+                    return (await client.get("/readyz?strict")).status_code == 200
                 return False
 
             await _until(is_ready)

@@ -11,11 +11,16 @@ from typing import Generic, Protocol, TypeVar
 
 import structlog
 
+from app.core import metrics
+from workers.liveness import came_round
+
 log = structlog.get_logger()
 
 Item = TypeVar("Item")
 
 _CUT_WITHIN_SECONDS = 3.0
+# A claim may wait for a connection, and then for its statement.
+_CLAIMS_WITHIN_SECONDS = 120.0
 
 
 class Work(Protocol[Item]):
@@ -51,7 +56,9 @@ class Drainer(Generic[Item]):
 
     async def run(self) -> None:
         """Works until it is cancelled; then waits no longer for what it has under way, see `drain`."""
+        metrics.WORK_SLOTS.labels(self._name).set(self._concurrency)
         while True:
+            came_round(self._name, within_seconds=_CLAIMS_WITHIN_SECONDS + 2 * self._tick_seconds)
             self._bell.clear()
             free = self._concurrency - len(self._running)
             claimed: Sequence[Item] = []
@@ -59,14 +66,13 @@ class Drainer(Generic[Item]):
                 try:
                     claimed = await self._claim(free)
                 except Exception as err:  # noqa: BLE001 - the database may be restarting: look again at the next tick
+                    metrics.WORK_FAILURES.labels(self._name, "claim").inc()
                     log.error("claim_failed", work=self._name, error=type(err).__name__)  # noqa: TRY400 - a restart needs no traceback
                 for item in claimed:
                     task = asyncio.create_task(self._run_one(item), name=f"{self._name}")
                     self._running.add(task)
                     task.add_done_callback(self._on_done)
-            if len(self._running) >= self._concurrency:
-                await self._bell.wait()
-                continue
+            metrics.WORK_IN_PROGRESS.labels(self._name).set(len(self._running))
             try:
                 async with asyncio.timeout(self._tick_seconds * random.uniform(0.9, 1.1)):  # noqa: S311 - spread
                     await self._bell.wait()
@@ -76,6 +82,7 @@ class Drainer(Generic[Item]):
     def _on_done(self, task: asyncio.Task[None]) -> None:
         # A claim may have left due items, for want of a free slot here or at an endpoint: look again.
         self._running.discard(task)
+        metrics.WORK_IN_PROGRESS.labels(self._name).set(len(self._running))
         self._bell.set()
 
     async def _run_one(self, item: Item) -> None:
@@ -85,6 +92,7 @@ class Drainer(Generic[Item]):
             raise
         except Exception:
             # The item's lease runs out and it is claimed again.
+            metrics.WORK_FAILURES.labels(self._name, "handle").inc()
             log.exception("work_failed", work=self._name)
 
     async def drain(self, seconds: float) -> None:

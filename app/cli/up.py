@@ -27,6 +27,8 @@ from cryptography.fernet import Fernet
 
 from app.cli.embedded import Server, socket_folder, spawn, start_postgres, start_redis
 from app.cli.errors import CommandFailed, database_failures
+from app.cli.shared_metrics import VARIABLE as METRICS_DIRECTORY
+from app.cli.shared_metrics import empty_directory
 from app.cli.supervisor import Child, end_together, say
 from app.core.crypto import sha256_hex
 from app.core.db import create_engine, create_sessions, transaction
@@ -41,6 +43,7 @@ _LOCK_FILE = "up.lock"
 _RUNNING_FILE = "up.json"
 _KEYS_FILE = "credentials_encryption_keys"
 _DEMO_FILE = "demo_project.json"
+_METRICS_FOLDER = "metrics"
 
 _READY_WITHIN_SECONDS = 90
 _PROGRAMS_END_WITHIN_SECONDS = 25
@@ -94,7 +97,7 @@ def run_up(*, host: str, port: int, data_dir: Path, as_json: bool) -> None:
                 upgrade_to_head(settings.required_database_url())
             _write_running(data_dir, settings, base_url)
             say("Starting the API and a worker ...")
-            _start_programs(settings, host, port, children.programs)
+            _start_programs(settings, data_dir, host, port, children.programs)
             _wait_until_ready(base_url, children.all())
             with database_failures():
                 demo = asyncio.run(_demo_project(data_dir, settings.required_database_url()))
@@ -129,8 +132,9 @@ def running_up(data_dir: Path) -> Running | None:
     return None
 
 
-def check_port(host: str, port: int) -> int:
-    """The port, or a free one for 0. Raises CommandFailed where it cannot be listened on."""
+def check_port(host: str, port: int, *, names: tuple[str, str] = ("--host", "--port")) -> int:
+    """The port, or a free one for 0. Raises CommandFailed where it cannot be listened on, naming the options."""
+    host_option, port_option = names
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, _, _, address = found[0]
@@ -140,18 +144,19 @@ def check_port(host: str, port: int) -> int:
             return int(probe.getsockname()[1])
     except OSError as err:
         if err.errno == errno.EADDRINUSE:
-            raise CommandFailed(f"Port {port} is taken. Choose another with --port.") from None
+            raise CommandFailed(f"Port {port} is taken. Choose another with {port_option}.") from None
         if err.errno == errno.EACCES:
             raise CommandFailed(
-                f"Port {port} needs more rights. Choose one above 1023 with --port."
+                f"Port {port} needs more rights. Choose one above 1023 with {port_option}."
             ) from None
-        raise CommandFailed(f"Cannot listen on {host}, port {port}: {err}. See --host and --port.") from None
+        raise CommandFailed(
+            f"Cannot listen on {host}, port {port}: {err}. See {host_option} and {port_option}."
+        ) from None
 
 
 def _make_data_dir(data_dir: Path) -> Path:
     try:
-        # As root the servers run as another account, which must be able to pass through.
-        data_dir.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as err:
         raise CommandFailed(f"Cannot make the data folder: {err}. Choose another with --data-dir.") from None
     if not os.access(data_dir, os.W_OK | os.X_OK):
@@ -195,7 +200,7 @@ def _start_servers(settings: Settings, data_dir: Path, base_url: str, servers: l
     return load_settings(**values)
 
 
-def _start_programs(settings: Settings, host: str, port: int, programs: list[Child]) -> None:
+def _start_programs(settings: Settings, data_dir: Path, host: str, port: int, programs: list[Child]) -> None:
     env = {
         **os.environ,
         "DATABASE_URL": settings.required_database_url(),
@@ -203,6 +208,8 @@ def _start_programs(settings: Settings, host: str, port: int, programs: list[Chi
         "CREDENTIALS_ENCRYPTION_KEYS": ",".join(settings.required_fernet_keys()),
         "APP_URL": settings.app_url,
         "DEMO_FEED_URL": settings.demo_feed_url or "",
+        # The API's /metrics tells of the worker too.
+        METRICS_DIRECTORY: str(empty_directory(data_dir / _METRICS_FOLDER)),
     }
 
     def start(*arguments: str) -> subprocess.Popen[bytes]:
@@ -228,7 +235,7 @@ def _wait_until_ready(base_url: str, children: list[Child]) -> None:
                 raise CommandFailed(f"{child.name} ended ({how}) before everything was ready; see above.")
         connection = http.client.HTTPConnection(base_url.removeprefix("http://"), timeout=5)
         try:
-            connection.request("GET", "/readyz")
+            connection.request("GET", "/readyz?strict")
             response = connection.getresponse()
             answer = response.read(2000).decode(errors="replace")
             if response.status == http.HTTPStatus.OK:

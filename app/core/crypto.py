@@ -21,23 +21,40 @@ class SecretBox:
 
     def __init__(self, keys: list[str]) -> None:
         self._fernet = MultiFernet([Fernet(key) for key in keys])
+        self._first = Fernet(keys[0])
 
     def seal(self, context: str, value: Any) -> bytes:
         return self._fernet.encrypt(context.encode() + b"\n" + orjson.dumps(value))
 
     def open(self, context: str, sealed: bytes) -> Any:
         """Raises SealBroken."""
+        return orjson.loads(self._open(self._fernet, context, sealed).partition(b"\n")[2])
+
+    def has_first_key(self, context: str, sealed: bytes) -> bool:
+        """Whether it opens with the first key alone. Raises SealBroken where it belongs to another row."""
         try:
-            plain = self._fernet.decrypt(sealed)
+            self._first.decrypt(sealed)
+        except InvalidToken:
+            return False
+        self._open(self._first, context, sealed)
+        return True
+
+    def reseal(self, context: str, sealed: bytes) -> bytes:
+        """The same value, sealed with the first key. Raises SealBroken."""
+        return self._first.encrypt(self._open(self._fernet, context, sealed))
+
+    @staticmethod
+    def _open(fernet: Fernet | MultiFernet, context: str, sealed: bytes) -> bytes:
+        try:
+            plain = fernet.decrypt(sealed)
         except InvalidToken:
             raise SealBroken(
                 f"the secret of {context} cannot be decrypted: is the key it was stored with still in "
                 "CREDENTIALS_ENCRYPTION_KEYS?"
             ) from None
-        bound_to, _, text = plain.partition(b"\n")
-        if not hmac.compare_digest(bound_to, context.encode()):
+        if not hmac.compare_digest(plain.partition(b"\n")[0], context.encode()):
             raise SealBroken(f"the stored secret does not belong to {context}")
-        return orjson.loads(text)
+        return plain
 
     def __repr__(self) -> str:
         return "<SecretBox>"

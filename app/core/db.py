@@ -10,12 +10,16 @@ from typing import NewType
 
 import orjson
 from sqlalchemy import URL, make_url
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 Session = NewType("Session", AsyncSession)
 ReadSession = NewType("ReadSession", AsyncSession)
 AnySession = Session | ReadSession
 Sessions = async_sessionmaker[AsyncSession]
+
+# What a statement raises where the database is away, or takes too long.
+AWAY = (SQLAlchemyError, OSError, TimeoutError)
 
 # PostgreSQL itself ends a transaction that waits for something else than the database, such as the network.
 _SERVER_SETTINGS = {

@@ -7,7 +7,8 @@ import http.cookiejar
 import ipaddress
 import socket
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import anyio
@@ -26,11 +27,28 @@ __all__ = [
 
 USER_AGENT = "calbridge/0.1 (gzip)"
 
-# Globally routable for Python 3.11's ipaddress, but each leads to an IPv4 address that may be private:
-# NAT64, 6to4, and the 6to4 relay anycast range.
-_TUNNELS = tuple(
-    ipaddress.ip_network(net) for net in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "192.88.99.0/24")
+# What `ipaddress` calls global, in some or all of its versions, and is not to be reached from here:
+_REFUSED = tuple(
+    ipaddress.ip_network(net)
+    for net in (
+        # each leads to an IPv4 address that may be private: NAT64, 6to4, and the 6to4 relay anycast range;
+        "64:ff9b::/96",
+        "64:ff9b:1::/48",
+        "2002::/16",
+        "192.88.99.0/24",
+        # site-local addresses, which came before fc00::/7 (RFC 3879), SRv6 (RFC 9602), documentation (RFC 9637);
+        "fec0::/10",
+        "5f00::/16",
+        "3fff::/20",
+        # the host of a virtual machine: Azure's, and one in IETF's protocol assignments (Oracle Cloud's metadata).
+        "168.63.129.16/32",
+        "192.0.0.0/24",
+    )
 )
+
+# RFC 8305: the next address is tried when the one before has failed, or has not answered after this long.
+_NEXT_ADDRESS_AFTER_SECONDS = 0.25
+_MOST_ADDRESSES = 8
 
 
 class TargetRefused(Exception):
@@ -48,7 +66,7 @@ def is_public_address(address: str) -> bool:
         ip = ip.ipv4_mapped
     if not ip.is_global or ip.is_multicast or ip.is_reserved:
         return False
-    return not any(ip.version == net.version and ip in net for net in _TUNNELS)
+    return not any(ip.version == net.version and ip in net for net in _REFUSED)
 
 
 def _no_cookies() -> http.cookiejar.CookieJar:
@@ -59,8 +77,8 @@ def _no_cookies() -> http.cookiejar.CookieJar:
 class PublicOnlyBackend(httpcore.AsyncNetworkBackend):
     """Opens sockets to public addresses only.
 
-    The name is resolved once, every answer is checked, and the connection goes to a checked address:
-    there is no second look-up that could answer differently. Host header and TLS name stay the URL's.
+    The name is resolved once, every answer is checked, and the connection goes to the first checked address
+    that answers: there is no second look-up that could answer differently. Host header and TLS name stay the URL's.
     """
 
     def __init__(self, allowed_hosts: Iterable[str] = ()) -> None:
@@ -87,13 +105,68 @@ class PublicOnlyBackend(httpcore.AsyncNetworkBackend):
         addresses = [str(answer[4][0]) for answer in answers]
         if not addresses or not all(is_public_address(address) for address in addresses):
             raise TargetRefused(f"{host} is not a public address")
-        return await self._inner.connect_tcp(addresses[0], port, timeout, local_address, socket_options)
+        try:
+            with anyio.fail_after(timeout):
+                return await self._connect_any(
+                    _families_in_turn(addresses), port, local_address, socket_options
+                )
+        except TimeoutError as err:
+            raise httpcore.ConnectTimeout(f"{host} does not answer") from err
+
+    async def _connect_any(
+        self,
+        addresses: Sequence[str],
+        port: int,
+        local_address: str | None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None,
+    ) -> httpcore.AsyncNetworkStream:
+        """The first connection that is made. Raises what the first address failed with where none is."""
+        made: list[httpcore.AsyncNetworkStream] = []
+        errors: list[httpcore.ConnectError | httpcore.ConnectTimeout] = []
+
+        async def attempt(address: str, has_failed: anyio.Event) -> None:
+            try:
+                made.append(await self._inner.connect_tcp(address, port, None, local_address, socket_options))
+                group.cancel_scope.cancel()
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as err:
+                errors.append(err)
+                has_failed.set()
+
+        try:
+            async with anyio.create_task_group() as group:
+                for address in addresses[:_MOST_ADDRESSES]:
+                    has_failed = anyio.Event()
+                    group.start_soon(attempt, address, has_failed)
+                    with anyio.move_on_after(_NEXT_ADDRESS_AFTER_SECONDS):
+                        await has_failed.wait()
+        except BaseException:
+            await _close(made)
+            raise
+        if not made:
+            raise errors[0]
+        await _close(made[1:])  # made in the same moment
+        return made[0]
 
     async def connect_unix_socket(self, *_args: Any, **_kwargs: Any) -> httpcore.AsyncNetworkStream:
         raise TargetRefused("unix sockets are not reachable from here")
 
     async def sleep(self, seconds: float) -> None:
         await self._inner.sleep(seconds)
+
+
+async def _close(streams: Iterable[httpcore.AsyncNetworkStream]) -> None:
+    with anyio.CancelScope(shield=True):
+        for stream in streams:
+            await stream.aclose()
+
+
+def _families_in_turn(addresses: Iterable[str]) -> list[str]:
+    """IPv6 and IPv4 in turn, each in the given order: where one of the two leads nowhere, the other is tried soon."""
+    families: dict[bool, list[str]] = {}
+    for address in dict.fromkeys(addresses):
+        families.setdefault(":" in address, []).append(address)
+    turns = zip_longest(*families.values())
+    return [address for turn in turns for address in turn if address is not None]
 
 
 def operator_client(

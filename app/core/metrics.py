@@ -1,6 +1,14 @@
-"""Prometheus metrics of a process. Gauges over all rows are read from the database by app/health/."""
+"""Prometheus metrics of a process, or of several that share PROMETHEUS_MULTIPROC_DIR.
 
-from prometheus_client import Counter, Histogram
+Gauges over all rows are read from the database by app/health/. Labels take few values: never an id or an address.
+"""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 HTTP_SECONDS = Histogram(
     "calbridge_http_request_seconds",
@@ -16,9 +24,6 @@ SYNC_SECONDS = Histogram(
 )
 SYNC_EVENTS = Counter(
     "calbridge_sync_events_total", "Events created, updated and deleted by syncs", ["platform", "change"]
-)
-SYNC_EVENTS_ODD = Counter(
-    "calbridge_sync_events_odd_total", "Events that could be read only in part", ["platform"]
 )
 TOKEN_REFRESHES = Counter(
     "calbridge_token_refreshes_total", "Access token refreshes", ["platform", "outcome"]
@@ -47,3 +52,54 @@ DELIVERY_SECONDS = Histogram(
     "Duration of a webhook delivery attempt",
     buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
+WORK_IN_PROGRESS = Gauge(
+    "calbridge_work_in_progress",
+    "Items that workers have under way",
+    ["work"],
+    multiprocess_mode="livesum",
+)
+WORK_SLOTS = Gauge(
+    "calbridge_work_slots",
+    "Items that workers can have under way at once",
+    ["work"],
+    multiprocess_mode="livesum",
+)
+WORK_FAILURES = Counter(
+    "calbridge_work_failures_total",
+    "Claims that failed, and items that ended with an error nobody expected",
+    ["work", "step"],
+)
+EVENT_LOOP_DELAY = Histogram(
+    "calbridge_event_loop_delay_seconds",
+    "How much too late a worker's event loop came round, looked at every second",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
+)
+
+_SHARED_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+
+
+def render() -> bytes:
+    """All metrics as Prometheus text: of this process, or of all that share PROMETHEUS_MULTIPROC_DIR.
+
+    What processes counted that have ended since stays in the totals, so that these never shrink.
+    """
+    directory = os.environ.get(_SHARED_DIRECTORY)
+    if not directory:
+        return generate_latest(REGISTRY)
+    _forget_gauges_of_the_dead(Path(directory))
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)
+
+
+def _forget_gauges_of_the_dead(directory: Path) -> None:
+    # gauge_livesum_1234.db: the last part is the process id.
+    for process_id in {int(path.stem.rpartition("_")[2]) for path in directory.glob("gauge_live*.db")}:
+        try:
+            os.kill(process_id, 0)
+        except ProcessLookupError:
+            # Another process may be answering a scrape, too.
+            with suppress(FileNotFoundError):
+                mark_process_dead(process_id, str(directory))  # type: ignore[no-untyped-call]
+        except PermissionError:
+            pass

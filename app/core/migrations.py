@@ -25,3 +25,14 @@ def upgrade_to_head(database_url: str) -> None:
 def head_revision() -> str | None:
     """The newest revision that this code knows."""
     return ScriptDirectory.from_config(_config()).get_current_head()
+
+
+def is_behind(revision: str | None) -> bool:
+    """Whether a schema at this revision (None: no revision) lacks migrations that this code has.
+
+    A revision that this code does not know was made by a newer release, and has all of them.
+    """
+    if revision is None:
+        return True
+    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+    return revision in known and revision != head_revision()

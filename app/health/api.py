@@ -1,26 +1,30 @@
 """Liveness, readiness and metrics (contract 8). No API key: keep them inside the operator's network."""
 
+import asyncio
+from datetime import timedelta
 from typing import Annotated, Literal
 
 import orjson
-from fastapi import APIRouter, Depends, Request, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel
+from fastapi import APIRouter, Depends, Query, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, BeforeValidator
 
 from app.api.deps import AppState
+from app.api.schemas import FieldErrors
+from app.core.metrics import render
 from app.health import service
-from app.health.service import GaugeReader
+from app.health.gauges import GaugeReader
 
 router = APIRouter(tags=["health"])
 
 _METRICS_CONTENT = {CONTENT_TYPE_LATEST: {"schema": {"type": "string"}}}
 
 
-async def _gauge_reader(request: Request) -> GaugeReader:
-    state = request.app.state
-    if not hasattr(state, "gauge_reader"):
-        state.gauge_reader = GaugeReader()
-    reader: GaugeReader = state.gauge_reader
+async def _gauge_reader(request: Request, state: AppState) -> GaugeReader:
+    if not hasattr(request.app.state, "gauge_reader"):
+        lead = timedelta(seconds=state.settings.bot_launch_lead_seconds)
+        request.app.state.gauge_reader = GaugeReader(state.sessions, bot_lead=lead)
+    reader: GaugeReader = request.app.state.gauge_reader
     return reader
 
 
@@ -29,9 +33,13 @@ class Alive(BaseModel):
 
 
 class Readiness(BaseModel):
-    """`checks`: "ok" or what is wrong, for each of database, redis, migrations and worker."""
+    """`checks`: "ok" or what is wrong, for each of database, redis, migrations and worker.
 
-    status: Literal["ok", "unavailable"]
+    `degraded`: those of them that failed and that this service can do without for a while.
+    """
+
+    status: Literal["ok", "degraded", "unavailable"]
+    degraded: list[str]
     checks: dict[str, str]
 
 
@@ -45,14 +53,29 @@ async def healthz() -> Alive:
     "/readyz",
     operation_id="readyz",
     response_model=Readiness,
-    responses={503: {"description": "Not ready", "model": Readiness}},
+    responses={
+        400: {"description": "Bad query", "model": FieldErrors},
+        503: {"description": "Not ready", "model": Readiness},
+    },
 )
-async def readyz(state: AppState) -> Response:
-    """200 when the database, Redis, the schema and a worker are there; 503 otherwise."""
-    checks = await service.check_readiness(state.read_sessions, state.doorbell)
-    ready = all(outcome == "ok" for outcome in checks.values())
-    body = {"status": "ok" if ready else "unavailable", "checks": checks}
-    return Response(orjson.dumps(body), 200 if ready else 503, media_type="application/json")
+async def readyz(
+    state: AppState,
+    strict: Annotated[
+        bool,
+        # `?strict` alone.
+        BeforeValidator(lambda value: value or "true"),
+        Query(description="Answer 503 also where Redis or a worker is missing."),
+    ] = False,
+) -> Response:
+    """200 when this process can serve: the database answers, and its schema is not older than this code.
+
+    Without Redis or a live worker it still can, and says `degraded`: calls are answered, syncs and webhooks come late.
+    """
+    found = await service.check_readiness(state.read_sessions, state.doorbell)
+    status = "unavailable" if not found.is_ready else "degraded" if found.degraded else "ok"
+    body = {"status": status, "degraded": found.degraded, "checks": found.checks}
+    is_fine = status == "ok" or (status == "degraded" and not strict)
+    return Response(orjson.dumps(body), 200 if is_fine else 503, media_type="application/json")
 
 
 @router.get(
@@ -61,10 +84,9 @@ async def readyz(state: AppState) -> Response:
     response_class=Response,
     responses={200: {"description": "Prometheus text", "content": _METRICS_CONTENT}},
 )
-async def metrics(state: AppState, gauges: Annotated[GaugeReader, Depends(_gauge_reader)]) -> Response:
-    """Counters and histograms of this process, and gauges over the whole database.
-
-    With several API processes behind one port each answers for itself: scrape them one by one, or add up.
+async def metrics(gauges: Annotated[GaugeReader, Depends(_gauge_reader)]) -> Response:
+    """Counters and histograms of the API (of all its processes: `calbridge api --workers N`), and gauges over the
+    whole database. Workers tell of theirs themselves: `calbridge worker --metrics-port`.
     """
-    own = generate_latest()
-    return Response(own + await gauges.read(state.read_sessions), media_type=CONTENT_TYPE_LATEST)
+    own = await asyncio.to_thread(render)
+    return Response(own + await gauges.read(), media_type=CONTENT_TYPE_LATEST)

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Any, ClassVar
 
-from sqlalchemy import DateTime, MetaData, String, Text, func
+from sqlalchemy import DateTime, LargeBinary, MetaData, String, Text, TypeDecorator, func
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, mapped_column
 
@@ -17,6 +17,20 @@ NAMING_CONVENTION = {
 
 PublicId = Annotated[str, mapped_column(String(32))]
 CreatedAt = Annotated[datetime, mapped_column(DateTime(timezone=True), server_default=func.clock_timestamp())]
+
+
+class Sealed(TypeDecorator[bytes]):
+    """A column of what `SecretBox.seal(context, ...)` gave; `calbridge rotate-keys` and `doctor` find it by this type.
+
+    `context` has the row's key columns in braces: "credentials:{id}".
+    """
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def __init__(self, context: str) -> None:
+        super().__init__()
+        self.context = context
 
 
 class Base(DeclarativeBase):

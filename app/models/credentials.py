@@ -2,10 +2,10 @@
 
 from datetime import datetime
 
-from sqlalchemy import ForeignKey, LargeBinary, func
+from sqlalchemy import ForeignKey, func
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.models.base import Base, CreatedAt, PublicId
+from app.models.base import Base, CreatedAt, PublicId, Sealed
 
 
 class Credentials(Base):
@@ -23,9 +23,9 @@ class Credentials(Base):
     project_id: Mapped[PublicId] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), index=True)
     platform: Mapped[str]
     client_id: Mapped[str | None]
-    sealed: Mapped[bytes] = mapped_column(LargeBinary)
+    sealed: Mapped[bytes] = mapped_column(Sealed("credentials:{id}"))
     version: Mapped[int] = mapped_column(server_default="1")
-    access_token_sealed: Mapped[bytes | None] = mapped_column(LargeBinary)
+    access_token_sealed: Mapped[bytes | None] = mapped_column(Sealed("credentials.access_token:{id}"))
     access_token_expires_at: Mapped[datetime | None]
     refresh_lease_until: Mapped[datetime | None]
     client_secret_set_at: Mapped[datetime | None] = mapped_column(server_default=func.clock_timestamp())

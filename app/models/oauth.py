@@ -3,11 +3,11 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, LargeBinary
+from sqlalchemy import CheckConstraint, ForeignKey, Index
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.models.base import Base, CreatedAt, PublicId
+from app.models.base import Base, CreatedAt, PublicId, Sealed
 
 
 class OAuthApp(Base):
@@ -23,7 +23,7 @@ class OAuthApp(Base):
     project_id: Mapped[PublicId] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
     platform: Mapped[str]
     client_id: Mapped[str]
-    sealed: Mapped[bytes] = mapped_column(LargeBinary)
+    sealed: Mapped[bytes] = mapped_column(Sealed("oauth_apps:{id}"))
     redirect_uris: Mapped[list[str]] = mapped_column(JSONB)
     created_at: Mapped[CreatedAt]
     updated_at: Mapped[CreatedAt]
@@ -45,7 +45,7 @@ class OAuthClientSecret(Base):
     project_id: Mapped[PublicId] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
     platform: Mapped[str]
     client_id: Mapped[str]
-    sealed: Mapped[bytes] = mapped_column(LargeBinary)
+    sealed: Mapped[bytes] = mapped_column(Sealed("oauth_client_secrets:{id}"))
     set_at: Mapped[CreatedAt]
 
 
@@ -68,7 +68,7 @@ class OAuthSession(Base):
     metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata", JSONB(none_as_null=True))
     platform_uuid: Mapped[str | None]
     login_hint: Mapped[str | None]
-    sealed: Mapped[bytes] = mapped_column(LargeBinary)
+    sealed: Mapped[bytes] = mapped_column(Sealed("oauth_sessions:{state_sha256}"))
     consent_asked: Mapped[bool]
     expires_at: Mapped[datetime]
     used_at: Mapped[datetime | None]

@@ -2,10 +2,10 @@
 
 from datetime import datetime
 
-from sqlalchemy import ForeignKey, LargeBinary
+from sqlalchemy import ForeignKey
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.models.base import Base, CreatedAt, PublicId
+from app.models.base import Base, CreatedAt, PublicId, Sealed
 
 
 class IdempotentAnswer(Base):
@@ -19,7 +19,7 @@ class IdempotentAnswer(Base):
     key: Mapped[str] = mapped_column(primary_key=True)
     request_sha256: Mapped[str]
     status_code: Mapped[int | None]
-    body: Mapped[bytes | None] = mapped_column(LargeBinary)
+    body: Mapped[bytes | None] = mapped_column(Sealed("idempotent_answers:{project_id}:{key}"))
     created_at: Mapped[CreatedAt] = mapped_column(index=True)
 
 

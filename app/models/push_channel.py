@@ -2,10 +2,10 @@
 
 from datetime import datetime
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, LargeBinary, text
+from sqlalchemy import CheckConstraint, ForeignKey, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.models.base import Base, CreatedAt, PublicId
+from app.models.base import Base, CreatedAt, PublicId, Sealed
 
 
 class PushChannel(Base):
@@ -36,7 +36,7 @@ class PushChannel(Base):
     provider_id: Mapped[str | None] = mapped_column(unique=True)
     resource_id: Mapped[str | None]
     secret_sha256: Mapped[str]
-    sealed: Mapped[bytes | None] = mapped_column(LargeBinary)
+    sealed: Mapped[bytes | None] = mapped_column(Sealed("push_channels:{id}"))
     expires_at: Mapped[datetime | None]
     verified_at: Mapped[datetime | None]
     attempt_count: Mapped[int] = mapped_column(server_default="0")

@@ -7,7 +7,7 @@ from sqlalchemy import ARRAY, CheckConstraint, ForeignKey, Index, LargeBinary, T
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.models.base import Base, CreatedAt, PublicId
+from app.models.base import Base, CreatedAt, PublicId, Sealed
 
 
 class WebhookSubscription(Base):
@@ -40,7 +40,7 @@ class WebhookSubscription(Base):
     triggers: Mapped[list[str]] = mapped_column(ARRAY(Text))
     is_active: Mapped[bool] = mapped_column(server_default="true")
     include_events: Mapped[bool] = mapped_column(server_default="false")
-    secrets_sealed: Mapped[bytes] = mapped_column(LargeBinary)
+    secrets_sealed: Mapped[bytes] = mapped_column(Sealed("webhook_subscriptions:{id}"))
     disabled_reason: Mapped[str | None]
     failing_since: Mapped[datetime | None]
     failing_days: Mapped[int] = mapped_column(server_default="0")

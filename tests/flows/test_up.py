@@ -92,6 +92,10 @@ def calendars_of(base_url, api_key):
     return [calendar["id"] for calendar in answer.json()["results"]]
 
 
+def metrics_of(base_url: str) -> str:
+    return httpx.get(f"{base_url}/metrics").text
+
+
 def is_ready(base_url: str) -> bool:
     with contextlib.suppress(httpx.TransportError):
         return httpx.get(f"{base_url}/readyz").status_code == 200
@@ -114,6 +118,10 @@ def test_it_brings_everything_and_goes_on_with_the_same_data_after_ctrl_c_and_af
         )
         assert created.status_code == 201, created.text
         calendar_id = created.json()["id"]
+
+        # The API's /metrics has the worker's numbers too.
+        wait_for(lambda: "calbridge_sync_seconds_count{" in metrics_of(base_url), "the sync was not counted")
+        assert "calbridge_workers 1.0" in metrics_of(base_url)
 
         for name in ("credentials_encryption_keys", "demo_project.json", "up.json"):
             assert (data_dir / name).stat().st_mode & 0o777 == 0o600

@@ -4,21 +4,30 @@ import asyncio
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import trustme
+from cryptography.fernet import Fernet
+from sqlalchemy import func
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.cli.doctor import Finding, examine
+from app.cli.doctor import Finding, _push, examine
 from app.core.crypto import sha256_hex
-from app.core.db import create_engine, create_sessions, reading
+from app.core.db import create_engine, create_sessions, reading, transaction
+from app.core.http import httpx
 from app.core.migrations import head_revision
+from app.models import WorkerHeartbeat
 from app.projects.repository import find_project_of_key
+from app.settings import Settings
+from tests import factories
 from tests.conftest import FERNET_KEY
 from tests.fakes.server import serve
 
@@ -194,10 +203,14 @@ async def test_doctor_finds_nothing_wrong_with_a_healthy_installation():
     assert done.returncode == 0, done.stdout
     assert done.stderr == ""
     lines = done.stdout.splitlines()
-    assert all(line.startswith("ok ") for line in lines)
+    assert [line.split(":")[0] for line in lines if not line.startswith("ok ")] == [
+        "note  workers",
+        "note  push",
+    ]
     assert f"migrations: at the newest revision, {head_revision()}" in done.stdout
     assert "Redis 6." in done.stdout or "Redis 7." in done.stdout or "Redis 8." in done.stdout
-    assert len(lines) == 9
+    assert "ok    stored secrets: there are none yet" in lines
+    assert len(lines) == 12
 
 
 @pytest.mark.usefixtures("outside")
@@ -225,6 +238,89 @@ async def test_doctor_reports_wrong_settings_as_findings(monkeypatch):
 async def test_doctor_sees_a_schema_that_is_behind(monkeypatch, empty_database_url):
     monkeypatch.setenv("DATABASE_URL", empty_database_url)
     assert "run `calbridge migrate`" in wrong(await examine())["migrations"]
+
+
+@pytest.mark.usefixtures("healthy")
+async def test_doctor_looks_at_workers(sessions):
+    async def seen(seconds):
+        async with transaction(sessions) as session:
+            seen_at = func.now() - timedelta(seconds=seconds)
+            session.add(WorkerHeartbeat(id=f"worker_{seconds}", seen_at=seen_at))
+        findings = await examine()
+        return next(str(finding) for finding in findings if finding.subject == "workers")
+
+    assert (await seen(300)).startswith("WRONG workers: none was seen for 30")
+    assert await seen(3) == "ok    workers: one runs"
+    assert await seen(2) == "ok    workers: 2 run"
+
+
+@pytest.mark.usefixtures("healthy")
+async def test_doctor_opens_secrets_of_each_kind(monkeypatch, sessions, settings, project):
+    other_key = Fernet.generate_key().decode()
+
+    def secrets(findings):
+        return next(str(finding) for finding in findings if finding.subject == "stored secrets")
+
+    for _ in range(2):
+        await factories.add_calendar(sessions, settings, project.id, secrets={"refresh_token": "hunter2"})
+    assert secrets(await examine()) == "ok    stored secrets: all 2 that were looked at open"
+    monkeypatch.setenv("CREDENTIALS_ENCRYPTION_KEYS", f"{other_key},{FERNET_KEY}")
+    assert "; 2 have an older key: run `calbridge rotate-keys`" in secrets(await examine())
+    # Dropped too early.
+    monkeypatch.setenv("CREDENTIALS_ENCRYPTION_KEYS", other_key)
+    found = await examine()
+    text = wrong(found)["stored secrets"]
+    assert text.startswith(
+        "no key in CREDENTIALS_ENCRYPTION_KEYS opens 2 of 2 credentials.sealed. Put the key"
+    )
+    assert "hunter2" not in str(found)
+
+
+@pytest.mark.usefixtures("healthy")
+async def test_doctor_tells_whether_providers_can_notify(monkeypatch, tmp_path):
+    async def push():
+        return next(str(finding) for finding in await examine() if finding.subject == "push")
+
+    async def health(_request):
+        return Response('{"status": "ok"}', media_type="application/json")
+
+    assert await push() == (
+        "note  push: off, so changes are seen by polling alone: providers notify https:// addresses, and APP_URL is "
+        "http://localhost:8000."
+    )
+    monkeypatch.setenv("CALENDAR_PUSH_ENABLED", "true")
+    assert (await push()).startswith(
+        "WRONG push: CALENDAR_PUSH_ENABLED is on, but providers notify https:// "
+    )
+    monkeypatch.setenv("APP_URL", "https://10.0.0.1")
+    assert await push() == (
+        "WRONG push: providers cannot reach 10.0.0.1: set APP_URL to this service's public name."
+    )
+    monkeypatch.setenv("APP_URL", "https://localhost:1")
+    assert (await push()).startswith("note  push: https://localhost:1 does not answer from here (")
+    monkeypatch.setenv("CALENDAR_PUSH_ENABLED", "false")
+    assert "CALENDAR_PUSH_ENABLED is set to false" in await push()
+
+    monkeypatch.delenv("CALENDAR_PUSH_ENABLED")
+    # A client that trusts the test's certificate.
+    authority = trustme.CA()
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    certificate = authority.issue_cert("localhost")
+    pem = str(tmp_path / "server.pem")
+    certificate.private_key_and_cert_chain_pem.write_to_path(pem)
+    async with (
+        serve(Starlette(routes=[Route("/healthz", health)]), ssl_certfile=pem, ssl_keyfile=pem) as url,
+        httpx.AsyncClient(verify=context) as client,
+    ):
+        settings = Settings(app_url=url.replace("127.0.0.1", "localhost"))
+        assert [str(one) for one in await _push(settings, client)] == [
+            f"ok    push: {settings.app_url} reaches this service"
+        ]
+        settings.app_url += "/elsewhere"
+        (finding,) = await _push(settings, client)
+        assert not finding.is_fine
+        assert "not by calbridge" in finding.text
 
 
 @pytest.mark.usefixtures("healthy")

@@ -1,10 +1,21 @@
 """The guarded client: private addresses are refused where the socket opens."""
 
+import asyncio
+import contextlib
 import gzip
+import socket
 
 import pytest
 
-from app.core.http import BodyTooLarge, TargetRefused, is_public_address, public_client, read_capped
+from app.core.http import (
+    BodyTooLarge,
+    TargetRefused,
+    _families_in_turn,
+    httpx,
+    is_public_address,
+    public_client,
+    read_capped,
+)
 from tests.fakes.server import serve
 
 
@@ -14,13 +25,17 @@ from tests.fakes.server import serve
         "127.0.0.1", "0.0.0.0", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",
         "192.0.2.1", "224.0.0.1", "255.255.255.255", "::1", "::", "fe80::1%eth0", "fc00::1", "ff02::1",
         "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "192.88.99.1",
+        "fec0::1", "feff::1", "fd00:ec2::254", "168.63.129.16", "100.100.100.200", "192.0.0.192", "5f00::1", "3fff::1",
+        "::ffff:168.63.129.16", "::7f00:1", "::ffff:0:7f00:1", "2001::1", "100::1",
     ],
 )  # fmt: skip
 def test_private_and_tunnel_addresses_are_not_public(address: str) -> None:
     assert not is_public_address(address)
 
 
-@pytest.mark.parametrize("address", ["1.1.1.1", "93.184.216.34", "2606:4700::1111", "::ffff:1.1.1.1"])
+@pytest.mark.parametrize(
+    "address", ["1.1.1.1", "93.184.216.34", "2606:4700::1111", "::ffff:1.1.1.1", "168.63.129.17"]
+)
 def test_public_addresses_are_public(address: str) -> None:
     assert is_public_address(address)
 
@@ -86,3 +101,86 @@ async def test_a_doubly_compressed_answer_is_refused() -> None:
     ):
         with pytest.raises(BodyTooLarge):
             await read_capped(response, 10_000_000)
+
+
+# -- several addresses ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def resolve_to(monkeypatch):
+    """Makes every name resolve to these addresses, and lets this machine's count as public."""
+
+    def resolve(*addresses: str) -> None:
+        async def getaddrinfo(host, port, **_options):
+            return [
+                (socket.AF_INET6 if ":" in one else socket.AF_INET, None, 0, "", (one, port))
+                for one in addresses
+            ]
+
+        monkeypatch.setattr("app.core.http.anyio.getaddrinfo", getaddrinfo)
+        monkeypatch.setattr("app.core.http.is_public_address", lambda address: address.startswith("127."))
+
+    return resolve
+
+
+async def say_host(scope, receive, send) -> None:
+    host = dict(scope["headers"])[b"host"]
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": host})
+
+
+@contextlib.contextmanager
+def silent_server(address: str, port: int):
+    """Takes no connection any more: whoever tries waits, as at an address behind which nothing is."""
+    with socket.socket() as server, contextlib.ExitStack() as stack:
+        server.bind((address, port))
+        server.listen(0)
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex((address, port))
+        yield
+
+
+async def test_a_dead_address_leads_to_the_next(resolve_to) -> None:
+    async with serve(say_host, lifespan="off") as url, public_client(allow_private=False) as client:
+        port = httpx.URL(url).port
+        resolve_to("127.0.0.2", "127.0.0.1")  # nobody listens on the first
+        answer = await client.get(f"http://example.org:{port}/")
+        assert answer.text == f"example.org:{port}"
+
+
+async def test_an_address_that_never_answers_does_not_use_up_the_time(resolve_to) -> None:
+    async with (
+        serve(say_host, lifespan="off") as url,
+        public_client(allow_private=False, timeout=60) as client,
+    ):
+        port = httpx.URL(url).port
+        assert port is not None
+        resolve_to("127.0.0.2", "127.0.0.3", "127.0.0.1")
+        with silent_server("127.0.0.2", port), silent_server("127.0.0.3", port):
+            async with asyncio.timeout(9):  # far below the 10 s that one address may take
+                assert (await client.get(f"http://example.org:{port}/")).status_code == 200
+
+
+async def test_no_address_that_answers_is_an_error_in_time(resolve_to) -> None:
+    async with public_client(allow_private=False, timeout=1) as client:
+        resolve_to("127.0.0.2", "127.0.0.3")
+        with pytest.raises(httpx.ConnectError):
+            await client.get("http://example.org:9/")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        with silent_server("127.0.0.2", port), pytest.raises(httpx.ConnectTimeout):
+            await client.get(f"http://example.org:{port}/")
+
+
+async def test_one_private_address_among_others_refuses_them_all(resolve_to) -> None:
+    async with serve(say_host, lifespan="off") as url, public_client(allow_private=False) as client:
+        resolve_to("127.0.0.1", "10.0.0.1")
+        with pytest.raises(TargetRefused):
+            await client.get(f"http://example.org:{httpx.URL(url).port}/")
+
+
+def test_both_families_are_tried_in_turn() -> None:
+    assert _families_in_turn(["::1", "::2", "::3", "1.1.1.1", "::1"]) == ["::1", "1.1.1.1", "::2", "::3"]
+    assert _families_in_turn(["1.1.1.1", "1.1.1.2"]) == ["1.1.1.1", "1.1.1.2"]

@@ -1,0 +1,185 @@
+"""Gauges over the whole database, as Prometheus text: what waits too long, and how much there is.
+
+Each is a statement of its own with its own limit of time, and costs about the same however large the tables are:
+what is due is found by an index, counts stop at a bound, and large tables are counted by a sample of their pages.
+One that cannot be read in time is left out, and `calbridge_gauge_read` says so.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import timedelta
+
+import structlog
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from app.core.db import AWAY, ReadSession, Sessions, reading
+from app.health import repository
+
+log = structlog.get_logger()
+
+# All of them together stay below Prometheus' usual scrape_timeout of 10 s.
+_EACH_WITHIN = timedelta(milliseconds=800)
+_NO_ANSWER_WITHIN_SECONDS = 2.0
+_KEPT_SECONDS = 10.0
+
+_SYNCED_PLATFORMS = ("google", "microsoft", "ics")
+
+Families = list[GaugeMetricFamily]
+
+
+class GaugeReader:
+    """The gauges, read when they are asked for and kept for some seconds."""
+
+    def __init__(self, sessions: Sessions, *, bot_lead: timedelta) -> None:
+        self._sessions = sessions
+        self._bot_lead = bot_lead
+        self._lock = asyncio.Lock()
+        self._text = b""
+        self._read_at = float("-inf")
+
+    async def read(self) -> bytes:
+        """While the database is away: `calbridge_database_up 0` and nothing else."""
+        async with self._lock:
+            if time.monotonic() - self._read_at > _KEPT_SECONDS:
+                self._text = generate_latest(_registry_of(await self._families()))
+                self._read_at = time.monotonic()
+            return self._text
+
+    async def _families(self) -> Families:
+        up = GaugeMetricFamily("calbridge_database_up", "1 if the database answers", value=0)
+        if await self._try("database", _ping) is None:
+            return [up]
+        up = GaugeMetricFamily("calbridge_database_up", "1 if the database answers", value=1)
+        was_read = GaugeMetricFamily(
+            "calbridge_gauge_read", "0 if the database took too long to tell the gauge", labels=["gauge"]
+        )
+        families = [up, was_read]
+        readers: dict[str, Callable[[ReadSession], Awaitable[Families]]] = {
+            "workers": _workers,
+            "sync_lag": _sync_lag,
+            "delivery_lag": _delivery_lag,
+            "mail_lag": _mail_lag,
+            "bot_lag": self._bot_lag,
+            "outbox": _outbox,
+            "calendars": _calendars,
+            "push_channels": _push_channels,
+        }
+        for name, read in readers.items():
+            found = await self._try(name, read)
+            was_read.add_metric([name], 0 if found is None else 1)
+            families += found or []
+        return families
+
+    async def _try(self, name: str, read: Callable[[ReadSession], Awaitable[Families]]) -> Families | None:
+        """What was read; None where the database is away or took too long."""
+        try:
+            async with asyncio.timeout(_NO_ANSWER_WITHIN_SECONDS), reading(self._sessions) as session:
+                await repository.limit_time(session, _EACH_WITHIN)
+                return await read(session)
+        except AWAY as err:
+            log.warning("gauge_not_read", gauge=name, error=type(err).__name__)
+            return None
+
+    async def _bot_lag(self, session: ReadSession) -> Families:
+        seconds = await repository.load_bot_lag(session, self._bot_lead)
+        return [_gauge("calbridge_bot_lag_seconds", "How long the longest overdue bot has waited", seconds)]
+
+
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def _labelled(
+    name: str, text: str, labels: Sequence[str], rows: Iterable[tuple[Sequence[str], float]]
+) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for values, value in rows:
+        family.add_metric(values, value)
+    return family
+
+
+async def _ping(session: ReadSession) -> Families:
+    await repository.ping(session)
+    return []
+
+
+async def _workers(session: ReadSession) -> Families:
+    count = await repository.count_workers(session)
+    return [_gauge("calbridge_workers", "Workers that were seen in the last 30 seconds", count)]
+
+
+async def _sync_lag(session: ReadSession) -> Families:
+    lags = dict.fromkeys(_SYNCED_PLATFORMS, 0.0) | await repository.load_sync_lags(session)
+    text = "How long the longest overdue calendar has waited for its sync"
+    rows = (([platform], lag) for platform, lag in lags.items())
+    return [_labelled("calbridge_sync_lag_seconds", text, ["platform"], rows)]
+
+
+async def _delivery_lag(session: ReadSession) -> Families:
+    text = (
+        "How long the longest overdue webhook delivery has waited, those of failing or busy endpoints apart"
+    )
+    return [_gauge("calbridge_delivery_lag_seconds", text, await repository.load_delivery_lag(session))]
+
+
+async def _mail_lag(session: ReadSession) -> Families:
+    text = "How long the longest overdue mail has waited"
+    return [_gauge("calbridge_mail_lag_seconds", text, await repository.load_mail_lag(session))]
+
+
+async def _outbox(session: ReadSession) -> Families:
+    deliveries, mails = await repository.count_pending(session)
+    return [
+        _gauge(
+            "calbridge_outbox_pending",
+            "Webhook deliveries that are not settled, counted to 10000",
+            deliveries,
+        ),
+        _gauge("calbridge_invitation_mails_pending", "Mails that are not settled, counted to 10000", mails),
+    ]
+
+
+async def _calendars(session: ReadSession) -> Families:
+    rows = await repository.count_calendars(session)
+    failing: dict[str, float] = {}
+    for row in rows:
+        if row.state == "connected":
+            failing[row.platform] = failing.get(row.platform, 0) + row.failing
+    return [
+        _labelled(
+            "calbridge_calendars",
+            "Calendars; of more than about ten thousand an estimate",
+            ["platform", "state"],
+            (((row.platform, row.state), row.rows) for row in rows),
+        ),
+        _labelled(
+            "calbridge_calendars_failing",
+            "Connected calendars whose last sync failed; of more than about ten thousand an estimate",
+            ["platform"],
+            (([platform], count) for platform, count in failing.items()),
+        ),
+    ]
+
+
+async def _push_channels(session: ReadSession) -> Families:
+    rows = await repository.count_channels(session)
+    text = "Push channels that are open; of more than about ten thousand an estimate"
+    counts = (([row.platform], row.rows) for row in rows)
+    return [_labelled("calbridge_push_channels_open", text, ["platform"], counts)]
+
+
+class _Families(Collector):
+    def __init__(self, families: Families) -> None:
+        self._families = families
+
+    def collect(self) -> Families:
+        return self._families
+
+
+def _registry_of(families: Families) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    registry.register(_Families(families))
+    return registry

@@ -1,0 +1,42 @@
+"""Which loops of a worker are late."""
+
+import asyncio
+
+import pytest
+
+from workers import liveness
+
+
+@pytest.fixture(autouse=True)
+def _nothing_expected():
+    liveness.expect(())
+    yield
+    liveness.expect(())
+
+
+def test_a_loop_that_comes_round_is_not_late() -> None:
+    liveness.came_round("syncs", within_seconds=60)
+    assert liveness.late() == {}
+
+
+def test_a_loop_that_stays_away_is_late() -> None:
+    liveness.came_round("syncs", within_seconds=60)
+    liveness.came_round("mails", within_seconds=-1)
+    assert set(liveness.late()) == {"mails"}
+    liveness.came_round("mails", within_seconds=60)
+    assert liveness.late() == {}
+
+
+def test_a_loop_that_never_came_round_is_late() -> None:
+    liveness.expect(["syncs", "mails"], within_seconds=-1)
+    liveness.came_round("mails", within_seconds=60)
+    assert set(liveness.late()) == {"syncs"}
+
+
+async def test_a_blocked_event_loop_is_late(monkeypatch) -> None:
+    monkeypatch.setattr(liveness, "_EVENT_LOOP_WITHIN_SECONDS", -1)
+    watching = asyncio.create_task(liveness.watch_event_loop())
+    await asyncio.sleep(0)
+    assert set(liveness.late()) == {"event_loop"}
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
