@@ -180,7 +180,7 @@ async def _claiming(settings: Settings, database: asyncpg.Connection) -> None:
         started = time.perf_counter()
         async with transaction(sessions) as session:
             claimed = await repository.claim_due(
-                session, by_smtp=False, limit=4, lease_token="bench", lease_for=timedelta(minutes=2)
+                session, by_messages=3, by_smtp=0, lease_token="bench", lease_for=timedelta(minutes=2)
             )
         assert len(claimed) == 4
         times.append((time.perf_counter() - started) * 1000)

@@ -16,7 +16,7 @@ from app.core.db import Sessions, transaction
 from app.doorbell import Doorbell
 from app.hosted.repository import forget_inbound_replies
 from app.hosted.service import Hosting, keep_all_expanded
-from app.invitations.repository import forget_contents
+from app.invitations.repository import forget_contents, forget_lanes
 from app.models import IdempotentAnswer, WorkerHeartbeat
 from app.settings import Settings
 from app.webhooks.delivery import prune
@@ -27,6 +27,7 @@ HEARTBEAT_SECONDS = 5.0
 _FORGET_WORKERS_AFTER = timedelta(hours=1)
 _FORGET_REPLIES_AFTER = timedelta(days=30)
 _FORGET_MAILS_AFTER = timedelta(days=30)
+_FORGET_LANES_AFTER = timedelta(days=1)
 _PRUNE_SECONDS = 600.0
 _EXPAND_SECONDS = 5.0
 
@@ -62,6 +63,7 @@ async def tidy(sessions: Sessions, settings: Settings) -> None:
                 )
                 await forget_inbound_replies(session, _FORGET_REPLIES_AFTER)
                 await forget_contents(session, _FORGET_MAILS_AFTER)
+                await forget_lanes(session, _FORGET_LANES_AFTER)
             await prune(sessions, settings)
         except Exception as err:  # noqa: BLE001 - the next round tries again
             log.warning("tidy_failed", error=type(err).__name__)

@@ -3,10 +3,11 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from app.calendar_events.service import CalendarEventNotFound
-from app.core.addresses import fold_address, is_mail_address
+from app.core.addresses import fold_address, is_address, same_address
 from app.core.clock import isoformat, utcnow
 from app.core.db import AnySession, Session
 from app.core.errors import Conflict, InvalidFields, NotFound
@@ -77,11 +78,11 @@ async def queue_mails(
     if method == "REPLY" and replying is None:
         raise ValueError("a REPLY needs the guest who answered")
     for address in (sender.email, sender.owner_email):
-        if not is_mail_address(address):
+        if not is_address(address):
             raise InvalidFields.one("non_field_errors", f"No mail can be sent from {address[:100]!r}.")
     by_key: dict[str, Guest | Person] = {}
     for person in recipients:
-        if not is_mail_address(person.email):
+        if not is_address(person.email):
             raise InvalidFields.one("attendees", f"{person.email[:100]!r} is not an e-mail address.")
         by_key.setdefault(fold_address(person.email), person)
     threads = await repository.load_threads(
@@ -224,7 +225,7 @@ async def list_invitations(
     if event is None:
         raise CalendarEventNotFound
     page = await repository.list_mails(session, event, cursor=query.cursor, limit=_PAGE_SIZE)
-    return Page([_read(row) for row in page.rows], page.next, page.previous)
+    return Page([_read(*row) for row in page.rows], page.next, page.previous)
 
 
 async def resend(session: Session, project_id: str, mail_id: str) -> InvitationRead:
@@ -247,7 +248,13 @@ async def resend(session: Session, project_id: str, mail_id: str) -> InvitationR
     return _read(mail)
 
 
-def _read(row: InvitationMail) -> InvitationRead:
+def _read(
+    row: InvitationMail, held_until: datetime | None = None, hold_reason: str | None = None
+) -> InvitationRead:
+    """A mail that is held waits for the end of the hold, and says why."""
+    next_attempt_at = row.next_attempt_at
+    if next_attempt_at is not None and held_until is not None:
+        next_attempt_at = max(next_attempt_at, held_until)
     return InvitationRead.model_validate(
         {
             "id": row.id,
@@ -261,8 +268,8 @@ def _read(row: InvitationMail) -> InvitationRead:
             "recurrence_id": row.recurrence_id,
             "message_id": row.message_id,
             "attempt_count": row.attempt_count,
-            "last_error": row.last_error,
-            "next_attempt_at": row.next_attempt_at,
+            "last_error": row.last_error or hold_reason,
+            "next_attempt_at": next_attempt_at,
             "finished_at": row.finished_at,
             "created_at": row.created_at,
             "updated_at": row.updated_at,

@@ -230,13 +230,14 @@ class FakeMessages:
             return _html(400, "Bad Request")
         taken = [address for address in everybody if _ADDRESS.fullmatch(address)]
         message_id = str(uuid.uuid4())
-        submitted = Submitted(mailbox_id, taken, raw, message_id, self._thread_of(mailbox_id, raw) or message_id)
+        submitted = Submitted(
+            mailbox_id, taken, raw, message_id, self._thread_of(mailbox_id, raw) or message_id
+        )
         self.submitted.append(submitted)
         if mailbox_id in self.limits:
             self.limits[mailbox_id] -= len(taken)
         self._deliver_inside(submitted)
         return JSONResponse({"message_id": submitted.message_id, "status": "accepted"}, 202)
-
 
     def _thread_of(self, mailbox_id: str, raw: bytes) -> str | None:
         """The thread that a mail joins: of a mail that it refers to, and that has the same subject."""

@@ -126,7 +126,9 @@ MIXED_NAMES = st.lists(WORDS, min_size=1, max_size=12).map(" ".join)
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.one_of(st.text(max_size=400), MIXED_NAMES), st.one_of(st.text(max_size=200), ASCII_NAMES, MIXED_NAMES))
+@given(
+    st.one_of(st.text(max_size=400), MIXED_NAMES), st.one_of(st.text(max_size=200), ASCII_NAMES, MIXED_NAMES)
+)
 @example("x", "victim@evil.example, Bob Builder of the Department of Long Winded Names and Titles")
 @example("x", "Group: victim@evil.example;")
 def test_no_text_breaks_a_mail_or_adds_a_header_or_a_recipient(text, name):
