@@ -41,23 +41,28 @@ _NEWEST = Ordering("-created_at", _mail.created_at.expression, _mail.id.expressi
 
 @dataclass(frozen=True, slots=True)
 class Thread:
-    """What a recipient has had, or will, about an event: the Message-ID of the first mail, and the last method or None."""
+    """The thread of the last REQUEST or CANCEL that a recipient has had, or will, about an event.
 
-    first_message_id: str
+    `id`: the Message-ID of its first mail. `last_method`: None where all were about other instances. `subject`: None if
+    written by a release that did not note it.
+    """
+
+    id: str
+    subject: str | None
     last_method: str | None
 
 
 _THREADS = text(
     """
     SELECT recipient_key,
-           (array_agg(message_id ORDER BY position))[1] AS first_message_id,
+           (array_agg(coalesce(thread_id, message_id) ORDER BY position DESC))[1] AS id,
+           (array_agg(thread_subject ORDER BY position DESC))[1] AS subject,
            (array_agg(method ORDER BY position DESC) FILTER (
-               WHERE method IN ('REQUEST', 'CANCEL')
-                 AND (recurrence_id IS NULL OR recurrence_id = CAST(:recurrence_id AS timestamptz))
+               WHERE recurrence_id IS NULL OR recurrence_id = CAST(:recurrence_id AS timestamptz)
            ))[1] AS last_method
     FROM invitation_mails
     WHERE calendar_id = :calendar_id AND event_uid = :event_uid AND recipient_key = ANY(:recipient_keys)
-      AND status <> 'failed'
+      AND status <> 'failed' AND method IN ('REQUEST', 'CANCEL')
     GROUP BY recipient_key
     """
 ).bindparams(bindparam("recipient_keys", type_=ARRAY(Text())))
@@ -80,7 +85,7 @@ async def load_threads(
             "recipient_keys": list(recipient_keys),
         },
     )
-    return {row.recipient_key: Thread(row.first_message_id, row.last_method) for row in rows}
+    return {row.recipient_key: Thread(row.id, row.subject, row.last_method) for row in rows}
 
 
 async def find_organizers(session: AnySession, calendar_id: str, event_uid: str) -> list[str]:

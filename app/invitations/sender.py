@@ -37,6 +37,7 @@ from app.messages.client import (
     MessagesUnavailable,
 )
 from app.messages.mailboxes import Messages
+from app.messages.mime import is_to_itself
 from app.messages.smtp import SmtpFailed, send_by_smtp
 from app.settings import Settings
 
@@ -214,9 +215,8 @@ class MailSender:
 
     async def _submit(self, due: DueMail, mailbox_id: str) -> _Outcome:
         mail = due.mail
-        if due.open_submits and same_address(due.sender_email, due.recipient_email):
-            # Written without a Message-ID, so that it arrives in the box that it comes from (app/messages/mime.py).
-            # If the first copy was taken it is there: with one, the second is only stored as sent.
+        if due.open_submits and is_to_itself(due.sender_email, due.recipient_email):
+            # If the first copy was taken it is in the inbox: with a Message-ID, the second is only stored as sent.
             mail = b"Message-ID: " + due.message_id.encode() + b"\r\n" + mail
         try:
             messages_id = await self._messages.client.submit(mailbox_id, [due.recipient_email], mail)

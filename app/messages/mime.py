@@ -14,16 +14,18 @@ from app.itip.build import Method, clean_line
 from app.messages.headers import phrase, unstructured
 from app.messages.rendering import Rendered
 
-# Display names and subjects are cut: clients show less anyway.
+# Display names are cut: clients show less anyway.
 _LONGEST_NAME = 120
-LONGEST_SUBJECT = 200
 # So that the header's line is never too long.
 _LONGEST_ID_DOMAIN = 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mailing:
-    """What a mail consists of. `thread_id`: the Message-ID of the first mail about the event, if this is a later one."""
+    """What a mail consists of. `thread_id`: the Message-ID of the first mail about the event, if this is a later one.
+
+    `reply_to`: whom answers by hand are for, if not the sender.
+    """
 
     sender_email: str
     sender_name: str | None
@@ -59,10 +61,11 @@ def compose(mailing: Mailing) -> bytes:
     if mailing.reply_to is not None and not same_address(mailing.reply_to, mailing.sender_email):
         lines.append(f"Reply-To: {_mailbox('Reply-To', mailing.reply_to, None)}")
     lines += [
-        f"Subject: {unstructured('Subject', cut(mailing.rendered.subject, LONGEST_SUBJECT))}",
+        f"Subject: {unstructured('Subject', clean_line(mailing.rendered.subject))}",
         f"Date: {format_datetime(mailing.date)}",
-        f"Message-ID: {mailing.message_id}",
     ]
+    if not is_to_itself(mailing.sender_email, mailing.recipient_email):
+        lines.append(f"Message-ID: {mailing.message_id}")
     if mailing.thread_id is not None:
         lines += [f"In-Reply-To: {mailing.thread_id}", f"References: {mailing.thread_id}"]
     lines += [
@@ -81,6 +84,16 @@ def compose(mailing: Mailing) -> bytes:
     lines += ["Content-Type: multipart/mixed;", f' boundary="{outer}"']
     header = "".join(f"{line}\r\n" for line in lines).encode("ascii")
     return header + b"\r\n" + _multipart(outer, [alternative + _multipart(inner, texts), attachment])
+
+
+def is_to_itself(sender_email: str, recipient_email: str) -> bool:
+    """Whether the mail goes to the box that it comes from, as guests' answers do where an owner has her own mailbox.
+
+    Such a mail has no Message-ID: Messages stores it as sent and, finding the Message-ID in the box already, would not
+    put it into the inbox, where it is to be read. The price: it could not tell a second copy from the first, so the
+    sender gives that one its Message-ID back (app/invitations/sender.py).
+    """
+    return same_address(sender_email, recipient_email)
 
 
 def _multipart(boundary: str, parts: Sequence[bytes]) -> bytes:
@@ -119,15 +132,10 @@ def _calendar_parts(ics: bytes, method: Method) -> tuple[bytes, bytes]:
     return calendar.as_bytes(), attachment.as_bytes()
 
 
-def cut(text: str | None, longest: int) -> str:
-    """The text on one line, at most that long."""
-    return clean_line(text)[:longest].rstrip()
-
-
 def _mailbox(header: str, email: str, name: str | None) -> str:
     if not is_address(email):
         raise ValueError("not a mail address")
-    shown = phrase(header, cut(name, _LONGEST_NAME))
+    shown = phrase(header, clean_line(name)[:_LONGEST_NAME].rstrip())
     if not shown:
         return email
     # On a line of its own where it is long: nothing is ever folded inside a name or an address.

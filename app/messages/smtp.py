@@ -41,7 +41,9 @@ class SmtpFailed(Exception):
 
 
 @asynccontextmanager
-async def connected(smtp_url: str, *, within_seconds: float = _WITHIN_SECONDS) -> AsyncIterator[aiosmtplib.SMTP]:
+async def connected(
+    smtp_url: str, *, within_seconds: float = _WITHIN_SECONDS
+) -> AsyncIterator[aiosmtplib.SMTP]:
     """A session with the server of SMTP_URL, logged in where the address names a user.
 
     `smtps://`: TLS from the first byte. `smtp://`: STARTTLS where the server offers it, whatever its certificate says;

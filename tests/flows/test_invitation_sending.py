@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -12,12 +13,13 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import select, text, update
 
+from app.core import metrics
 from app.core.clock import utcnow
 from app.core.db import Sessions, transaction
 from app.core.errors import InvalidFields
 from app.core.http import operator_client
 from app.core.ids import new_id
-from app.invitations.repository import READY, forget_contents
+from app.invitations.repository import READY, forget_contents, requeue
 from app.invitations.sender import MailSender
 from app.invitations.service import RsvpLinks, Sender, queue_mails
 from app.itip.event import Guest, HostedEvent, Person
@@ -113,6 +115,10 @@ class Outbox:
                 update(MailLane).where(MailLane.held_until.is_not(None)).values(held_until=utcnow())
             )
 
+    async def ask_again(self, mail_id: str) -> None:
+        async with transaction(self.sessions) as session:
+            await requeue(session, mail_id)
+
     async def free_lanes(self) -> None:
         """As if the leases of killed workers had run out."""
         async with transaction(self.sessions) as session:
@@ -197,9 +203,138 @@ async def test_updates_and_cancellations_thread_under_the_first_mail(outbox):
     for later in (second, third):
         assert later["In-Reply-To"] == later["References"] == first["Message-ID"]
     assert [mail["Subject"] for mail in (first, second, third)] == [
-        "Invitation: Weekly", "Updated invitation: Weekly", "Canceled: Weekly",
+        "Invitation: Weekly", "Re: Invitation: Weekly", "Re: Invitation: Weekly",
     ]  # fmt: skip
+    assert {mail.thread_id for mail in outbox.fake.submitted if mail.recipients == [BOB.email]} == {
+        outbox.fake.submitted[0].thread_id
+    }
+    told = [mail for mail in outbox.fake.submitted if mail.recipients == [BOB.email]]
+    for mail, headline in zip(told[1:], ("Updated invitation: Weekly", "Canceled: Weekly"), strict=True):
+        assert mail.part("text/plain").startswith(f"{headline}\r\n\r\nAda")
+        assert f"<strong>{headline}</strong>" in re.sub(r" style=\"[^\"]*\"", "", mail.part("text/html"))
     assert len({mail["Message-ID"] for mail in (first, second, third)}) == 3
+
+
+async def test_an_event_with_another_name_begins_another_thread(outbox):
+    changed = replace(EVENT, name="Monthly", sequence=1)
+    for event in (EVENT, changed, replace(changed, sequence=2, location="Room 2")):
+        await outbox.queue(event)
+    await outbox.drain()
+    mails = outbox.fake.submitted
+    assert [mail.mail["Subject"] for mail in mails] == [
+        "Invitation: Weekly", "Updated invitation: Monthly", "Re: Updated invitation: Monthly",
+    ]  # fmt: skip
+    assert mails[1].mail["In-Reply-To"] is None
+    assert mails[2].mail["In-Reply-To"] == mails[1].mail["Message-ID"]
+    assert mails[0].thread_id != mails[1].thread_id == mails[2].thread_id
+
+
+async def test_a_thread_of_an_older_release_goes_on(outbox):
+    await outbox.queue()
+    await outbox.drain()
+    async with transaction(outbox.sessions) as session:
+        await session.execute(text("UPDATE invitation_mails SET thread_subject = NULL"))
+    await outbox.queue(replace(EVENT, sequence=1))
+    await outbox.drain()
+    first, second = outbox.fake.submitted
+    assert first.thread_id == second.thread_id
+
+
+async def test_an_answer_reaches_the_inbox_of_the_box_that_it_comes_from(outbox):
+    answer = replace(BOB, response_status="accepted")
+    owner = Person(email="Ada@Example.com", name="Ada")
+    await outbox.queue(method="REPLY", recipients=(owner,), replying=answer)
+    await outbox.drain()
+    (mail,) = outbox.mailbox.inbox
+    assert mail.mail["Subject"] == "Accepted: Weekly (Bob)"
+    assert mail.mail["Reply-To"] == BOB.email
+    team = outbox.fake.add_mailbox("team@example.com", admin=OWNER)
+    shared = replace(outbox.identity, mailbox_id=team.id, email=team.email)
+    outbox.forget_mailboxes()
+    await outbox.queue(method="REPLY", recipients=(owner,), replying=answer, sender=shared)
+    await outbox.drain()
+    assert outbox.mailbox.inbox[1].mail["Message-ID"] is not None
+
+
+async def test_a_lost_answer_puts_no_second_copy_into_the_own_inbox(outbox):
+    outbox.fake.faults.append(Fault(500, take=True))
+    answer = replace(BOB, response_status="accepted")
+    await outbox.queue(method="REPLY", recipients=(Person(email=OWNER, name="Ada"),), replying=answer)
+    await outbox.drain()
+    await outbox.make_due()
+    await outbox.drain()
+    assert len(outbox.fake.submitted) == 2
+    assert len(outbox.mailbox.inbox) == 1
+    assert (await outbox.row()).status == "sent"
+
+
+async def test_a_500_after_which_the_mail_is_sent_later_makes_two_copies_at_most(outbox):
+    """Its broker is away: it keeps each mail, and answers 500."""
+    outbox.fake.faults.extend([Fault(500, take=True)] * 5)
+    await outbox.queue()
+    for _ in range(5):
+        await outbox.drain()
+        row = await outbox.row()
+        assert (row.next_attempt_at or utcnow() + timedelta(hours=1)) - utcnow() > timedelta(minutes=9)
+        await outbox.make_due()
+    assert len(outbox.fake.submitted) == 2
+    assert row.status == "unknown"
+
+
+async def test_a_mailbox_made_anew_with_the_same_address_is_found(outbox):
+    await outbox.queue(recipients=(BOB, EVE))
+    outbox.fake.mailboxes.clear()
+    anew = outbox.fake.add_mailbox(OWNER, name="Ada", admin=OWNER)
+    (claimed,) = await outbox.sender.claim(10)
+    await outbox.sender.handle(claimed)
+    anew.users[OWNER] = "viewer"
+    outbox.forget_mailboxes()
+    await outbox.drain()
+    assert [mail.mailbox_id for mail in outbox.fake.submitted] == [anew.id]
+    assert [row.status for row in await outbox.rows()] == ["sent", "failed"]
+
+
+async def test_a_mail_of_an_older_release_that_names_somebody_else_is_never_sent(outbox):
+    await outbox.queue(recipients=(BOB, EVE))
+    async with transaction(outbox.sessions) as session:
+        row = (
+            await session.scalars(select(InvitationMail).where(InvitationMail.recipient_email == BOB.email))
+        ).one()
+        row.mail = (row.mail or b"").replace(
+            b"To: Bob <", b"To: victim@evil.example, Bob Builder of the Department\r\n and Titles <"
+        )
+    before = metrics.INVITATION_MAILS_UNSAFE._value.get()
+    await outbox.drain()
+    assert [mail.recipients for mail in outbox.fake.submitted] == [[EVE.email]]
+    bob, _ = await outbox.rows()
+    assert (bob.status, bob.open_submits) == ("failed", 0)
+    assert "To header can be read as another address than bob@example.org" in bob.last_error
+    assert metrics.INVITATION_MAILS_UNSAFE._value.get() == before + 1
+
+
+async def test_a_mail_to_an_address_that_messages_drops_fails_with_the_reason(outbox):
+    """Guests of older releases: their events can still be changed."""
+    await outbox.queue(recipients=(replace(BOB, email="bob@example.c1"),))
+    await outbox.drain()
+    row = await outbox.row()
+    assert (row.status, outbox.fake.submitted) == ("failed", [])
+    assert "bob@example.c1" in row.last_error
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "victim@evil.example, Bob Builder of the Department of Long Winded Names and Titles",
+        "Group: victim@evil.example;",
+    ],
+)
+async def test_a_name_reaches_nobody_and_stops_no_mail(outbox, name):
+    await outbox.queue(
+        recipients=(replace(BOB, name=name),), sender=replace(outbox.identity, name=f"Sales: {name}")
+    )
+    await outbox.drain()
+    (mail,) = outbox.fake.submitted
+    assert mail.recipients == [BOB.email]
 
 
 async def test_after_an_invitation_that_failed_the_next_one_is_the_first(outbox):
@@ -379,19 +514,18 @@ async def test_holds_grow_while_messages_names_no_time(outbox):
     assert (await outbox.row()).status == "pending"
 
 
-async def test_a_mail_asked_for_by_hand_goes_in_spite_of_a_hold_and_before_the_others(outbox, api):
+async def test_a_mail_asked_for_by_hand_goes_in_spite_of_a_hold_and_before_the_others(outbox):
     outbox.fake.limits[outbox.mailbox.id] = 0
     guests = [replace(BOB, email=f"guest{number}@example.org") for number in range(5)]
     await outbox.queue(recipients=guests)
     await outbox.drain()
     last = (await outbox.rows())[-1]
-    answer = await api.post(f"/api/v1/invitations/{last.id}/resend")
-    assert answer.status_code == 202
+    await outbox.ask_again(last.id)
     assert await outbox.drain() == 1  # one attempt: throttled again
     assert await outbox.drain() == 0
     assert (await outbox.rows())[-1].attempt_count == 1
     outbox.fake.limits.clear()
-    await api.post(f"/api/v1/invitations/{last.id}/resend")
+    await outbox.ask_again(last.id)
     await outbox.drain()  # it got through, so the hold is over
     assert outbox.fake.submitted[0].recipients == [last.recipient_email]
     assert {row.status for row in await outbox.rows()} == {"sent"}
@@ -855,6 +989,11 @@ async def test_without_a_mailbox_mails_go_out_by_smtp(outbox, smtp):
     assert (sender, recipients) == ("calendars@example.net", [BOB.email])
     assert b"\r\nReply-To: ada@example.com\r\n" in raw
     assert b"From: Ada <calendars@example.net>\r\n" in raw
+    _, event = vevent(Submitted("", recipients, raw, ""))
+    assert event["ORGANIZER"] == f"mailto:{OWNER}"
+    assert event["ORGANIZER"].params["SENT-BY"] == "mailto:calendars@example.net"
+    unfolded = event.to_ical().replace(b"\r\n ", b"")
+    assert b'SENT-BY="mailto:calendars@example.net"' in unfolded
     assert (await outbox.row()).status == "sent"
     assert outbox.fake.submitted == []
 
