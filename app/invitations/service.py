@@ -29,7 +29,7 @@ from app.itip.build import (
     is_whole_cancel,
 )
 from app.itip.event import Guest, HostedEvent, Person
-from app.messages.check import MailUnsafe, check_mail
+from app.messages.check import MailUnsafe, check_addressing
 from app.messages.mime import Mailing, compose, make_message_id
 from app.messages.rendering import Kind, RsvpLinks, first_subject, kind_of, render
 from app.models import InvitationMail
@@ -229,9 +229,9 @@ class _Draft:
                 rendered=rendered,
             )
         )
-        # The sender looks at the bytes too, and sends nothing that fails; here, so that the fault is seen at once.
+        # The sender looks at all of it, and sends nothing that fails; here, so that a fault is seen at once.
         try:
-            check_mail(mail, sender_email=sender.email, recipient_email=person.email)
+            check_addressing(mail, sender_email=sender.email, recipient_email=person.email)
         except MailUnsafe as err:
             log.error("mail_unsafe", event_uid=event.uid, reason=str(err))  # noqa: TRY400 - about the mail, not this code
         return _Written(message_id, thread_id, rendered.thread_subject, mail)

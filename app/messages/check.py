@@ -31,6 +31,17 @@ class MailUnsafe(Exception):
     """The bytes are not one mail from this sender to this recipient alone; the text says what is wrong."""
 
 
+def check_addressing(mail: bytes, *, sender_email: str, recipient_email: str) -> None:
+    """Raises MailUnsafe unless the header says that `mail` goes from exactly this sender to exactly this recipient."""
+    header, blank, _ = mail.partition(b"\r\n\r\n")
+    message = BytesParser(policy=compat32).parsebytes(header + blank, headersonly=True)
+    if message.defects or message.get_payload():
+        raise MailUnsafe("its header is malformed")
+    _check_headers(message)
+    for name, expected in (("From", sender_email), ("To", recipient_email)):
+        _check_address(name, str(message[name]), expected)
+
+
 def check_mail(mail: bytes, *, sender_email: str, recipient_email: str) -> None:
     """Raises MailUnsafe unless `mail` goes from exactly this sender to exactly this recipient, in the shape we write."""
     if len(mail) > LARGEST_MAIL_BYTES:
@@ -40,11 +51,8 @@ def check_mail(mail: bytes, *, sender_email: str, recipient_email: str) -> None:
         raise MailUnsafe("a line does not end in CRLF")
     if max(map(len, mail.split(b"\r\n"))) > _LONGEST_LINE:
         raise MailUnsafe(f"a line is longer than {_LONGEST_LINE} bytes")
-    message = BytesParser(policy=compat32).parsebytes(mail)
-    _check_headers(message)
-    for header, expected in (("From", sender_email), ("To", recipient_email)):
-        _check_address(header, str(message[header]), expected)
-    _check_parts(message)
+    check_addressing(mail, sender_email=sender_email, recipient_email=recipient_email)
+    _check_parts(BytesParser(policy=compat32).parsebytes(mail))
 
 
 def _check_headers(message: Message) -> None:

@@ -86,8 +86,15 @@ async def test_from_the_invitation_to_the_answer(fake, api, app, worker, calenda
         assert vevent["ATTENDEE"].params["PARTSTAT"] == "ACCEPTED"
         (told,) = await receiver.wait_for(1)
         assert told.json["calendar_event_id"] == event["id"]
-    listed = (await api.get(f"/api/v1/calendar_events/{event['id']}/invitations")).json()["results"]
-    assert [(mail["method"], mail["status"]) for mail in listed] == [("REPLY", "sent"), ("REQUEST", "sent")]
+
+    async def all_sent():
+        listed = (await api.get(f"/api/v1/calendar_events/{event['id']}/invitations")).json()["results"]
+        return [(mail["method"], mail["status"]) for mail in listed] == [
+            ("REPLY", "sent"),
+            ("REQUEST", "sent"),
+        ]
+
+    await until(all_sent)
 
 
 async def test_an_event_tells_whom_no_mail_has_reached(fake, api, worker, calendar):

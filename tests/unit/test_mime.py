@@ -253,6 +253,7 @@ OLD_MAIL = compose(MAILING)
         (b"Subject: ", b"Subject: " + b"x" * 999, "longer than 998"),
         (b"Subject: ", b"Subject: \n", "CRLF"),
         (b"Subject: ", b"X: y\r\n\r\nSubject: ", "headers"),
+        (b"Subject: ", b"no header\r\nCc: eve@example.org\r\nSubject: ", "malformed"),
         (b"Content-Type: text/plain", b"Content-Type: text/html\r\nContent-Type: text/plain", "parts"),
         (b"Content-Type: text/html", b"Content-Type: text/html\r\nContent-Type: text/html", "exactly one"),
     ],
