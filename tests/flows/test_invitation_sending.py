@@ -12,6 +12,7 @@ import icalendar
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import select, text, update
+from structlog.testing import capture_logs
 
 from app.core import metrics
 from app.core.clock import utcnow
@@ -29,7 +30,7 @@ from app.models import Calendar, CalendarEvent, InvitationMail, MailLane
 from app.settings import Settings
 from tests.conftest import StartWorker, TestProject
 from tests.fakes.messages import FakeMailbox, FakeMessages, Fault, Submitted
-from tests.fakes.smtp import Sink, smtp_sink
+from tests.fakes.smtp import Sink, self_signed, smtp_sink
 
 OWNER = "ada@example.com"
 BOB = Guest(email="bob@example.org", name="Bob", is_optional=False, response_status="needs_action")
@@ -1070,3 +1071,52 @@ async def test_nothing_goes_out_in_the_clear_where_tls_is_asked_for(outbox, smtp
     await outbox.drain()
     row = await outbox.row()
     assert (row.status, row.open_submits, smtp.mails) == ("pending", 0, [])
+
+
+@pytest.mark.parametrize(
+    ("query", "encrypted"),
+    [("", [True]), ("?starttls=false", [False]), ("?starttls=true", [])],
+    ids=["offered", "never", "required"],
+)
+async def test_starttls_is_taken_where_it_is_offered(outbox, query, encrypted):
+    """Its certificate is nobody's: better than none, but not where TLS was asked for."""
+    async with smtp_sink(self_signed()) as sink:
+        user = "calendars%40x:p%2Fw%25"
+        outbox.settings.smtp_url = SecretStr(f"smtp://{user}@127.0.0.1:{sink.port}{query}")
+        outbox.settings.email_from = "calendars@example.net"
+        await outbox.queue(
+            sender=Sender(mailbox_id=None, email="calendars@example.net", name=None, owner_email=OWNER)
+        )
+        await outbox.drain()
+        assert sink.encrypted == encrypted
+    assert (await outbox.row()).status == ("sent" if encrypted else "pending")
+
+
+async def test_a_password_in_the_clear_is_warned_about(outbox, smtp):
+    outbox.settings.smtp_url = SecretStr(f"smtp://calendars%40x:p%2Fw%25@127.0.0.1:{smtp.port}")
+    smtp_module._warned.clear()
+    await outbox.queue(recipients=(BOB, EVE))
+    with capture_logs() as logs:
+        await outbox.drain()
+    told = [entry for entry in logs if entry["event"] == "smtp_password_in_clear"]
+    assert len(told) == 1  # not for each mail
+    assert "p/w%" not in str(told)
+    assert len(smtp.mails) == 2
+
+
+async def test_a_mail_server_that_wants_no_more_of_a_sender_holds_that_sender_alone(outbox, smtp):
+    smtp.mail_answer = "451 4.7.1 too many messages"
+    await outbox.queue()
+    await outbox.drain()
+    assert await outbox.drain() == 0
+    row = await outbox.row()
+    assert (row.status, row.last_error) == ("pending", "The mail server refuses the mail (451).")
+    smtp.mail_answer = None
+    await outbox.queue(
+        replace(EVENT, uid="another"), sender=replace(outbox.identity, owner_email="eve@example.com")
+    )
+    await outbox.drain()
+    assert [row.status for row in await outbox.rows()] == ["pending", "sent"]
+    await outbox.end_holds()
+    await outbox.drain()
+    assert [row.status for row in await outbox.rows()] == ["sent", "sent"]
