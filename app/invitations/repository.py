@@ -516,13 +516,14 @@ async def hold(
     )
 
 
-async def end_holds(session: Session, lane: str, *, by_messages: bool) -> None:
-    """A mail of this lane was taken."""
-    keys = [lane, _ALL_MESSAGES] if by_messages else [lane]
+async def end_holds(session: Session, due: DueMail) -> None:
+    """A mail of this lane was taken: nothing is held any more, and the next may go."""
+    is_own = and_(MailLane.key == due.lane, MailLane.lease_token == due.lease_token)
+    is_of_all = and_(MailLane.key == _ALL_MESSAGES, MailLane.hold_count > 0)
     await session.execute(
         update(MailLane)
-        .where(MailLane.key.in_(keys), MailLane.hold_count > 0)
-        .values(held_until=None, hold_count=0, hold_reason=None)
+        .where(is_own if due.mailbox_id is None else or_(is_own, is_of_all))
+        .values(lease_token=None, leased_until=None, held_until=None, hold_count=0, hold_reason=None)
         .execution_options(synchronize_session=False)
     )
 

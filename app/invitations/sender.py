@@ -299,9 +299,10 @@ class MailSender:
                     longest_seconds=_LONGEST_HOLD_SECONDS,
                     reason=error or "",
                 )
-            elif outcome.result == "sent":
-                await repository.end_holds(session, due.lane, by_messages=due.mailbox_id is not None)
-            await repository.release_lane(session, due.lane, due.lease_token)
+            if outcome.result == "sent":
+                await repository.end_holds(session, due)
+            else:
+                await repository.release_lane(session, due.lane, due.lease_token)
         if settled and result in {"sent", "unknown"} and due.follows_failure:
             # On its own: nothing may keep a mail that went out from being noted as such.
             async with transaction(self._sessions) as session:

@@ -14,7 +14,8 @@ import re
 import uuid
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from email.message import EmailMessage
+from email.message import EmailMessage, Message
+from email.parser import BytesHeaderParser
 from email.utils import getaddresses
 from typing import Any
 
@@ -98,6 +99,8 @@ class FakeMessages:
         self.takes_seconds = 0.0
         self.most_at_once = 0
         self._at_once: Counter[str] = Counter()
+        # By mailbox and Message-ID: the thread and the bare subject of what was sent.
+        self._sent: dict[str, dict[str, tuple[str, str]]] = {}
 
     def add_mailbox(self, address: str, *, name: str | None = None, **users: str) -> FakeMailbox:
         """`users` as role="address": add_mailbox("team@x.org", admin="ada@x.org")."""
@@ -214,7 +217,7 @@ class FakeMessages:
             return JSONResponse({"detail": "Mailbox not found."}, 404)
         if not self.is_global:
             return JSONResponse({"detail": "This channel does not cover the mailbox."}, 403)
-        mail = email.message_from_bytes(raw)
+        mail = BytesHeaderParser().parsebytes(raw)
         if mail["Bcc"] is not None:
             return JSONResponse({"detail": "Bcc is not allowed."}, 400)
         if read_addresses(mail.get_all("From", [])) != [mailbox.email]:
@@ -229,37 +232,29 @@ class FakeMessages:
         if b"\n" in raw.replace(b"\r\n", b"") or max(map(len, raw.split(b"\r\n"))) > 998:
             return _html(400, "Bad Request")
         taken = [address for address in everybody if _ADDRESS.fullmatch(address)]
-        message_id = str(uuid.uuid4())
-        submitted = Submitted(
-            mailbox_id, taken, raw, message_id, self._thread_of(mailbox_id, raw) or message_id
-        )
-        self.submitted.append(submitted)
+        submitted = self._keep(mailbox_id, taken, raw)
         if mailbox_id in self.limits:
             self.limits[mailbox_id] -= len(taken)
-        self._deliver_inside(submitted)
         return JSONResponse({"message_id": submitted.message_id, "status": "accepted"}, 202)
 
-    def _thread_of(self, mailbox_id: str, raw: bytes) -> str | None:
-        """The thread that a mail joins: of a mail that it refers to, and that has the same subject."""
-        mail = email.message_from_bytes(raw, policy=email.policy.default)
+    def _keep(self, mailbox_id: str, recipients: list[str], raw: bytes) -> Submitted:
+        """As sent, in the thread of a mail that it refers to and that has the same subject; and in its own mailboxes' inboxes."""
+        mail = BytesHeaderParser(policy=email.policy.default).parsebytes(raw)
+        name, subject, message_id = mail["Message-ID"], _bare_subject(mail), str(uuid.uuid4())
+        sent = self._sent.setdefault(mailbox_id, {})
         referred = f"{mail['In-Reply-To'] or ''} {mail['References'] or ''}".split()
-        for other in self.submitted:
-            is_earlier = other.mailbox_id == mailbox_id and other.mail["Message-ID"] in referred
-            if is_earlier and _bare_subject(other.mail) == _bare_subject(mail):
-                return other.thread_id
-        return None
-
-    def _deliver_inside(self, submitted: Submitted) -> None:
-        """To its own mailboxes. What a box has already, also as sent, is not put there again."""
+        threads = [sent[other][0] for other in referred if other in sent and sent[other][1] == subject]
+        submitted = Submitted(mailbox_id, recipients, raw, message_id, threads[0] if threads else message_id)
+        self.submitted.append(submitted)
+        if name is not None:
+            sent[name] = (submitted.thread_id, subject)
+        folded = {address.lower() for address in recipients}
         for box in self.mailboxes.values():
-            if box.email not in submitted.recipients and box.email.lower() not in map(
-                str.lower, submitted.recipients
-            ):
-                continue
-            name = submitted.mail["Message-ID"]
-            sent = [mail for mail in self.submitted if mail.mailbox_id == box.id]
-            if name is None or all(mail.mail["Message-ID"] != name for mail in [*sent, *box.inbox]):
+            # What a box has already, also as sent, is not put there again.
+            known = {mail.mail["Message-ID"] for mail in box.inbox} | set(self._sent.get(box.id, ()))
+            if box.email.lower() in folded and (name is None or name not in known):
                 box.inbox.append(submitted)
+        return submitted
 
 
 def read_addresses(values: list[Any]) -> list[str]:
@@ -274,7 +269,7 @@ def read_addresses(values: list[Any]) -> list[str]:
     return found
 
 
-def _bare_subject(mail: EmailMessage) -> str:
+def _bare_subject(mail: Message) -> str:
     subject = str(mail["Subject"] or "")
     while (stripped := _PREFIX.sub("", subject)) != subject:
         subject = stripped
