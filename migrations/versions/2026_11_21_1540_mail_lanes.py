@@ -1,14 +1,14 @@
 """mail lanes
 
 Revision ID: 5e8b1c94d7a3
-Revises: 3c9a17d5e2f8
+Revises: b7f2c05d9e13
 """
 
 import sqlalchemy as sa
 from alembic import op
 
 revision = '5e8b1c94d7a3'
-down_revision = '3c9a17d5e2f8'
+down_revision = 'b7f2c05d9e13'
 branch_labels = None
 depends_on = None
 
