@@ -182,8 +182,11 @@ async def _taking_turns(
         await database.execute("DELETE FROM invitation_mails")
         with worker(settings, FEATURE_MESSAGES_INTEGRATION="true", **environment):
             await _create(api, calendars[first], LARGE)
-            await _create(api, calendars[OTHER], 1)
             async with asyncio.timeout(300):
+                tried = "SELECT count(*) FROM invitation_mails WHERE attempt_count > 0"
+                while not await database.fetchval(tried):  # until the worker is up
+                    await asyncio.sleep(0.02)
+                await _create(api, calendars[OTHER], 1)
                 while (behind := await database.fetchval(waited, OTHER, 1)) is None:
                     await asyncio.sleep(0.02)
                 while sent and (await database.fetchval(waited, first, sent)) is None:
