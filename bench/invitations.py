@@ -1,4 +1,5 @@
-"""Invitations: creating an event with many guests, clicks on the page, mails per second, claims with many mails waiting.
+"""Invitations: creating an event with many guests, clicks on the page, mails per second, one mail behind a large event
+and beside a mailbox at its limit, claims with many mails waiting.
 
 The API runs in this process, the worker and a fake Messages (which takes a mail in 70 ms, like the real one) in their
 own; a durable PostgreSQL and a Redis share the machine with them.
@@ -26,18 +27,23 @@ from tests.fakes.messages import FakeMessages
 from tests.fakes.server import serve
 
 OWNER = "ada@example.com"
+OTHER = "rem@example.com"
+LIMITED = "lim@example.com"  # may send nothing until midnight
 TAKES_SECONDS = 0.07
 GUESTS = (1, 20, 100, 500)
 CLICKS = 25  # an address may click 60 times a minute
-MAILS = 400
+MAILS = 200
 WAITING = 100_000
 CLAIMS = 100
+LARGE = 200
+LANES = 1_000
 
 
 def _serve_messages(pipe: Any) -> None:
     async def main() -> None:
         fake = FakeMessages()
-        fake.add_mailbox(OWNER, name="Ada", admin=OWNER)
+        for address in (OWNER, OTHER, LIMITED):
+            fake.limits[fake.add_mailbox(address, admin=address).id] = 0 if address == LIMITED else 1_000_000
 
         async def slow(scope: Any, receive: Any, send: Any) -> None:
             await asyncio.sleep(TAKES_SECONDS)
@@ -148,15 +154,50 @@ async def _sending(
     environment = {name.upper(): value for name, value in messages.items()}
     with worker(settings, FEATURE_MESSAGES_INTEGRATION="true", **environment):
         sent, started, last = 0, 0.0, 0.0
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(300):
             while sent < MAILS:
                 await asyncio.sleep(0.02)
                 sent = await database.fetchval("SELECT count(*) FROM invitation_mails WHERE status = 'sent'")
                 started = started or (time.monotonic() if sent else 0.0)
                 last = time.monotonic()
     print(
-        f"one worker: {MAILS / (last - started):.0f} mails/s to a Messages that takes {TAKES_SECONDS * 1000:.0f} ms for each"
+        f"one worker, one mailbox: {MAILS / (last - started):.0f} mails/s to a Messages that takes {TAKES_SECONDS * 1000:.0f} ms for each"
     )
+
+
+async def _taking_turns(
+    api: httpx.AsyncClient,
+    database: asyncpg.Connection,
+    calendars: dict[str, str],
+    settings: Settings,
+    messages: dict[str, str],
+) -> None:
+    """One mail of a mailbox, after an event with many guests of another."""
+    environment = {name.upper(): value for name, value in messages.items()}
+    waited = """
+        SELECT extract(epoch FROM max(finished_at) - min(created_at))::float FROM invitation_mails
+        WHERE sender_email = $1 AND status = 'sent' HAVING count(*) = $2
+    """
+    for first, sent in ((OWNER, LARGE), (LIMITED, 0)):
+        await database.execute("DELETE FROM invitation_mails")
+        with worker(settings, FEATURE_MESSAGES_INTEGRATION="true", **environment):
+            await _create(api, calendars[first], LARGE)
+            async with asyncio.timeout(300):
+                tried = "SELECT count(*) FROM invitation_mails WHERE attempt_count > 0"
+                while not await database.fetchval(tried):  # until the worker is up
+                    await asyncio.sleep(0.02)
+                await _create(api, calendars[OTHER], 1)
+                while (behind := await database.fetchval(waited, OTHER, 1)) is None:
+                    await asyncio.sleep(0.02)
+                while sent and (await database.fetchval(waited, first, sent)) is None:
+                    await asyncio.sleep(0.1)
+        if sent:
+            whole = await database.fetchval(waited, first, sent)
+            print(
+                f"one mail behind an event with {LARGE} guests of another mailbox: sent after {behind:.1f} s, those after {whole:.1f} s"
+            )
+        else:
+            print(f"one mail while a mailbox with {LARGE} mails is at its limit: sent after {behind:.1f} s")
 
 
 async def _claiming(settings: Settings, database: asyncpg.Connection) -> None:
@@ -175,19 +216,31 @@ async def _claiming(settings: Settings, database: asyncpg.Connection) -> None:
     await database.execute("ANALYZE invitation_mails")
     engine = create_engine(settings.required_database_url())
     sessions = create_sessions(engine)
-    times = []
-    for _ in range(CLAIMS):
-        started = time.perf_counter()
-        async with transaction(sessions) as session:
-            claimed = await repository.claim_due(
-                session, by_smtp=False, limit=4, lease_token="bench", lease_for=timedelta(minutes=2)
-            )
-        assert len(claimed) == 4
-        times.append((time.perf_counter() - started) * 1000)
+    for lanes in (20, LANES):
+        await database.execute("UPDATE invitation_mails SET mailbox_id = 'box-' || position / 50 % $1", lanes)
+        await database.execute("DELETE FROM mail_lanes")
+        # Half of the mailboxes are at their limits.
+        await database.execute(
+            "INSERT INTO mail_lanes (key, held_until, hold_count) SELECT 'mailbox:box-' || n, now() + interval '1 hour', 1 "
+            "FROM generate_series(1, $1::int, 2) AS n",
+            lanes,
+        )
+        await database.execute("VACUUM ANALYZE invitation_mails")
+        times = []
+        for _ in range(CLAIMS):
+            started = time.perf_counter()
+            async with transaction(sessions) as session:
+                claimed = await repository.claim_due(
+                    session, by_messages=3, by_smtp=0, lease_token="bench", lease_for=timedelta(minutes=2)
+                )
+            times.append((time.perf_counter() - started) * 1000)
+            assert len(claimed) == 3
+            await database.execute("UPDATE mail_lanes SET leased_until = NULL WHERE leased_until IS NOT NULL")
+        print(
+            f"{WAITING:,} mails of {lanes:,} mailboxes waiting, half of them at their limits, a claim of 3: "
+            f"{quantile(times, 0.5):.1f} ms (p50), {quantile(times, 0.95):.1f} ms (p95)"
+        )
     await engine.dispose()
-    print(
-        f"{WAITING:,} mails waiting, a claim of 4: {quantile(times, 0.5):.1f} ms (p50), {quantile(times, 0.95):.1f} ms (p95)"
-    )
 
 
 async def _main(database_url: str, redis_url: str) -> None:
@@ -210,16 +263,20 @@ async def _main(database_url: str, redis_url: str) -> None:
                 timeout=60,
             ) as api,
         ):
-            calendar = {
-                "platform": "local",
-                "name": "Bench",
-                "owner_email": OWNER,
-                "timezone": "Europe/Paris",
-            }
-            calendar_id = (await api.post("/api/v1/calendars", json=calendar)).json()["id"]
+            calendars = {}
+            for owner in (OWNER, OTHER, LIMITED):
+                calendar = {
+                    "platform": "local",
+                    "name": "Bench",
+                    "owner_email": owner,
+                    "timezone": "Europe/Paris",
+                }
+                calendars[owner] = (await api.post("/api/v1/calendars", json=calendar)).json()["id"]
+            calendar_id = calendars[OWNER]
             await _creating(api, calendar_id)
             await _clicking(api, calendar_id, settings)
             await _sending(api, database, calendar_id, settings, messages)
+            await _taking_turns(api, database, calendars, settings, messages)
         await _claiming(settings, database)
         await database.close()
 

@@ -19,7 +19,7 @@ from app.core.db import Session, Sessions, transaction
 from app.doorbell import Doorbell
 from app.hosted.repository import forget_inbound_replies
 from app.hosted.service import Hosting, keep_all_expanded
-from app.invitations.repository import forget_contents
+from app.invitations.repository import forget_contents, forget_lanes
 from app.models import WorkerHeartbeat
 from app.settings import Settings
 from app.webhooks.delivery import prune
@@ -32,6 +32,7 @@ HEARTBEAT_SECONDS = 5.0
 _FORGET_WORKERS_AFTER = timedelta(hours=1)
 _FORGET_REPLIES_AFTER = timedelta(days=30)
 _FORGET_MAILS_AFTER = timedelta(days=30)
+_FORGET_LANES_AFTER = timedelta(days=1)
 _PRUNE_SECONDS = 600.0
 _SWEEP_SECONDS = 5.0
 _BATCH = 1_000
@@ -72,6 +73,7 @@ async def tidy(sessions: Sessions, settings: Settings) -> None:
             sessions, partial(forget_inbound_replies, older_than=_FORGET_REPLIES_AFTER)
         ),
         "mails": lambda: _in_batches(sessions, partial(forget_contents, older_than=_FORGET_MAILS_AFTER)),
+        "lanes": lambda: _in_batches(sessions, partial(forget_lanes, older_than=_FORGET_LANES_AFTER)),
         "deliveries": lambda: prune(sessions, settings),
         "events": lambda: clear_expired(sessions, settings),
     }

@@ -22,7 +22,7 @@ from app.core.http import httpx, is_public_address, operator_client
 from app.core.migrations import head_revision, is_behind
 from app.health.repository import count_workers, load_heartbeat_age
 from app.keys.service import inspect
-from app.messages.smtp import smtp_client
+from app.messages.smtp import connected, is_in_the_clear
 from app.providers.wire import load_json
 from app.settings import Settings, SettingsError, load_settings
 
@@ -275,12 +275,16 @@ def _scope(scope: str, status_code: int, *, fine: int) -> Finding:
 async def _smtp(settings: Settings) -> list[Finding]:
     if settings.smtp_url is None:
         return []
-    host = urlsplit(settings.smtp_url.get_secret_value()).hostname
+    url = settings.smtp_url.get_secret_value()
+    host, user = urlsplit(url).hostname, urlsplit(url).username
     try:
-        client = smtp_client(settings.smtp_url.get_secret_value(), timeout=_LIMIT_SECONDS)
-        await client.connect()
-        with suppress(aiosmtplib.SMTPException):
-            await client.quit()
+        async with connected(url, within_seconds=_LIMIT_SECONDS) as client:
+            in_the_clear = is_in_the_clear(client)
+            with suppress(aiosmtplib.SMTPException):
+                await client.quit()
     except (aiosmtplib.SMTPException, OSError, ValueError) as err:
         return [Finding("SMTP", False, f"{host}: {str(err).rstrip('.')}. Check SMTP_URL.")]
-    return [Finding("SMTP", True, f"{host} takes mail")]
+    if in_the_clear and user:
+        text = f"{host} takes mail, but the password goes to it in the clear: add ?starttls=true to SMTP_URL, or use smtps://."
+        return [Finding("SMTP", False, text)]
+    return [Finding("SMTP", True, f"{host} takes mail{'' if not in_the_clear else ', unencrypted'}")]

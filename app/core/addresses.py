@@ -7,22 +7,29 @@ from email.utils import getaddresses
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _ADDRESS = re.compile(rf"{_ATOM}(?:\.{_ATOM})*@{_LABEL}(?:\.{_LABEL})*")
+_TOP_LEVEL = re.compile(r"[A-Za-z]{2,63}|xn--[A-Za-z0-9-]{0,58}[A-Za-z0-9]", re.IGNORECASE)
 _LONGEST, _LONGEST_LOCAL_PART = 254, 64  # RFC 5321 4.5.3.1
 
 
-def is_mail_address(value: str) -> bool:
-    """Whether this is a bare address that every mail server takes.
-
-    Messages drops what it cannot parse without a word (contract/messages.md), so nothing else is ever handed to it.
-    """
+def is_address(value: str) -> bool:
+    """Whether this is written like a bare address; of a sender, who is known to exist, that is enough."""
     fits = len(value) <= _LONGEST and len(value.partition("@")[0]) <= _LONGEST_LOCAL_PART
     return fits and _ADDRESS.fullmatch(value) is not None
+
+
+def is_mail_address(value: str) -> bool:
+    """Whether a mail to this bare address can arrive.
+
+    Its last label is one that a top-level domain can have: letters, or `xn--` and what follows it. Messages drops a
+    mail to anything else without a word (contract/messages.md), so it is never handed to it.
+    """
+    return is_address(value) and _TOP_LEVEL.fullmatch(re.split("[@.]", value)[-1]) is not None
 
 
 def parse_mailbox(value: str) -> tuple[str, str | None]:
     """(address, display name or None) of `ada@example.org` or `Ada <ada@example.org>`. Raises ValueError."""
     found = getaddresses([value])
-    if len(found) != 1 or not is_mail_address(found[0][1]):
+    if len(found) != 1 or not is_address(found[0][1]):
         raise ValueError("not one mail address")
     name, address = found[0]
     return address, name or None

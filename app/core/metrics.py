@@ -44,6 +44,10 @@ INVITATION_MAILS = Counter(
     "Attempts to send a mail, and what became of them",
     ["method", "outcome"],
 )
+INVITATION_MAILS_UNSAFE = Counter(
+    "calbridge_invitation_mails_unsafe_total",
+    "Mails that were not sent because somebody else than their recipient could be read in them",
+)
 DELIVERY_ATTEMPTS = Counter(
     "calbridge_webhook_attempts_total", "Webhook delivery attempts", ["trigger", "outcome"]
 )

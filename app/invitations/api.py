@@ -40,7 +40,10 @@ async def list_invitations(
     response_model=InvitationRead,
     responses={
         **responses(404),
-        409: {"description": "It was sent, or replaced by a later mail", "model": ErrorAnswer},
+        409: {
+            "description": "It was sent, or replaced by a later mail, or is not true any more",
+            "model": ErrorAnswer,
+        },
     },
 )
 async def resend_invitation(
@@ -52,7 +55,11 @@ async def resend_invitation(
     idempotent: Idempotent,
     background_tasks: BackgroundTasks,
 ) -> Response:
-    """Sends a mail that failed again now, the same bytes; for example when the owner has the mailbox back."""
+    """Sends a mail that failed again now, the same bytes; for example when the owner has the mailbox back.
+
+    One attempt is made at once, even while the mailbox is held because of its sending limit. 409 for a mail that was
+    sent, that a later one replaced, whose guest or event is gone, or whose calendar has another sending identity now.
+    """
 
     async def work() -> bytes:
         return (await service.resend(session, project_id, invitation_id)).model_dump_json().encode()

@@ -3,18 +3,22 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from sqlalchemy import (
     ARRAY,
+    Boolean,
+    ColumnElement,
     CursorResult,
     Text,
     and_,
     bindparam,
     case,
+    delete,
     exists,
     func,
     insert,
+    literal_column,
     or_,
     select,
     text,
@@ -24,9 +28,11 @@ from sqlalchemy.orm import aliased, defer
 
 from app.core.db import AnySession, Session
 from app.core.pagination import Cursor, Ordering, Page, page_of, seek
-from app.models import CalendarEvent, InvitationMail
+from app.models import CalendarEvent, InvitationMail, MailLane
+from app.models.invitation import LANE
 
 _mail = InvitationMail
+_ALL_MESSAGES = "messages"  # the lane that stands for all mailboxes together
 
 _NEWEST = Ordering("-created_at", _mail.created_at.expression, _mail.id.expression, descending=True)
 
@@ -36,23 +42,28 @@ _NEWEST = Ordering("-created_at", _mail.created_at.expression, _mail.id.expressi
 
 @dataclass(frozen=True, slots=True)
 class Thread:
-    """What a recipient has had, or will, about an event: the Message-ID of the first mail, and the last method or None."""
+    """The thread of the last REQUEST or CANCEL that a recipient has had, or will, about an event.
 
-    first_message_id: str
+    `id`: the Message-ID of its first mail. `last_method`: None where all were about other instances. `subject`: None if
+    written by a release that did not note it.
+    """
+
+    id: str
+    subject: str | None
     last_method: str | None
 
 
 _THREADS = text(
     """
     SELECT recipient_key,
-           (array_agg(message_id ORDER BY position))[1] AS first_message_id,
+           (array_agg(coalesce(thread_id, message_id) ORDER BY position DESC))[1] AS id,
+           (array_agg(thread_subject ORDER BY position DESC))[1] AS subject,
            (array_agg(method ORDER BY position DESC) FILTER (
-               WHERE method IN ('REQUEST', 'CANCEL')
-                 AND (recurrence_id IS NULL OR recurrence_id = CAST(:recurrence_id AS timestamptz))
+               WHERE recurrence_id IS NULL OR recurrence_id = CAST(:recurrence_id AS timestamptz)
            ))[1] AS last_method
     FROM invitation_mails
     WHERE calendar_id = :calendar_id AND event_uid = :event_uid AND recipient_key = ANY(:recipient_keys)
-      AND status <> 'failed'
+      AND status <> 'failed' AND method IN ('REQUEST', 'CANCEL')
     GROUP BY recipient_key
     """
 ).bindparams(bindparam("recipient_keys", type_=ARRAY(Text())))
@@ -75,7 +86,7 @@ async def load_threads(
             "recipient_keys": list(recipient_keys),
         },
     )
-    return {row.recipient_key: Thread(row.first_message_id, row.last_method) for row in rows}
+    return {row.recipient_key: Thread(row.id, row.subject, row.last_method) for row in rows}
 
 
 async def find_organizers(session: AnySession, calendar_id: str, event_uid: str) -> list[str]:
@@ -149,13 +160,38 @@ async def find_event(session: AnySession, project_id: str, event_id: str) -> Eve
     return None if row is None else EventOfMails(*row)
 
 
+class Shown(NamedTuple):
+    """A mail of the log, and the hold that it waits for if there is one."""
+
+    mail: InvitationMail
+    held_until: datetime | None
+    hold_reason: str | None
+
+
 async def list_mails(
     session: AnySession, event: EventOfMails, *, cursor: str | None, limit: int
-) -> Page[InvitationMail]:
+) -> Page[Shown]:
     """Of an instance, those about its series too. Newest first. Raises BadQuery for a bad cursor."""
     place = Cursor.decode(cursor, ordering=_NEWEST.name) if cursor is not None else None
+    own, of_all = aliased(MailLane), aliased(MailLane)
+    is_waiting = and_(_mail.status == "pending", _mail.lease_token.is_(None), ~_mail.goes_first)
+    lane: ColumnElement[str] = literal_column(LANE.replace("position", "invitation_mails.position"))
     statement = (
-        select(_mail)
+        select(
+            _mail,
+            func.greatest(own.held_until, of_all.held_until).label("held_until"),
+            func.coalesce(own.hold_reason, of_all.hold_reason).label("hold_reason"),
+        )
+        .outerjoin(own, and_(is_waiting, own.key == lane, own.held_until > func.now()))
+        .outerjoin(
+            of_all,
+            and_(
+                is_waiting,
+                _mail.mailbox_id.is_not(None),
+                of_all.key == _ALL_MESSAGES,
+                of_all.held_until > func.now(),
+            ),
+        )
         .where(_mail.calendar_id == event.calendar_id, _mail.event_uid == event.uid)
         .options(defer(_mail.mail, raiseload=True))
     )
@@ -163,8 +199,8 @@ async def list_mails(
         statement = statement.where(
             or_(_mail.recurrence_id.is_(None), _mail.recurrence_id == event.original_start_time)
         )
-    rows = (await session.scalars(seek(statement, _NEWEST, place, limit))).all()
-    return page_of(rows, _NEWEST, place, limit, place=lambda row: (row.created_at, row.id))
+    rows = [Shown(*row) for row in await session.execute(seek(statement, _NEWEST, place, limit))]
+    return page_of(rows, _NEWEST, place, limit, place=lambda row: (row.mail.created_at, row.mail.id))
 
 
 # Sending again
@@ -199,7 +235,7 @@ async def has_later_mail(session: Session, mail: InvitationMail) -> bool:
 
 
 async def requeue(session: Session, mail_id: str) -> InvitationMail:
-    """Makes the mail due now, as if it had never been tried."""
+    """Makes the mail due now, before all others of its lane and in spite of a hold, as if it had never been tried."""
     return (
         await session.scalars(
             update(_mail)
@@ -207,6 +243,7 @@ async def requeue(session: Session, mail_id: str) -> InvitationMail:
             .values(
                 status="pending",
                 next_attempt_at=func.now(),
+                goes_first=True,
                 give_up_at=func.clock_timestamp() + timedelta(days=1),
                 attempt_count=0,
                 open_submits=0,
@@ -249,10 +286,13 @@ async def forget_contents(session: Session, *, older_than: timedelta, limit: int
 class DueMail:
     """A claimed mail. `open_submits`: earlier submits of which nobody knows how they ended.
 
-    `follows_failure`: an earlier mail about the event to this person has failed.
+    `seconds_left`: until it is given up; below 0 afterwards. `follows_failure`: an earlier mail about the event to this
+    person has failed.
     """
 
     id: str
+    project_id: str
+    lane: str
     lease_token: str
     calendar_id: str
     event_uid: str
@@ -261,71 +301,257 @@ class DueMail:
     sender_email: str
     owner_email: str
     recipient_email: str
+    message_id: str
     mail: bytes
     attempt_count: int
     open_submits: int
-    give_up_at: datetime
+    seconds_left: float
     follows_failure: bool
 
 
-async def claim_due(
-    session: Session, *, by_smtp: bool, limit: int, lease_token: str, lease_for: timedelta
-) -> list[DueMail]:
-    """Up to `limit` due mails of one way out that nobody else has locked, under a lease.
+# Mails of one recipient about one event go out in their order: a late invitation must not undo a cancellation.
+_IS_BEHIND = """EXISTS (
+    SELECT FROM invitation_mails AS earlier
+    WHERE earlier.calendar_id = mail.calendar_id AND earlier.event_uid = mail.event_uid
+      AND earlier.recipient_key = mail.recipient_key AND earlier.position < mail.position
+      AND earlier.status = 'pending'
+)"""
+_LANE_OF_MAIL = LANE.replace("mailbox_id", "mail.mailbox_id").replace("owner_email", "mail.owner_email")
+_LANE_OF_MAIL = _LANE_OF_MAIL.replace("position", "mail.position")
 
-    A mail waits for the earlier ones to the same recipient about the same event: a late invitation must not undo
-    a cancellation.
+# The next mail of a lane for a project: one asked for by hand, else the one that is due longest. `place` is the
+# row that names project_id, lane and is_held.
+_HEAD = f"""coalesce(
+    (
+        SELECT mail.id FROM invitation_mails AS mail
+        WHERE mail.status = 'pending' AND mail.goes_first AND {_LANE_OF_MAIL} = place.lane
+          AND mail.project_id = place.project_id AND mail.next_attempt_at <= now() AND NOT {_IS_BEHIND}
+        ORDER BY mail.position LIMIT 1
+    ),
+    CASE WHEN NOT place.is_held THEN (
+        SELECT mail.id FROM invitation_mails AS mail
+        WHERE mail.status = 'pending' AND mail.project_id = place.project_id AND {_LANE_OF_MAIL} = place.lane
+          AND mail.next_attempt_at <= now() AND NOT {_IS_BEHIND}
+        ORDER BY mail.next_attempt_at, mail.position LIMIT 1
+    ) END
+)"""  # noqa: S608 - all parts are above
+_HOLDS = f"""
+    LEFT JOIN mail_lanes AS own ON own.key = found.lane
+    LEFT JOIN mail_lanes AS of_all ON of_all.key = '{_ALL_MESSAGES}' AND found.lane LIKE 'mailbox:%'
+"""
+_IS_HELD = "(coalesce(own.held_until > now(), false) OR coalesce(of_all.held_until > now(), false))"
+
+# From lane to lane by the index, whatever waits in them; then one look into each that is free. Turns go round the
+# projects, and within a project round its lanes.
+READY = text(
+    f"""
+    WITH RECURSIVE found AS (
+        (
+            SELECT mail.project_id, {_LANE_OF_MAIL} AS lane FROM invitation_mails AS mail
+            WHERE mail.status = 'pending' ORDER BY 1, 2 LIMIT 1
+        )
+        UNION ALL
+        SELECT following.project_id, following.lane FROM found CROSS JOIN LATERAL (
+            SELECT mail.project_id, {_LANE_OF_MAIL} AS lane FROM invitation_mails AS mail
+            WHERE mail.status = 'pending' AND (mail.project_id, {_LANE_OF_MAIL}) > (found.project_id, found.lane)
+            ORDER BY 1, 2 LIMIT 1
+        ) AS following
+    ), place AS (
+        SELECT found.*, own.served_at, of_project.served_at AS project_served_at, {_IS_HELD} AS is_held,
+               found.lane LIKE 'smtp:%' AS by_smtp,
+               coalesce(of_all.hold_count > 0, false) AS is_probe
+        FROM found {_HOLDS}
+        LEFT JOIN mail_lanes AS of_project ON of_project.key = 'project:' || found.project_id
+        WHERE own.leased_until IS NULL OR own.leased_until <= now()
+    ), ready AS (
+        SELECT *, row_number() OVER (
+            PARTITION BY by_smtp, project_id ORDER BY served_at NULLS FIRST, lane
+        ) AS turn
+        FROM place WHERE {_HEAD} IS NOT NULL
+    ), ranked AS (
+        SELECT *, row_number() OVER (
+            PARTITION BY by_smtp ORDER BY turn, project_served_at NULLS FIRST, served_at NULLS FIRST, lane
+        ) AS rank
+        FROM ready
+    )
+    SELECT project_id, lane, by_smtp, is_held, is_probe FROM ranked
+    WHERE rank <= CASE WHEN by_smtp THEN CAST(:by_smtp AS int) ELSE CAST(:by_messages AS int) END
+    ORDER BY rank
+    """  # noqa: S608 - all parts are above
+)
+_BEGIN_PROBE = text(
+    f"""
+    UPDATE mail_lanes SET held_until = now() + CAST(:lease_for AS interval)
+    WHERE key = '{_ALL_MESSAGES}' AND hold_count > 0 AND held_until <= now()
+    RETURNING key
+    """  # noqa: S608 - a constant
+)
+_LEASE_LANES = text(
     """
-    earlier = aliased(InvitationMail)
-    of_same_guest = and_(
-        earlier.calendar_id == _mail.calendar_id,
-        earlier.event_uid == _mail.event_uid,
-        earlier.recipient_key == _mail.recipient_key,
+    INSERT INTO mail_lanes AS known (key, lease_token, leased_until, served_at)
+    SELECT lane, :lease_token, now() + CAST(:lease_for AS interval), clock_timestamp()
+    FROM unnest(:lanes) AS given (lane) ORDER BY lane
+    ON CONFLICT (key) DO UPDATE
+    SET lease_token = excluded.lease_token, leased_until = excluded.leased_until, served_at = excluded.served_at
+    WHERE known.leased_until IS NULL OR known.leased_until <= now()
+    RETURNING key
+    """
+).bindparams(bindparam("lanes", type_=ARRAY(Text())))
+_CLAIM = text(
+    f"""
+    WITH place AS (
+        SELECT found.*, {_IS_HELD} AND NOT found.is_probe AS is_held
+        FROM unnest(:projects, :lanes, :probes) AS found (project_id, lane, is_probe) {_HOLDS}
+    ), due AS (
+        SELECT id FROM invitation_mails
+        WHERE id IN (SELECT {_HEAD} FROM place) AND status = 'pending' AND next_attempt_at <= now()
+        FOR UPDATE SKIP LOCKED
     )
-    is_behind = exists().where(
-        of_same_guest, earlier.status == text("'pending'"), earlier.position < _mail.position
-    )
-    due = (
-        select(_mail.id)
-        .where(
-            _mail.status == text("'pending'"),
-            _mail.next_attempt_at <= func.now(),
-            _mail.mailbox_id.is_(None) if by_smtp else _mail.mailbox_id.is_not(None),
-            ~is_behind,
+    UPDATE invitation_mails AS mail
+    SET lease_token = :lease_token, next_attempt_at = clock_timestamp() + CAST(:lease_for AS interval),
+        attempt_count = mail.attempt_count + 1, goes_first = false
+    FROM due WHERE mail.id = due.id
+    RETURNING mail.id, mail.project_id, {_LANE_OF_MAIL} AS lane, mail.lease_token, mail.calendar_id, mail.event_uid,
+        mail.method, mail.mailbox_id, mail.sender_email, mail.owner_email, mail.recipient_email, mail.message_id,
+        mail.mail, mail.attempt_count, mail.open_submits,
+        CAST(extract(epoch FROM mail.give_up_at - clock_timestamp()) AS float) AS seconds_left,
+        EXISTS (
+            SELECT FROM invitation_mails AS earlier
+            WHERE earlier.calendar_id = mail.calendar_id AND earlier.event_uid = mail.event_uid
+              AND earlier.recipient_key = mail.recipient_key AND earlier.status = 'failed'
+        ) AS follows_failure
+    """  # noqa: S608 - all parts are above
+).bindparams(
+    bindparam("projects", type_=ARRAY(Text())),
+    bindparam("lanes", type_=ARRAY(Text())),
+    bindparam("probes", type_=ARRAY(Boolean())),
+)
+_NOTE_TURNS = text(
+    """
+    INSERT INTO mail_lanes (key, served_at)
+    SELECT 'project:' || project_id, clock_timestamp() FROM unnest(:projects) AS given (project_id) ORDER BY project_id
+    ON CONFLICT (key) DO UPDATE SET served_at = excluded.served_at
+    """
+).bindparams(bindparam("projects", type_=ARRAY(Text())))
+
+
+async def claim_due(
+    session: Session, *, by_messages: int, by_smtp: int, lease_token: str, lease_for: timedelta
+) -> list[DueMail]:
+    """Due mails that nobody else works on, under a lease: up to so many of each way out, and one of a lane.
+
+    A lane has one lease for all workers, so that a mailbox has one submit at a time. Lanes that are held are passed
+    by, but for mails that were asked for by hand. While all of Messages was held, one mail alone goes out to see.
+    """
+    ready = (await session.execute(READY, {"by_messages": by_messages, "by_smtp": by_smtp})).all()
+    if any(place.is_probe and not place.is_held for place in ready):
+        is_ours = await session.scalar(_BEGIN_PROBE, {"lease_for": lease_for})
+        probe = next(place for place in ready if place.is_probe and not place.is_held) if is_ours else None
+        ready = [place for place in ready if not place.is_probe or place.is_held or place is probe]
+    places: dict[str, Any] = {}
+    for place in ready:
+        places.setdefault(place.lane, place)
+    if not places:
+        return []
+    leased = set(
+        await session.scalars(
+            _LEASE_LANES,
+            {"lanes": list(places), "lease_token": lease_token, "lease_for": lease_for},
         )
-        .order_by(_mail.next_attempt_at, _mail.position)
-        .limit(limit)
-        .with_for_update(skip_locked=True, of=_mail)
-        .cte("due")
     )
-    follows_failure = exists().where(of_same_guest, earlier.status == text("'failed'"))
+    mine = [place for lane, place in places.items() if lane in leased]
     rows = await session.execute(
-        update(_mail)
-        .where(_mail.id.in_(select(due.c.id)))
-        .values(
-            lease_token=lease_token,
-            next_attempt_at=func.clock_timestamp() + lease_for,
-            attempt_count=_mail.attempt_count + 1,
-        )
-        .returning(
-            _mail.id,
-            _mail.lease_token,
-            _mail.calendar_id,
-            _mail.event_uid,
-            _mail.method,
-            _mail.mailbox_id,
-            _mail.sender_email,
-            _mail.owner_email,
-            _mail.recipient_email,
-            _mail.mail,
-            _mail.attempt_count,
-            _mail.open_submits,
-            _mail.give_up_at,
-            follows_failure.label("follows_failure"),
-        )
+        _CLAIM,
+        {
+            "projects": [place.project_id for place in mine],
+            "lanes": [place.lane for place in mine],
+            "probes": [place.is_probe and not place.is_held for place in mine],
+            "lease_token": lease_token,
+            "lease_for": lease_for,
+        },
+    )
+    found = [DueMail(**row) for row in rows.mappings()]
+    await session.execute(_NOTE_TURNS, {"projects": sorted({mail.project_id for mail in found})})
+    for lane in sorted(leased - {mail.lane for mail in found}):  # somebody else was faster
+        await release_lane(session, lane, lease_token)
+    return found
+
+
+async def release_lane(session: Session, lane: str, lease_token: str) -> None:
+    """Lets the lane's next mail go, if this lease still has it."""
+    await session.execute(
+        update(MailLane)
+        .where(MailLane.key == lane, MailLane.lease_token == lease_token)
+        .values(lease_token=None, leased_until=None)
         .execution_options(synchronize_session=False)
     )
-    return [DueMail(**row) for row in rows.mappings()]
+
+
+_HOLD = text(
+    """
+    INSERT INTO mail_lanes AS known (key, held_until, hold_count, hold_reason)
+    VALUES (:key, clock_timestamp() + least(CAST(:longest AS interval), CAST(:wait AS interval)), 1, :reason)
+    ON CONFLICT (key) DO UPDATE
+    SET held_until = clock_timestamp() + least(
+            CAST(:longest AS interval),
+            greatest(CAST(:wait AS interval), CAST(:first AS interval) * 2 ^ least(known.hold_count, 20))
+        ),
+        hold_count = known.hold_count + 1,
+        hold_reason = excluded.hold_reason
+    """
+)
+
+
+async def hold(
+    session: Session,
+    key: str | None,
+    *,
+    wait_seconds: float,
+    first_seconds: float,
+    longest_seconds: float,
+    reason: str,
+) -> None:
+    """Nothing goes out of this lane (None: through Messages) for so long; longer with each hold that follows another."""
+    await session.execute(
+        _HOLD,
+        {
+            "key": key or _ALL_MESSAGES,
+            "wait": timedelta(seconds=max(wait_seconds, first_seconds)),
+            "first": timedelta(seconds=first_seconds),
+            "longest": timedelta(seconds=longest_seconds),
+            "reason": reason,
+        },
+    )
+
+
+async def end_holds(session: Session, due: DueMail) -> None:
+    """A mail of this lane was taken: nothing is held any more, and the next may go."""
+    is_own = and_(MailLane.key == due.lane, MailLane.lease_token == due.lease_token)
+    is_of_all = and_(MailLane.key == _ALL_MESSAGES, MailLane.hold_count > 0)
+    await session.execute(
+        update(MailLane)
+        .where(is_own if due.mailbox_id is None else or_(is_own, is_of_all))
+        .values(lease_token=None, leased_until=None, held_until=None, hold_count=0, hold_reason=None)
+        .execution_options(synchronize_session=False)
+    )
+
+
+async def forget_lanes(session: Session, *, older_than: timedelta, limit: int) -> int:
+    """Of up to `limit` lanes that have had no mail for so long; they are made anew when needed. How many."""
+    idle = (
+        select(MailLane.key)
+        .where(
+            func.coalesce(MailLane.served_at, MailLane.held_until) < func.now() - older_than,
+            func.coalesce(MailLane.held_until, func.now()) <= func.now(),
+            func.coalesce(MailLane.leased_until, func.now()) <= func.now(),
+        )
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    done = await session.execute(
+        delete(MailLane).where(MailLane.key.in_(idle)).execution_options(synchronize_session=False)
+    )
+    return cast("CursorResult[Any]", done).rowcount
 
 
 async def begin_submit(session: Session, mail_id: str, lease_token: str, *, lease_for: timedelta) -> bool:
@@ -396,22 +622,3 @@ async def _settle(session: Session, due: DueMail, values: Mapping[str, Any]) -> 
         .execution_options(synchronize_session=False)
     )
     return settled is not None
-
-
-_HOLD = text(
-    """
-    UPDATE invitation_mails SET next_attempt_at = now() + CAST(:wait AS interval)
-    WHERE id IN (
-        SELECT id FROM invitation_mails
-        WHERE status = 'pending' AND lease_token IS NULL AND mailbox_id IS NOT NULL
-          AND next_attempt_at < now() + CAST(:wait AS interval)
-        ORDER BY id
-        FOR UPDATE SKIP LOCKED
-    )
-    """
-)
-
-
-async def hold_messages(session: Session, *, wait_seconds: float) -> None:
-    """No mail through Messages before `wait_seconds` are over: it told us to wait, and counts by channel."""
-    await session.execute(_HOLD, {"wait": timedelta(seconds=wait_seconds)})

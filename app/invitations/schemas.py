@@ -40,10 +40,14 @@ class InvitationRead(BaseModel):
     sender: InvitationSender
     sequence: int
     recurrence_id: OutputTime | None = Field(description="Of a mail about one instance: its original start.")
-    message_id: str
+    message_id: str = Field(
+        description="Of a mail from a mailbox to itself: only for the log, the mail has none (docs/messages.md)."
+    )
     attempt_count: int
     last_error: str | None
-    next_attempt_at: OutputTime | None
+    next_attempt_at: OutputTime | None = Field(
+        description="While a mailbox is held because of its sending limit: when the next mail of it is tried."
+    )
     finished_at: OutputTime | None
     created_at: OutputTime
     updated_at: OutputTime

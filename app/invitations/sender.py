@@ -5,6 +5,10 @@ deduplicate, and cannot be asked. Such a mail is submitted once more after ten m
 receiver a twin has the same Message-ID, UID, SEQUENCE and DTSTAMP, and changes nothing; an invitation that never comes
 would. If that submit too ends in the dark, the mail is left as `unknown`, because then it has very likely
 been taken both times.
+
+Mails wait in lanes: one for each mailbox, and by SMTP some for each owner. A lane sends one mail at a time, whichever
+workers there are, because Messages does not take two at once from a mailbox either: they only block its users. The
+lanes take turns, so nobody waits behind somebody else's event with hundreds of guests. A 429 holds its own lane alone.
 """
 
 import asyncio
@@ -19,13 +23,13 @@ from uuid import uuid4
 import structlog
 
 from app.core import metrics
-from app.core.addresses import same_address
-from app.core.clock import utcnow
+from app.core.addresses import is_mail_address, same_address
 from app.core.db import Sessions, transaction
 from app.core.errors import AppError
 from app.hosted.repository import write_rows_soon
 from app.invitations import repository
 from app.invitations.repository import DueMail
+from app.messages.check import MailUnsafe, check_mail
 from app.messages.client import (
     SUBMIT_WITHIN_SECONDS,
     MailRefused,
@@ -33,6 +37,7 @@ from app.messages.client import (
     MessagesUnavailable,
 )
 from app.messages.mailboxes import Messages
+from app.messages.mime import is_to_itself
 from app.messages.smtp import SmtpFailed, send_by_smtp
 from app.settings import Settings
 
@@ -47,12 +52,20 @@ _JITTER = 0.1
 # Time to begin and to look up the mailbox. From the submit on, a mail is left alone like one without an answer.
 _LEASE_FOR = timedelta(seconds=SUBMIT_WITHIN_SECONDS + 90)
 _BEGIN_WITHIN_SECONDS = 30.0
-# Messages takes a mail in 0.1 s, and counts them.
-_MOST_AT_ONCE = 8
-CONCURRENCY = 2 * _MOST_AT_ONCE
+# Of one worker. Messages has few processes for all who use it.
+_MOST_BY_MESSAGES = 3
+_MOST_BY_SMTP = 8
+CONCURRENCY = _MOST_BY_MESSAGES + _MOST_BY_SMTP
 _SEND_WITHIN_SECONDS = SUBMIT_WITHIN_SECONDS + 20
 
-Result = Literal["sent", "failed", "retry", "throttled", "lost"]
+# After a 429. Messages may ask for up to a day; but limits are lifted, and windows end sooner than told: one mail now
+# and then finds out. A short Retry-After is heeded to the second.
+_FIRST_HOLD_SECONDS = 5.0
+_LONGEST_HOLD_SECONDS = 900.0
+# A daily limit is no reason to give up the mails that come after it on the next days.
+_THROTTLED_FOR_SECONDS = 2 * 86_400.0
+
+Result = Literal["sent", "failed", "retry", "throttled", "all_throttled", "lost"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,21 +107,25 @@ class MailSender:
         self._sessions = sessions
         self._messages = messages
         self._retry_waits = retry_waits
-        self._messages_held_until = 0.0
-        self._under_way = dict.fromkeys((False, True), 0)
+        self._under_way = dict.fromkeys((False, True), 0)  # by whether it is by SMTP
 
     async def claim(self, limit: int) -> list[ClaimedMail]:
         """Up to `limit` mails to send now, of each way out not more than may be under way: a dead one holds up no other."""
         begin_by = time.monotonic() + _BEGIN_WITHIN_SECONDS
-        found: list[DueMail] = []
+        by_messages = min(limit, _MOST_BY_MESSAGES - self._under_way[False])
+        by_smtp = min(limit, _MOST_BY_SMTP - self._under_way[True])
+        if by_messages + by_smtp > limit:
+            by_messages, by_smtp = (limit + 1) // 2, limit // 2
+        if by_messages + by_smtp <= 0:
+            return []
         async with transaction(self._sessions) as session:
-            for by_smtp, under_way in self._under_way.items():
-                free = min(limit - len(found), _MOST_AT_ONCE - under_way)
-                is_held = not by_smtp and time.monotonic() < self._messages_held_until
-                if free > 0 and not is_held:
-                    found += await repository.claim_due(
-                        session, by_smtp=by_smtp, limit=free, lease_token=uuid4().hex, lease_for=_LEASE_FOR
-                    )
+            found = await repository.claim_due(
+                session,
+                by_messages=by_messages,
+                by_smtp=by_smtp,
+                lease_token=uuid4().hex,
+                lease_for=_LEASE_FOR,
+            )
         for mail in found:
             self._under_way[mail.mailbox_id is None] += 1
         return [ClaimedMail(mail, begin_by) for mail in found]
@@ -125,12 +142,14 @@ class MailSender:
         if time.monotonic() > claimed.begin_by:
             # This process was held up for so long that the attempt could outlast the lease.
             log.warning("mail_too_late", mail_id=due.id)
+            await self._leave(due)
             return
         if due.open_submits >= _MOST_OPEN_SUBMITS:
             await self._settle(due, _Outcome("lost", "No submit of this mail was answered."))
             return
         try:
-            await self._check(due)
+            await self._check_bytes(due)
+            mailbox_id = await self._check_right(due)
         except _NothingSent as stop:
             await self._settle(due, stop.outcome)
             return
@@ -140,43 +159,70 @@ class MailSender:
             )
         if not is_ours:
             log.warning("mail_lease_lost", mail_id=due.id)
+            await self._leave(due)
             return
         try:
             async with asyncio.timeout(_SEND_WITHIN_SECONDS):
-                outcome = await (self._submit(due) if due.mailbox_id is not None else self._send_by_smtp(due))
+                outcome = await (
+                    self._submit(due, mailbox_id) if mailbox_id is not None else self._send_by_smtp(due)
+                )
         except TimeoutError:
             outcome = _Outcome("lost", "The mail was not taken in time.")
         await self._settle(due, outcome)
 
-    async def _check(self, due: DueMail) -> None:
-        """The owner may still send from the mailbox. Raises _NothingSent.
+    async def _check_bytes(self, due: DueMail) -> None:
+        """Whatever release wrote the mail: it goes to its recipient alone, or not at all. Raises _NothingSent."""
+        if not is_mail_address(due.recipient_email):
+            reason = f"No mail can arrive at {due.recipient_email}: check what follows the @."
+            raise _NothingSent(_Outcome("failed", reason))
+        try:
+            # In a thread: it reads up to 20 MiB.
+            await asyncio.to_thread(
+                check_mail, due.mail, sender_email=due.sender_email, recipient_email=due.recipient_email
+            )
+        except MailUnsafe as err:
+            metrics.INVITATION_MAILS_UNSAFE.inc()
+            log.error("mail_unsafe", mail_id=due.id, reason=str(err))  # noqa: TRY400 - it is about the mail, not this code
+            reason = f"The mail was written wrongly and is not sent: {err}. Change the event to invite anew."
+            raise _NothingSent(_Outcome("failed", reason)) from None
+
+    async def _check_right(self, due: DueMail) -> str | None:
+        """The mailbox to send from, from which the owner may still send; None by SMTP. Raises _NothingSent.
 
         Messages itself checks no user's role (contract/messages.md).
         """
         if due.mailbox_id is None:
             if self._settings.smtp_url is None:
                 raise _NothingSent(_Outcome("retry", "SMTP_URL is not set any more."))
-            return
+            return None
         try:
             mailboxes = await self._messages.list_mailboxes(due.owner_email)
         except MessagesThrottled as err:
-            raise _NothingSent(_Outcome("throttled", err.message, err.retry_after)) from None
+            raise _NothingSent(_Outcome("all_throttled", err.message, err.retry_after)) from None
         except AppError as err:
             raise _NothingSent(_Outcome("retry", err.message)) from None
         mailbox = next((box for box in mailboxes if box.mailbox_id == due.mailbox_id), None)
+        if mailbox is None:
+            # Deleted and made anew, it has another id.
+            mailbox = next((box for box in mailboxes if same_address(box.email, due.sender_email)), None)
         if mailbox is None or not mailbox.can_send:
             reason = f"{due.owner_email} may not send from the mailbox {due.sender_email} any more."
             raise _NothingSent(_Outcome("failed", reason))
         if not same_address(mailbox.email, due.sender_email):
             reason = f"The mailbox's address is not {due.sender_email} any more."
             raise _NothingSent(_Outcome("failed", reason))
+        return mailbox.mailbox_id
 
-    async def _submit(self, due: DueMail) -> _Outcome:
-        assert due.mailbox_id is not None
+    async def _submit(self, due: DueMail, mailbox_id: str) -> _Outcome:
+        mail = due.mail
+        if due.open_submits and is_to_itself(due.sender_email, due.recipient_email):
+            # If the first copy was taken it is in the inbox: with a Message-ID, the second is only stored as sent.
+            mail = b"Message-ID: " + due.message_id.encode() + b"\r\n" + mail
         try:
-            messages_id = await self._messages.client.submit(due.mailbox_id, [due.recipient_email], due.mail)
+            messages_id = await self._messages.client.submit(mailbox_id, [due.recipient_email], mail)
         except MessagesThrottled as err:
-            return _Outcome("throttled", err.message, err.retry_after)
+            reason = "Messages takes no more mails from this mailbox for now (429)."
+            return _Outcome("throttled", reason, err.retry_after)
         except MessagesUnavailable as err:
             return _Outcome("lost" if err.may_be_taken else "retry", err.message, err.retry_after)
         except MailRefused as err:
@@ -191,13 +237,26 @@ class MailSender:
                 self._settings, sender=due.sender_email, recipient=due.recipient_email, mail=due.mail
             )
         except SmtpFailed as err:
-            return _Outcome("failed" if err.is_final else "lost" if err.may_be_taken else "retry", str(err))
+            result: Result = "retry"
+            if err.is_final:
+                result = "failed"
+            elif err.may_be_taken:
+                result = "lost"
+            elif err.is_throttled:
+                result = "throttled"
+            return _Outcome(result, str(err))
         return _Outcome("sent")
+
+    async def _leave(self, due: DueMail) -> None:
+        """To whoever claims it after its lease; its lane goes on."""
+        async with transaction(self._sessions) as session:
+            await repository.release_lane(session, due.lane, due.lease_token)
 
     async def _settle(self, due: DueMail, outcome: _Outcome) -> None:
         """Writes what came of an attempt. `open_submits` of `due` is from before it."""
         result: str = outcome.result
         open_submits = due.open_submits
+        is_throttled = outcome.result in {"throttled", "all_throttled"}
         if result == "lost":
             open_submits += 1
             if open_submits >= _MOST_OPEN_SUBMITS:
@@ -205,7 +264,9 @@ class MailSender:
         elif result == "failed" and open_submits:
             # An earlier submit may have gone through: then this is not a plain failure.
             result = "unknown"
-        elif result in {"retry", "throttled"} and utcnow() >= due.give_up_at:
+        elif (result == "retry" and due.seconds_left <= 0) or (
+            is_throttled and due.seconds_left <= -_THROTTLED_FOR_SECONDS
+        ):
             result = "unknown" if open_submits else "failed"
         error = outcome.error
         async with transaction(self._sessions) as session:
@@ -224,20 +285,29 @@ class MailSender:
                 settled = await repository.retry_later(
                     session,
                     due,
-                    wait_seconds=self._wait(due, outcome),
+                    # A mail that is throttled waits with its lane: it may go as soon as others may.
+                    wait_seconds=0 if is_throttled else self._wait(due, outcome),
                     error=error or "",
                     open_submits=open_submits,
                 )
+            if is_throttled:
+                await repository.hold(
+                    session,
+                    due.lane if outcome.result == "throttled" else None,
+                    wait_seconds=outcome.retry_after,
+                    first_seconds=_FIRST_HOLD_SECONDS,
+                    longest_seconds=_LONGEST_HOLD_SECONDS,
+                    reason=error or "",
+                )
+            if outcome.result == "sent":
+                await repository.end_holds(session, due)
+            else:
+                await repository.release_lane(session, due.lane, due.lease_token)
         if settled and result in {"sent", "unknown"} and due.follows_failure:
             # On its own: nothing may keep a mail that went out from being noted as such.
             async with transaction(self._sessions) as session:
                 await write_rows_soon(session, due.calendar_id, due.event_uid)
-        if outcome.result == "throttled":
-            # In here for the mails that are written while we wait.
-            self._messages_held_until = time.monotonic() + outcome.retry_after
-            async with transaction(self._sessions) as session:
-                await repository.hold_messages(session, wait_seconds=outcome.retry_after)
-        metrics.INVITATION_MAILS.labels(due.method, result).inc()
+        metrics.INVITATION_MAILS.labels(due.method, "throttled" if is_throttled else result).inc()
         if not settled:
             log.warning("mail_lease_lost", mail_id=due.id, outcome=result)
         elif result == "sent":

@@ -3,16 +3,20 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from datetime import datetime
+from typing import Any, cast
+
+import structlog
 
 from app.calendar_events.service import CalendarEventNotFound
-from app.core.addresses import fold_address, is_mail_address
+from app.core.addresses import fold_address, is_address
 from app.core.clock import isoformat, utcnow
 from app.core.db import AnySession, Session
 from app.core.errors import Conflict, InvalidFields, NotFound
 from app.core.ids import new_id
 from app.core.pagination import Page
 from app.hosted.repository import write_rows_soon
+from app.hosted.standing import why_not_from, why_not_to_send
 from app.invitations import repository
 from app.invitations.repository import Thread
 from app.invitations.schemas import InvitationRead, InvitationRecipient, InvitationSender, InvitationsQuery
@@ -25,11 +29,14 @@ from app.itip.build import (
     is_whole_cancel,
 )
 from app.itip.event import Guest, HostedEvent, Person
+from app.messages.check import MailUnsafe, check_addressing
 from app.messages.mime import Mailing, compose, make_message_id
-from app.messages.rendering import Kind, RsvpLinks, kind_of, render
+from app.messages.rendering import Kind, RsvpLinks, first_subject, kind_of, render
 from app.models import InvitationMail
 
 __all__ = ["Method", "RsvpLinks", "Sender", "list_invitations", "queue_mails", "resend"]
+
+log = structlog.get_logger()
 
 _PAGE_SIZE = 100
 # Composing takes up to 20 ms a mail: others get their turn in between, and the transaction is not idle for long.
@@ -77,11 +84,11 @@ async def queue_mails(
     if method == "REPLY" and replying is None:
         raise ValueError("a REPLY needs the guest who answered")
     for address in (sender.email, sender.owner_email):
-        if not is_mail_address(address):
+        if not is_address(address):
             raise InvalidFields.one("non_field_errors", f"No mail can be sent from {address[:100]!r}.")
     by_key: dict[str, Guest | Person] = {}
     for person in recipients:
-        if not is_mail_address(person.email):
+        if not is_address(person.email):
             raise InvalidFields.one("attendees", f"{person.email[:100]!r} is not an e-mail address.")
         by_key.setdefault(fold_address(person.email), person)
     threads = await repository.load_threads(
@@ -117,14 +124,23 @@ async def queue_mails(
                 "sender_email": sender.email,
                 "sender_name": sender.name,
                 "owner_email": sender.owner_email,
-                "message_id": message_id,
-                "thread_id": thread.first_message_id if thread is not None else None,
-                "mail": mail,
+                "message_id": written.message_id,
+                "thread_id": written.thread_id,
+                "thread_subject": written.thread_subject,
+                "mail": written.mail,
             }
-            for (key, person, thread), (message_id, mail) in zip(batch, mails, strict=True)
+            for (key, person, thread), written in zip(batch, mails, strict=True)
         ]
         await repository.insert_mails(session, rows)
     return len(by_key)
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    message_id: str
+    thread_id: str | None
+    thread_subject: str
+    mail: bytes
 
 
 class _Draft:
@@ -152,19 +168,19 @@ class _Draft:
         self._common_ics: bytes | None = None
         self._lists_all = len(event.guests) <= MOST_GUESTS_LISTED
         if method == "REQUEST" and self._lists_all:
-            self._common_ics = build_request(event, stamp=self._stamp)
+            self._common_ics = build_request(event, stamp=self._stamp, sent_by=sender.email)
         elif method == "REPLY" and replying is not None:
             self._common_ics = build_reply(event, stamp=self._stamp, replying=replying)
         elif self._is_whole and self._lists_all:
-            self._common_ics = build_cancel(event, stamp=self._stamp, uninvited=event.guests, is_whole=True)
+            self._common_ics = build_cancel(
+                event, stamp=self._stamp, uninvited=event.guests, is_whole=True, sent_by=sender.email
+            )
 
-    def mails_to(
-        self, people: Sequence[tuple[str, Guest | Person, Thread | None]]
-    ) -> list[tuple[str, bytes]]:
+    def mails_to(self, people: Sequence[tuple[str, Guest | Person, Thread | None]]) -> list[_Written]:
         return [self.mail_to(person, thread) for _, person, thread in people]
 
-    def mail_to(self, person: Guest | Person, thread: Thread | None) -> tuple[str, bytes]:
-        """The Message-ID and the complete mail."""
+    def mail_to(self, person: Guest | Person, thread: Thread | None) -> _Written:
+        """The complete mail."""
         event, sender = self._event, self._sender
         ics = self._common_ics or self._own_ics(person)
         kind: Kind = kind_of(
@@ -184,36 +200,62 @@ class _Draft:
             isoformat(self._stamp),
             self._replying.email if self._replying is not None else None,
         )
+        is_answer = self._replying is not None
+        thread_subject = None
+        if thread is not None and not is_answer:
+            thread_subject = thread.subject or first_subject(event, locale)
+        rendered = render(
+            event,
+            kind=kind,
+            locale=locale,
+            replying=self._replying,
+            links=self._links.get(person.email),
+            thread_subject=thread_subject,
+        )
+        # An answer is no part of a thread: its subject says who answered what.
+        thread_id = thread.id if thread is not None and rendered.thread_subject == thread_subject else None
         mail = compose(
             Mailing(
                 sender_email=sender.email,
                 sender_name=sender.name,
                 recipient_email=person.email,
                 recipient_name=person.name,
-                reply_to=sender.owner_email if sender.mailbox_id is None else None,
+                reply_to=self._reply_to(),
                 message_id=message_id,
-                thread_id=thread.first_message_id if thread is not None else None,
+                thread_id=thread_id,
                 date=self._stamp,
                 method=self._method,
                 ics=ics,
-                rendered=render(
-                    event,
-                    kind=kind,
-                    locale=locale,
-                    replying=self._replying,
-                    links=self._links.get(person.email),
-                ),
+                rendered=rendered,
             )
         )
-        return message_id, mail
+        # The sender looks at all of it, and sends nothing that fails; here, so that a fault is seen at once.
+        try:
+            check_addressing(mail, sender_email=sender.email, recipient_email=person.email)
+        except MailUnsafe as err:
+            log.error("mail_unsafe", event_uid=event.uid, reason=str(err))  # noqa: TRY400 - about the mail, not this code
+        return _Written(message_id, thread_id, rendered.thread_subject, mail)
+
+    def _reply_to(self) -> str | None:
+        """Whoever the mail is of: the guest who answered, or the owner where the mailbox is not hers."""
+        if self._replying is not None:
+            return self._replying.email
+        return self._sender.owner_email if self._sender.mailbox_id is None else None
 
     def _own_ics(self, person: Guest | Person) -> bytes:
         """With this recipient as the only guest: of large events, and for who is uninvited, which is nobody else's business."""
         if self._method == "CANCEL":
-            return build_cancel(self._event, stamp=self._stamp, uninvited=[person], is_whole=self._is_whole)
+            return build_cancel(
+                self._event,
+                stamp=self._stamp,
+                uninvited=[person],
+                is_whole=self._is_whole,
+                sent_by=self._sender.email,
+            )
         key = fold_address(person.email)
         guests = tuple(guest for guest in self._event.guests if fold_address(guest.email) == key)
-        return build_request(replace(self._event, guests=guests), stamp=self._stamp)
+        event = replace(self._event, guests=guests)
+        return build_request(event, stamp=self._stamp, sent_by=self._sender.email)
 
 
 async def list_invitations(
@@ -224,13 +266,14 @@ async def list_invitations(
     if event is None:
         raise CalendarEventNotFound
     page = await repository.list_mails(session, event, cursor=query.cursor, limit=_PAGE_SIZE)
-    return Page([_read(row) for row in page.rows], page.next, page.previous)
+    return Page([_read(*row) for row in page.rows], page.next, page.previous)
 
 
 async def resend(session: Session, project_id: str, mail_id: str) -> InvitationRead:
     """Makes a mail that failed, or is not known to have arrived, due now; one that waits, too. Ring "mails" afterwards.
 
-    Raises InvitationNotFound; Conflict if it was sent, or if a later mail took its place.
+    Once, it goes before others and in spite of a hold. Raises InvitationNotFound; Conflict if it was sent, if a later
+    mail took its place, or if it is not true any more.
     """
     mail = await repository.lock_mail(session, project_id, mail_id)
     if mail is None:
@@ -241,13 +284,31 @@ async def resend(session: Session, project_id: str, mail_id: str) -> InvitationR
         raise Conflict("This mail is not kept any more: change the event to invite anew.")
     if mail.method != "REPLY" and await repository.has_later_mail(session, mail):
         raise Conflict("A later mail to this guest took the place of this one.")
+    reason = await why_not_from(
+        session, mail.calendar_id, sender_email=mail.sender_email, is_by_smtp=mail.mailbox_id is None
+    ) or await why_not_to_send(
+        session,
+        mail.calendar_id,
+        mail.event_uid,
+        method=cast("Method", mail.method),
+        recurrence_id=mail.recurrence_id,
+        recipient_email=mail.recipient_email,
+    )
+    if reason is not None:
+        raise Conflict(reason)
     if mail.lease_token is None:
         mail = await repository.requeue(session, mail_id)
         await write_rows_soon(session, mail.calendar_id, mail.event_uid)
     return _read(mail)
 
 
-def _read(row: InvitationMail) -> InvitationRead:
+def _read(
+    row: InvitationMail, held_until: datetime | None = None, hold_reason: str | None = None
+) -> InvitationRead:
+    """A mail that is held waits for the end of the hold, and says why."""
+    next_attempt_at = row.next_attempt_at
+    if next_attempt_at is not None and held_until is not None:
+        next_attempt_at = max(next_attempt_at, held_until)
     return InvitationRead.model_validate(
         {
             "id": row.id,
@@ -261,8 +322,8 @@ def _read(row: InvitationMail) -> InvitationRead:
             "recurrence_id": row.recurrence_id,
             "message_id": row.message_id,
             "attempt_count": row.attempt_count,
-            "last_error": row.last_error,
-            "next_attempt_at": row.next_attempt_at,
+            "last_error": row.last_error or hold_reason,
+            "next_attempt_at": next_attempt_at,
             "finished_at": row.finished_at,
             "created_at": row.created_at,
             "updated_at": row.updated_at,

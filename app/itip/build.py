@@ -77,9 +77,12 @@ def is_whole_cancel(event: HostedEvent, recipients: Sequence[Guest | Person]) ->
     return bool(event.guests) and all(fold_address(guest.email) in reached for guest in event.guests)
 
 
-def build_request(event: HostedEvent, *, stamp: datetime) -> bytes:
-    """An invitation, or the same event changed. `stamp`: the time of this message, aware."""
-    vevent = _vevent(event, stamp)
+def build_request(event: HostedEvent, *, stamp: datetime, sent_by: str | None = None) -> bytes:
+    """An invitation, or the same event changed. `stamp`: the time of this message, aware.
+
+    `sent_by`: the address that the mail comes from, where that is not the organizer's (RFC 6047 2.3).
+    """
+    vevent = _vevent(event, stamp, sent_by)
     vevent.add("status", "CONFIRMED")
     if not any(same_address(guest.email, event.organizer.email) for guest in event.guests):
         # Without RSVP: the organizer is not asked.
@@ -92,10 +95,15 @@ def build_request(event: HostedEvent, *, stamp: datetime) -> bytes:
 
 
 def build_cancel(
-    event: HostedEvent, *, stamp: datetime, uninvited: Sequence[Guest | Person], is_whole: bool
+    event: HostedEvent,
+    *,
+    stamp: datetime,
+    uninvited: Sequence[Guest | Person],
+    is_whole: bool,
+    sent_by: str | None = None,
 ) -> bytes:
     """The event (or instance) called off for `uninvited`. STATUS is CANCELLED only if it is so for all (RFC 5546 3.2.5)."""
-    vevent = _vevent(event, stamp)
+    vevent = _vevent(event, stamp, sent_by)
     if is_whole:
         vevent.add("status", "CANCELLED")
     for person in uninvited:
@@ -129,7 +137,7 @@ def _calendar(method: Method, event: HostedEvent, vevent: Event) -> bytes:
     return text
 
 
-def _vevent(event: HostedEvent, stamp: datetime) -> Event:
+def _vevent(event: HostedEvent, stamp: datetime, sent_by: str | None = None) -> Event:
     vevent = Event()
     vevent.add("uid", clean_line(event.uid))
     vevent.add("dtstamp", stamp.astimezone(UTC).replace(microsecond=0))
@@ -144,7 +152,10 @@ def _vevent(event: HostedEvent, stamp: datetime) -> Event:
     vevent.add("summary", clean_line(event.name))
     _add_place(vevent, event)
     vevent.add("transp", "OPAQUE")
-    vevent.add("organizer", _address(event.organizer.email, event.organizer.name))
+    organizer = _address(event.organizer.email, event.organizer.name)
+    if sent_by is not None and not same_address(sent_by, event.organizer.email):
+        organizer.params["SENT-BY"] = f"mailto:{sent_by}"
+    vevent.add("organizer", organizer)
     return vevent
 
 

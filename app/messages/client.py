@@ -25,6 +25,8 @@ _LOOK_UP_WITHIN_SECONDS = 15.0
 SUBMIT_WITHIN_SECONDS = 60.0
 _THROTTLED_SECONDS = 30.0
 _REASON_CHARACTERS = 300
+# How a 403 begins that is about the mail and not about the channel.
+_FROM_REFUSED = "From header does not match"
 
 
 class MessagesOff(NotFound):
@@ -104,7 +106,7 @@ class MessagesClient:
         return self._settings.feature_messages_integration
 
     async def fetch_mailboxes(self, user_email: str) -> list[Any]:
-        """`results` of the mailboxes that the user has access to. Look-ups are case-sensitive there: lower case.
+        """`results` of the mailboxes that the user has access to. Look-ups are case-sensitive there.
 
         Raises MessagesUnavailable, MessagesThrottled, MessagesRefused.
         """
@@ -143,10 +145,14 @@ class MessagesClient:
             value = answer.json()
             message_id = value.get("message_id") if isinstance(value, Mapping) else None
             return message_id if isinstance(message_id, str) else None
-        if answer.status == 404 and answer.json() is not None:  # else of a proxy whose Messages is away
+        # A page is of a proxy, or of a web server that is set up wrongly: nothing that this mail could help.
+        is_about_mail = answer.json() is not None
+        if answer.status == 404 and is_about_mail:
             raise MailRefused(_with_reason("Messages does not know the mailbox", answer))
-        if answer.status in {400, 413, 422}:
+        if answer.status in {400, 413, 422} and is_about_mail:
             raise MailRefused(_with_reason(f"Messages refused the mail ({answer.status})", answer))
+        if answer.status == 403 and answer.reason().startswith(_FROM_REFUSED):
+            raise MailRefused(_with_reason("Messages refused the mail (403)", answer))
         raise _failure(answer, is_submit=True)
 
     async def _call(
@@ -205,10 +211,11 @@ def _failure(answer: _Answer, *, is_submit: bool = False) -> Exception:
         wait = _THROTTLED_SECONDS if seconds is None else seconds
         return MessagesThrottled("Messages is asked too often.", retry_after=max(1, round(wait)))
     if status >= 500:
-        # A gateway that waited in vain does not know either; 500 says that nothing was kept.
+        # A gateway that waited in vain does not know; and with its broker away, Messages answers 500 to a mail that
+        # it keeps, and sends later.
         return MessagesUnavailable(
             f"Messages answered {status}.",
-            may_be_taken=is_submit and status == 504,
+            may_be_taken=is_submit and status in {500, 504},
             retry_after=retry_after(answer.headers) or 0.0,
         )
     sentence = {

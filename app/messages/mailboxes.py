@@ -48,12 +48,16 @@ class Messages:
         Raises MessagesOff, MessagesUnavailable, MessagesThrottled, MessagesRefused. A failure is never an empty
         list, and is not kept.
         """
-        key = fold_address(user_email.strip())
+        key = user_email.strip()
         kept = self._kept.get(key)
         if kept is not None and kept[0] > time.monotonic() and self.is_on:
             return list(kept[1])
         # Not kept before: two calls at once may both ask, which costs Messages 25 ms.
-        mailboxes = [_mailbox(item) for item in await self.client.fetch_mailboxes(key)]
+        found = await self.client.fetch_mailboxes(key)
+        if not found and fold_address(key) != key:
+            # Look-ups are case-sensitive: most users are known in lower case, some as their own server writes them.
+            found = await self.client.fetch_mailboxes(fold_address(key))
+        mailboxes = [_mailbox(item) for item in found]
         self._kept[key] = (time.monotonic() + _KEPT_SECONDS, mailboxes)
         self._kept.move_to_end(key)
         while len(self._kept) > _MOST_KEPT:

@@ -4,25 +4,28 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from email.headerregistry import Address
-from email.message import EmailMessage, MIMEPart
+from email.message import MIMEPart
 from email.policy import SMTP
+from email.utils import format_datetime
 from functools import lru_cache
 
-from app.core.addresses import is_mail_address, same_address
+from app.core.addresses import is_address, same_address
 from app.itip.build import Method, clean_line
+from app.messages.headers import phrase, unstructured
 from app.messages.rendering import Rendered
 
-# Display names and subjects are cut: clients show less anyway.
+# Display names are cut: clients show less anyway.
 _LONGEST_NAME = 120
-_LONGEST_SUBJECT = 200
-# The standard library folds a longer Message-ID into something that is none.
+# So that the header's line is never too long.
 _LONGEST_ID_DOMAIN = 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mailing:
-    """What a mail consists of. `thread_id`: the Message-ID of the first mail about the event, if this is a later one."""
+    """What a mail consists of. `thread_id`: the Message-ID of the first mail about the event, if this is a later one.
+
+    `reply_to`: whom answers by hand are for, if not the sender.
+    """
 
     sender_email: str
     sender_name: str | None
@@ -51,22 +54,26 @@ def compose(mailing: Mailing) -> bytes:
 
     Raises ValueError for an address that is none.
     """
-    mail = EmailMessage(policy=SMTP)
-    mail["From"] = _mailbox(mailing.sender_email, mailing.sender_name)
-    mail["To"] = _mailbox(mailing.recipient_email, mailing.recipient_name)
+    lines = [
+        f"From: {_mailbox('From', mailing.sender_email, mailing.sender_name)}",
+        f"To: {_mailbox('To', mailing.recipient_email, mailing.recipient_name)}",
+    ]
     if mailing.reply_to is not None and not same_address(mailing.reply_to, mailing.sender_email):
-        mail["Reply-To"] = _mailbox(mailing.reply_to, None)
-    mail["Subject"] = clean_line(mailing.rendered.subject)[:_LONGEST_SUBJECT]
-    mail["Date"] = mailing.date
-    mail["Message-ID"] = mailing.message_id
+        lines.append(f"Reply-To: {_mailbox('Reply-To', mailing.reply_to, None)}")
+    lines += [
+        f"Subject: {unstructured('Subject', clean_line(mailing.rendered.subject))}",
+        f"Date: {format_datetime(mailing.date)}",
+    ]
+    if not is_to_itself(mailing.sender_email, mailing.recipient_email):
+        lines.append(f"Message-ID: {mailing.message_id}")
     if mailing.thread_id is not None:
-        mail["In-Reply-To"] = mailing.thread_id
-        mail["References"] = mailing.thread_id
-    mail["Auto-Submitted"] = "auto-generated"
-
-    mail["MIME-Version"] = "1.0"
-    mail["Content-Class"] = "urn:content-classes:calendarmessage"
-    mail["Content-Language"] = mailing.rendered.language
+        lines += [f"In-Reply-To: {mailing.thread_id}", f"References: {mailing.thread_id}"]
+    lines += [
+        "Auto-Submitted: auto-generated",
+        "MIME-Version: 1.0",
+        "Content-Class: urn:content-classes:calendarmessage",
+        f"Content-Language: {mailing.rendered.language}",
+    ]
 
     # "=_" is in no base64 and no quoted-printable text, so these stand nowhere else in the mail.
     digest = mailing.message_id.strip("<>").partition("@")[0]
@@ -74,9 +81,19 @@ def compose(mailing: Mailing) -> bytes:
     calendar, attachment = _calendar_parts(mailing.ics, mailing.method)
     texts = [_text_part(mailing.rendered.text), _html_part(mailing.rendered.html), calendar]
     alternative = f'Content-Type: multipart/alternative;\r\n boundary="{inner}"\r\n\r\n'.encode()
-    mail["Content-Type"] = f'multipart/mixed; boundary="{outer}"'
-    header = b"".join(SMTP.fold_binary(name, value) for name, value in mail.raw_items())
+    lines += ["Content-Type: multipart/mixed;", f' boundary="{outer}"']
+    header = "".join(f"{line}\r\n" for line in lines).encode("ascii")
     return header + b"\r\n" + _multipart(outer, [alternative + _multipart(inner, texts), attachment])
+
+
+def is_to_itself(sender_email: str, recipient_email: str) -> bool:
+    """Whether the mail goes to the box that it comes from, as guests' answers do where an owner has her own mailbox.
+
+    Such a mail has no Message-ID: Messages stores it as sent and, finding the Message-ID in the box already, would not
+    put it into the inbox, where it is to be read. The price: it could not tell a second copy from the first, so the
+    sender gives that one its Message-ID back (app/invitations/sender.py).
+    """
+    return same_address(sender_email, recipient_email)
 
 
 def _multipart(boundary: str, parts: Sequence[bytes]) -> bytes:
@@ -115,7 +132,12 @@ def _calendar_parts(ics: bytes, method: Method) -> tuple[bytes, bytes]:
     return calendar.as_bytes(), attachment.as_bytes()
 
 
-def _mailbox(email: str, name: str | None) -> Address:
-    if not is_mail_address(email):
+def _mailbox(header: str, email: str, name: str | None) -> str:
+    if not is_address(email):
         raise ValueError("not a mail address")
-    return Address(display_name=clean_line(name)[:_LONGEST_NAME], addr_spec=email)
+    shown = phrase(header, clean_line(name)[:_LONGEST_NAME].rstrip())
+    if not shown:
+        return email
+    # On a line of its own where it is long: nothing is ever folded inside a name or an address.
+    blank = "\r\n " if len(header) + len(shown.rpartition("\r\n")[2]) + len(email) > 70 else " "
+    return f"{shown}{blank}<{email}>"

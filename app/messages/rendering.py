@@ -21,6 +21,7 @@ Language = Literal["en", "fr"]
 Kind = Literal["invitation", "update", "cancelled", "uninvited", "reply"]
 
 _GUESTS_SHOWN = 20
+_LONGEST_SUBJECT = 200
 _HTTP_LINK = re.compile(r"^https?://", re.IGNORECASE)
 
 
@@ -35,10 +36,11 @@ class RsvpLinks:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """`text` is plain, and not HTML-escaped."""
+    """`text` is plain, and not HTML-escaped. `thread_subject`: the `subject`, without the prefix of a later mail."""
 
     language: Language
     subject: str
+    thread_subject: str
     text: str
     html: str
 
@@ -63,8 +65,15 @@ def render(
     locale: str | None,
     replying: Guest | None = None,
     links: RsvpLinks | None = None,
+    thread_subject: str | None = None,
 ) -> Rendered:
-    """The mail's subject and bodies. `replying`: who answered, for a reply."""
+    """The mail's subject and bodies. `replying`: who answered, for a reply.
+
+    `thread_subject`: of the earlier mails to this recipient about the event. Messages and Gmail put a mail into its
+    thread only if the subject is the same too, so a later mail is `Re: ` that; what it tells stands in its first line,
+    which inboxes show beside the subject. After the event got another name the old subject would mislead, and the
+    mail begins a thread of its own.
+    """
     language = language_of(locale)
     texts = TEXTS[language]
     name = clean_line(event.name) or texts["untitled"]
@@ -77,12 +86,19 @@ def render(
     intro = (texts["answered"][answer] if answer is not None else texts["intro"][kind]).format(
         organizer=_shown(event.organizer.name, event.organizer.email), **values
     )
+    headline = ""
+    begun = thread_subject
+    if begun is not None and begun in _subjects(name):
+        headline, subject = subject, f"Re: {begun}"
+    else:
+        subject = begun = cut_subject(subject)
     guests = event.guests if kind != "reply" and len(event.guests) <= MOST_GUESTS_LISTED else ()
     context: dict[str, Any] = {
         "language": language,
         "t": texts,
         "kind": kind,
         "subject": subject,
+        "headline": headline,
         "intro": intro,
         "name": name,
         "who_email": replying.email if replying is not None else None,
@@ -98,7 +114,29 @@ def render(
     }
     html = _inliner().inline(_environment().get_template("mail.html").render(context))
     text = _environment().get_template("mail.txt").render(context)
-    return Rendered(language, subject, text.strip() + "\n", html)
+    return Rendered(language, subject, begun, text.strip() + "\n", html)
+
+
+def first_subject(event: HostedEvent, locale: str | None) -> str:
+    """The subject of an event's first invitation."""
+    texts = TEXTS[language_of(locale)]
+    return cut_subject(
+        texts["subject"]["invitation"].format(name=clean_line(event.name) or texts["untitled"])
+    )
+
+
+def cut_subject(subject: str) -> str:
+    """On one line, and cut: clients show less anyway."""
+    return clean_line(subject)[:_LONGEST_SUBJECT].rstrip()
+
+
+def _subjects(name: str) -> set[str]:
+    """What a thread about an event of this name can be called."""
+    return {
+        cut_subject(subject.format(name=name))
+        for texts in TEXTS.values()
+        for subject in texts["subject"].values()
+    }
 
 
 def _shown(name: str | None, email: str) -> str:

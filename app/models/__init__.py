@@ -6,7 +6,7 @@ from app.models.calendar import Calendar
 from app.models.calendar_event import CalendarEvent, DeletedCalendar
 from app.models.credentials import Credentials
 from app.models.hosted_event import HostedEvent, InboundReply
-from app.models.invitation import InvitationMail
+from app.models.invitation import InvitationMail, MailLane
 from app.models.oauth import OAuthApp, OAuthClientSecret, OAuthSession
 from app.models.operations import IdempotentAnswer, WorkerHeartbeat
 from app.models.project import ApiKey, Project
@@ -25,6 +25,7 @@ __all__ = [
     "IdempotentAnswer",
     "InboundReply",
     "InvitationMail",
+    "MailLane",
     "OAuthApp",
     "OAuthClientSecret",
     "OAuthSession",

@@ -1,7 +1,9 @@
 """A fake Messages: the server-to-server API of contract/messages.md, all of its rules, over real HTTP.
 
 Like the real one it does not deduplicate, answers HTML errors for what its web server refuses, compares look-ups
-with case, and checks no user's role for a global key.
+with case, checks no user's role for a global key, sees groups of addresses inside quoted names, drops addresses that it
+does not believe in, keeps no second copy of a Message-ID in an inbox, threads by subject, and counts the recipients of
+each mailbox by itself.
 """
 
 import asyncio
@@ -10,17 +12,20 @@ import email.policy
 import hashlib
 import re
 import uuid
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
-from email.message import EmailMessage
+from email.message import EmailMessage, Message
+from email.parser import BytesHeaderParser
 from email.utils import getaddresses
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
-# What it parses as an address; anything else is dropped without a word.
-_ADDRESS = re.compile(r"[!-~]+@[A-Za-z0-9.-]+")
+# What it takes for an address; anything else is dropped without a word.
+_ADDRESS = re.compile(r"[!-~]+@(localhost|([A-Za-z0-9-]+\.)+([A-Za-z]{2,63}|xn--[A-Za-z0-9-]{1,59}))")
+_GROUP = re.compile(r"[^:;]*:([^;]*);")
+_PREFIX = re.compile(r"^\s*(re|fwd|fw|rep|tr|rép)\s*:\s*", re.IGNORECASE)
 _MOST_RECIPIENTS = 500
 _LARGEST_MAIL = 20 * 1024 * 1024
 _SUBMIT, _MAILBOXES = "/api/v1.0/submit/", "/api/v1.0/provisioning/mailboxes/"
@@ -32,14 +37,18 @@ class FakeMailbox:
     email: str
     name: str | None
     users: dict[str, str]  # address -> role
+    inbox: list["Submitted"] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Submitted:
+    """A mail that was taken. `thread_id` is the `message_id` of the first mail of its thread in the sender's mailbox."""
+
     mailbox_id: str
     recipients: list[str]
     raw: bytes
     message_id: str
+    thread_id: str = ""
 
     @property
     def mail(self) -> EmailMessage:
@@ -68,7 +77,11 @@ class Fault:
 
 
 class FakeMessages:
-    """An ASGI app. `faults` and `look_up_faults` are used up one by one, by submits and by look-ups."""
+    """An ASGI app. `faults` and `look_up_faults` are used up one by one, by submits and by look-ups.
+
+    `limits`: how many recipients a mailbox may still send to, by its id; then 429 with `retry_after`.
+    `takes_seconds`: how long a submit takes. `most_at_once`: submits of one mailbox that were under way together.
+    """
 
     def __init__(self) -> None:
         self.api_key = "messages-key-" + "k" * 20
@@ -81,6 +94,13 @@ class FakeMessages:
         self.faults: deque[Fault] = deque()
         self.look_up_faults: deque[Fault] = deque()
         self.refused: list[tuple[int, str]] = []
+        self.limits: dict[str, int] = {}
+        self.retry_after = "37508"
+        self.takes_seconds = 0.0
+        self.most_at_once = 0
+        self._at_once: Counter[str] = Counter()
+        # By mailbox and Message-ID: the thread and the bare subject of what was sent.
+        self._sent: dict[str, dict[str, tuple[str, str]]] = {}
 
     def add_mailbox(self, address: str, *, name: str | None = None, **users: str) -> FakeMailbox:
         """`users` as role="address": add_mailbox("team@x.org", admin="ada@x.org")."""
@@ -158,6 +178,16 @@ class FakeMessages:
 
     async def _submit(self, request: Request) -> Response | None:
         raw = await request.body()
+        box = request.headers.get("X-Mail-From", "")
+        self._at_once[box] += 1
+        self.most_at_once = max(self.most_at_once, self._at_once[box])
+        try:
+            await asyncio.sleep(self.takes_seconds)
+            return await self._submit_now(request, raw)
+        finally:
+            self._at_once[box] -= 1
+
+    async def _submit_now(self, request: Request, raw: bytes) -> Response | None:
         fault = self.faults.popleft() if self.faults else None
         if fault is not None and not fault.take:
             return await self._faulty(fault)
@@ -187,25 +217,63 @@ class FakeMessages:
             return JSONResponse({"detail": "Mailbox not found."}, 404)
         if not self.is_global:
             return JSONResponse({"detail": "This channel does not cover the mailbox."}, 403)
-        mail = email.message_from_bytes(raw, policy=email.policy.default)
+        mail = BytesHeaderParser().parsebytes(raw)
         if mail["Bcc"] is not None:
             return JSONResponse({"detail": "Bcc is not allowed."}, 400)
-        senders = [address for _, address in getaddresses([str(value) for value in mail.get_all("From", [])])]
-        if senders != [mailbox.email]:
-            return JSONResponse({"detail": "From must be the mailbox's address."}, 403)
-        in_mail = [
-            address
-            for _, address in getaddresses([str(v) for v in mail.get_all("To", []) + mail.get_all("Cc", [])])
-        ]
+        if read_addresses(mail.get_all("From", [])) != [mailbox.email]:
+            return JSONResponse({"detail": "From header does not match mailbox"}, 403)
+        if self.limits.get(mailbox_id, 1) <= 0:
+            headers = {"Retry-After": self.retry_after}
+            return JSONResponse({"detail": "Request was throttled."}, 429, headers=headers)
+        in_mail = read_addresses(mail.get_all("To", []) + mail.get_all("Cc", []))
         everybody = list(dict.fromkeys([*in_mail, *listed]))
         if len(everybody) > _MOST_RECIPIENTS:
             return JSONResponse({"message": "Too many recipients."}, 400)
         if b"\n" in raw.replace(b"\r\n", b"") or max(map(len, raw.split(b"\r\n"))) > 998:
             return _html(400, "Bad Request")
         taken = [address for address in everybody if _ADDRESS.fullmatch(address)]
-        submitted = Submitted(mailbox_id, taken, raw, str(uuid.uuid4()))
-        self.submitted.append(submitted)
+        submitted = self._keep(mailbox_id, taken, raw)
+        if mailbox_id in self.limits:
+            self.limits[mailbox_id] -= len(taken)
         return JSONResponse({"message_id": submitted.message_id, "status": "accepted"}, 202)
+
+    def _keep(self, mailbox_id: str, recipients: list[str], raw: bytes) -> Submitted:
+        """As sent, in the thread of a mail that it refers to and that has the same subject; and in its own mailboxes' inboxes."""
+        mail = BytesHeaderParser(policy=email.policy.default).parsebytes(raw)
+        name, subject, message_id = mail["Message-ID"], _bare_subject(mail), str(uuid.uuid4())
+        sent = self._sent.setdefault(mailbox_id, {})
+        referred = f"{mail['In-Reply-To'] or ''} {mail['References'] or ''}".split()
+        threads = [sent[other][0] for other in referred if other in sent and sent[other][1] == subject]
+        submitted = Submitted(mailbox_id, recipients, raw, message_id, threads[0] if threads else message_id)
+        self.submitted.append(submitted)
+        if name is not None:
+            sent[name] = (submitted.thread_id, subject)
+        folded = {address.lower() for address in recipients}
+        for box in self.mailboxes.values():
+            # What a box has already, also as sent, is not put there again.
+            known = {mail.mail["Message-ID"] for mail in box.inbox} | set(self._sent.get(box.id, ()))
+            if box.email.lower() in folded and (name is None or name not in known):
+                box.inbox.append(submitted)
+        return submitted
+
+
+def read_addresses(values: list[Any]) -> list[str]:
+    """As its parser does: `a: b@c;` is a group of addresses, inside a quoted name too."""
+    found: list[str] = []
+    for value in values:
+        unfolded = re.sub(r"\r?\n(?=[ \t])", "", str(value))
+        members = [member for part in _GROUP.findall(unfolded) for member in part.split(",")]
+        rest = _GROUP.sub("", unfolded).strip(' "') if members else unfolded
+        found += [member.strip(' "') for member in members]
+        found += [address for _, address in getaddresses([rest]) if address]
+    return found
+
+
+def _bare_subject(mail: Message) -> str:
+    subject = str(mail["Subject"] or "")
+    while (stripped := _PREFIX.sub("", subject)) != subject:
+        subject = stripped
+    return subject
 
 
 def _mailbox(box: FakeMailbox, user: str | None) -> dict[str, Any]:

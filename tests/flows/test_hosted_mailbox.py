@@ -2,11 +2,13 @@
 
 import asyncio
 import re
+from datetime import datetime, timedelta
 from urllib.parse import parse_qs, urlsplit
 
 import icalendar
 import pytest
 
+from app.core.clock import utcnow
 from app.core.http import httpx
 from app.messages import mailboxes
 from tests.factories import at
@@ -84,8 +86,15 @@ async def test_from_the_invitation_to_the_answer(fake, api, app, worker, calenda
         assert vevent["ATTENDEE"].params["PARTSTAT"] == "ACCEPTED"
         (told,) = await receiver.wait_for(1)
         assert told.json["calendar_event_id"] == event["id"]
-    listed = (await api.get(f"/api/v1/calendar_events/{event['id']}/invitations")).json()["results"]
-    assert [(mail["method"], mail["status"]) for mail in listed] == [("REPLY", "sent"), ("REQUEST", "sent")]
+
+    async def all_sent():
+        listed = (await api.get(f"/api/v1/calendar_events/{event['id']}/invitations")).json()["results"]
+        return [(mail["method"], mail["status"]) for mail in listed] == [
+            ("REPLY", "sent"),
+            ("REQUEST", "sent"),
+        ]
+
+    await until(all_sent)
 
 
 async def test_an_event_tells_whom_no_mail_has_reached(fake, api, worker, calendar):
@@ -162,6 +171,82 @@ async def test_a_mail_that_failed_can_be_sent_again(fake, api, other_api, worker
     assert refused.status_code == 409
     assert "later mail" in refused.json()["error"]
     assert (await api.post("/api/v1/invitations/msg_aaaaaaaaaaaaaaaa/resend")).status_code == 404
+
+
+async def failed_mail(fake, api, calendar, **more):
+    """An event, and the invitation to Bob that could not be sent."""
+    (mailbox,) = fake.mailboxes.values()
+    mailbox.users[ADA] = "viewer"
+    event = await create(api, calendar, **more)
+    path = f"/api/v1/calendar_events/{event['id']}"
+
+    async def failed():
+        (mail,) = (await api.get(f"{path}/invitations")).json()["results"]
+        return mail if mail["status"] == "failed" else None
+
+    mail = await until(failed)
+    mailbox.users[ADA] = "sender"
+    return path, f"/api/v1/invitations/{mail['id']}/resend"
+
+
+@pytest.mark.parametrize(
+    ("method", "scope", "body", "sentence"),
+    [
+        ("DELETE", "", None, "The event was deleted"),
+        ("DELETE", "?scope=series", None, "The event was deleted"),
+        ("PATCH", "", {"attendees": []}, "not invited any more"),
+        ("PATCH", "?scope=series", {"attendees": []}, "not invited any more"),
+    ],
+)
+async def test_an_invitation_that_is_not_true_any_more_is_not_sent_again(
+    fake, api, worker, calendar, method, scope, body, sentence
+):
+    rule = {"recurrence": ["RRULE:FREQ=DAILY;COUNT=3"]} if scope else {}
+    path, again = await failed_mail(fake, api, calendar, **rule)
+    if body is None:
+        silently = f"{path}{scope or '?'}&send_invitations=false".replace("?&", "?")
+        assert (await api.request(method, silently)).status_code == 200
+    else:
+        changed = await api.patch(path + scope, json={**body, "send_invitations": False})
+        assert changed.status_code == 200, changed.text
+    answer = await api.post(again)
+    assert answer.status_code == 409
+    assert sentence in answer.json()["error"]
+    assert fake.submitted == []
+
+
+async def test_a_mail_of_another_sending_identity_is_not_sent_again(fake, api, worker, calendar):
+    path, again = await failed_mail(fake, api, calendar)
+    team = fake.add_mailbox("team@example.com", admin="Ada@Example.com")
+    changed = await api.patch(f"/api/v1/calendars/{calendar['id']}", json={"sending_identity": team.id})
+    assert changed.status_code == 200, changed.text
+    answer = await api.post(again)
+    assert answer.status_code == 409
+    assert "sends from team@example.com now" in answer.json()["error"]
+    await api.patch(path, json={"location": "Room 2"})
+    (mail,) = await fake.wait_for(1)
+    assert mail.mailbox_id == team.id
+
+
+async def test_a_mail_that_waits_for_a_limit_says_so_and_can_be_tried_at_once(fake, api, worker, calendar):
+    (mailbox,) = fake.mailboxes.values()
+    fake.limits[mailbox.id] = 0
+    event = await create(api, calendar)
+    path = f"/api/v1/calendar_events/{event['id']}/invitations"
+
+    async def held():
+        (mail,) = (await api.get(path)).json()["results"]
+        return mail if mail["last_error"] else None
+
+    mail = await until(held)
+    assert (mail["status"], mail["last_error"]) == (
+        "pending",
+        "Messages takes no more mails from this mailbox for now (429).",
+    )
+    assert datetime.fromisoformat(mail["next_attempt_at"]) - utcnow() > timedelta(minutes=10)
+    fake.limits.clear()
+    assert (await api.post(f"/api/v1/invitations/{mail['id']}/resend")).status_code == 202
+    await fake.wait_for(1)
 
 
 async def test_an_instance_lists_the_mails_of_its_series_and_its_own(fake, api, worker, calendar):

@@ -194,6 +194,8 @@ async def test_an_event_is_created_read_changed_and_deleted(api, event, calendar
         ("meeting_url", "https://x.example:99999999/"),
         ("attendees", [{"email": "bob"}]),
         ("attendees", [{"email": "bob@localhost"}]),
+        ("attendees", [{"email": "bob@example.c1"}]),
+        ("attendees", [{"email": "bob@192.0.2.1"}]),
         ("attendees", [{"email": "Bob <bob@example.org>"}]),
         ("attendees", [{"email": "bob@example.org,cy@example.org"}]),
         ("attendees", [{"email": "bob@example.org\r\nBcc: x@example.org"}]),

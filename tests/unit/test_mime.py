@@ -2,20 +2,25 @@
 
 import email
 import email.policy
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
+from email.header import decode_header, make_header
 from email.message import EmailMessage
+from email.utils import getaddresses
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.core.addresses import is_mail_address
-from app.itip.build import build_cancel, build_reply, build_request
+from app.core.addresses import is_address, is_mail_address
+from app.itip.build import build_cancel, build_reply, build_request, clean_line
 from app.itip.event import Person
+from app.messages.check import MailUnsafe, check_mail
 from app.messages.mime import Mailing, compose, make_message_id
 from app.messages.rendering import RsvpLinks, language_of, render, repeats_text, when_text
+from tests.fakes.messages import read_addresses
 from tests.unit.test_itip_build import BOB, EVENT, NASTY, STAMP
 
 LINKS = RsvpLinks(
@@ -97,8 +102,36 @@ def test_a_message_id_is_the_same_for_the_same_mail_and_short_for_any_domain():
     assert len(long) < 70
 
 
-@given(st.text(max_size=400), st.text(max_size=200))
-def test_no_text_breaks_a_mail_or_adds_a_header(text, name):
+ASCII_NAMES = st.text(alphabet=[chr(code) for code in range(32, 127)], min_size=60, max_size=200)
+WORDS = st.sampled_from(
+    [
+        "victim@evil.example,",
+        "Lovelace, Ada",
+        "Group: victim@evil.example;",
+        "R&D;",
+        '"quoted"',
+        "(a comment",
+        "back\\slash\\",
+        "=?utf-8?q?victim=40evil=2Eexample=2C?=",
+        "=?utf-8?b?dmljdGltQGV2aWwuZXhhbXBsZQ==?=",
+        "<victim@evil.example>",
+        "Zoë",
+        "漢字漢字",
+        "\U0001f469\u200d\U0001f4bb",
+        "plain",
+        "words",
+    ]
+)
+MIXED_NAMES = st.lists(WORDS, min_size=1, max_size=12).map(" ".join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.one_of(st.text(max_size=400), MIXED_NAMES), st.one_of(st.text(max_size=200), ASCII_NAMES, MIXED_NAMES)
+)
+@example("x", "victim@evil.example, Bob Builder of the Department of Long Winded Names and Titles")
+@example("x", "Group: victim@evil.example;")
+def test_no_text_breaks_a_mail_or_adds_a_header_or_a_recipient(text, name):
     event = replace(
         EVENT,
         name=text,
@@ -110,18 +143,39 @@ def test_no_text_breaks_a_mail_or_adds_a_header(text, name):
         replace(
             MAILING,
             sender_name=name,
-            recipient_name=text,
+            recipient_name=name,
+            reply_to="owner@example.net",
             ics=build_request(event, stamp=STAMP),
             rendered=render(event, kind="invitation", locale="fr", links=LINKS),
         )
     )
+    check_mail(raw, sender_email="ada@example.com", recipient_email="bob@example.org")
     assert b"\n" not in raw.replace(b"\r\n", b"")
     assert b"\r" not in raw.replace(b"\r\n", b"")
-    assert max(map(len, raw.split(b"\r\n"))) < 998
+    header = raw.partition(b"\r\n\r\n")[0].decode("ascii")
+    assert all(len(line) <= 78 and line.strip() for line in header.split("\r\n"))
+    assert all(len(word) <= 75 for word in re.findall(r"=\?utf-8\?[qb]\?\S*\?=", header))
     mail = read(raw)
-    assert sorted(mail.keys()) == sorted(read(compose(MAILING)).keys())
-    assert [address.addr_spec for address in mail["From"].addresses] == ["ada@example.com"]
-    assert [address.addr_spec for address in mail["To"].addresses] == ["bob@example.org"]
+    expected = read(compose(replace(MAILING, reply_to="owner@example.net")))
+    assert sorted(mail.keys()) == sorted(expected.keys())
+    old = email.message_from_bytes(raw)
+    shown = clean_line(name)[:120].rstrip()
+    for header, address in (("From", "ada@example.com"), ("To", "bob@example.org")):
+        (by_registry,) = mail[header].addresses
+        assert by_registry.addr_spec == address
+        # Three readers: two of the standard library, and one that sees groups everywhere.
+        ((_, by_utils),) = getaddresses([old[header]])
+        assert [by_utils] == read_addresses([old[header]]) == [address]
+        decoded = str(make_header(decode_header(old[header].replace("\r\n", ""))))
+        assert decoded == (f"{shown} <{address}>" if shown else address)
+    assert mail["Subject"] == clean_line(f"Invitation : {clean_line(text) or '(sans titre)'}"[:200])
+
+
+def test_an_encoded_word_holds_whole_characters():
+    for name in ("é" * 120, "漢" * 120, "a" + "\U0001f469" * 60):
+        header = compose(replace(MAILING, recipient_name=name)).partition(b"\r\nSubject")[0].decode()
+        parts = [decode_header(word)[0] for word in re.findall(r"=\?utf-8\?[qb]\?\S*\?=", header)]
+        assert "".join(text.decode(charset) for text, charset in parts) == name
 
 
 def test_a_name_cannot_inject_a_header():
@@ -158,7 +212,7 @@ def test_what_is_no_bare_address_is_refused(address):
 @pytest.mark.parametrize(
     "address",
     [
-        "a@b.c",
+        "a@b.co",
         "first.last+tag@sub.example.org",
         "o'neil@example.org",
         "a@localhost",
@@ -167,6 +221,57 @@ def test_what_is_no_bare_address_is_refused(address):
 )
 def test_bare_addresses_are_taken(address):
     assert is_mail_address(address)
+
+
+@pytest.mark.parametrize("address", ["a@b.c1", "a@ext.12", "a@1.2.3.4", "a@ext.c", "a@host.x-y"])
+def test_an_address_without_a_top_level_domain_gets_no_mail(address):
+    assert not is_mail_address(address)
+    assert is_address(address)
+
+
+OLD_MAIL = compose(MAILING)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (
+            b"To: Bob <bob@example.org>",
+            b"To: victim@evil.example, Bob Builder of the Department\r\n and Titles <bob@example.org>",
+            "To header",
+        ),
+        (b"To: Bob <", b'To: "Group: victim@evil.example;" <', "To header"),
+        (b"To: Bob <", b'To: "victim@evil.example" <', "To header"),
+        (b"To: Bob <bob@example.org>", b"To: eve@example.org", "To header"),
+        (b"To: Bob <bob@example.org>", b"To: undisclosed-recipients:;", "To header"),
+        (b"From: Ada Lovelace <", b"From: Lovelace, Ada <", "From header"),
+        (b"From: Ada Lovelace <", b'From: "Sales: R&D;" <', "From header"),
+        (b"Subject:", b"Cc: eve@example.org\r\nSubject:", "cc header"),
+        (b"Subject:", b"Bcc: eve@example.org\r\nSubject:", "bcc header"),
+        (b"Subject:", b"Resent-To: eve@example.org\r\nSubject:", "resent-to header"),
+        (b"Subject:", b"To: eve@example.org\r\nSubject:", "2 to headers"),
+        (b"Subject: ", b"Subject: " + b"x" * 999, "longer than 998"),
+        (b"Subject: ", b"Subject: \n", "CRLF"),
+        (b"Subject: ", b"X: y\r\n\r\nSubject: ", "headers"),
+        (b"Subject: ", b"no header\r\nCc: eve@example.org\r\nSubject: ", "malformed"),
+        (b"Content-Type: text/plain", b"Content-Type: text/html\r\nContent-Type: text/plain", "parts"),
+        (b"Content-Type: text/html", b"Content-Type: text/html\r\nContent-Type: text/html", "exactly one"),
+    ],
+)
+def test_a_mail_that_could_reach_anybody_else_is_found(old, new, reason):
+    """What releases before this one wrote, and worse."""
+    assert OLD_MAIL.count(old) >= 1
+    check_mail(OLD_MAIL, sender_email="ADA@example.com", recipient_email="bob@EXAMPLE.org")
+    with pytest.raises(MailUnsafe, match=reason):
+        check_mail(
+            OLD_MAIL.replace(old, new, 1), sender_email="ada@example.com", recipient_email="bob@example.org"
+        )
+
+
+def test_names_that_are_rightly_quoted_pass():
+    for name in (b'"Dr. Bob"', b'"Builder, Bob"', b'"bob@example.org"', b"=?utf-8?b?Qm9i?="):
+        mail = OLD_MAIL.replace(b"To: Bob <", b"To: " + name + b" <")
+        check_mail(mail, sender_email="ada@example.com", recipient_email="bob@example.org")
 
 
 def test_html_is_escaped_and_plain_text_is_not():

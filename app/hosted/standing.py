@@ -1,0 +1,58 @@
+"""What a mail that was written earlier would tell its guest now: whether it is still right to send it."""
+
+from datetime import datetime
+from typing import Literal
+
+from app.core.addresses import same_address
+from app.core.clock import utcnow
+from app.core.db import AnySession
+from app.hosted import repository
+from app.hosted.expand import last_end
+
+
+async def why_not_to_send(
+    session: AnySession,
+    calendar_id: str,
+    uid: str,
+    *,
+    method: Literal["REQUEST", "CANCEL", "REPLY"],
+    recurrence_id: datetime | None,
+    recipient_email: str,
+) -> str | None:
+    """A sentence, where an invitation or a cancellation is not true any more; None where it may go out."""
+    if method == "REPLY":
+        return None
+    entries = await repository.load_entries(session, calendar_id, uid)
+    master = entries.get("")
+    own = next((entry for entry in entries.values() if entry.recurrence_id == recurrence_id), None)
+    entry = own or master
+    is_off = master is None or entry is None or master.is_cancelled or entry.is_cancelled
+    is_invited = not is_off and entry is not None and entry.find(recipient_email) is not None
+    if method == "CANCEL":
+        return "This guest is invited again: nothing is called off." if is_invited and own else None
+    if is_off:
+        return "The event was deleted: nobody is invited to it any more."
+    if not is_invited:
+        return "This guest is not invited any more."
+    ends_at = last_end(entry) if entry is not None else None
+    if ends_at is not None and ends_at <= utcnow():
+        return "The event is over."
+    return None
+
+
+async def why_not_from(
+    session: AnySession, calendar_id: str, *, sender_email: str, is_by_smtp: bool
+) -> str | None:
+    """A sentence, where the calendar's mails come from somebody else by now; None where this is still the sender."""
+    calendar = await repository.find_calendar(session, calendar_id)
+    if calendar is None:
+        return "The calendar was deleted."
+    present = None if calendar.identity is None else calendar.identity["email"]
+    if (present is None and is_by_smtp) or (
+        present is not None and not is_by_smtp and same_address(present, sender_email)
+    ):
+        return None
+    return (
+        f"This mail was written to come from {sender_email}, and the calendar sends from {present or 'EMAIL_FROM'} now. "
+        "Change the event, or add the guest anew, to write another one."
+    )
