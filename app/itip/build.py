@@ -25,7 +25,10 @@ Method = Literal["REQUEST", "CANCEL", "REPLY"]
 
 _PRODUCT = "-//calbridge//calbridge//EN"
 _CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160), 0x2028, 0x2029])  # all but tab and LF
-_SCRIPT = re.compile(r"\b(javascript|vbscript|data):(?=\S)", re.IGNORECASE)
+# `data:` is a word too ("Data:Science"): it is an address only where a media type or its parameters follow.
+_SCRIPT = re.compile(
+    r"\b(?:(javascript|vbscript):(?=\S)|(data):(?=//|[;,]|[\w.+-]+/[\w.+-]+[;,]))", re.IGNORECASE
+)
 _HTTP_URL = re.compile(r"https?://[^\s\"'<>\\^`{|}]+", re.IGNORECASE)
 LONGEST_URL = 2048
 _RECURRENCE_LINE = re.compile(r"(RRULE|RDATE|EXDATE)((?:;[A-Z-]+=[^;:]+)*):(.+)", re.IGNORECASE)
@@ -48,7 +51,7 @@ def clean_text(value: str | None) -> str:
     if not value:
         return ""
     lines = value.replace("\r\n", "\n").replace("\r", "\n").translate(_CONTROLS)
-    return _SCRIPT.sub(r"\1 ", lines).strip()
+    return _SCRIPT.sub(lambda found: f"{found[1] or found[2]} ", lines).strip()
 
 
 def clean_line(value: str | None) -> str:
@@ -78,17 +81,23 @@ def is_whole_cancel(event: HostedEvent, recipients: Sequence[Guest | Person]) ->
 
 
 def build_request(event: HostedEvent, *, stamp: datetime) -> bytes:
-    """An invitation, or the same event changed. `stamp`: the time of this message, aware."""
+    """An invitation, or the same event changed. `stamp`: the time of this message, aware.
+
+    Changed instances in `event.overrides` follow the series in the same object (RFC 5546 3.2.2).
+    """
+    vevents = [_requested(one, stamp) for one in (event, *event.overrides)]
+    return _calendar("REQUEST", event, stamp, *vevents)
+
+
+def _requested(event: HostedEvent, stamp: datetime) -> Event:
     vevent = _vevent(event, stamp)
     vevent.add("status", "CONFIRMED")
     if not any(same_address(guest.email, event.organizer.email) for guest in event.guests):
-        # Without RSVP: the organizer is not asked.
-        host = _address(event.organizer.email, event.organizer.name)
-        host.params.update({"ROLE": ROLE.CHAIR, "PARTSTAT": PARTSTAT.ACCEPTED})
-        vevent.add("attendee", host)
+        vevent.add("attendee", _host(event.organizer))
     for guest in event.guests:
-        vevent.add("attendee", _attendee(guest, with_rsvp=True))
-    return _calendar("REQUEST", event, vevent)
+        is_host = guest.is_host or same_address(guest.email, event.organizer.email)
+        vevent.add("attendee", _host(guest) if is_host else _attendee(guest, with_rsvp=True))
+    return vevent
 
 
 def build_cancel(
@@ -103,7 +112,7 @@ def build_cancel(
             vevent.add("attendee", _attendee(person, with_rsvp=False))
         else:
             vevent.add("attendee", _address(person.email, person.name))
-    return _calendar("CANCEL", event, vevent)
+    return _calendar("CANCEL", event, stamp, vevent)
 
 
 def build_reply(event: HostedEvent, *, stamp: datetime, replying: Guest) -> bytes:
@@ -112,19 +121,24 @@ def build_reply(event: HostedEvent, *, stamp: datetime, replying: Guest) -> byte
     address = _address(replying.email, replying.name)
     address.params["PARTSTAT"] = _PARTSTATS[replying.response_status]
     vevent.add("attendee", address)
-    return _calendar("REPLY", event, vevent)
+    return _calendar("REPLY", event, stamp, vevent)
 
 
-def _calendar(method: Method, event: HostedEvent, vevent: Event) -> bytes:
+def _calendar(method: Method, event: HostedEvent, stamp: datetime, *vevents: Event) -> bytes:
     calendar = Calendar()
     calendar.add("prodid", _PRODUCT)
     calendar.add("version", "2.0")
     calendar.add("calscale", "GREGORIAN")
     calendar.add("method", method)
-    if _is_zoned(event):
-        first = min(event.start, event.recurrence_id or event.start)
-        calendar.add_component(vtimezone(event.timezone, min(_local(event, first).year, _LAST_ZONE_YEAR)))
-    calendar.add_component(vevent)
+    firsts: dict[str, int] = {}
+    for one in (event, *event.overrides):
+        if _is_zoned(one):
+            first = _local(one, min(one.start, one.recurrence_id or one.start)).year
+            firsts[one.timezone] = min(first, firsts.get(one.timezone, _LAST_ZONE_YEAR))
+    for name, first_year in firsts.items():
+        calendar.add_component(vtimezone(name, first_year, stamp.year))
+    for vevent in vevents:
+        calendar.add_component(vevent)
     text: bytes = calendar.to_ical()
     return text
 
@@ -171,6 +185,13 @@ def _address(email: str, name: str | None) -> vCalAddress:
     shown = clean_line(name).replace('"', "'").replace("\\", "/")
     if shown:
         address.params["CN"] = shown
+    return address
+
+
+def _host(person: Guest | Person) -> vCalAddress:
+    """Without RSVP: the organizer is not asked."""
+    address = _address(person.email, person.name)
+    address.params.update({"ROLE": ROLE.CHAIR, "PARTSTAT": PARTSTAT.ACCEPTED})
     return address
 
 
