@@ -64,6 +64,51 @@ async def load_threads(
     return {row.recipient_key: Thread(row.first_message_id, row.last_method) for row in rows}
 
 
+async def find_highest_sequence(session: AnySession, calendar_id: str, event_uid: str) -> int:
+    """Of all mails about an event, its series and its instances; -1 if there is none."""
+    statement = select(func.max(_mail.sequence)).where(
+        _mail.calendar_id == calendar_id, _mail.event_uid == event_uid, _mail.method != "REPLY"
+    )
+    found: int | None = await session.scalar(statement)
+    return -1 if found is None else found
+
+
+async def find_told_sequence(
+    session: AnySession, calendar_id: str, event_uid: str, recurrence_id: datetime | None, recipient_key: str
+) -> int:
+    """The highest that this guest was told of the event, or of its series or this instance; -1 if there is none."""
+    statement = select(func.max(_mail.sequence)).where(
+        _mail.calendar_id == calendar_id,
+        _mail.event_uid == event_uid,
+        _mail.recipient_key == recipient_key,
+        _mail.method == "REQUEST",
+        or_(_mail.recurrence_id.is_(None), _mail.recurrence_id == recurrence_id),
+    )
+    found: int | None = await session.scalar(statement)
+    return -1 if found is None else found
+
+
+async def find_told_instances(
+    session: AnySession, calendar_id: str, event_uid: str
+) -> dict[str, set[datetime]]:
+    """By recipient key, the original starts of the instances that had a mail of their own."""
+    statement = (
+        select(_mail.recipient_key, _mail.recurrence_id)
+        .where(
+            _mail.calendar_id == calendar_id,
+            _mail.event_uid == event_uid,
+            _mail.method != "REPLY",
+            _mail.recurrence_id.is_not(None),
+        )
+        .distinct()
+    )
+    told: dict[str, set[datetime]] = {}
+    for key, recurrence_id in await session.execute(statement):
+        if recurrence_id is not None:
+            told.setdefault(key, set()).add(recurrence_id)
+    return told
+
+
 async def find_organizers(session: AnySession, calendar_id: str, event_uid: str) -> list[str]:
     """The ORGANIZERs that invitations to this event have named: the mailbox, or by SMTP the owner."""
     statement = (

@@ -14,7 +14,12 @@ from app.core.ids import new_id
 from app.core.pagination import Page
 from app.hosted.repository import write_rows_soon
 from app.invitations import repository
-from app.invitations.repository import Thread
+from app.invitations.repository import (
+    Thread,
+    find_highest_sequence,
+    find_told_instances,
+    find_told_sequence,
+)
 from app.invitations.schemas import InvitationRead, InvitationRecipient, InvitationSender, InvitationsQuery
 from app.itip.build import (
     MOST_GUESTS_LISTED,
@@ -29,11 +34,23 @@ from app.messages.mime import Mailing, compose, make_message_id
 from app.messages.rendering import Kind, RsvpLinks, kind_of, render
 from app.models import InvitationMail
 
-__all__ = ["Method", "RsvpLinks", "Sender", "list_invitations", "queue_mails", "resend"]
+__all__ = [
+    "Method",
+    "RsvpLinks",
+    "Sender",
+    "find_highest_sequence",
+    "find_told_instances",
+    "find_told_sequence",
+    "list_invitations",
+    "queue_mails",
+    "resend",
+]
 
 _PAGE_SIZE = 100
 # Composing takes up to 20 ms a mail: others get their turn in between, and the transaction is not idle for long.
 _WRITTEN_AT_ONCE = 20
+# Of a series with its changed instances, in one mail.
+_MOST_ATTENDEE_LINES = 300
 
 
 class InvitationNotFound(NotFound):
@@ -150,7 +167,8 @@ class _Draft:
         self._stamp = utcnow()
         self._is_whole = method == "CANCEL" and is_whole_cancel(event, recipients)
         self._common_ics: bytes | None = None
-        self._lists_all = len(event.guests) <= MOST_GUESTS_LISTED
+        lines = sum(len(one.guests) for one in (event, *event.overrides))
+        self._lists_all = len(event.guests) <= MOST_GUESTS_LISTED and lines <= _MOST_ATTENDEE_LINES
         if method == "REQUEST" and self._lists_all:
             self._common_ics = build_request(event, stamp=self._stamp)
         elif method == "REPLY" and replying is not None:
@@ -212,8 +230,15 @@ class _Draft:
         if self._method == "CANCEL":
             return build_cancel(self._event, stamp=self._stamp, uninvited=[person], is_whole=self._is_whole)
         key = fold_address(person.email)
-        guests = tuple(guest for guest in self._event.guests if fold_address(guest.email) == key)
-        return build_request(replace(self._event, guests=guests), stamp=self._stamp)
+
+        def alone(event: HostedEvent) -> HostedEvent:
+            return replace(
+                event,
+                guests=tuple(guest for guest in event.guests if fold_address(guest.email) == key),
+                overrides=tuple(alone(one) for one in event.overrides),
+            )
+
+        return build_request(alone(self._event), stamp=self._stamp)
 
 
 async def list_invitations(
