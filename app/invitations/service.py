@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 from app.calendar_events.service import CalendarEventNotFound
@@ -49,6 +50,9 @@ __all__ = [
 _PAGE_SIZE = 100
 # Composing takes up to 20 ms a mail: others get their turn in between, and the transaction is not idle for long.
 _WRITTEN_AT_ONCE = 20
+# A guest who clicks to and fro: the last answer is mailed in the end.
+_MOST_REPLIES = 3
+_REPLIES_WITHIN = timedelta(minutes=1)
 # Of a series with its changed instances, in one mail.
 _MOST_ATTENDEE_LINES = 300
 
@@ -88,7 +92,8 @@ async def queue_mails(
 
     `locale`: the calendar's language, for recipients without one. `replying`: the guest who answered, for a REPLY.
     `rsvp_links` go by the recipient's address as given. A CANCEL that reaches all of `event.guests` calls the event
-    off; to fewer people, it uninvites them. An address that comes twice gets one mail.
+    off; to fewer people, it uninvites them. An address that comes twice gets one mail. A REPLY takes the place of one
+    of the same guest that still waits, and waits itself where the guest has answered a few times within a minute.
     Raises InvalidFields for an address that no mail can go to (`attendees`) or come from; ValueError for a REPLY without `replying`.
     """
     if method == "REPLY" and replying is None:
@@ -101,6 +106,19 @@ async def queue_mails(
         if not is_mail_address(person.email):
             raise InvalidFields.one("attendees", f"{person.email[:100]!r} is not an e-mail address.")
         by_key.setdefault(fold_address(person.email), person)
+    replying_key = fold_address(replying.email) if replying is not None else None
+    due_at = None
+    if replying_key is not None:
+        due_at = await repository.take_place_of_reply(
+            session,
+            calendar_id=calendar_id,
+            event_uid=event.uid,
+            recurrence_id=event.recurrence_id,
+            recipient_keys=list(by_key),
+            replying_key=replying_key,
+            most=_MOST_REPLIES,
+            within=_REPLIES_WITHIN,
+        )
     threads = await repository.load_threads(
         session, calendar_id, event.uid, event.recurrence_id, list(by_key)
     )
@@ -130,6 +148,7 @@ async def queue_mails(
                 "recipient_key": key,
                 "recipient_email": person.email,
                 "recipient_name": person.name,
+                "replying_key": replying_key,
                 "mailbox_id": sender.mailbox_id,
                 "sender_email": sender.email,
                 "sender_name": sender.name,
@@ -140,7 +159,7 @@ async def queue_mails(
             }
             for (key, person, thread), (message_id, mail) in zip(batch, mails, strict=True)
         ]
-        await repository.insert_mails(session, rows)
+        await repository.insert_mails(session, rows, due_at=due_at)
     return len(by_key)
 
 
