@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -25,6 +25,7 @@ from app.invitations.schemas import InvitationRead, InvitationRecipient, Invitat
 from app.itip.build import (
     MOST_GUESTS_LISTED,
     Method,
+    RequestsToOne,
     build_cancel,
     build_reply,
     build_request,
@@ -186,6 +187,7 @@ class _Draft:
         self._stamp = utcnow()
         self._is_whole = method == "CANCEL" and is_whole_cancel(event, recipients)
         self._common_ics: bytes | None = None
+        self._requests: RequestsToOne | None = None
         lines = sum(len(one.guests) for one in (event, *event.overrides))
         self._lists_all = len(event.guests) <= MOST_GUESTS_LISTED and lines <= _MOST_ATTENDEE_LINES
         if method == "REQUEST" and self._lists_all:
@@ -248,16 +250,9 @@ class _Draft:
         """With this recipient as the only guest: of large events, and for who is uninvited, which is nobody else's business."""
         if self._method == "CANCEL":
             return build_cancel(self._event, stamp=self._stamp, uninvited=[person], is_whole=self._is_whole)
-        key = fold_address(person.email)
-
-        def alone(event: HostedEvent) -> HostedEvent:
-            return replace(
-                event,
-                guests=tuple(guest for guest in event.guests if fold_address(guest.email) == key),
-                overrides=tuple(alone(one) for one in event.overrides),
-            )
-
-        return build_request(alone(self._event), stamp=self._stamp)
+        if self._requests is None:
+            self._requests = RequestsToOne(self._event, stamp=self._stamp)
+        return self._requests.to(person.email)
 
 
 async def list_invitations(

@@ -6,6 +6,7 @@ icalendar library, recurrence lines are parsed and written anew. The library fol
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Literal
 from urllib.parse import urlsplit
@@ -13,6 +14,7 @@ from zoneinfo import ZoneInfo
 
 from icalendar import Calendar, Event, vCalAddress, vRecur, vUri
 from icalendar.enums import CUTYPE, PARTSTAT, ROLE
+from icalendar.parser import Contentline
 
 from app.core.addresses import fold_address, same_address
 from app.itip.event import Guest, HostedEvent, Person
@@ -23,6 +25,7 @@ from app.providers.base import ResponseStatus
 
 Method = Literal["REQUEST", "CANCEL", "REPLY"]
 
+_END = b"\r\nEND:VEVENT\r\n"
 _PRODUCT = "-//calbridge//calbridge//EN"
 _CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160), 0x2028, 0x2029])  # all but tab and LF
 # `data:` is a word too ("Data:Science"): it is an address only where a media type or its parameters follow.
@@ -87,6 +90,36 @@ def build_request(event: HostedEvent, *, stamp: datetime) -> bytes:
     """
     vevents = [_requested(one, stamp) for one in (event, *event.overrides)]
     return _calendar("REQUEST", event, stamp, *vevents)
+
+
+class RequestsToOne:
+    """REQUESTs of one event that list their recipient as the only guest. The object is built once, whoever gets it."""
+
+    def __init__(self, event: HostedEvent, *, stamp: datetime) -> None:
+        events = (event, *event.overrides)
+        bare = tuple(replace(one, guests=()) for one in event.overrides)
+        ics = build_request(replace(event, guests=(), overrides=bare), stamp=stamp)
+        # No text has such a line: line breaks are escaped.
+        *self._heads, self._end = ics.split(_END)
+        self._guests = [{fold_address(guest.email): guest for guest in one.guests} for one in events]
+        self._lines: dict[Guest, bytes] = {}
+
+    def to(self, email: str) -> bytes:
+        key = fold_address(email)
+        parts: list[bytes] = []
+        for head, guests in zip(self._heads, self._guests, strict=True):
+            parts.append(head)
+            if key in guests:
+                parts.append(self._line(guests[key]))
+            parts.append(_END)
+        return b"".join([*parts, self._end])
+
+    def _line(self, guest: Guest) -> bytes:
+        if guest not in self._lines:
+            address = _host(guest) if guest.is_host else _attendee(guest, with_rsvp=True)
+            line: bytes = Contentline.from_parts("ATTENDEE", address.params, address).to_ical()
+            self._lines[guest] = b"\r\n" + line
+        return self._lines[guest]
 
 
 def _requested(event: HostedEvent, stamp: datetime) -> Event:

@@ -11,7 +11,7 @@ import recurring_ical_events
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.itip.build import build_cancel, build_reply, build_request, is_whole_cancel, safe_url
+from app.itip.build import RequestsToOne, build_cancel, build_reply, build_request, is_whole_cancel, safe_url
 from app.itip.event import Guest, HostedEvent, Person
 from app.itip.vtimezone import vtimezone
 
@@ -94,6 +94,31 @@ def test_data_is_a_word_too(text):
 def test_an_address_of_data_does_not_reach_a_mail(address):
     event = replace(EVENT, name=address, description=f"see {address}", location=address)
     assert b"data:" not in build_request(event, stamp=STAMP).lower()
+
+
+def test_a_request_to_one_guest_is_the_same_without_the_others():
+    name = 'Ada: "Boss", ' + "é" * 60
+    long = replace(BOB, name=name, email="BOB@example.org")
+    moved = replace(SERIES, recurrence=(), recurrence_id=datetime(2026, 12, 1, 9, tzinfo=UTC), sequence=4)
+    event = replace(SERIES, guests=(long, EVE), overrides=(moved, replace(moved, guests=(EVE,))))
+    requests = RequestsToOne(event, stamp=STAMP)
+    for guest, counts in ((long, [2, 2, 1]), (EVE, [2, 2, 2])):
+        found = requests.to(guest.email.lower())
+        alone = replace(
+            event,
+            guests=(guest,),
+            overrides=tuple(
+                replace(
+                    one,
+                    guests=tuple(some for some in one.guests if some.email.lower() == guest.email.lower()),
+                )
+                for one in event.overrides
+            ),
+        )
+        assert sorted(lines(found)) == sorted(lines(build_request(alone, stamp=STAMP)))
+        assert all(len(line) <= 75 for line in found.split(b"\r\n"))
+        people = [event.get("ATTENDEE") for event in icalendar.Calendar.from_ical(found).walk("VEVENT")]
+        assert [len(some) if isinstance(some, list) else 1 for some in people] == counts
 
 
 def test_an_all_day_event_has_at_least_one_day():
