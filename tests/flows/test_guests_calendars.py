@@ -336,7 +336,7 @@ def history(app, api):
 
 
 @settings(
-    max_examples=HISTORIES or 10,
+    max_examples=HISTORIES or 8,
     derandomize=not HISTORIES,
     deadline=None,
     suppress_health_check=[

@@ -517,6 +517,18 @@ async def test_older_replies_are_stale(api, browser, event, token):
     assert (await answers(api, event))["bob@example.org"] == "declined"
 
 
+async def test_a_guest_may_answer_the_invitation_that_he_has_after_a_click(api, browser, event, token):
+    """Others were told more than he was; his calendar's number is the one of his own invitation."""
+    people = [{"email": "bob@example.org"}, {"email": "cy@example.org"}]
+    path = f"/api/v1/calendar_events/{event['id']}"
+    for more in ([*people, {"email": "dan@example.org"}], people):
+        assert (await api.patch(path, json={"attendees": more})).status_code == 200
+    await browser.post("/rsvp/", data={"token": token, "action": "accepted"})
+    assert await post_mail(api, reply(event, partstat="TENTATIVE", minutes=10)) == "ignored"  # of before
+    assert await post_mail(api, reply(event, partstat="DECLINED", minutes=60 + 1, number=2)) == "applied"
+    assert (await answers(api, event))["bob@example.org"] == "declined"
+
+
 async def test_a_sequence_that_was_never_sent_does_not_shut_out_later_answers(api, browser, event, token):
     assert await post_mail(api, reply(event, partstat="DECLINED", sequence=2**31 - 1, number=1)) == "applied"
     assert await post_mail(api, reply(event, partstat="TENTATIVE", minutes=1, number=2)) == "applied"
