@@ -424,11 +424,12 @@ async def has_no_instance(session: AnySession, calendar: LocalCalendar, entry: E
 
 def _plain_instance(series: Entry, original_start: datetime) -> Entry | None:
     """The instance of that original start, if the series has one."""
+    if series.is_all_day:
+        # The day that was told, which began at the midnight of the series' zone of then.
+        day = midnight(wall(original_start, series.timezone) + _DAY / 2)
+        original_start = instant(day, series.timezone)
     slot = slot_of(series, original_start)
-    if not has_slot(series, slot):
-        return None
-    at = instant(series.local(original_start), series.timezone) if series.is_all_day else original_start
-    return instance_of(series, at, slot)
+    return instance_of(series, original_start, slot) if has_slot(series, slot) else None
 
 
 async def _highest_sequence(

@@ -123,11 +123,16 @@ class PerInstance:
         off = self.instances.keys() - changed.keys()
         if self.series is None or self.series.method == "CANCEL":
             return sorted((shown(one.event) for one in changed.values()), key=str)
-        found = []
-        for key, event in occurrences(self.series).items():
-            if key not in off:
-                found.append(shown(changed[key].event if key in changed else event))
-        return sorted(found, key=str)
+        events = {
+            key: changed.get(key, event) for key, event in self._occurrences().items() if key not in off
+        }
+        # An instance that was left out, and that this guest was invited to again since.
+        events |= {key: one for key, one in changed.items() if one.order > self.series.order}
+        return sorted((shown(one.event) for one in events.values()), key=str)
+
+    def _occurrences(self) -> dict[Key, Message]:
+        assert self.series is not None
+        return {key: self.series._replace(event=event) for key, event in occurrences(self.series).items()}
 
 
 class WholeSet(PerInstance):
