@@ -1,5 +1,6 @@
 """Values: one entry of a hosted event, as iCalendar has it: the event or series itself, or one changed instance."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -131,16 +132,20 @@ class Entry:
         self,
         organizer: Person,
         *,
-        cancelled: tuple["Entry", ...] = (),
+        hosts: Sequence[str] = (),
+        excluded: Sequence[datetime] = (),
         guests: tuple[Attendee, ...] | None = None,
+        overrides: Sequence["Entry"] = (),
     ) -> HostedEvent:
-        """The event of a mail. `cancelled` are the series' cancelled instances, `guests` others than its attendees."""
-        recurrence = () if self.rrule is None else (f"RRULE:{self.rrule}",)
-        excluded = tuple(
-            f"EXDATE{self.moment(entry.recurrence_id)}"
-            for entry in cancelled
-            if self.rrule is not None and entry.recurrence_id is not None
-        )
+        """The event of a mail. `hosts` are the calendar's own addresses, `guests` others than its attendees.
+
+        Of a series: `excluded` are the original starts of instances that are left out, `overrides` changed instances
+        that go with it.
+        """
+        recurrence: tuple[str, ...] = ()
+        if self.rrule is not None:
+            recurrence = (f"RRULE:{self.rrule}", *(f"EXDATE{self.moment(at)}" for at in excluded))
+        keys = {fold_address(email) for email in hosts}
         return HostedEvent(
             uid=self.uid,
             sequence=self.sequence,
@@ -152,12 +157,40 @@ class Entry:
             end=self.end,
             is_all_day=self.is_all_day,
             timezone=self.timezone,
-            recurrence=(*recurrence, *excluded),
+            recurrence=recurrence,
             recurrence_id=self.recurrence_id,
             recurrence_date=self._recurrence_date,
             organizer=organizer,
-            guests=tuple(person.guest for person in (self.attendees if guests is None else guests)),
+            guests=tuple(
+                replace(person.guest, is_host=fold_address(person.email) in keys)
+                for person in (self.attendees if guests is None else guests)
+            ),
+            overrides=tuple(entry.for_mail(organizer, hosts=hosts) for entry in overrides),
         )
+
+
+def instance_of(series: Entry, original_start: datetime, slot: str) -> Entry:
+    """An instance as the series has it."""
+    local = series.local(original_start)
+    return replace(
+        series,
+        slot=slot,
+        rrule=None,
+        recurrence_id=original_start,
+        start=original_start,
+        end=instant(local + series.length, series.timezone),
+        attendees=tuple(replace(one, has_own_answer=False) for one in series.attendees),
+    )
+
+
+def is_plain(entry: Entry, series: Entry) -> bool:
+    """Whether an instance has an entry of its own only since it was answered."""
+    assert entry.recurrence_id is not None
+    plain = instance_of(series, entry.recurrence_id, entry.slot)
+    people, plain_people = ({fold_address(one.email) for one in some.attendees} for some in (entry, plain))
+    return (
+        people == plain_people and replace(entry, attendees=plain.attendees, sequence=plain.sequence) == plain
+    )
 
 
 def wall(at: datetime, timezone: str) -> datetime:

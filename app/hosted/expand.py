@@ -4,6 +4,7 @@ A series is expanded by the reader of feeds (app/itip/feed.py), so that hosted a
 slots, clock changes and identities.
 """
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -202,6 +203,38 @@ def expand(
             row = row_of(entry, f"{entry.uid}_{entry.slot}")
             rows.append(replace(row, recurring_event_id=entry.uid, original_start_time=entry.recurrence_id))
     return rows
+
+
+def slot_of(master: Entry, at: datetime) -> str:
+    """What tells the instance of this original start from the others."""
+    return f"{master.local(at):%Y%m%d}" if master.is_all_day else f"{at:%Y%m%dT%H%M%SZ}"
+
+
+def keeps_slots(before: Entry, after: Entry) -> bool:
+    """Whether a series that has the same times has only more instances than before, or ends earlier or later.
+
+    Looks at the first thousand.
+    """
+    if before.rrule == after.rrule:
+        return True
+    if before.rrule is None or after.rrule is None:
+        return False
+    start = before.local(before.start)
+    try:
+        rule = Rule(after.rrule).walls(start, first=start, last=_LAST_DAY)
+        slot: datetime | None = start
+        for old in itertools.islice(
+            Rule(before.rrule).walls(start, first=start, last=_LAST_DAY), MOST_OCCURRENCES
+        ):
+            while slot is not None and slot < old:
+                slot = next(rule, None)
+            if slot is None:
+                return True  # it ends earlier
+            if slot != old:
+                return False
+    except RuleRefused:
+        return False
+    return True
 
 
 def has_slot(master: Entry, slot: str) -> bool:

@@ -1,90 +1,227 @@
-"""Pure: who is told what of a change (contract/messages.md, RFC 5546), and how a change raises SEQUENCE."""
+"""Pure: who is told what of a change (contract/messages.md, RFC 5546), and how a change raises SEQUENCE.
 
-from collections.abc import Iterable, Sequence
+Two kinds of calendars must end with what the API shows: those that apply a series' REQUEST to the series alone and keep
+the instances that they know, and those that take it as the whole set and forget them (sabre, Outlook). So whoever gets
+a series' REQUEST is told its changed instances again, with a higher SEQUENCE, and finds those that he does not have
+in EXDATE.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
 
 from app.core.addresses import fold_address
-from app.hosted.entries import Attendee, Entry
+from app.hosted.entries import Attendee, Entry, is_plain
+from app.hosted.expand import keeps_slots, last_end
+
+# Of instances that are told again. Each has a mail of its own, since Outlook reads the first event of an object only
+# (nextcloud/calendar#4727). With more than that they are all in the series' mail.
+MOST_RETOLD = 10  # to one guest
+MOST_RETOLD_MAILS = 500  # to all
+# The soonest ones; about 60 kB.
+MOST_IN_ONE_MAIL = 100
+_MOST_DESCRIPTION = 100_000  # characters, of all instances in one mail
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedMail:
-    """One kind of mail of one entry. `guests` are those that the mail's calendar object lists."""
+    """One kind of mail of one entry. `guests` are those that the mail's calendar object lists.
+
+    Of a series: `excluded` are the original starts of the instances that these recipients do not have; `overrides`
+    changed instances in the same mail.
+    """
 
     method: Literal["REQUEST", "CANCEL"]
     entry: Entry
     recipients: tuple[Attendee, ...]
     guests: tuple[Attendee, ...]
+    excluded: tuple[datetime, ...] = ()
+    overrides: tuple[Entry, ...] = ()
+
+
+def has_new_times(before: Entry, after: Entry) -> bool:
+    """Whether its instances are others than before, save that a rule may have more or fewer of them."""
+    if (before.rrule is None) != (after.rrule is None):
+        return True
+    if before.rrule is not None and before.timezone != after.timezone:
+        return True
+    return (before.start, before.end, before.is_all_day) != (after.start, after.end, after.is_all_day)
 
 
 def has_moved(before: Entry, after: Entry) -> bool:
     """Whether former answers no longer count: RFC 5546 2.1.4."""
-    if before.rrule is not None and before.timezone != after.timezone:
-        return True
-    return (before.start, before.end, before.is_all_day, before.rrule) != (
-        after.start,
-        after.end,
-        after.is_all_day,
-        after.rrule,
+    return has_new_times(before, after) or not keeps_slots(before, after)
+
+
+def is_news(before: Entry, after: Entry) -> bool:
+    """Whether all guests' calendars show something that is not so any more."""
+    return (
+        has_new_times(before, after)
+        or before.rrule != after.rrule
+        or (before.name, before.description, before.location, before.meeting_url)
+        != (after.name, after.description, after.location, after.meeting_url)
     )
 
 
-def revise(before: Entry, after: Entry, *, above: int = 0) -> Entry:
+def revise(before: Entry, after: Entry, *, above: int) -> Entry:
     """`after` with the SEQUENCE that the change asks for; where the time changed, everybody is asked again.
 
-    Of a series, `above` is the highest SEQUENCE of its instances: a change of them all must not look older than that.
+    `above` is the highest SEQUENCE that was told of the event, its series and its instances: whoever orders mails by
+    it must not take this change for an older one. So whoever was called off and is invited again is told more, too.
     """
     if before.is_cancelled or before == after:
         return replace(after, sequence=before.sequence)
-    moved = has_moved(before, after)
-    removed = _without(before.attendees, after.attendees)
-    grows = moved or _has_another_place(before, after) or removed or after.is_cancelled
+    grows = after.is_cancelled or is_news(before, after) or _keys(before.attendees) != _keys(after.attendees)
     sequence = max(before.sequence, above) + 1 if grows else before.sequence
     attendees = after.attendees
-    if moved:
+    if has_moved(before, after):
         # A reply to an older SEQUENCE is about the old time, so it is stale.
-        attendees = tuple(
-            replace(
-                one,
-                response_status="needs_action",
-                sequence=sequence,
-                replied_at=None,
-                has_own_answer=False,
-            )
-            for one in attendees
-        )
+        attendees = tuple(ask_again(one, sequence) for one in attendees)
     return replace(after, sequence=sequence, attendees=attendees)
 
 
-def plan_mails(before: Entry | None, after: Entry, *, organizer_emails: Sequence[str]) -> list[PlannedMail]:
+def ask_again(one: Attendee, sequence: int) -> Attendee:
+    return replace(
+        one, response_status="needs_action", sequence=sequence, replied_at=None, has_own_answer=False
+    )
+
+
+def plan_mails(
+    before: Entry | None, after: Entry, *, organizer_emails: Sequence[str], now: datetime
+) -> list[PlannedMail]:
     """The mails of one entry's change; `before` is None for a new event. Nobody invites himself.
 
-    Added: REQUEST. Removed: CANCEL. Time or place changed: REQUEST to all. Cancelled: CANCEL to all. Nothing else.
+    Added: REQUEST. Removed: CANCEL. Visible change: REQUEST to all. Cancelled: CANCEL to all. Of what is over: nothing.
     """
 
     def others(people: Sequence[Attendee]) -> tuple[Attendee, ...]:
         return _except(people, organizer_emails)
 
+    if before is not None and before.is_cancelled:
+        before = None
     if after.is_cancelled:
-        if before is None or before.is_cancelled:
+        if before is None or _is_over(before, now):
             return []
         people = others(before.attendees)
         return _mails("CANCEL", after, people, people)
-    if before is None or before.is_cancelled:
+    if _is_over(after, now) and (before is None or _is_over(before, now)):
+        return []
+    if before is None:
         return _mails("REQUEST", after, others(after.attendees), after.attendees)
     removed = _without(before.attendees, after.attendees)
-    mails = _mails("CANCEL", after, others(removed), after.attendees)
-    if has_moved(before, after) or _has_another_place(before, after):
-        told = after.attendees
-    else:
-        told = _without(after.attendees, before.attendees)
-    return [*mails, *_mails("REQUEST", after, others(told), after.attendees)]
+    told = after.attendees if is_news(before, after) else _without(after.attendees, before.attendees)
+    return [
+        *_mails("CANCEL", after, others(removed), after.attendees),
+        *_mails("REQUEST", after, others(told), after.attendees),
+    ]
+
+
+def plan_series(
+    before: Entry,
+    after: Entry,
+    instances: Sequence[tuple[Entry, Entry]],
+    *,
+    told: Mapping[str, AbstractSet[datetime]],
+    plain: Callable[[datetime], Entry | None],
+    organizer_emails: Sequence[str],
+    now: datetime,
+) -> list[PlannedMail]:
+    """The mails of a series' change: its own, then those of its instances. It is as good for a single event.
+
+    `instances` are the entries of instances, before and after. `told`: by folded address, the original starts of the
+    instances that this guest had a mail of their own about. `plain`: the instance of that original start as the
+    series has it, or None.
+    Those who leave the series leave its instances with the same CANCEL.
+    """
+    own = [
+        replace(mail, excluded=(), overrides=())
+        for mail in plan_mails(before, after, organizer_emails=organizer_emails, now=now)
+    ]
+    reached = [one for mail in own if mail.method == "REQUEST" for one in mail.recipients]
+    reached_keys = _keys(reached)
+    in_series = _keys(after.attendees)
+    listed = {new.slot: _keys(new.attendees) for _, new in instances}
+    plan: list[tuple[Entry, list[Attendee]]] = []
+    for old, new in instances:
+        if new.is_cancelled or _is_instance_over(new, after, now):
+            continue
+        has_changes = not is_plain(new, after)
+        has_news = is_news(old, new)
+        people = []
+        for one in _except(new.attendees, organizer_emails):
+            key = fold_address(one.email)
+            if key in reached_keys:
+                again = has_changes or one.has_own_answer or new.recurrence_id in told.get(key, ())
+            else:
+                again = has_news and key not in in_series
+            if again:
+                people.append(one)
+        plan.append((new, people))
+    # Instances that were changed once and are as the series is by now: some calendars keep what they know of them.
+    known = {new.recurrence_id for _, new in instances}
+    once: dict[datetime, list[Attendee]] = defaultdict(list)
+    for one in reached:
+        for at in told.get(fold_address(one.email), ()):
+            if at not in known and at + after.length > now:
+                once[at].append(one)
+    for at, people in once.items():
+        instance = plain(at)
+        if instance is not None:
+            plan.append((instance, people))
+    plan = [
+        (replace(entry, sequence=max(entry.sequence, after.sequence + 1)), people)
+        for entry, people in plan
+        if people
+    ]
+    plan.sort(key=lambda told_again: told_again[0].start)
+    per_guest = Counter(fold_address(one.email) for _, people in plan for one in people)
+    is_too_much = max(per_guest.values(), default=0) > MOST_RETOLD or per_guest.total() > MOST_RETOLD_MAILS
+    within: dict[str, list[Entry]] = defaultdict(list)
+    mails: list[PlannedMail] = []
+    for entry, people in plan:
+        alone = (
+            [one for one in people if fold_address(one.email) not in reached_keys] if is_too_much else people
+        )
+        mails += _mails("REQUEST", entry, tuple(alone), entry.attendees)
+        for one in people if is_too_much else ():
+            if fold_address(one.email) in reached_keys:
+                within[fold_address(one.email)].append(entry)
+    groups: dict[tuple[tuple[datetime, ...], tuple[str, ...]], list[Attendee]] = defaultdict(list)
+    for one in reached:
+        key = fold_address(one.email)
+        excluded = tuple(
+            sorted(
+                new.recurrence_id
+                for _, new in instances
+                if new.recurrence_id is not None and (new.is_cancelled or key not in listed[new.slot])
+            )
+        )
+        groups[excluded, tuple(entry.slot for entry in within[key][:MOST_IN_ONE_MAIL])].append(one)
+    by_slot = {entry.slot: entry for entry, _ in plan}
+    requests = [
+        PlannedMail(
+            method="REQUEST",
+            entry=after,
+            recipients=tuple(people),
+            guests=after.attendees,
+            excluded=excluded,
+            overrides=_shortened([by_slot[slot] for slot in slots]),
+        )
+        for (excluded, slots), people in groups.items()
+    ]
+    return [*(mail for mail in own if mail.method == "CANCEL"), *requests, *mails]
 
 
 def plan_dropped(
-    instances: Iterable[Entry], told: Sequence[Attendee], *, organizer_emails: Sequence[str], now: datetime
+    instances: Iterable[Entry],
+    told: Sequence[Attendee],
+    *,
+    above: int,
+    organizer_emails: Sequence[str],
+    now: datetime,
 ) -> list[PlannedMail]:
     """CANCELs for those who were invited to changed instances alone, when these go with their series.
 
@@ -95,20 +232,33 @@ def plan_dropped(
         if entry.is_cancelled or entry.end <= now:
             continue
         people = _except(_without(entry.attendees, told), organizer_emails)
-        mails += _mails("CANCEL", revise(entry, replace(entry, is_cancelled=True)), people, people)
+        off = revise(entry, replace(entry, is_cancelled=True), above=above)
+        mails += _mails("CANCEL", off, people, people)
     return mails
 
 
-def to_answerers(mails: Iterable[PlannedMail]) -> list[PlannedMail]:
-    """These mails, but only to those who answered the instance by itself.
+def _shortened(entries: Sequence[Entry]) -> tuple[Entry, ...]:
+    """With descriptions that fit into one mail."""
+    if sum(len(entry.description or "") for entry in entries) <= _MOST_DESCRIPTION:
+        return tuple(entries)
+    most = _MOST_DESCRIPTION // len(entries)
+    return tuple(
+        replace(entry, description=f"{entry.description[:most]}…")
+        if entry.description is not None and len(entry.description) > most
+        else entry
+        for entry in entries
+    )
 
-    An instance that was only answered is in nobody else's calendar but as a part of the series, whose mail tells it all.
-    """
-    told = [
-        replace(mail, recipients=tuple(one for one in mail.recipients if one.has_own_answer))
-        for mail in mails
-    ]
-    return [mail for mail in told if mail.recipients]
+
+def _is_over(entry: Entry, now: datetime) -> bool:
+    ends_at = last_end(entry)
+    return ends_at is not None and ends_at <= now
+
+
+def _is_instance_over(entry: Entry, series: Entry, now: datetime) -> bool:
+    """Whether it is over, and would be as a part of the series too."""
+    assert entry.recurrence_id is not None
+    return max(entry.end, entry.recurrence_id + series.length) <= now
 
 
 def _mails(
@@ -122,8 +272,8 @@ def _mails(
     )
 
 
-def _has_another_place(before: Entry, after: Entry) -> bool:
-    return (before.location, before.meeting_url) != (after.location, after.meeting_url)
+def _keys(people: Iterable[Attendee]) -> set[str]:
+    return {fold_address(one.email) for one in people}
 
 
 def _except(people: Sequence[Attendee], addresses: Sequence[str]) -> tuple[Attendee, ...]:

@@ -1,8 +1,8 @@
 """Events of local calendars: written, expanded, told by webhook and by mail, all in one transaction (contract 4).
 
 A change of one instance makes an entry of its own beside the series. A change of the series goes to those entries
-too, where they still had what the series had. A change of the series' times or rule makes all instances new: changes
-and cancellations of single instances are dropped.
+too, where they still had what the series had. A change of the series' times makes all instances new: changes and
+cancellations of single instances are dropped. Another rule keeps those whose original start it still has.
 """
 
 from collections import Counter
@@ -26,12 +26,28 @@ from app.core.db import AnySession, Session, Sessions, reading, transaction
 from app.core.errors import InvalidFields
 from app.doorbell import Doorbell
 from app.hosted import repository
-from app.hosted.entries import Attendee, Entry, instant, midnight, wall
-from app.hosted.expand import LAST_YEAR, expand, fit_rule, has_slot, last_end, move_until
-from app.hosted.mails import PlannedMail, has_moved, plan_dropped, plan_mails, revise, to_answerers
+from app.hosted.entries import Attendee, Entry, instance_of, instant, midnight, wall
+from app.hosted.expand import LAST_YEAR, expand, fit_rule, has_slot, last_end, move_until, slot_of
+from app.hosted.mails import (
+    PlannedMail,
+    ask_again,
+    has_moved,
+    has_new_times,
+    plan_dropped,
+    plan_mails,
+    plan_series,
+    revise,
+)
 from app.hosted.repository import EventPlace, LocalCalendar
 from app.invitations.repository import find_undelivered
-from app.invitations.service import RsvpLinks, Sender, queue_mails
+from app.invitations.service import (
+    RsvpLinks,
+    Sender,
+    find_highest_sequence,
+    find_told_instances,
+    find_told_sequence,
+    queue_mails,
+)
 from app.itip.event import Person
 from app.providers.base import ResponseStatus, Window
 from app.rsvp.tokens import RsvpTokens, Subject
@@ -93,11 +109,11 @@ async def create_event(session: Session, hosting: Hosting, project_id: str, body
         attendees=_attendees(body.attendees, ()),
     )
     entry = _with_rule(entry, body.recurrence)
-    mails = plan_mails(None, entry, organizer_emails=_own_addresses(calendar))
+    mails = plan_mails(None, entry, organizer_emails=_own_addresses(calendar), now=utcnow())
     await _save(session, hosting, calendar, {"": entry}, changed=[entry])
     event_id, *_ = (await _required_rows(session, calendar, entry.uid))[0]
     if body.send_invitations:
-        await _queue(session, hosting, calendar, {"": entry}, mails)
+        await _queue(session, hosting, calendar, mails)
     return event_id
 
 
@@ -127,32 +143,48 @@ async def update_event(
     after = _patched(before, body, origin)
     if after == before:
         return event_id
-    above = 0 if of_series else max(entry.sequence for entry in entries.values())
-    changed = {before.slot: revise(before, after, above=above)}
+    above = await _highest_sequence(session, calendar, entries)
+    after = revise(before, after, above=above)
+    changed = {before.slot: after}
     dropped: list[str] = []
-    if not of_series:
-        changed |= _followed(entries, before, changed[""])
-        if has_moved(before, changed[""]):
-            dropped = [slot for slot in entries if slot]
-            changed = {"": changed[""]}
-    own = _own_addresses(calendar)
-    now = utcnow()
-    mails: list[PlannedMail] = []
-    for slot, entry in changed.items():
-        planned = plan_mails(entries.get(slot, before), entry, organizer_emails=own)
-        if slot != before.slot and entry.end <= now:
-            continue  # nobody needs to know
-        if slot != before.slot and _is_unchanged(entries[slot], before):
-            planned = to_answerers(planned)
-        mails += planned
-    told = (*before.attendees, *changed[before.slot].attendees)
-    mails += plan_dropped((entries[slot] for slot in dropped), told, organizer_emails=own, now=now)
+    own, now = _own_addresses(calendar), utcnow()
+    if of_series:
+        mails = plan_mails(before, after, organizer_emails=own, now=now)
+    else:
+        dropped = _dropped(entries, before, after)
+        instances = {slot: entry for slot, entry in entries.items() if slot and slot not in dropped}
+        followed = _followed(instances, before, after)
+        mails = plan_series(
+            before,
+            after,
+            [(entry, followed.get(slot, entry)) for slot, entry in instances.items()],
+            told=await find_told_instances(session, calendar.calendar_id, before.uid),
+            plain=lambda at: _plain_instance(after, at),
+            organizer_emails=own,
+            now=now,
+        )
+        changed |= followed
+        # As they are told: newer than the series.
+        told_again = [(mail.entry, *mail.overrides) for mail in mails]
+        for entry in (one for some in told_again for one in some):
+            if entry.slot in instances:
+                changed[entry.slot] = replace(
+                    changed.get(entry.slot, instances[entry.slot]), sequence=entry.sequence
+                )
+        told = (*before.attendees, *after.attendees)
+        mails += plan_dropped(
+            (entries[slot] for slot in dropped),
+            told,
+            above=after.sequence,
+            organizer_emails=own,
+            now=now,
+        )
     kept = {slot: entry for slot, entry in {**entries, **changed}.items() if slot not in dropped}
     await repository.delete_entries(session, before.uid, dropped)
     await _save(session, hosting, calendar, kept, changed=changed.values())
     if body.send_invitations:
-        await _queue(session, hosting, calendar, kept, mails)
-    if of_series or not has_moved(before, after):
+        await _queue(session, hosting, calendar, mails)
+    if of_series or not (has_new_times(before, after) or before.rrule != after.rrule):
         return event_id
     local = after.local(after.start) + (origin.local(origin.start) - before.local(before.start))
     return await _moved_id(session, calendar, before.uid, event_id, instant(local, after.timezone))
@@ -173,17 +205,17 @@ async def delete_event(
         return
     of_series = entries[""].rrule is not None and scope == "instance"
     before = _instance(entries, place) if of_series else entries[""]
-    above = 0 if of_series else max(entry.sequence for entry in entries.values())
+    above = await _highest_sequence(session, calendar, entries)
     after = revise(before, replace(before, is_cancelled=True), above=above)
-    own = _own_addresses(calendar)
-    mails = plan_mails(before, after, organizer_emails=own)
+    own, now = _own_addresses(calendar), utcnow()
+    mails = plan_mails(before, after, organizer_emails=own, now=now)
     if not of_series:
         instances = (entry for slot, entry in entries.items() if slot)
-        mails += plan_dropped(instances, before.attendees, organizer_emails=own, now=utcnow())
+        mails += plan_dropped(instances, before.attendees, above=above, organizer_emails=own, now=now)
     kept = {**entries, after.slot: after}
     await _save(session, hosting, calendar, kept, changed=[after])
     if send_invitations:
-        await _queue(session, hosting, calendar, kept, mails)
+        await _queue(session, hosting, calendar, mails)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,12 +257,17 @@ async def record_answer(
     ends_at = last_end(entry)
     if ends_at is not None and ends_at <= utcnow():
         return "over"
-    sequence = entry.sequence
     if answer.sequence is not None:
         # A SEQUENCE that was never sent must not shut out the answers that follow.
-        sequence = min(answer.sequence, sequence)
+        sequence = min(answer.sequence, entry.sequence)
         if person.is_stale(sequence, answer.replied_at):
             return "stale"
+    else:
+        # What this guest knows of: others may have been told more, and a later answer by mail must still count.
+        sequence = await find_told_sequence(
+            session, calendar.calendar_id, entry.uid, entry.recurrence_id, fold_address(answer.email)
+        )
+        sequence = min(entry.sequence, max(person.sequence or 0, sequence))
     answered = replace(
         person,
         response_status=answer.response_status,
@@ -362,30 +399,7 @@ def _instance(entries: Mapping[str, Entry], place: EventPlace) -> Entry:
     if known is not None:
         return known
     assert place.original_start_time is not None
-    return _derived(entries[""], place.original_start_time, place.slot)
-
-
-def _derived(master: Entry, original_start: datetime, slot: str) -> Entry:
-    local = master.local(original_start)
-    return replace(
-        master,
-        slot=slot,
-        rrule=None,
-        recurrence_id=original_start,
-        start=original_start,
-        end=instant(local + master.length, master.timezone),
-        attendees=tuple(replace(one, has_own_answer=False) for one in master.attendees),
-    )
-
-
-def _is_unchanged(entry: Entry, series: Entry) -> bool:
-    """Whether an instance has an entry of its own only since it was answered."""
-    assert entry.recurrence_id is not None
-    plain = _derived(series, entry.recurrence_id, entry.slot)
-    people, plain_people = ({fold_address(one.email) for one in some.attendees} for some in (entry, plain))
-    return (
-        people == plain_people and replace(entry, attendees=plain.attendees, sequence=plain.sequence) == plain
-    )
+    return instance_of(entries[""], place.original_start_time, place.slot)
 
 
 def find_entry(entries: Mapping[str, Entry], slot: str) -> Entry | None:
@@ -398,7 +412,7 @@ def find_entry(entries: Mapping[str, Entry], slot: str) -> Entry | None:
     form = "%Y%m%dT%H%M%SZ" if "T" in slot else "%Y%m%d"
     local = datetime.strptime(slot, form)  # noqa: DTZ007 - its zone follows
     at = instant(local, master.timezone if master.is_all_day else "UTC")
-    return _derived(master, at, slot)
+    return instance_of(master, at, slot)
 
 
 async def has_no_instance(session: AnySession, calendar: LocalCalendar, entry: Entry) -> bool:
@@ -408,11 +422,38 @@ async def has_no_instance(session: AnySession, calendar: LocalCalendar, entry: E
     return not await repository.load_live_rows(session, calendar.calendar_id, entry.uid)
 
 
+def _plain_instance(series: Entry, original_start: datetime) -> Entry | None:
+    """The instance of that original start, if the series has one."""
+    if series.is_all_day:
+        # The day that was told, which began at the midnight of the series' zone of then.
+        day = midnight(wall(original_start, series.timezone) + _DAY / 2)
+        original_start = instant(day, series.timezone)
+    slot = slot_of(series, original_start)
+    return instance_of(series, original_start, slot) if has_slot(series, slot) else None
+
+
+async def _highest_sequence(
+    session: AnySession, calendar: LocalCalendar, entries: Mapping[str, Entry]
+) -> int:
+    """That anybody was told of the event or of one of its instances."""
+    uid = entries[""].uid
+    told = await find_highest_sequence(session, calendar.calendar_id, uid)
+    return max(told, *(entry.sequence for entry in entries.values()))
+
+
+def _dropped(entries: Mapping[str, Entry], before: Entry, after: Entry) -> list[str]:
+    """The slots of the entries that a change of the series leaves no place for."""
+    slots = [slot for slot in entries if slot]
+    if has_new_times(before, after):
+        return slots
+    return [] if before.rrule == after.rrule else [slot for slot in slots if not has_slot(after, slot)]
+
+
 def _origin(entries: Mapping[str, Entry], place: EventPlace, scope: Scope) -> Entry:
     """What the request's times are about: the instance that was named, also where the whole series is to move."""
     if entries[""].rrule is None or scope == "instance" or place.original_start_time is None:
         return entries[""]
-    return _derived(entries[""], place.original_start_time, place.slot)
+    return instance_of(entries[""], place.original_start_time, place.slot)
 
 
 def _patched(before: Entry, body: CalendarEventUpdate, origin: Entry) -> Entry:
@@ -475,31 +516,37 @@ def _moved(entry: Entry, body: CalendarEventUpdate, origin: Entry) -> Entry:
     )
 
 
-def _followed(entries: Mapping[str, Entry], before: Entry, after: Entry) -> dict[str, Entry]:
+def _followed(instances: Mapping[str, Entry], before: Entry, after: Entry) -> dict[str, Entry]:
     """The changed instances with the series' change, where they had what the series had."""
     followed: dict[str, Entry] = {}
     old_people = {fold_address(one.email): one for one in before.attendees}
     new_people = {fold_address(one.email): one for one in after.attendees}
-    for slot, entry in entries.items():
-        if not slot or entry.is_cancelled:
+    is_asked_again = has_moved(before, after)
+    for slot, entry in instances.items():
+        if entry.is_cancelled:
             continue
         values = {
             name: getattr(after, name)
             for name in _PLAIN_FIELDS
             if getattr(before, name) != getattr(after, name) and getattr(entry, name) == getattr(before, name)
         }
+        people = {fold_address(one.email): one for one in entry.attendees}
         kept = [
-            _followed_person(
-                one, old_people.get(fold_address(one.email)), new_people.get(fold_address(one.email))
-            )
-            for one in entry.attendees
-            if fold_address(one.email) in new_people or fold_address(one.email) not in old_people
+            _followed_person(one, old_people.get(key), new_people.get(key))
+            for key, one in people.items()
+            if key in new_people or key not in old_people
         ]
-        known = {fold_address(one.email) for one in entry.attendees}
-        added = [one for key, one in new_people.items() if key not in known and key not in old_people]
+        added = [one for key, one in new_people.items() if key not in people and key not in old_people]
+        if is_asked_again:
+            kept = [
+                one
+                if one.has_own_answer or fold_address(one.email) not in new_people
+                else ask_again(one, after.sequence)
+                for one in kept
+            ]
         changed = replace(entry, **values, attendees=(*kept, *added))
         if changed != entry:
-            followed[slot] = revise(entry, changed)
+            followed[slot] = revise(entry, changed, above=after.sequence)
     return followed
 
 
@@ -733,11 +780,7 @@ async def _announce_answer(
 
 
 async def _queue(
-    session: Session,
-    hosting: Hosting,
-    calendar: LocalCalendar,
-    entries: Mapping[str, Entry],
-    mails: Sequence[PlannedMail],
+    session: Session, hosting: Hosting, calendar: LocalCalendar, mails: Sequence[PlannedMail]
 ) -> None:
     """Writes the mails' outbox rows. Raises InvalidFields where there is no way out for them."""
     if not mails:
@@ -746,7 +789,6 @@ async def _queue(
     if sender is None:
         raise InvalidFields.one("send_invitations", _no_way_out(calendar))
     tokens, app_url = hosting.tokens, hosting.settings.app_url
-    cancelled = tuple(entry for slot, entry in entries.items() if slot and entry.is_cancelled)
     for mail in mails:
         links: dict[str, RsvpLinks] = {}
         if mail.method == "REQUEST":
@@ -758,7 +800,13 @@ async def _queue(
             session,
             project_id=calendar.project_id,
             calendar_id=calendar.calendar_id,
-            event=mail.entry.for_mail(organizer_of(calendar), cancelled=cancelled, guests=mail.guests),
+            event=mail.entry.for_mail(
+                organizer_of(calendar),
+                hosts=_own_addresses(calendar),
+                excluded=mail.excluded,
+                guests=mail.guests,
+                overrides=mail.overrides,
+            ),
             method=mail.method,
             recipients=[person.guest for person in mail.recipients],
             sender=sender,

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any, cast
 
 import structlog
@@ -18,11 +18,17 @@ from app.core.pagination import Page
 from app.hosted.repository import write_rows_soon
 from app.hosted.standing import why_not_from, why_not_to_send
 from app.invitations import repository
-from app.invitations.repository import Thread
+from app.invitations.repository import (
+    Thread,
+    find_highest_sequence,
+    find_told_instances,
+    find_told_sequence,
+)
 from app.invitations.schemas import InvitationRead, InvitationRecipient, InvitationSender, InvitationsQuery
 from app.itip.build import (
     MOST_GUESTS_LISTED,
     Method,
+    RequestsToOne,
     build_cancel,
     build_reply,
     build_request,
@@ -34,13 +40,28 @@ from app.messages.mime import Mailing, compose, make_message_id
 from app.messages.rendering import Kind, RsvpLinks, first_subject, kind_of, render
 from app.models import InvitationMail
 
-__all__ = ["Method", "RsvpLinks", "Sender", "list_invitations", "queue_mails", "resend"]
+__all__ = [
+    "Method",
+    "RsvpLinks",
+    "Sender",
+    "find_highest_sequence",
+    "find_told_instances",
+    "find_told_sequence",
+    "list_invitations",
+    "queue_mails",
+    "resend",
+]
 
 log = structlog.get_logger()
 
 _PAGE_SIZE = 100
 # Composing takes up to 20 ms a mail: others get their turn in between, and the transaction is not idle for long.
 _WRITTEN_AT_ONCE = 20
+# A guest who clicks to and fro: the last answer is mailed in the end.
+_MOST_REPLIES = 3
+_REPLIES_WITHIN = timedelta(minutes=1)
+# Of a series with its changed instances, in one mail.
+_MOST_ATTENDEE_LINES = 300
 
 
 class InvitationNotFound(NotFound):
@@ -78,7 +99,8 @@ async def queue_mails(
 
     `locale`: the calendar's language, for recipients without one. `replying`: the guest who answered, for a REPLY.
     `rsvp_links` go by the recipient's address as given. A CANCEL that reaches all of `event.guests` calls the event
-    off; to fewer people, it uninvites them. An address that comes twice gets one mail.
+    off; to fewer people, it uninvites them. An address that comes twice gets one mail. A REPLY takes the place of one
+    of the same guest that still waits, and waits itself where the guest has answered a few times within a minute.
     Raises InvalidFields for an address that no mail can go to (`attendees`) or come from; ValueError for a REPLY without `replying`.
     """
     if method == "REPLY" and replying is None:
@@ -91,6 +113,19 @@ async def queue_mails(
         if not is_address(person.email):
             raise InvalidFields.one("attendees", f"{person.email[:100]!r} is not an e-mail address.")
         by_key.setdefault(fold_address(person.email), person)
+    replying_key = fold_address(replying.email) if replying is not None else None
+    due_at = None
+    if replying_key is not None:
+        due_at = await repository.take_place_of_reply(
+            session,
+            calendar_id=calendar_id,
+            event_uid=event.uid,
+            recurrence_id=event.recurrence_id,
+            recipient_keys=list(by_key),
+            replying_key=replying_key,
+            most=_MOST_REPLIES,
+            within=_REPLIES_WITHIN,
+        )
     threads = await repository.load_threads(
         session, calendar_id, event.uid, event.recurrence_id, list(by_key)
     )
@@ -120,6 +155,7 @@ async def queue_mails(
                 "recipient_key": key,
                 "recipient_email": person.email,
                 "recipient_name": person.name,
+                "replying_key": replying_key,
                 "mailbox_id": sender.mailbox_id,
                 "sender_email": sender.email,
                 "sender_name": sender.name,
@@ -131,7 +167,7 @@ async def queue_mails(
             }
             for (key, person, thread), written in zip(batch, mails, strict=True)
         ]
-        await repository.insert_mails(session, rows)
+        await repository.insert_mails(session, rows, due_at=due_at)
     return len(by_key)
 
 
@@ -166,7 +202,9 @@ class _Draft:
         self._stamp = utcnow()
         self._is_whole = method == "CANCEL" and is_whole_cancel(event, recipients)
         self._common_ics: bytes | None = None
-        self._lists_all = len(event.guests) <= MOST_GUESTS_LISTED
+        self._requests: RequestsToOne | None = None
+        lines = sum(len(one.guests) for one in (event, *event.overrides))
+        self._lists_all = len(event.guests) <= MOST_GUESTS_LISTED and lines <= _MOST_ATTENDEE_LINES
         if method == "REQUEST" and self._lists_all:
             self._common_ics = build_request(event, stamp=self._stamp, sent_by=sender.email)
         elif method == "REPLY" and replying is not None:
@@ -252,10 +290,9 @@ class _Draft:
                 is_whole=self._is_whole,
                 sent_by=self._sender.email,
             )
-        key = fold_address(person.email)
-        guests = tuple(guest for guest in self._event.guests if fold_address(guest.email) == key)
-        event = replace(self._event, guests=guests)
-        return build_request(event, stamp=self._stamp, sent_by=self._sender.email)
+        if self._requests is None:
+            self._requests = RequestsToOne(self._event, stamp=self._stamp, sent_by=self._sender.email)
+        return self._requests.to(person.email)
 
 
 async def list_invitations(

@@ -6,6 +6,7 @@ icalendar library, recurrence lines are parsed and written anew. The library fol
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Literal
 from urllib.parse import urlsplit
@@ -13,6 +14,7 @@ from zoneinfo import ZoneInfo
 
 from icalendar import Calendar, Event, vCalAddress, vRecur, vUri
 from icalendar.enums import CUTYPE, PARTSTAT, ROLE
+from icalendar.parser import Contentline
 
 from app.core.addresses import fold_address, same_address
 from app.itip.event import Guest, HostedEvent, Person
@@ -23,9 +25,13 @@ from app.providers.base import ResponseStatus
 
 Method = Literal["REQUEST", "CANCEL", "REPLY"]
 
+_END = b"\r\nEND:VEVENT\r\n"
 _PRODUCT = "-//calbridge//calbridge//EN"
 _CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160), 0x2028, 0x2029])  # all but tab and LF
-_SCRIPT = re.compile(r"\b(javascript|vbscript|data):(?=\S)", re.IGNORECASE)
+# `data:` is a word too ("Data:Science"): it is an address only where a media type or its parameters follow.
+_SCRIPT = re.compile(
+    r"\b(?:(javascript|vbscript):(?=\S)|(data):(?=//|[;,]|[\w.+-]+/[\w.+-]+[;,]))", re.IGNORECASE
+)
 _HTTP_URL = re.compile(r"https?://[^\s\"'<>\\^`{|}]+", re.IGNORECASE)
 LONGEST_URL = 2048
 _RECURRENCE_LINE = re.compile(r"(RRULE|RDATE|EXDATE)((?:;[A-Z-]+=[^;:]+)*):(.+)", re.IGNORECASE)
@@ -48,7 +54,7 @@ def clean_text(value: str | None) -> str:
     if not value:
         return ""
     lines = value.replace("\r\n", "\n").replace("\r", "\n").translate(_CONTROLS)
-    return _SCRIPT.sub(r"\1 ", lines).strip()
+    return _SCRIPT.sub(lambda found: f"{found[1] or found[2]} ", lines).strip()
 
 
 def clean_line(value: str | None) -> str:
@@ -80,18 +86,52 @@ def is_whole_cancel(event: HostedEvent, recipients: Sequence[Guest | Person]) ->
 def build_request(event: HostedEvent, *, stamp: datetime, sent_by: str | None = None) -> bytes:
     """An invitation, or the same event changed. `stamp`: the time of this message, aware.
 
-    `sent_by`: the address that the mail comes from, where that is not the organizer's (RFC 6047 2.3).
+    Changed instances in `event.overrides` follow the series in the same object (RFC 5546 3.2.2). `sent_by`: the
+    address that the mail comes from, where that is not the organizer's (RFC 6047 2.3).
     """
+    vevents = [_requested(one, stamp, sent_by) for one in (event, *event.overrides)]
+    return _calendar("REQUEST", event, stamp, *vevents)
+
+
+class RequestsToOne:
+    """REQUESTs of one event that list their recipient as the only guest. The object is built once, whoever gets it."""
+
+    def __init__(self, event: HostedEvent, *, stamp: datetime, sent_by: str | None = None) -> None:
+        events = (event, *event.overrides)
+        bare = tuple(replace(one, guests=()) for one in event.overrides)
+        ics = build_request(replace(event, guests=(), overrides=bare), stamp=stamp, sent_by=sent_by)
+        # No text has such a line: line breaks are escaped.
+        *self._heads, self._end = ics.split(_END)
+        self._guests = [{fold_address(guest.email): guest for guest in one.guests} for one in events]
+        self._lines: dict[Guest, bytes] = {}
+
+    def to(self, email: str) -> bytes:
+        key = fold_address(email)
+        parts: list[bytes] = []
+        for head, guests in zip(self._heads, self._guests, strict=True):
+            parts.append(head)
+            if key in guests:
+                parts.append(self._line(guests[key]))
+            parts.append(_END)
+        return b"".join([*parts, self._end])
+
+    def _line(self, guest: Guest) -> bytes:
+        if guest not in self._lines:
+            address = _host(guest) if guest.is_host else _attendee(guest, with_rsvp=True)
+            line: bytes = Contentline.from_parts("ATTENDEE", address.params, address).to_ical()
+            self._lines[guest] = b"\r\n" + line
+        return self._lines[guest]
+
+
+def _requested(event: HostedEvent, stamp: datetime, sent_by: str | None) -> Event:
     vevent = _vevent(event, stamp, sent_by)
     vevent.add("status", "CONFIRMED")
     if not any(same_address(guest.email, event.organizer.email) for guest in event.guests):
-        # Without RSVP: the organizer is not asked.
-        host = _address(event.organizer.email, event.organizer.name)
-        host.params.update({"ROLE": ROLE.CHAIR, "PARTSTAT": PARTSTAT.ACCEPTED})
-        vevent.add("attendee", host)
+        vevent.add("attendee", _host(event.organizer))
     for guest in event.guests:
-        vevent.add("attendee", _attendee(guest, with_rsvp=True))
-    return _calendar("REQUEST", event, vevent)
+        is_host = guest.is_host or same_address(guest.email, event.organizer.email)
+        vevent.add("attendee", _host(guest) if is_host else _attendee(guest, with_rsvp=True))
+    return vevent
 
 
 def build_cancel(
@@ -111,7 +151,7 @@ def build_cancel(
             vevent.add("attendee", _attendee(person, with_rsvp=False))
         else:
             vevent.add("attendee", _address(person.email, person.name))
-    return _calendar("CANCEL", event, vevent)
+    return _calendar("CANCEL", event, stamp, vevent)
 
 
 def build_reply(event: HostedEvent, *, stamp: datetime, replying: Guest) -> bytes:
@@ -120,19 +160,24 @@ def build_reply(event: HostedEvent, *, stamp: datetime, replying: Guest) -> byte
     address = _address(replying.email, replying.name)
     address.params["PARTSTAT"] = _PARTSTATS[replying.response_status]
     vevent.add("attendee", address)
-    return _calendar("REPLY", event, vevent)
+    return _calendar("REPLY", event, stamp, vevent)
 
 
-def _calendar(method: Method, event: HostedEvent, vevent: Event) -> bytes:
+def _calendar(method: Method, event: HostedEvent, stamp: datetime, *vevents: Event) -> bytes:
     calendar = Calendar()
     calendar.add("prodid", _PRODUCT)
     calendar.add("version", "2.0")
     calendar.add("calscale", "GREGORIAN")
     calendar.add("method", method)
-    if _is_zoned(event):
-        first = min(event.start, event.recurrence_id or event.start)
-        calendar.add_component(vtimezone(event.timezone, min(_local(event, first).year, _LAST_ZONE_YEAR)))
-    calendar.add_component(vevent)
+    firsts: dict[str, int] = {}
+    for one in (event, *event.overrides):
+        if _is_zoned(one):
+            first = _local(one, min(one.start, one.recurrence_id or one.start)).year
+            firsts[one.timezone] = min(first, firsts.get(one.timezone, _LAST_ZONE_YEAR))
+    for name, first_year in firsts.items():
+        calendar.add_component(vtimezone(name, first_year, stamp.year))
+    for vevent in vevents:
+        calendar.add_component(vevent)
     text: bytes = calendar.to_ical()
     return text
 
@@ -182,6 +227,13 @@ def _address(email: str, name: str | None) -> vCalAddress:
     shown = clean_line(name).replace('"', "'").replace("\\", "/")
     if shown:
         address.params["CN"] = shown
+    return address
+
+
+def _host(person: Guest | Person) -> vCalAddress:
+    """Without RSVP: the organizer is not asked."""
+    address = _address(person.email, person.name)
+    address.params.update({"ROLE": ROLE.CHAIR, "PARTSTAT": PARTSTAT.ACCEPTED})
     return address
 
 

@@ -16,13 +16,17 @@ class Person:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guest:
-    """An invited person. `locale`: the language of the mails to this guest; None: the calendar's."""
+    """An invited person. `locale`: the language of the mails to this guest; None: the calendar's.
+
+    `is_host`: an address of the calendar's own, such as the organizer's: it is not asked for an answer.
+    """
 
     email: str
     name: str | None
     is_optional: bool
     response_status: ResponseStatus
     locale: str | None = None
+    is_host: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +36,8 @@ class HostedEvent:
     `start`, `end` and `recurrence_id` are aware instants in UTC, `end` exclusive; `timezone` is an IANA name. Of an
     all-day event they are the midnights of that zone. Of an instance of an all-day series, `recurrence_date` is its
     original day. `recurrence` are lines as RFC 5545 writes them:
-    `RRULE:...`, `RDATE...:...`, `EXDATE...:...`. `organizer` is the sending identity.
+    `RRULE:...`, `RDATE...:...`, `EXDATE...:...`. `organizer` is the sending identity. `overrides` are changed instances of a series that its REQUEST
+    tells along with it.
     """
 
     uid: str
@@ -50,3 +55,4 @@ class HostedEvent:
     recurrence_date: date | None = None
     organizer: Person
     guests: tuple[Guest, ...]
+    overrides: tuple["HostedEvent", ...] = ()

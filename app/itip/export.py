@@ -9,7 +9,8 @@ from icalendar import Calendar, Event, vCalAddress
 from icalendar.enums import CUTYPE, PARTSTAT, ROLE, STATUS
 
 _PRODUCT = "-//calbridge//calbridge//EN"
-_CONTROLS = dict.fromkeys([*range(9), *range(11, 32), 127])  # all but tab and line feed
+# All but tab and line feed; NEL and the separators of Unicode end a line for some readers.
+_CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160), 0x2028, 0x2029])
 _ANSWERS = {
     "needs_action": PARTSTAT.NEEDS_ACTION,
     "accepted": PARTSTAT.ACCEPTED,

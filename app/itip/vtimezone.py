@@ -13,6 +13,7 @@ from icalendar import Timezone, TimezoneDaylight, TimezoneStandard
 _DAYS = ("MO", "TU", "WE", "TH", "FR", "SA", "SU")
 # So many years must follow one rule. Rules such as "the Friday before the last Sunday" look like one for a while.
 _YEARS = 12
+_FIRST_YEARS = 2
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - on the wall of the zone
 
 
@@ -26,24 +27,47 @@ class _Change(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def vtimezone(name: str, first_year: int) -> Timezone:
-    """The definition of an IANA zone, right from `first_year` on; about 400 bytes.
+def vtimezone(name: str, first_year: int, this_year: int | None = None) -> Timezone:
+    """The definition of an IANA zone, right for `first_year` and for the years from `this_year` on; about 400 bytes.
 
-    A zone whose changes follow no yearly rule (Morocco, Greenland) has them listed for twelve years, in 800 bytes.
-    The answer is shared: do not change it.
+    A series of long ago may have begun under another rule than today's: then the changes of its first two years are
+    listed, and what was between them and today's rule is left out. A zone whose changes follow no yearly rule
+    (Morocco, Greenland) has them listed for twelve years, in 800 bytes. The answer is shared: do not change it.
     """
     zone = ZoneInfo(name)
-    changes = [list(_changes(zone, year)) for year in range(first_year, first_year + _YEARS)]
-    rules = _yearly_rules(changes) if any(changes) else []
-    if rules:
-        return _definition(name, [_block([change], rule) for change, rule in rules])
-    at = datetime(first_year, 1, 1, tzinfo=zone)
-    blocks = [_block([_Change(_EPOCH, _offset(at), _offset(at), at.tzname() or name)])]
+    since = max(first_year, this_year or first_year)
+    coming = [list(_changes(zone, year)) for year in range(since, since + _YEARS)]
+    is_regular = not any(coming) or bool(_yearly_rules(coming))
+    while is_regular and since > first_year and _is_like(coming, list(_changes(zone, since - 1))):
+        since -= 1
+    if since == first_year and any(coming) and is_regular:
+        return _definition(name, [_block([change], rule) for change, rule in _yearly_rules(coming)])
+    listed = [
+        change
+        for year in range(first_year, min(first_year + _FIRST_YEARS, since))
+        for change in _changes(zone, year)
+    ]
+    start, later = (datetime(year, 1, 1, tzinfo=zone) for year in (first_year, since))
+    left = listed[-1].after if listed else _offset(start)
+    if left != _offset(later):
+        listed.append(_Change(later.replace(tzinfo=None), left, _offset(later), later.tzname() or name))
+    if not is_regular:
+        listed += itertools.chain(*coming)
+    blocks = [_block([_Change(_EPOCH, _offset(start), _offset(start), start.tzname() or name)])]
     alike: dict[tuple[timedelta, timedelta, str], list[_Change]] = {}
-    for change in itertools.chain(*changes):
+    for change in listed:
         alike.setdefault((change.before, change.after, change.name), []).append(change)
-    blocks += [_block(listed) for listed in alike.values()]
+    blocks += [_block(some) for some in alike.values()]
+    if is_regular and any(coming):
+        blocks += [_block([change], rule) for change, rule in _yearly_rules(coming, since)]
     return _definition(name, blocks)
+
+
+def _is_like(coming: list[list[_Change]], of_year: list[_Change]) -> bool:
+    """Whether a year has the rule of the coming ones, or like them no change at all."""
+    if not any(coming):
+        return not of_year
+    return bool(_yearly_rules([of_year, *coming]))
 
 
 def _offset(at: datetime) -> timedelta:
@@ -74,22 +98,22 @@ def _changes(zone: ZoneInfo, year: int) -> Iterator[_Change]:
         )
 
 
-def _yearly_rules(changes: list[list[_Change]]) -> list[tuple[_Change, str]]:
-    """The two changes of a year, moved to 1970, each with its RRULE; none if the years differ."""
+def _yearly_rules(changes: list[list[_Change]], year: int = _EPOCH.year) -> list[tuple[_Change, str]]:
+    """The two changes of a year, moved to `year`, each with its RRULE; none if the years differ."""
     if any(len(of_year) != 2 for of_year in changes):
         return []
     rules = []
-    for of_one_kind in zip(*changes, strict=True):
+    for kind in zip(*changes, strict=True):
         # At midnight it is the evening before that has a rule (Santiago: the first Saturday); a second does not matter.
-        rule = _yearly_rule(of_one_kind, timedelta(0)) or _yearly_rule(of_one_kind, timedelta(seconds=1))
+        rule = _yearly_rule(kind, timedelta(0), year) or _yearly_rule(kind, timedelta(seconds=1), year)
         if rule is None:
             return []
         rules.append(rule)
     return rules
 
 
-def _yearly_rule(changes: Sequence[_Change], earlier: timedelta) -> tuple[_Change, str] | None:
-    """A change of each year, moved to 1970 and by so much, with its RRULE; None if the years differ."""
+def _yearly_rule(changes: Sequence[_Change], earlier: timedelta, year: int) -> tuple[_Change, str] | None:
+    """A change of each year, moved to `year` and by so much, with its RRULE; None if the years differ."""
     first = changes[0]._replace(wall=changes[0].wall - earlier)
     places = _places(first.wall)
     for change in changes:
@@ -100,8 +124,8 @@ def _yearly_rule(changes: Sequence[_Change], earlier: timedelta) -> tuple[_Chang
     if not places:
         return None
     month, nth, weekday = min(places, key=lambda place: place[1])
-    in_1970 = datetime.combine(_date_of(1970, month, nth, weekday), first.wall.time())
-    return first._replace(wall=in_1970), f"FREQ=YEARLY;BYMONTH={month};BYDAY={nth}{_DAYS[weekday]}"
+    moved = datetime.combine(_date_of(year, month, nth, weekday), first.wall.time())
+    return first._replace(wall=moved), f"FREQ=YEARLY;BYMONTH={month};BYDAY={nth}{_DAYS[weekday]}"
 
 
 def _places(wall: datetime) -> set[tuple[int, int, int]]:

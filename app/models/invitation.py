@@ -82,6 +82,7 @@ class InvitationMail(Base):
     recipient_key: Mapped[str]  # the address with A-Z folded
     recipient_email: Mapped[str]
     recipient_name: Mapped[str | None]
+    replying_key: Mapped[str | None]  # of a REPLY: the folded address of the guest who answered
     mailbox_id: Mapped[str | None]
     sender_email: Mapped[str]
     sender_name: Mapped[str | None]

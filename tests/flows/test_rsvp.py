@@ -12,7 +12,7 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import OctKey
 from pydantic import SecretStr
-from sqlalchemy import select, text, update
+from sqlalchemy import func, select, text, update
 
 from app.core.http import httpx
 from app.models import Calendar, HostedEvent, InvitationMail, WebhookDelivery
@@ -154,7 +154,44 @@ async def test_the_last_answer_wins_and_the_same_one_again_is_silent(browser, ap
         "accepted",
         "declined",
     ]
-    assert len(await replies(sessions)) == 2
+    (reply,) = await replies(sessions)  # the first one had not been sent
+    assert "Declined" in str(message_from_bytes(reply.mail or b"")["Subject"])
+
+
+async def test_a_guest_who_answers_to_and_fro_does_not_flood_the_organizer(
+    browser, api, sessions, settings, calendar_id, event, token
+):
+    async def click(action: str, who: str = token) -> None:
+        assert (await browser.post("/rsvp/", data={"token": who, "action": action})).status_code == 200
+
+    async def send() -> int:
+        """As a worker that is always there."""
+        statement = update(InvitationMail).where(
+            InvitationMail.status == "pending",
+            InvitationMail.method == "REPLY",
+            InvitationMail.next_attempt_at <= func.now(),
+        )
+        async with sessions.begin() as session:
+            sent = await session.execute(
+                statement.values(status="sent", next_attempt_at=None, mail=None).returning(InvitationMail.id)
+            )
+            return len(sent.all())
+
+    count = 0
+    for n in range(20):
+        await click(("accepted", "declined")[n % 2])
+        count += await send()
+    assert count == 3
+    await click("tentative")
+    (waiting,) = [reply for reply in await replies(sessions) if reply.status == "pending"]
+    assert waiting.next_attempt_at is not None
+    assert waiting.next_attempt_at > datetime.now(UTC)
+    assert "Tentative" in str(message_from_bytes(waiting.mail or b"")["Subject"])  # the last one
+    assert (await answers(api, event))["bob@example.org"] == "tentative"
+    # It is counted for each guest.
+    subject = Subject(calendar_id, event["ical_uid"], "", "cy@example.org")
+    await click("accepted", RsvpTokens(settings.fernet_keys).sign(subject))
+    assert await send() == 1
 
 
 async def test_get_and_head_change_nothing_and_the_page_has_no_script(browser, api, event, token):
@@ -477,6 +514,18 @@ async def test_older_replies_are_stale(api, browser, event, token):
     newer = reply(event, partstat="DECLINED", sequence=2, minutes=50, number=7)
     assert await post_mail(api, newer) == "applied"  # whatever the clocks say
     assert await post_mail(api, reply(event, sequence=1, minutes=58, number=8)) == "ignored"
+    assert (await answers(api, event))["bob@example.org"] == "declined"
+
+
+async def test_a_guest_may_answer_the_invitation_that_he_has_after_a_click(api, browser, event, token):
+    """Others were told more than he was; his calendar's number is the one of his own invitation."""
+    people = [{"email": "bob@example.org"}, {"email": "cy@example.org"}]
+    path = f"/api/v1/calendar_events/{event['id']}"
+    for more in ([*people, {"email": "dan@example.org"}], people):
+        assert (await api.patch(path, json={"attendees": more})).status_code == 200
+    await browser.post("/rsvp/", data={"token": token, "action": "accepted"})
+    assert await post_mail(api, reply(event, partstat="TENTATIVE", minutes=10)) == "ignored"  # of before
+    assert await post_mail(api, reply(event, partstat="DECLINED", minutes=60 + 1, number=2)) == "applied"
     assert (await answers(api, event))["bob@example.org"] == "declined"
 
 

@@ -507,7 +507,7 @@ async def test_an_instance_names_its_slot_in_the_series_and_a_cancelled_one_its_
 
 
 async def test_no_text_of_a_stranger_writes_lines_of_its_own(api, calendar_id, add_events):
-    evil = 'x\r\nEND:VEVENT\r\nBEGIN:VEVENT\nATTENDEE:mailto:y@example.com\r"\x0b\x7f;:,\\'
+    evil = 'x\r\nEND:VEVENT\r\nBEGIN:VEVENT\nATTENDEE:mailto:y@example.com\r"\x0b\x7f\x85\u2028\u2029;:,\\'
     (event_id,) = await add_events(
         calendar_id,
         {
@@ -521,6 +521,9 @@ async def test_no_text_of_a_stranger_writes_lines_of_its_own(api, calendar_id, a
         "STATUS", "ORGANIZER", "ATTENDEE",
     }  # fmt: skip
     assert not isinstance(vevent["ATTENDEE"], list)
+    # Nor for readers to whom NEL and the separators of Unicode end a line.
+    text = (await api.get(f"{URL}/{event_id}.ics")).text
+    assert text.splitlines() == text.removesuffix("\r\n").split("\r\n")
 
 
 async def test_an_event_without_a_start_has_no_file(api, calendar_id, add_events):

@@ -11,7 +11,7 @@ import recurring_ical_events
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.itip.build import build_cancel, build_reply, build_request, is_whole_cancel, safe_url
+from app.itip.build import RequestsToOne, build_cancel, build_reply, build_request, is_whole_cancel, safe_url
 from app.itip.event import Guest, HostedEvent, Person
 from app.itip.vtimezone import vtimezone
 
@@ -68,6 +68,57 @@ def test_an_organizer_who_is_a_guest_is_listed_once():
         "mailto:ADA@example.com",
         "mailto:bob@example.org",
     ]
+
+
+def test_own_addresses_are_not_asked():
+    """The organizer is known to come, and so is the owner of the calendar where a shared mailbox invites."""
+    ada = replace(BOB, email="ADA@example.com")
+    owner = replace(EVE, response_status="needs_action", is_host=True)
+    _, event = read(build_request(replace(EVENT, guests=(ada, owner, BOB)), stamp=STAMP))
+    *hosts, bob = event["ATTENDEE"]
+    assert [(host.params["ROLE"], host.params["PARTSTAT"]) for host in hosts] == [("CHAIR", "ACCEPTED")] * 2
+    assert all("RSVP" not in host.params for host in hosts)
+    assert (bob.params["PARTSTAT"], bob.params["RSVP"]) == ("NEEDS-ACTION", "TRUE")
+
+
+@pytest.mark.parametrize("text", ["Data:Science", "Big data:a talk", "data: none", "metadata:x"])
+def test_data_is_a_word_too(text):
+    _, event = read(build_request(replace(EVENT, name=text, description=text), stamp=STAMP))
+    assert event["SUMMARY"] == text
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["data:text/html,x", "data:;base64,eA==", "data:,x", "data:image/svg+xml;charset=utf-8,x", "DATA://x"],
+)
+def test_an_address_of_data_does_not_reach_a_mail(address):
+    event = replace(EVENT, name=address, description=f"see {address}", location=address)
+    assert b"data:" not in build_request(event, stamp=STAMP).lower()
+
+
+def test_a_request_to_one_guest_is_the_same_without_the_others():
+    name = 'Ada: "Boss", ' + "é" * 60
+    long = replace(BOB, name=name, email="BOB@example.org")
+    moved = replace(SERIES, recurrence=(), recurrence_id=datetime(2026, 12, 1, 9, tzinfo=UTC), sequence=4)
+    event = replace(SERIES, guests=(long, EVE), overrides=(moved, replace(moved, guests=(EVE,))))
+    requests = RequestsToOne(event, stamp=STAMP)
+    for guest, counts in ((long, [2, 2, 1]), (EVE, [2, 2, 2])):
+        found = requests.to(guest.email.lower())
+        alone = replace(
+            event,
+            guests=(guest,),
+            overrides=tuple(
+                replace(
+                    one,
+                    guests=tuple(some for some in one.guests if some.email.lower() == guest.email.lower()),
+                )
+                for one in event.overrides
+            ),
+        )
+        assert sorted(lines(found)) == sorted(lines(build_request(alone, stamp=STAMP)))
+        assert all(len(line) <= 75 for line in found.split(b"\r\n"))
+        people = [event.get("ATTENDEE") for event in icalendar.Calendar.from_ical(found).walk("VEVENT")]
+        assert [len(some) if isinstance(some, list) else 1 for some in people] == counts
 
 
 def test_an_all_day_event_has_at_least_one_day():
@@ -270,6 +321,36 @@ def test_a_zones_definition_has_the_offsets_of_the_zone(name, year):
     for day in range(0, 9 * 365, 5):
         at = datetime(year, 1, 2, 12) + timedelta(days=day)
         assert at.replace(tzinfo=zone).utcoffset() == definition.utcoffset(at), at
+
+
+@pytest.mark.parametrize("first_year", [1995, 2006, 2010, 2014, 2020, 2025, 2026])
+@pytest.mark.parametrize(
+    "name",
+    ["America/New_York", "America/Santiago", "Asia/Jerusalem", "Africa/Cairo", "Asia/Gaza", "America/Nuuk",
+     "Europe/Paris", "Europe/Moscow", "America/Sao_Paulo", "Asia/Tehran", "Europe/Istanbul", "America/Mexico_City",
+     "Africa/Casablanca", "Asia/Kathmandu", "Australia/Lord_Howe", "Asia/Pyongyang"],
+)  # fmt: skip
+def test_a_series_of_long_ago_has_the_offsets_of_the_years_ahead(name, first_year):
+    own_name = f"Custom-since-{first_year}-" + name.replace("/", "-")
+    found = vtimezone(name, first_year, 2026).to_ical()
+    assert len(found) < 2000
+    (component,) = icalendar.Timezone.from_ical(
+        found.replace(name.encode(), own_name.encode()), multiple=True
+    )
+    assert isinstance(component, icalendar.Timezone)
+    definition, zone = component.to_tz(), ZoneInfo(name)
+    for first_day, days in ((datetime(first_year, 1, 2, 12), 364), (datetime(2026, 1, 2, 12), 7 * 365)):
+        for day in range(0, days, 3):
+            at = first_day + timedelta(days=day)
+            assert at.replace(tzinfo=zone).utcoffset() == definition.utcoffset(at), at
+
+
+def test_a_series_of_long_ago_is_sent_with_the_rule_of_today():
+    series = replace(SERIES, timezone="America/New_York", start=datetime(2006, 3, 20, 14, tzinfo=UTC),
+                     end=datetime(2006, 3, 20, 15, tzinfo=UTC))  # fmt: skip
+    ics = build_request(series, stamp=STAMP)
+    assert b"RRULE:FREQ=YEARLY;BYDAY=2SU;BYMONTH=3" in ics
+    assert b"DTSTART;TZID=America/New_York:20060320T090000" in ics
 
 
 def test_a_definition_holds_for_the_original_start_too():
