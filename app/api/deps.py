@@ -15,6 +15,7 @@ from app.doorbell import Doorbell
 from app.messages.mailboxes import Messages
 from app.projects import repository as projects
 from app.rsvp.limits import RsvpLimiter
+from app.rsvp.senders import SenderKeys
 from app.settings import Settings
 
 
@@ -30,6 +31,7 @@ class State:
     http: httpx.AsyncClient
     messages: Messages
     rsvp_limiter: RsvpLimiter
+    sender_keys: SenderKeys
 
 
 async def get_state(request: Request) -> State:

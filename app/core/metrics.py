@@ -39,6 +39,11 @@ INVITATION_MAILS = Counter(
     "Attempts to send a mail, and what became of them",
     ["method", "outcome"],
 )
+INBOUND_REPLIES = Counter(
+    "calbridge_inbound_replies_total",
+    "Mails posted to the RSVP endpoint: applied, or why they were ignored",
+    ["source", "outcome"],
+)
 DELIVERY_ATTEMPTS = Counter(
     "calbridge_webhook_attempts_total", "Webhook delivery attempts", ["trigger", "outcome"]
 )
