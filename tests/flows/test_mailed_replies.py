@@ -73,6 +73,12 @@ def signed(event, domain="example.org", **fields):
     return sign(reply(event, **fields), domain)
 
 
+def append_to_signed_lines(event):
+    """A signature that speaks for the first lines of the body alone (RFC 6376 8.2)."""
+    lines, begin, rest = reply(event).partition(b"BEGIN:VEVENT")
+    return sign(lines, "example.org", length=True) + begin + rest
+
+
 def reason(incoming):
     """Of the last answer, which must let the mail pass, and ask for nothing else."""
     assert incoming.state == "delivered"
@@ -110,11 +116,11 @@ async def test_a_mail_that_messages_marked_is_not_believed(api, messages, box, e
         reply,  # no signature
         lambda event: sign(reply(event), "eve.example"),  # of somebody else
         lambda event: sign(reply(event), "org"),  # of nobody's domain
-        lambda event: sign(reply(event), "notexample.org"),
+        lambda event: sign(reply(event), "ample.org"),
         lambda event: sign(reply(event), "sub.example.org"),
         lambda event: signed(event).replace(b"PARTSTAT=ACCEPTED", b"PARTSTAT=DECLINED"),
         lambda event: signed(event, sender="eve@example.org").replace(b"eve@", b"bob@"),
-        lambda event: sign(reply(event)[:300], "example.org", length=True) + reply(event)[300:],
+        append_to_signed_lines,
         lambda event: sign(reply(event), "example.org", selector="unknown"),
         lambda event: b"X-StMsg-Sender-Auth: pass\r\n" + reply(event),
     ],
@@ -122,7 +128,7 @@ async def test_a_mail_that_messages_marked_is_not_believed(api, messages, box, e
 async def test_a_mail_that_its_senders_domain_did_not_sign_is_not_believed(
     api, messages, names, box, event, forge
 ):
-    for domain in ("eve.example", "notexample.org", "sub.example.org"):
+    for domain in ("eve.example", "org", "ample.org", "sub.example.org"):
         names.publish_key(domain)
     assert "no valid DKIM signature" in reason(await messages.deliver(box, forge(event)))
     assert await bobs(api, event) == "needs_action"
@@ -255,7 +261,7 @@ async def test_nothing_that_stays_wrong_holds_a_mail(api, messages, box, event):
         b"DKIM-Signature: " + b"; ".join(b"a%d=b" % n for n in range(500)) + b"\r\n" + ics,
         b" folded\r\n" + ics,
         b"DKIM-Signature: v=1; a=rsa-sha256; d=example.org; s=..; h=from; bh=eA==; b=eA==\r\n" + ics,
-        ics + bytes(26 * 1024 * 1024),
+        ics + bytes(60 * 1024 * 1024),
     ]
     for mail in odd:
         assert '"ignored"' in reason(await messages.deliver(box, mail)), mail[-300:]
