@@ -13,6 +13,7 @@ class Credentials(Base):
 
     `version` grows when the application brings new credentials, so that the answer of a refresh that was
     under way with the old ones is thrown away. `refresh_lease_until`: one process refreshes at a time.
+    `account_id`: the provider's id of the account that agreed by browser; null where it is not known.
     """
 
     __tablename__ = "credentials"
@@ -21,6 +22,7 @@ class Credentials(Base):
     project_id: Mapped[PublicId] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), index=True)
     platform: Mapped[str]
     client_id: Mapped[str | None]
+    account_id: Mapped[str | None]
     sealed: Mapped[bytes] = mapped_column(LargeBinary)
     version: Mapped[int] = mapped_column(server_default="1")
     access_token_sealed: Mapped[bytes | None] = mapped_column(LargeBinary)

@@ -22,11 +22,12 @@ from starlette.exceptions import HTTPException
 
 from app.api.deps import AppState, DbReadSession, DbSession, State, find_project_id
 from app.api.errors import is_database_away
+from app.api.languages import visitor_language
 from app.api.schemas import ErrorAnswer, responses
 from app.core import metrics
 from app.core.errors import Unauthorized
 from app.hosted.service import Hosting, organizer_of
-from app.messages.rendering import Language, language_of, repeats_text, when_text
+from app.messages.rendering import Language, repeats_text, when_text
 from app.rsvp import service
 from app.rsvp.limits import RETRY_AFTER_SECONDS
 from app.rsvp.schemas import ACTIONS, STATUS_CODES, Action, InboundAnswer, Page, ignored
@@ -67,7 +68,7 @@ class _PageRoute(APIRoute):
                 if not is_database_away(err):
                     raise
                 log.error("rsvp_page_unavailable", error=type(err).__name__)  # noqa: TRY400 - a restart needs no traceback
-                response = _render(Page(kind="busy"), _language(request))
+                response = _render(Page(kind="busy"), visitor_language(request))
                 response.headers["Retry-After"] = "5"
                 return response
 
@@ -86,7 +87,7 @@ async def show_rsvp(
     if not await state.rsvp_limiter.allows(_address(request)):
         return _too_many(request)
     page = await service.show(session, Hosting(state.settings), token, action)
-    return _render(page, _language(request))
+    return _render(page, visitor_language(request))
 
 
 @router.post("/rsvp/", operation_id="answer_rsvp", response_class=Response, responses=_PAGES)
@@ -102,11 +103,11 @@ async def answer_rsvp(
     form = await _form(request)
     token, action, seen = form.get("token"), form.get("action"), form.get("when", "")
     if not isinstance(token, str) or not isinstance(action, str) or not isinstance(seen, str):
-        return _render(Page(kind="bad_link"), _language(request))
+        return _render(Page(kind="bad_link"), visitor_language(request))
     page = await service.answer(session, Hosting(state.settings), token, action, seen=seen)
     background_tasks.add_task(state.doorbell.ring, "deliveries")
     background_tasks.add_task(state.doorbell.ring, "mails")
-    return _render(page, _language(request))
+    return _render(page, visitor_language(request))
 
 
 @inbound_router.post(
@@ -257,25 +258,9 @@ def _address(request: Request) -> str:
 
 
 def _too_many(request: Request) -> Response:
-    response = _render(Page(kind="too_many"), _language(request))
+    response = _render(Page(kind="too_many"), visitor_language(request))
     response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return response
-
-
-def _language(request: Request) -> Language:
-    """English or French, as the browser prefers (RFC 9110 12.5.4)."""
-    wanted: list[tuple[float, int, Language]] = []
-    for place, part in enumerate(request.headers.get("accept-language", "")[:500].split(",")):
-        tag, _, parameter = part.partition(";")
-        language = tag.strip().partition("-")[0].lower()
-        name, _, quality = parameter.partition("=")
-        try:
-            weight = float(quality) if name.strip().lower() == "q" else 1.0
-        except ValueError:
-            continue
-        if language in TEXTS and weight > 0:
-            wanted.append((-weight, place, language_of(language)))
-    return min(wanted)[2] if wanted else "en"
 
 
 @lru_cache(maxsize=1)

@@ -363,7 +363,6 @@ async def test_hostile_signatures_are_done_with_soon(api, messages, names, box, 
     names.texts["mail._domainkey.example.org."] = "v=DKIM1; p=" + "A" * 8_000
     assert "no valid DKIM" in reason(await messages.deliver(box, signed(event, number=1)))
     names.publish_key("example.org")
-    relaxed = {"canonicalize": (b"relaxed", b"relaxed")}
     head, _, ics = reply(event, number=2).partition(b"MIME-Version")
     blank = (
         head
@@ -381,5 +380,7 @@ async def test_hostile_signatures_are_done_with_soon(api, messages, names, box, 
         )
         assert "no valid DKIM" in reason(messages.incoming[-1])
     assert "applied" in reason(
-        await messages.deliver(box, sign(reply(event, number=3), "example.org", **relaxed))
+        await messages.deliver(
+            box, sign(reply(event, number=3), "example.org", canonicalize=(b"relaxed", b"relaxed"))
+        )
     )
