@@ -190,11 +190,13 @@ async def update_calendar(
         await _update_local(session, project_id, calendar_id, body, identity)
     if "feed_url" in secrets:
         secrets["feed_url"] = _feed_url(secrets["feed_url"], allows_http)
+    reconnected: Sequence[Calendar] = []
     if secrets and credentials_id is not None:
-        await _renew_secrets(session, box, project_id, calendar_id, secrets)
+        reconnected = await _renew_secrets(session, box, project_id, calendar_id, secrets)
     if "metadata" in body.model_fields_set:
         await repository.set_metadata(session, calendar_id, body.metadata)
     await request_sync(session, calendar_id, force=True)
+    await _announce_reconnected(session, reconnected)
     return await get_calendar(session, project_id, calendar_id)
 
 
@@ -238,7 +240,7 @@ async def reconnect_calendar(
         await repository.replace_secrets(session, credentials_id, sealed, client_id=client_id)
     await repository.set_account(session, credentials_id, account.id)
     await repository.set_owner_email(session, credentials_id, account.email)
-    await _revive(session, calendars)
+    await _announce_reconnected(session, await _revive(session, calendars))
 
 
 async def find_account(session: AnySession, project_id: str, calendar_id: str) -> tuple[AccountPlatform, str]:
@@ -382,36 +384,39 @@ async def _lock_account(
 
 async def _renew_secrets(
     session: Session, box: SecretBox, project_id: str, calendar_id: str, secrets: dict[str, str]
-) -> None:
-    """Of all calendars that share the credentials: reconnects them. Raises CalendarNotFound, InvalidFields."""
+) -> Sequence[Calendar]:
+    """Of all calendars that share the credentials: reconnects them. Like `_revive`.
+
+    Raises CalendarNotFound, InvalidFields.
+    """
     calendars, stored = await _lock_account(session, project_id, calendar_id)
     sealed = box.seal(context_of(stored.id), {**_kept_secrets(box, stored, secrets), **secrets})
     await repository.replace_secrets(session, stored.id, sealed)
     if "refresh_token" in secrets:
         await repository.set_account(session, stored.id, None)  # whose it is, only the application knows
-    await _revive(session, calendars)
+    return await _revive(session, calendars)
 
 
-async def _revive(session: Session, calendars: Sequence[Calendar]) -> None:
-    """Connects and syncs the locked calendars anew, and tells of those that were disconnected."""
+async def _revive(session: Session, calendars: Sequence[Calendar]) -> Sequence[Calendar]:
+    """Connects and syncs the locked calendars anew. Those that were disconnected are to be announced."""
     disconnected = [calendar for calendar in calendars if calendar.state == "disconnected"]
     await repository.reconnect(session, [calendar.id for calendar in calendars])
-    for calendar in disconnected:
-        await _announce_reconnected(session, calendar)
+    return disconnected
 
 
-async def _announce_reconnected(session: Session, calendar: Calendar) -> None:
-    await session.refresh(calendar)
-    facts = CalendarFacts(
-        id=calendar.id, deduplication_key=calendar.deduplication_key, metadata=calendar.metadata_
-    )
-    await announce(
-        session,
-        project_id=calendar.project_id,
-        trigger="calendar.state_change",
-        calendar=facts,
-        data=state_data(calendar),
-    )
+async def _announce_reconnected(session: Session, calendars: Sequence[Calendar]) -> None:
+    for calendar in calendars:
+        await session.refresh(calendar)
+        facts = CalendarFacts(
+            id=calendar.id, deduplication_key=calendar.deduplication_key, metadata=calendar.metadata_
+        )
+        await announce(
+            session,
+            project_id=calendar.project_id,
+            trigger="calendar.state_change",
+            calendar=facts,
+            data=state_data(calendar),
+        )
 
 
 def _kept_secrets(box: SecretBox, stored: Credentials, secrets: dict[str, str]) -> dict[str, str]:

@@ -36,8 +36,8 @@ from app.rsvp.texts import TEXTS
 
 # What Messages takes as one mail, and a bit: a reply may quote the invitation with all of its attachments.
 _LONGEST_MAIL = 25 * 1024 * 1024
-# Beyond that a mail is read, but not kept: it is answered, and not broken off.
-inbound_router = APIRouter(tags=["rsvp"], max_body_size=256 * 1024 * 1024)
+# Larger ones are not read, but answered by the route itself: Messages would take a 413 for a fault that passes.
+inbound_router = APIRouter(tags=["rsvp"], max_body_size=1024 * 1024 * 1024)
 _STATIC_KEY_PREFIX = "whk_"
 
 _HTML = {"content": {"text/html": {"schema": {"type": "string"}}}}
@@ -174,9 +174,8 @@ async def _take_in(request: Request, state: State, source: Source) -> InboundAns
     if "json" in request.headers.get("content-type", "").lower():
         if not is_messages:
             raise HTTPException(415, "Send the raw mail as message/rfc822; JSON is not read.")
-        await _read(request, most=0, to_the_end=True)
         return ignored("wrong_format")
-    mail = await _read(request, most=_LONGEST_MAIL, to_the_end=is_messages)
+    mail = await _read(request)
     if mail is None:
         if not is_messages:
             raise HTTPException(413, "The body is too large.")
@@ -184,18 +183,15 @@ async def _take_in(request: Request, state: State, source: Source) -> InboundAns
     return await service.take_in(state.sessions, Hosting(state.settings), state.sender_keys, source, mail)
 
 
-async def _read(request: Request, *, most: int, to_the_end: bool) -> bytes | None:
-    """The whole body; None where it is longer. `to_the_end`: a sender who is cut off would send it again."""
+async def _read(request: Request) -> bytes | None:
+    """The whole mail; None where it is too large."""
     parts, size = [], 0
     async for chunk in request.stream():
         size += len(chunk)
-        if size <= most:
-            parts.append(chunk)
-        elif to_the_end:
-            parts.clear()
-        else:
+        if size > _LONGEST_MAIL:
             return None
-    return b"".join(parts) if size <= most else None
+        parts.append(chunk)
+    return b"".join(parts)
 
 
 def _is_spam(text: str | None) -> bool | None:
