@@ -1,14 +1,14 @@
 """oauth accounts
 
 Revision ID: 5d0e8b4c61f7
-Revises: 3c9a17d5e2f8
+Revises: b7f2c05d9e13
 """
 
 import sqlalchemy as sa
 from alembic import op
 
 revision = '5d0e8b4c61f7'
-down_revision = '3c9a17d5e2f8'
+down_revision = 'b7f2c05d9e13'
 branch_labels = None
 depends_on = None
 
