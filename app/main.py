@@ -28,6 +28,7 @@ from app.push.api import router as push
 from app.rsvp.api import inbound_router as rsvp_inbound
 from app.rsvp.api import router as rsvp
 from app.rsvp.limits import RsvpLimiter
+from app.rsvp.senders import SenderKeys
 from app.settings import Settings, load_settings
 from app.webhooks.api import router as webhooks
 from app.webhooks.samples import SampleSender
@@ -64,6 +65,7 @@ def create_app(settings: Settings) -> FastAPI:
                 messages=Messages(settings, http),
                 rsvp_limiter=rsvp_limiter,
                 samples=samples,
+                sender_keys=SenderKeys(),
             )
             yield
             await samples.aclose()

@@ -59,6 +59,7 @@ class Settings(BaseSettings):
     messages_api_key: SecretStr | None = None
     messages_channel_id: str | None = None
     messages_webhook_secret: SecretStr | None = None
+    messages_reply_senders: Literal["verified", "unmarked", "unverified"] = "verified"
     smtp_url: SecretStr | None = None
     email_from: str | None = None
 
@@ -232,6 +233,11 @@ class Settings(BaseSettings):
     def fernet_keys(self) -> list[str]:
         value = self.credentials_encryption_keys
         return _split(value.get_secret_value()) if value else []
+
+    @property
+    def webhook_secrets(self) -> list[str]:
+        """Of the webhook channels of Messages: all that MESSAGES_WEBHOOK_SECRET lists."""
+        return _split(self.messages_webhook_secret.get_secret_value()) if self.messages_webhook_secret else []
 
     def allows_http_feed(self, feed_url: str) -> bool:
         """Whether this feed may be read by plain http."""

@@ -15,6 +15,7 @@ from app.doorbell import Doorbell
 from app.messages.mailboxes import Messages
 from app.projects import repository as projects
 from app.rsvp.limits import RsvpLimiter
+from app.rsvp.senders import SenderKeys
 from app.settings import Settings
 from app.webhooks.samples import SampleSender
 
@@ -32,6 +33,7 @@ class State:
     messages: Messages
     rsvp_limiter: RsvpLimiter
     samples: SampleSender
+    sender_keys: SenderKeys
 
 
 async def get_state(request: Request) -> State:

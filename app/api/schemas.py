@@ -133,6 +133,7 @@ def responses(*codes: int) -> dict[int | str, dict[str, Any]]:
         404: ("No such object in this project", ErrorAnswer),
         409: ("The Idempotency-Key was used with another body", ErrorAnswer),
         413: ("The body is too large", ErrorAnswer),
+        415: ("Not a type of body that is read here", ErrorAnswer),
         429: ("Too fast; see Retry-After", ErrorAnswer),
         502: ("A service behind this one failed", ErrorAnswer),
         503: ("Busy or restarting; see Retry-After", ErrorAnswer),

@@ -28,3 +28,7 @@ class CalendarDisconnected(InvalidFields):
             "The calendar is disconnected. PATCH it with new credentials: that reconnects and syncs it."
         )
         super().__init__({"non_field_errors": [sentence]})
+
+
+class OtherAccount(Exception):
+    """Another account agreed than the one that the calendar is connected with."""

@@ -70,10 +70,16 @@ async def insert_credentials(
     platform: str,
     client_id: str | None,
     sealed: bytes,
+    account_id: str | None = None,
 ) -> None:
     await session.execute(
         insert(Credentials).values(
-            id=credentials_id, project_id=project_id, platform=platform, client_id=client_id, sealed=sealed
+            id=credentials_id,
+            project_id=project_id,
+            platform=platform,
+            client_id=client_id,
+            sealed=sealed,
+            account_id=account_id,
         )
     )
 
@@ -95,7 +101,7 @@ async def insert_calendar(session: Session, values: Mapping[str, Any]) -> bool:
 async def find_connection(
     session: AnySession, project_id: str, calendar_id: str
 ) -> tuple[str, str | None] | None:
-    """(platform, credentials_id): both stay as they are for a calendar's whole life."""
+    """(platform, credentials_id). Without a lock the credentials may be others in a moment: see `reconnect_calendar`."""
     row = (
         await session.execute(
             select(Calendar.platform, Calendar.credentials_id).where(
@@ -168,6 +174,31 @@ async def replace_secrets(
         )
         .execution_options(synchronize_session=False)
     )
+
+
+async def set_account(session: Session, credentials_id: str, account_id: str | None) -> None:
+    await session.execute(
+        update(Credentials)
+        .where(Credentials.id == credentials_id)
+        .values(account_id=account_id)
+        .execution_options(synchronize_session=False)
+    )
+
+
+async def set_credentials(session: Session, calendar_id: str, credentials_id: str) -> None:
+    """Connects the calendar with other credentials. The caller holds its lock."""
+    await session.execute(
+        update(Calendar)
+        .where(Calendar.id == calendar_id)
+        .values(credentials_id=credentials_id)
+        .execution_options(synchronize_session=False)
+    )
+
+
+async def are_shared(session: Session, credentials_id: str) -> bool:
+    """Whether several calendars are connected with them. Under the credentials' lock none is added meanwhile."""
+    statement = select(Calendar.id).where(Calendar.credentials_id == credentials_id).limit(2)
+    return len((await session.scalars(statement)).all()) > 1
 
 
 async def reconnect(session: Session, calendar_ids: Sequence[str]) -> None:

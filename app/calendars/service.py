@@ -1,13 +1,13 @@
 """Connecting, changing and removing calendars. What their sync does is in app/sync/."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
 from app.bots.service import drop_bots_of_calendar
 from app.calendars import repository
-from app.calendars.errors import CalendarDisconnected, CalendarNotFound, DeduplicationKeyTaken
+from app.calendars.errors import CalendarDisconnected, CalendarNotFound, DeduplicationKeyTaken, OtherAccount
 from app.calendars.schemas import (
     CalendarRead,
     CalendarsQuery,
@@ -26,6 +26,7 @@ from app.core.ids import new_id
 from app.core.pagination import Page
 from app.hosted.repository import write_rows_soon
 from app.models import Calendar, Credentials
+from app.oauth.account import Account
 from app.oauth.credentials import CredentialStore, context_of
 from app.providers.base import ConnectionLost, ProviderError, RateLimited, RemoteCalendar
 from app.providers.ics import normalize_feed_url
@@ -91,7 +92,7 @@ async def create_calendar(
     body: ProviderCalendarCreate | SharedCalendarCreate | FeedCalendarCreate,
     *,
     allows_http: Callable[[str], bool],
-    owner_email: str | None = None,
+    account: Account | None = None,
 ) -> CalendarRead:
     """Stores the calendar, due for its first sync now. Raises InvalidFields, DeduplicationKeyTaken."""
     if isinstance(body, SharedCalendarCreate):
@@ -110,6 +111,7 @@ async def create_calendar(
         platform=body.platform,
         client_id=client_id,
         sealed=box.seal(context_of(credentials_id), secrets),
+        account_id=account.id if account is not None else None,
     )
     return await _insert_calendar(
         session,
@@ -120,7 +122,7 @@ async def create_calendar(
             "credentials_id": credentials_id,
             "metadata_": body.metadata,
             "deduplication_key": body.deduplication_key,
-            "owner_email": owner_email,
+            "owner_email": account.email if account is not None else None,
         },
     )
 
@@ -188,14 +190,13 @@ async def update_calendar(
         await _update_local(session, project_id, calendar_id, body, identity)
     if "feed_url" in secrets:
         secrets["feed_url"] = _feed_url(secrets["feed_url"], allows_http)
-    reconnected: list[Calendar] = []
+    reconnected: Sequence[Calendar] = []
     if secrets and credentials_id is not None:
-        reconnected = await _renew_credentials(session, box, project_id, credentials_id, secrets)
+        reconnected = await _renew_secrets(session, box, project_id, calendar_id, secrets)
     if "metadata" in body.model_fields_set:
         await repository.set_metadata(session, calendar_id, body.metadata)
     await request_sync(session, calendar_id, force=True)
-    for calendar in reconnected:
-        await _announce_reconnected(session, calendar)
+    await _announce_reconnected(session, reconnected)
     return await get_calendar(session, project_id, calendar_id)
 
 
@@ -207,22 +208,41 @@ async def reconnect_calendar(
     *,
     client_id: str,
     secrets: dict[str, str],
-    owner_email: str | None,
+    account: Account,
+    only_same_account: bool = False,
 ) -> None:
-    """A person agreed anew: like new secrets in `update_calendar`, of any client and account.
+    """A person agreed anew: new secrets, of any client and account.
 
-    Raises CalendarNotFound.
+    The same account revives all calendars that are connected with it. Another one gets this calendar alone: the
+    others keep the credentials that they have. An account that is not known counts as another one.
+
+    Raises CalendarNotFound; with `only_same_account`, OtherAccount.
     """
-    connection = await repository.find_connection(session, project_id, calendar_id)
-    if connection is None or connection[1] is None:
-        raise CalendarNotFound
-    credentials_id = connection[1]
-    reconnected = await _renew_credentials(
-        session, box, project_id, credentials_id, secrets, client_id=client_id
-    )
-    await repository.set_owner_email(session, credentials_id, owner_email)
-    for calendar in reconnected:
-        await _announce_reconnected(session, calendar)
+    calendars, stored = await _lock_account(session, project_id, calendar_id)
+    holder = next(calendar for calendar in calendars if calendar.id == calendar_id)
+    credentials_id = stored.id
+    is_same = account.is_known_to_be(Account(stored.account_id, holder.owner_email))
+    if only_same_account and not is_same:
+        raise OtherAccount
+    if not is_same and await repository.are_shared(session, credentials_id):
+        calendars, credentials_id = [holder], new_id("cred")
+        await repository.insert_credentials(
+            session,
+            credentials_id=credentials_id,
+            project_id=project_id,
+            platform=stored.platform,
+            client_id=client_id,
+            sealed=box.seal(context_of(credentials_id), secrets),
+        )
+        await repository.set_credentials(session, calendar_id, credentials_id)
+    else:
+        sealed = box.seal(context_of(credentials_id), secrets)
+        await repository.replace_secrets(
+            session, credentials_id, sealed, client_id=client_id, has_client_secret="client_secret" in secrets
+        )
+    await repository.set_account(session, credentials_id, account.id)
+    await repository.set_owner_email(session, credentials_id, account.email)
+    await _announce_reconnected(session, await _revive(session, calendars))
 
 
 async def find_account(session: AnySession, project_id: str, calendar_id: str) -> tuple[AccountPlatform, str]:
@@ -350,45 +370,55 @@ async def _insert_calendar(session: Session, values: dict[str, Any]) -> Calendar
     return await get_calendar(session, values["project_id"], calendar_id)
 
 
-async def _renew_credentials(
-    session: Session,
-    box: SecretBox,
-    project_id: str,
-    credentials_id: str,
-    secrets: dict[str, str],
-    *,
-    client_id: str | None = None,
-) -> list[Calendar]:
-    """The calendars that were disconnected and now are connected again."""
-    calendars = await repository.lock_calendars_of(session, project_id, credentials_id)
-    if not calendars:
-        raise CalendarNotFound
-    stored = await repository.lock_credentials(session, credentials_id)
-    sealed = box.seal(context_of(credentials_id), {**_kept_secrets(box, stored, secrets), **secrets})
-    await repository.replace_secrets(
-        session,
-        credentials_id,
-        sealed,
-        client_id=client_id,
-        has_client_secret="client_secret" in secrets,
-    )
+async def _lock_account(
+    session: Session, project_id: str, calendar_id: str
+) -> tuple[Sequence[Calendar], Credentials]:
+    """All calendars that share this one's credentials, and the credentials, locked. Raises CalendarNotFound."""
+    while True:
+        connection = await repository.find_connection(session, project_id, calendar_id)
+        if connection is None or connection[1] is None:
+            raise CalendarNotFound
+        calendars = await repository.lock_calendars_of(session, project_id, connection[1])
+        if any(calendar.id == calendar_id for calendar in calendars):
+            return calendars, await repository.lock_credentials(session, connection[1])
+        # Deleted meanwhile, or reconnected with another account.
+
+
+async def _renew_secrets(
+    session: Session, box: SecretBox, project_id: str, calendar_id: str, secrets: dict[str, str]
+) -> Sequence[Calendar]:
+    """Of all calendars that share the credentials: reconnects them. Like `_revive`.
+
+    Raises CalendarNotFound, InvalidFields.
+    """
+    calendars, stored = await _lock_account(session, project_id, calendar_id)
+    sealed = box.seal(context_of(stored.id), {**_kept_secrets(box, stored, secrets), **secrets})
+    await repository.replace_secrets(session, stored.id, sealed, has_client_secret="client_secret" in secrets)
+    if "refresh_token" in secrets:
+        await repository.set_account(session, stored.id, None)  # whose it is, only the application knows
+    return await _revive(session, calendars)
+
+
+async def _revive(session: Session, calendars: Sequence[Calendar]) -> Sequence[Calendar]:
+    """Connects and syncs the locked calendars anew. Those that were disconnected are to be announced."""
     disconnected = [calendar for calendar in calendars if calendar.state == "disconnected"]
     await repository.reconnect(session, [calendar.id for calendar in calendars])
     return disconnected
 
 
-async def _announce_reconnected(session: Session, calendar: Calendar) -> None:
-    await session.refresh(calendar)
-    facts = CalendarFacts(
-        id=calendar.id, deduplication_key=calendar.deduplication_key, metadata=calendar.metadata_
-    )
-    await announce(
-        session,
-        project_id=calendar.project_id,
-        trigger="calendar.state_change",
-        calendar=facts,
-        data=state_data(calendar),
-    )
+async def _announce_reconnected(session: Session, calendars: Sequence[Calendar]) -> None:
+    for calendar in calendars:
+        await session.refresh(calendar)
+        facts = CalendarFacts(
+            id=calendar.id, deduplication_key=calendar.deduplication_key, metadata=calendar.metadata_
+        )
+        await announce(
+            session,
+            project_id=calendar.project_id,
+            trigger="calendar.state_change",
+            calendar=facts,
+            data=state_data(calendar),
+        )
 
 
 def _kept_secrets(box: SecretBox, stored: Credentials, secrets: dict[str, str]) -> dict[str, str]:

@@ -7,7 +7,8 @@ AppError
 ├── NotFound        404 {"error": "Calendar not found"}
 ├── Conflict        409 {"error": "<sentence>"}
 ├── TooManyRequests 429 {"error": "<sentence>"}, Retry-After
-└── BadGateway      502 {"error": "<sentence>"}
+├── BadGateway      502 {"error": "<sentence>"}
+└── TryLater        503 {"error": "<sentence>"}, Retry-After
 """
 
 from collections.abc import Mapping
@@ -80,3 +81,12 @@ class TooManyRequests(AppError):
 
 class BadGateway(AppError):
     status_code = 502
+
+
+class TryLater(AppError):
+    """Something that is needed is away for the moment: a retry mends it."""
+
+    status_code = 503
+
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": "60"}

@@ -48,6 +48,11 @@ INVITATION_MAILS_UNSAFE = Counter(
     "calbridge_invitation_mails_unsafe_total",
     "Mails that were not sent because somebody else than their recipient could be read in them",
 )
+INBOUND_REPLIES = Counter(
+    "calbridge_inbound_replies_total",
+    "Mails posted to the RSVP endpoint: applied, or why they were ignored",
+    ["source", "outcome"],
+)
 DELIVERY_ATTEMPTS = Counter(
     "calbridge_webhook_attempts_total", "Webhook delivery attempts", ["trigger", "outcome"]
 )

@@ -16,7 +16,7 @@ from icalendar import Calendar, Event, vCalAddress, vRecur, vUri
 from icalendar.enums import CUTYPE, PARTSTAT, ROLE
 from icalendar.parser import Contentline
 
-from app.core.addresses import fold_address, same_address
+from app.core.addresses import fold_address, mailto, same_address
 from app.itip.event import Guest, HostedEvent, Person
 from app.itip.timezones import named_zone
 from app.itip.values import Written, parse_time
@@ -222,7 +222,7 @@ def _add_place(vevent: Event, event: HostedEvent) -> None:
 
 
 def _address(email: str, name: str | None) -> vCalAddress:
-    address = vCalAddress(f"mailto:{''.join(clean_line(email).split())}")
+    address = vCalAddress(mailto("".join(clean_line(email).split())))
     # Many readers take a backslash for an escape here, and the parameters after it for the name.
     shown = clean_line(name).replace('"', "'").replace("\\", "/")
     if shown:

@@ -8,6 +8,8 @@ from zoneinfo import ZoneInfo, available_timezones
 from icalendar import Calendar, Event, vCalAddress
 from icalendar.enums import CUTYPE, PARTSTAT, ROLE, STATUS
 
+from app.core.addresses import mailto
+
 _PRODUCT = "-//calbridge//calbridge//EN"
 # All but tab and line feed; NEL and the separators of Unicode end a line for some readers.
 _CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160), 0x2028, 0x2029])
@@ -95,7 +97,7 @@ def _moment(event: ExportedEvent, at: datetime | None) -> date | datetime | None
 def _person(person: ExportedPerson) -> vCalAddress | None:
     if not person.email:
         return None
-    address = vCalAddress("mailto:" + "".join(_line(person.email).split()))
+    address = vCalAddress(mailto("".join(_line(person.email).split())))
     if person.name:
         address.params["CN"] = _line(person.name)
     return address

@@ -10,6 +10,8 @@ from email import message_from_bytes
 from email.errors import MessageError
 from email.message import Message
 from email.utils import getaddresses, parsedate_to_datetime
+from typing import Literal
+from urllib.parse import unquote
 
 from app.core.addresses import same_address
 from app.itip.components import Component, Line, normalize, split
@@ -30,6 +32,8 @@ _LONGEST_VALUE = 1000
 _HIGHEST_SEQUENCE = 2**31 - 1
 
 _ADDRESS = re.compile(r"[!-~]{1,254}@[!-~]{1,254}")
+# `bob@example.org <bob@example.org>`: not RFC 5322, which wants the name quoted, but some clients write it.
+_BARE_NAME = re.compile(r"[^<>\"(),:;\\]*<([!-;=?-~]+)>\s*")
 _CONTENT_TYPE = re.compile(rb"^content-type[ \t]*:[^\n]*(?:\n[ \t][^\n]*)*", re.IGNORECASE | re.MULTILINE)
 _METHOD = re.compile(rb"^METHOD[^:\n]*:(.*)$", re.IGNORECASE | re.MULTILINE)
 _SLOW_CODECS = frozenset({"punycode", "idna"})  # quadratic, and no charset of any mail
@@ -41,13 +45,18 @@ _ANSWERS: dict[str, ResponseStatus] = {
 }
 
 
+SenderDoubt = Literal["none", "fail"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InboundReply:
-    """One guest's answer. Addresses are as written.
+    """One guest's answer. `attendee_email` is as written in From.
 
     `recurrence_id`: the one instance that it is about, aware, UTC; if `recurrence_is_date`, the midnight (UTC) of
     a date, which is to be read in the event's own zone. `dtstamp`: aware, UTC; the mail's Date if the answer has none.
     `from_email` is the mail's only sender, and the same address as `attendee_email`. Nothing here is authenticated.
+    `sender_doubt`: what Messages has stamped into the mail (contract/messages.md): `fail`, it looks forged; `none`, it
+    could not be verified. None says nothing: that is what a verified mail looks like, and one that was not checked.
     `others`: what the same mail answers beside, such as single instances of the series.
     """
 
@@ -61,6 +70,7 @@ class InboundReply:
     from_email: str
     message_id: str | None
     organizer_email: str | None
+    sender_doubt: SenderDoubt | None = None
     others: tuple["InboundReply", ...] = ()
 
 
@@ -115,7 +125,11 @@ def _read(message: Message) -> InboundReply | None:
     found = [answer for answer in answers if answer is not None]
     if not found:
         return None
-    return replace(found[0], others=tuple(answer for answer in found[1:] if answer.uid == found[0].uid))
+    return replace(
+        found[0],
+        sender_doubt=_sender_doubt(message),
+        others=tuple(answer for answer in found[1:] if answer.uid == found[0].uid),
+    )
 
 
 def _only_sender(message: Message) -> str | None:
@@ -123,10 +137,24 @@ def _only_sender(message: Message) -> str | None:
     headers = [str(value) for value in message.get_all("From", [])]
     if len(headers) != 1 or len(headers[0]) > _LONGEST_HEADER:
         return None
-    found = [address for _, address in getaddresses(headers) if address]
+    bare = _BARE_NAME.fullmatch(headers[0])
+    found = [bare[1]] if bare else [address for _, address in getaddresses(headers) if address]
     if len(found) != 1 or not _ADDRESS.fullmatch(found[0]):
         return None
     return found[0]
+
+
+def _sender_doubt(message: Message) -> SenderDoubt | None:
+    """The worst that the mail's own headers say.
+
+    Messages strips what senders wrote under these names and puts its own on top. So a good word may be anybody's and
+    is never taken; a bad one is, wherever it stands: a sender who writes it only harms the own mail.
+    """
+    verdicts = {str(value).strip().lower() for value in message.get_all("X-StMsg-Sender-Auth", [])}
+    if "fail" in verdicts:
+        return "fail"
+    # "Processing-Failed": delivered after 48 hours although a check could not be made.
+    return "none" if verdicts - {"pass"} or "X-StMsg-Processing-Failed" in message else None
 
 
 def _first_reply(message: Message) -> bytes | None:
@@ -188,7 +216,7 @@ def _answer(event: Component, zones: ZoneTable, message: Message, from_email: st
         recurrence_is_date=is_date,
         sequence=_sequence(event),
         dtstamp=dtstamp,
-        attendee_email=_mailto(attendee),
+        attendee_email=from_email,
         partstat=partstat,
         from_email=from_email,
         message_id=_message_id(message),
@@ -207,12 +235,23 @@ def _text(event: Component, name: str) -> str | None:
 
 def _own_attendee(event: Component, from_email: str) -> Line | None:
     attendees: Sequence[Line] = [line for line in event.lines() if line.name == "ATTENDEE"]
-    return next((line for line in attendees if same_address(_mailto(line), from_email)), None)
+    return next(
+        (line for line in attendees if any(same_address(one, from_email) for one in _spellings(line))), None
+    )
 
 
 def _mailto(line: Line) -> str:
+    """The address of a `mailto:` URI (RFC 6068), or the bare one that some clients write instead."""
     value = line.value.strip()
-    return value[7:].strip() if value[:7].lower() == "mailto:" else value
+    return unquote(value[7:].partition("?")[0]).strip() if value[:7].lower() == "mailto:" else value
+
+
+def _spellings(line: Line) -> Iterator[str]:
+    """The address, and what it is for clients that write % and ? as they are."""
+    yield _mailto(line)
+    value = line.value.strip()
+    if value[:7].lower() == "mailto:":
+        yield value[7:].strip()
 
 
 def _sequence(event: Component) -> int:

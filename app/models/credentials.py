@@ -15,6 +15,7 @@ class Credentials(Base):
     under way with the old ones is thrown away. `refresh_lease_until`: one process refreshes at a time.
     `client_secret_set_at`: one that the OAuth app was given later takes its place (OAuthClientSecret); null:
     before any.
+    `account_id`: the provider's id of the account that agreed by browser; null where it is not known.
     """
 
     __tablename__ = "credentials"
@@ -23,6 +24,7 @@ class Credentials(Base):
     project_id: Mapped[PublicId] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), index=True)
     platform: Mapped[str]
     client_id: Mapped[str | None]
+    account_id: Mapped[str | None]
     sealed: Mapped[bytes] = mapped_column(Sealed("credentials:{id}"))
     version: Mapped[int] = mapped_column(server_default="1")
     access_token_sealed: Mapped[bytes | None] = mapped_column(Sealed("credentials.access_token:{id}"))

@@ -70,6 +70,7 @@ class OAuthSession(Base):
     login_hint: Mapped[str | None]
     sealed: Mapped[bytes] = mapped_column(Sealed("oauth_sessions:{state_sha256}"))
     consent_asked: Mapped[bool]
+    same_account: Mapped[bool] = mapped_column(server_default="false")
     expires_at: Mapped[datetime]
     used_at: Mapped[datetime | None]
     created_at: Mapped[CreatedAt]

@@ -5,14 +5,16 @@ import hashlib
 import html
 from typing import Annotated, Any
 
-from fastapi import APIRouter, BackgroundTasks, Path, Query, Response
+from fastapi import APIRouter, BackgroundTasks, Path, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from pydantic import AfterValidator
 
 from app.api.deps import AppState, DbReadSession, DbSession, ProjectId
 from app.api.idempotency import Idempotent
+from app.api.languages import visitor_language
 from app.api.paths import require_id
 from app.api.schemas import responses
+from app.messages.rendering import Language
 from app.oauth import service
 from app.oauth.schemas import (
     OAuthAppCreate,
@@ -48,8 +50,19 @@ _STYLE = (
     "@media(prefers-color-scheme:dark){body{color:#e8ecf1;background:#14181d}}"
 )
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+_TITLES: dict[Language, str] = {
+    "en": "This link does not work any more",
+    "fr": "Ce lien ne fonctionne plus",
+}
+_SENTENCES: dict[Language, str] = {
+    "en": "Connecting a calendar has to be finished within {minutes} minutes, and each attempt works once. "
+    "Nothing was changed. Go back to the application you came from and start again.",
+    "fr": "La connexion d’un agenda doit être terminée en {minutes} minutes, et chaque tentative ne sert qu’une fois. "
+    "Rien n’a été modifié. Revenez à l’application d’où vous venez et recommencez.",
+}
 _HEADERS = {
     "Cache-Control": "no-store",
+    "Vary": "Accept-Language",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": (
@@ -165,6 +178,7 @@ def _failures() -> dict[int | str, dict[str, Any]]:
 )
 async def finish_session(
     *,
+    request: Request,
     state: AppState,
     background_tasks: BackgroundTasks,
     platform: str,
@@ -175,7 +189,7 @@ async def finish_session(
     """Where the provider sends the browser back to."""
     known: dict[str, OAuthPlatform] = {"google": "google", "microsoft": "microsoft"}
     if platform not in known:
-        return _page()
+        return _page(request)
     try:
         finished = await service.finish_session(
             sessions=state.sessions,
@@ -188,7 +202,7 @@ async def finish_session(
             error=error,
         )
     except service.StateRefused:
-        return _page()
+        return _page(request)
     if finished.connected:
         background_tasks.add_task(state.doorbell.ring, "syncs")
         background_tasks.add_task(state.doorbell.ring, "deliveries")
@@ -197,15 +211,12 @@ async def finish_session(
     )
 
 
-def _page() -> HTMLResponse:
-    title = "This link does not work any more"
-    minutes = int(service.SESSION_FOR.total_seconds() // 60)
-    sentence = (
-        f"Connecting a calendar has to be finished within {minutes} minutes, and each attempt works once. "
-        "Nothing was changed. Go back to the application you came from and start again."
-    )
+def _page(request: Request) -> HTMLResponse:
+    language = visitor_language(request)
+    title = _TITLES[language]
+    sentence = _SENTENCES[language].format(minutes=int(service.SESSION_FOR.total_seconds() // 60))
     text = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<!doctype html><html lang="{language}"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>'
         f"<body><main><h1>{html.escape(title)}</h1><p>{html.escape(sentence)}</p></main></body></html>"
     )

@@ -14,6 +14,7 @@ from authlib.oauth2.auth import ClientAuth
 from authlib.oauth2.client import OAuth2Client
 
 from app.core.http import httpx
+from app.oauth.account import Account
 from app.oauth.schemas import OAuthPlatform
 from app.providers import limits
 from app.providers.base import Unavailable
@@ -23,6 +24,7 @@ from app.settings import Settings
 _MAX_BODY_BYTES = 64 * 1024
 _DEADLINE_SECONDS = 20.0
 _LONGEST_TOKEN = 10_000
+_LONGEST_ACCOUNT_ID = 255
 _VERIFIER_LENGTH = 64  # RFC 7636 4.1: 43 to 128
 _STATE_LENGTH = 43
 _WORD = re.compile(r"[a-z_]{1,64}")
@@ -162,6 +164,9 @@ def authorization_url(
         extra["login_hint"] = login_hint
     if ask_consent and client.platform == "google":
         extra["prompt"] = "consent"
+    elif client.platform == "microsoft" and login_hint is None:
+        # Otherwise a browser that is signed in to one account takes that one without a word.
+        extra["prompt"] = "select_account"
     url, _ = _Exchange(client).create_authorization_url(
         address, state=state, code_verifier=code_verifier, **extra
     )
@@ -198,14 +203,14 @@ async def redeem_code(
     return Granted(access_token=access_token, refresh_token=_token(fields.get("refresh_token")))
 
 
-async def load_email(
+async def load_account(
     settings: Settings, http: httpx.AsyncClient, platform: OAuthPlatform, access_token: str
-) -> str | None:
-    """The account's e-mail address; None where the account has or shows none. Raises FlowFailed for an outage."""
+) -> Account:
+    """Whose calendar it is, as far as the account shows it. Raises FlowFailed for an outage."""
     if platform == "google":
         url = settings.google_userinfo_url
     else:
-        url = f"{settings.microsoft_graph_base_url}/me?$select=mail,userPrincipalName"
+        url = f"{settings.microsoft_graph_base_url}/me?$select=id,mail,userPrincipalName"
     try:
         answer = await exchange(
             http,
@@ -219,12 +224,22 @@ async def load_email(
     except Unavailable as err:
         raise _try_again(err.message) from None
     if answer.status == 403:  # the address was not granted; the calendar was
-        return None
+        return Account(None, None)
     if answer.status != 200:
         raise _try_again(
             f"{provider_name(platform)} answered with HTTP status {answer.status} when asked for the e-mail address."
         )
     fields = _object(answer)
+    account_id = fields.get("id")
+    is_id = (
+        isinstance(account_id, str)
+        and 0 < len(account_id) <= _LONGEST_ACCOUNT_ID
+        and account_id.isprintable()
+    )
+    return Account(account_id if is_id else None, _email(fields))
+
+
+def _email(fields: Mapping[str, Any]) -> str | None:
     for key in ("email", "mail", "userPrincipalName"):
         value = limits.cut(fields.get(key), limits.EMAIL)
         # A guest's userPrincipalName is no address: x_y.com#EXT#@tenant (B.2).

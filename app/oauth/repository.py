@@ -10,6 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from app.core.db import AnySession, Session
 from app.models import Calendar, Credentials, OAuthApp, OAuthClientSecret, OAuthSession
+from app.oauth.account import Account
 
 # Kept a while after they ran out, so that a second click is told what happened.
 _FORGOTTEN_AFTER = timedelta(days=1)
@@ -25,6 +26,11 @@ class Holder:
     state: str
     owner_email: str | None
     client_id: str | None
+    account_id: str | None
+
+    @property
+    def account(self) -> Account:
+        return Account(self.account_id, self.owner_email)
 
 
 async def insert_app(session: Session, values: Mapping[str, Any]) -> bool:
@@ -122,6 +128,7 @@ async def find_holder(session: AnySession, project_id: str, deduplication_key: s
                 Calendar.state,
                 Calendar.owner_email,
                 Credentials.client_id,
+                Credentials.account_id,
             )
             .outerjoin(Credentials, Credentials.id == Calendar.credentials_id)
             .where(Calendar.project_id == project_id, Calendar.deduplication_key == deduplication_key)

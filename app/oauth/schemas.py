@@ -142,6 +142,13 @@ class OAuthSessionCreate(InputModel):
     login_hint: Annotated[NotBlank, Field(min_length=1, max_length=320)] | None = Field(
         default=None, description="The person's e-mail address: the provider preselects that account."
     )
+    same_account: bool = Field(
+        default=False,
+        description=(
+            "If true, a calendar that has the deduplication key is reconnected only with the account that it has "
+            "now. With another one nothing changes, and the browser comes back with `error=account_mismatch`."
+        ),
+    )
 
 
 class OAuthSessionRead(BaseModel):

@@ -18,7 +18,7 @@ from typing import Any
 
 import structlog
 
-from app.calendars.errors import CalendarNotFound, DeduplicationKeyTaken
+from app.calendars.errors import CalendarNotFound, DeduplicationKeyTaken, OtherAccount
 from app.calendars.repository import set_metadata
 from app.calendars.schemas import ProviderCalendarCreate
 from app.calendars.service import create_calendar, reconnect_calendar
@@ -30,6 +30,7 @@ from app.core.http import httpx
 from app.core.ids import new_id
 from app.models import OAuthApp, OAuthSession
 from app.oauth import flow, repository
+from app.oauth.account import Account
 from app.oauth.credentials import client_secret_context
 from app.oauth.flow import Client, FlowFailed, Granted
 from app.oauth.schemas import (
@@ -227,6 +228,7 @@ async def create_session(
             "deduplication_key": body.deduplication_key,
             "metadata_": body.metadata,
             "platform_uuid": body.platform_uuid,
+            "same_account": body.same_account,
         },
     )
     return OAuthSessionRead(authorization_url=url, expires_at=expires_at)
@@ -353,16 +355,18 @@ async def _connect(
     except SealBroken:
         raise FlowFailed("server_error", "The service cannot decrypt what it stored.") from None
     granted = await flow.redeem_code(settings, http, client, code=code, code_verifier=verifier)
-    email = await flow.load_email(settings, http, platform, granted.access_token)
+    account = await flow.load_account(settings, http, platform, granted.access_token)
     # Somebody else may take the deduplication key between the look and the insert: then it is there to reconnect.
     for _ in range(2):
         try:
             async with transaction(sessions) as session:
                 return await _write(
-                    session, box, settings, used=used, client=client, granted=granted, email=email
+                    session, box, settings, used=used, client=client, granted=granted, account=account
                 )
         except (DeduplicationKeyTaken, CalendarNotFound):
             continue
+        except OtherAccount:
+            raise _other_account(platform) from None
     raise FlowFailed("temporarily_unavailable", "The calendar was changed at the same time. Try again.")
 
 
@@ -374,9 +378,9 @@ async def _write(
     used: OAuthSession,
     client: Client,
     granted: Granted,
-    email: str | None,
+    account: Account,
 ) -> _Connected:
-    """Creates or reconnects the calendar. Raises FlowFailed, DeduplicationKeyTaken, CalendarNotFound."""
+    """Creates or reconnects the calendar. Raises FlowFailed, DeduplicationKeyTaken, CalendarNotFound, OtherAccount."""
     holder = None
     if used.deduplication_key is not None:
         holder = await repository.find_holder(session, used.project_id, used.deduplication_key)
@@ -388,10 +392,11 @@ async def _write(
             holder is not None
             and holder.state == "connected"
             and holder.client_id == client.client_id
-            and email is not None
-            and holder.owner_email == email
+            and account.is_known_to_be(holder.account)
         )
         if not keeps or holder is None:
+            if used.same_account and holder is not None and not account.is_known_to_be(holder.account):
+                raise OtherAccount
             return await _ask_again(session, box, settings, used, client)
         await request_sync(session, holder.id, force=True)
     elif holder is not None:
@@ -402,7 +407,8 @@ async def _write(
             holder.id,
             client_id=client.client_id,
             secrets={"client_secret": client.client_secret, "refresh_token": granted.refresh_token},
-            owner_email=email,
+            account=account,
+            only_same_account=used.same_account,
         )
     else:
         created = await create_calendar(
@@ -419,7 +425,7 @@ async def _write(
                 deduplication_key=used.deduplication_key,
             ),
             allows_http=settings.allows_http_feed,
-            owner_email=email,
+            account=account,
         )
         return _Connected(created.id)
     if used.metadata_ is not None:
@@ -452,9 +458,18 @@ async def _ask_again(
             "deduplication_key": used.deduplication_key,
             "metadata_": used.metadata_,
             "platform_uuid": used.platform_uuid,
+            "same_account": used.same_account,
         },
     )
     return _Connected(again_at=url)
+
+
+def _other_account(platform: OAuthPlatform) -> FlowFailed:
+    name = flow.provider_name(platform)
+    return FlowFailed(
+        "account_mismatch",
+        f"The calendar is connected with another {name} account. Connect again and choose that account.",
+    )
 
 
 def _other_platform(platform: str) -> str:

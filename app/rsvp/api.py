@@ -5,7 +5,9 @@ GET and HEAD change nothing, and there is no script: scanners follow links, and 
 
 import base64
 import hashlib
+import hmac
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from typing import Annotated, Any
@@ -20,18 +22,23 @@ from starlette.exceptions import HTTPException
 
 from app.api.deps import AppState, DbReadSession, DbSession, State, find_project_id
 from app.api.errors import is_database_away
+from app.api.languages import visitor_language
 from app.api.schemas import ErrorAnswer, responses
+from app.core import metrics
 from app.core.errors import Unauthorized
 from app.hosted.service import Hosting, organizer_of
-from app.messages.rendering import Language, language_of, repeats_text, when_text
+from app.messages.rendering import Language, repeats_text, when_text
 from app.rsvp import service
 from app.rsvp.limits import RETRY_AFTER_SECONDS
-from app.rsvp.schemas import ACTIONS, STATUS_CODES, Action, InboundAnswer, Page
-from app.rsvp.service import Source, read_webhook_token
+from app.rsvp.schemas import ACTIONS, STATUS_CODES, Action, InboundAnswer, Page, ignored
+from app.rsvp.service import Source, Verdict, read_webhook_token
 from app.rsvp.texts import TEXTS
 
 # What Messages takes as one mail, and a bit: a reply may quote the invitation with all of its attachments.
-inbound_router = APIRouter(tags=["rsvp"], max_body_size=25 * 1024 * 1024)
+_LONGEST_MAIL = 25 * 1024 * 1024
+# Larger ones are not read, but answered by the route itself: Messages would take a 413 for a fault that passes.
+inbound_router = APIRouter(tags=["rsvp"], max_body_size=1024 * 1024 * 1024)
+_STATIC_KEY_PREFIX = "whk_"
 
 _HTML = {"content": {"text/html": {"schema": {"type": "string"}}}}
 _PAGES: dict[int | str, dict[str, Any]] = {
@@ -44,7 +51,6 @@ _PAGES: dict[int | str, dict[str, Any]] = {
     503: {"description": "Busy or restarting", **_HTML},
 }
 _MOST_FORM_BYTES = 16_384
-_TRUE = {"true", "1", "yes"}
 
 log = structlog.get_logger()
 
@@ -62,7 +68,7 @@ class _PageRoute(APIRoute):
                 if not is_database_away(err):
                     raise
                 log.error("rsvp_page_unavailable", error=type(err).__name__)  # noqa: TRY400 - a restart needs no traceback
-                response = _render(Page(kind="busy"), _language(request))
+                response = _render(Page(kind="busy"), visitor_language(request))
                 response.headers["Retry-After"] = "5"
                 return response
 
@@ -81,7 +87,7 @@ async def show_rsvp(
     if not await state.rsvp_limiter.allows(_address(request)):
         return _too_many(request)
     page = await service.show(session, Hosting(state.settings), token, action)
-    return _render(page, _language(request))
+    return _render(page, visitor_language(request))
 
 
 @router.post("/rsvp/", operation_id="answer_rsvp", response_class=Response, responses=_PAGES)
@@ -97,17 +103,17 @@ async def answer_rsvp(
     form = await _form(request)
     token, action, seen = form.get("token"), form.get("action"), form.get("when", "")
     if not isinstance(token, str) or not isinstance(action, str) or not isinstance(seen, str):
-        return _render(Page(kind="bad_link"), _language(request))
+        return _render(Page(kind="bad_link"), visitor_language(request))
     page = await service.answer(session, Hosting(state.settings), token, action, seen=seen)
     background_tasks.add_task(state.doorbell.ring, "deliveries")
     background_tasks.add_task(state.doorbell.ring, "mails")
-    return _render(page, _language(request))
+    return _render(page, visitor_language(request))
 
 
 @inbound_router.post(
     "/api/v1/rsvp/inbound",
     operation_id="receive_rsvp_mail",
-    responses=responses(413),
+    responses=responses(413, 415),
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -120,40 +126,111 @@ async def answer_rsvp(
     },
 )
 async def receive_rsvp_mail(
+    *,
     request: Request,
     state: AppState,
-    session: DbSession,
     background_tasks: BackgroundTasks,
     authorization: Annotated[str | None, Header(include_in_schema=False)] = None,
+    x_stmsg_mailbox: Annotated[str | None, Header(description="The mailbox that received the mail.")] = None,
+    x_stmsg_is_spam: Annotated[
+        str | None, Header(description="`false`, or the mail is ignored. With an API key it may be left out.")
+    ] = None,
+    x_stmsg_sender_auth: Annotated[
+        str | None,
+        Header(
+            description=(
+                "Your verdict on the sender: `pass`, `none` (could not be verified) or `fail` (looks forged). "
+                "Mails with the last two are ignored. Left out, your API key says that you trust the mail."
+            )
+        ),
+    ] = None,
 ) -> InboundAnswer:
     """A mail with a calendar reply (METHOD:REPLY), raw. Updates the attendee; what does not count is ignored.
 
     For the webhook of Messages (`Authorization: Bearer <JWT>`, with MESSAGES_WEBHOOK_SECRET), or with an API key.
     """
-    source = await _source(request, state, authorization)
-    is_spam = request.headers.get("x-stmsg-is-spam", "")
-    taken = await service.take_in(
-        session,
-        Hosting(state.settings),
-        source,
-        await request.body(),
-        is_spam=is_spam.strip().lower() in _TRUE,
+    source = replace(
+        await _source(state, authorization, x_stmsg_mailbox), verdict=_verdict(x_stmsg_sender_auth)
     )
-    background_tasks.add_task(state.doorbell.ring, "deliveries")
+    is_spam = _is_spam(x_stmsg_is_spam)
+    if x_stmsg_is_spam is None and source.project_id is not None:
+        is_spam = False
+    source = replace(source, is_spam=is_spam)
+    taken = await _take_in(request, state, source)
+    outcome = taken.code or taken.status
+    by = "messages" if source.project_id is None else "api_key"
+    metrics.INBOUND_REPLIES.labels(by, outcome).inc()
+    # A webhook of all mailboxes brings every mail that arrives: only those with a reply are worth a line.
+    write = log.debug if outcome == "no_reply" else log.info
+    write("inbound_reply", source=by, outcome=outcome)
+    if taken.status == "applied":
+        background_tasks.add_task(state.doorbell.ring, "deliveries")
     return taken
 
 
-async def _source(request: Request, state: State, authorization: str | None) -> Source:
+async def _take_in(request: Request, state: State, source: Source) -> InboundAnswer:
+    """To Messages everything that no retry would mend is a 200: it holds a mail until it gets one, for two days."""
+    is_messages = source.project_id is None
+    if "json" in request.headers.get("content-type", "").lower():
+        if not is_messages:
+            raise HTTPException(415, "Send the raw mail as message/rfc822; JSON is not read.")
+        return ignored("wrong_format")
+    mail = await _read(request)
+    if mail is None:
+        if not is_messages:
+            raise HTTPException(413, "The body is too large.")
+        return ignored("too_large")
+    return await service.take_in(state.sessions, Hosting(state.settings), state.sender_keys, source, mail)
+
+
+async def _read(request: Request) -> bytes | None:
+    """The whole mail; None where it is too large."""
+    parts, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > _LONGEST_MAIL:
+            return None
+        parts.append(chunk)
+    return b"".join(parts)
+
+
+def _is_spam(text: str | None) -> bool | None:
+    """Of the header; None where it says nothing, such as `pending`."""
+    word = (text or "").strip().lower()
+    return False if word == "false" else True if word in {"true", "1", "yes"} else None
+
+
+def _verdict(text: str | None) -> Verdict | None:
+    """Of the header. An unknown word is no good one."""
+    if text is None:
+        return None
+    word = text.strip().lower()
+    if word == "pass":
+        return "pass"
+    return "fail" if word == "fail" else "none"
+
+
+async def _source(state: State, authorization: str | None, mailbox: str | None) -> Source:
     """Before the body is read. Raises Unauthorized."""
     scheme, _, token = (authorization or "").partition(" ")
-    is_jwt = scheme.lower() == "bearer" and token.count(".") == 2
-    if not is_jwt:
+    token = token.strip()
+    is_static = token.startswith(_STATIC_KEY_PREFIX)
+    if scheme.lower() != "bearer" or not (is_static or token.count(".") == 2):
         project_id = await find_project_id(state, authorization)
-        return Source(project_id=project_id, mailbox=request.headers.get("x-stmsg-mailbox"))
-    secret = state.settings.messages_webhook_secret
-    if secret is None:
+        return Source(project_id=project_id, mailbox=mailbox)
+    secrets = state.settings.webhook_secrets
+    if not secrets:
         raise Unauthorized("MESSAGES_WEBHOOK_SECRET is not set: use a project's API key.")
-    return read_webhook_token(token.strip(), secret.get_secret_value())
+    if is_static:
+        # The channel's auth_method api_key: it says nothing of the mail, so the header names the mailbox.
+        if not any([hmac.compare_digest(token.encode(), secret.encode()) for secret in secrets]):  # noqa: C419 - all of them, in constant time
+            raise Unauthorized("The webhook's key is not valid.")
+        if not mailbox:
+            raise Unauthorized("X-StMsg-Mailbox does not name the mailbox.")
+        return Source(project_id=None, mailbox=mailbox)
+    keys = [secret for secret in secrets if not secret.startswith(_STATIC_KEY_PREFIX)]
+    mailbox, digest = read_webhook_token(token, keys)
+    return Source(project_id=None, mailbox=mailbox, body_sha256=digest)
 
 
 async def _form(request: Request) -> FormData:
@@ -177,25 +254,9 @@ def _address(request: Request) -> str:
 
 
 def _too_many(request: Request) -> Response:
-    response = _render(Page(kind="too_many"), _language(request))
+    response = _render(Page(kind="too_many"), visitor_language(request))
     response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return response
-
-
-def _language(request: Request) -> Language:
-    """English or French, as the browser prefers (RFC 9110 12.5.4)."""
-    wanted: list[tuple[float, int, Language]] = []
-    for place, part in enumerate(request.headers.get("accept-language", "")[:500].split(",")):
-        tag, _, parameter = part.partition(";")
-        language = tag.strip().partition("-")[0].lower()
-        name, _, quality = parameter.partition("=")
-        try:
-            weight = float(quality) if name.strip().lower() == "q" else 1.0
-        except ValueError:
-            continue
-        if language in TEXTS and weight > 0:
-            wanted.append((-weight, place, language_of(language)))
-    return min(wanted)[2] if wanted else "en"
 
 
 @lru_cache(maxsize=1)

@@ -2,10 +2,12 @@
 
 import asyncio
 import hmac
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from hashlib import sha256
-from typing import Any
+from typing import Any, Literal
 
 from joserfc import jwt
 from joserfc.errors import JoseError
@@ -13,16 +15,18 @@ from joserfc.jwk import OctKey
 
 from app.core.addresses import fold_address
 from app.core.clock import utcnow
-from app.core.db import AnySession, Session
-from app.core.errors import Unauthorized
+from app.core.db import AnySession, Session, Sessions, transaction
+from app.core.errors import TryLater, Unauthorized
 from app.hosted import repository as events
 from app.hosted.entries import Entry, instant, wall
 from app.hosted.expand import last_end
 from app.hosted.service import Answer, Hosting, find_entry, has_no_instance, organizer_of, record_answer
 from app.invitations.repository import find_organizers
 from app.itip.parse import InboundReply, parse_reply
-from app.rsvp.schemas import ACTIONS, Action, InboundAnswer, Page
+from app.rsvp.schemas import ACTIONS, Action, IgnoredCode, InboundAnswer, Page, ignored
+from app.rsvp.senders import LookupFailed, SenderKeys, is_signed_by_sender
 from app.rsvp.tokens import Subject
+from app.settings import Settings
 
 # How long after the event's end a link still says that it is over; later it only says that it has expired.
 EXPIRES_AFTER = timedelta(days=7)
@@ -98,23 +102,35 @@ async def _page(session: AnySession, subject: Subject, calendar: events.LocalCal
 # -- replies by mail ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Who brings a mail. `mailbox`: the receiving mailbox, as far as it is known; `project_id` None: Messages.
+Verdict = Literal["pass", "none", "fail"]
+"""Of the sender: verified; could not be verified; looks forged."""
 
-    `body_sha256`: the digest, in hex, that the mail must have.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Who brings a mail, and what they say of it. `project_id` None: Messages.
+
+    `mailbox`: the receiving mailbox, as far as it is known. `body_sha256`: the digest, in hex, that the mail must have.
+    `is_spam` None: not known yet.
     """
 
     project_id: str | None
     mailbox: str | None
+    is_spam: bool | None = None
+    verdict: Verdict | None = None
     body_sha256: str | None = None
 
 
-def read_webhook_token(token: str, secret: str) -> Source:
-    """Messages, by the JWT of its webhook. Raises Unauthorized."""
+def read_webhook_token(token: str, secrets: Sequence[str]) -> tuple[str, str]:
+    """(mailbox, SHA-256 of the mail in hex) of Messages' JWT, signed with one of the secrets. Raises Unauthorized."""
+    refused = Unauthorized("The webhook's token is not valid.")
+    for secret in secrets:
+        with suppress(JoseError, ValueError, TypeError):
+            claims: dict[str, Any] = jwt.decode(token, OctKey.import_key(secret), algorithms=["HS256"]).claims
+            break
+    else:
+        raise refused
     try:
-        key = OctKey.import_key(secret)
-        claims: dict[str, Any] = jwt.decode(token, key, algorithms=["HS256"]).claims
         jwt.JWTClaimsRegistry(
             leeway=30,
             iss={"essential": True, "value": "messages-webhook"},
@@ -124,35 +140,71 @@ def read_webhook_token(token: str, secret: str) -> Source:
             body_sha256={"essential": True},
         ).validate(claims)
     except (JoseError, ValueError, TypeError):
-        raise Unauthorized("The webhook's token is not valid.") from None
+        raise refused from None
     digest, mailbox = claims["body_sha256"], claims["sub"]
     if not isinstance(digest, str) or not isinstance(mailbox, str):
-        raise Unauthorized("The webhook's token is not valid.")
-    return Source(project_id=None, mailbox=mailbox, body_sha256=digest.lower())
+        raise refused
+    return mailbox, digest.lower()
 
 
 async def take_in(
-    session: Session, hosting: Hosting, source: Source, mail: bytes, *, is_spam: bool
+    sessions: Sessions, hosting: Hosting, keys: SenderKeys, source: Source, mail: bytes
 ) -> InboundAnswer:
-    """Applies a mailed reply. The caller rings "deliveries". Raises Unauthorized for a mail that is not the source's.
+    """Applies a mailed reply; committed when this returns. The caller rings "deliveries".
 
-    Ignored: spam, what is no reply, unknown events, other mailboxes, strangers, stale answers, and what was seen before.
+    Ignored, with the reason: whatever no retry would mend. Raises Unauthorized for a mail that is not the source's,
+    and TryLater where the sender's DNS does not answer.
     """
     if source.body_sha256 is not None:
         digest = sha256(mail).hexdigest()
         if not hmac.compare_digest(source.body_sha256.encode(), digest.encode()):
             raise Unauthorized("The webhook's token belongs to another body.")
-    if is_spam:
-        return _ignored("The mail is flagged as spam.")
     # In a thread: a mail of many megabytes takes its time, and the server has others to serve.
     reply = await asyncio.to_thread(parse_reply, mail)
     if reply is None:
-        return _ignored("There is no calendar reply of the mail's sender in it.")
-    for calendar_id in await events.find_calendars_of_uid(session, reply.uid, source.project_id):
-        calendar = await events.lock_calendar(session, calendar_id, source.project_id)
-        if calendar is not None:
-            return await _apply(session, hosting, calendar, reply, mailbox=source.mailbox, mail=mail)
-    return _ignored("The event is not known.")
+        return ignored("no_reply")
+    if source.is_spam:
+        return ignored("spam")
+    if source.is_spam is None:
+        return ignored("no_spam_verdict")
+    async with transaction(sessions) as session:
+        found = await events.find_calendars_of_uid(session, reply.uid, source.project_id)
+    if not found:
+        return ignored("unknown_event")
+    # Neither a transaction nor a lock waits for the network.
+    doubt = await _doubt(hosting.settings, keys, source, reply, mail)
+    if doubt is not None:
+        return ignored(doubt)
+    async with transaction(sessions) as session:
+        for calendar_id in found:
+            calendar = await events.lock_calendar(session, calendar_id, source.project_id)
+            if calendar is not None:
+                return await _apply(session, hosting, calendar, reply, mailbox=source.mailbox, mail=mail)
+    return ignored("unknown_event")
+
+
+async def _doubt(
+    settings: Settings, keys: SenderKeys, source: Source, reply: InboundReply, mail: bytes
+) -> IgnoredCode | None:
+    """Why the sender is not believed. Raises TryLater.
+
+    Everybody who is invited knows the event's UID and the other guests: only the sender's address tells them apart.
+    """
+    verdicts = {source.verdict, reply.sender_doubt}
+    if "fail" in verdicts:
+        return "forged"
+    accepted = settings.messages_reply_senders
+    if "none" in verdicts:
+        # Of an application too: who says that a sender was not verified has looked.
+        return None if accepted == "unverified" and source.project_id is None else "unverified"
+    # An application with an API key may do with its project's events what it likes: it is believed without a word.
+    if source.verdict == "pass" or source.project_id is not None or accepted != "verified":
+        return None
+    try:
+        is_signed = await is_signed_by_sender(mail, reply.from_email, keys)
+    except LookupFailed:
+        raise TryLater("The DNS of the sender's domain does not answer. Send the mail again later.") from None
+    return None if is_signed else "unsigned"
 
 
 async def _apply(
@@ -168,15 +220,15 @@ async def _apply(
     organizers = await find_organizers(session, calendar.calendar_id, reply.uid)
     known = {fold_address(email) for email in (organizer_of(calendar).email, *organizers)}
     if mailbox is not None and fold_address(mailbox) not in known:
-        return _ignored("The event's organizer is another mailbox.")
+        return ignored("other_mailbox")
     if reply.organizer_email is not None and fold_address(reply.organizer_email) not in known:
-        return _ignored("The reply is to another organizer.")
+        return ignored("other_organizer")
     answers = [one for one in (reply, *reply.others) if one.partstat != "needs_action"]
     if not answers:
-        return _ignored("The reply does not say an answer.")
+        return ignored("no_answer")
     mark = sha256((reply.message_id or "").encode() or mail).digest()
     if not await events.note_inbound_reply(session, calendar.calendar_id, mark):
-        return _ignored("This mail was taken in before.")
+        return ignored("seen_before")
     entries = await events.load_entries(session, calendar.calendar_id, reply.uid)
     recorded = [
         await record_answer(
@@ -196,15 +248,11 @@ async def _apply(
         )
         for one in answers
     ]
-    sentences = {
-        "unchanged": "The answer was the same before.",
-        "stale": "A newer answer was applied before.",
-        "unknown_event": "The event has no such instance.",
-        "cancelled": "The event was cancelled.",
-        "not_invited": "The sender is not invited to this event.",
-        "over": "The event is over.",
-    }
-    return InboundAnswer(status="applied") if "applied" in recorded else _ignored(sentences[recorded[0]])
+    if "applied" in recorded:
+        return InboundAnswer(status="applied")
+    first = recorded[0]
+    assert first != "applied"
+    return ignored("no_instance" if first == "unknown_event" else first)
 
 
 def _slot(reply: InboundReply, series: Entry) -> str:
@@ -219,7 +267,3 @@ def _slot(reply: InboundReply, series: Entry) -> str:
         clock = wall(series.start, series.timezone).time()
         at = instant(datetime.combine(day.date(), clock), series.timezone)
     return f"{at:%Y%m%dT%H%M%SZ}"
-
-
-def _ignored(reason: str) -> InboundAnswer:
-    return InboundAnswer(status="ignored", reason=reason)

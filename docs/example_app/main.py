@@ -99,6 +99,24 @@ class Example:
     # --- 1. at the start: OAuth clients, webhook, and what happened while nobody listened ---
 
     async def begin(self) -> None:
+        """Tries until it is done: calbridge may be started later, and its API key be mended."""
+        wait = 1.0
+        while True:
+            try:
+                return await self._begin()
+            except httpx.HTTPStatusError as err:
+                answer = err.response
+                log.warning(
+                    "calbridge answered %s: %s. Next try in %.0f s.", answer.status_code, answer.text, wait
+                )
+            except httpx.HTTPError as err:
+                log.warning(
+                    "No connection to %s (%r). Next try in %.0f s.", self.settings.calbridge_url, err, wait
+                )
+            await asyncio.sleep(wait)
+            wait = min(wait * 2, 60)
+
+    async def _begin(self) -> None:
         for platform, (client_id, client_secret) in self.settings.clients.items():
             await self._register_client(platform, client_id, client_secret)
         await self._subscribe()
@@ -174,6 +192,8 @@ class Example:
             raise HTTPException(400, answer.text)
         answer.raise_for_status()
         self._save_calendar(answer.json(), user, attempt)
+        # Its first webhook may have come before the calendar was saved, when nobody knew it yet.
+        await self.sync(answer.json()["id"])
 
     def _save_calendar(self, calendar: dict[str, Any], user: str, attempt: str) -> None:
         label = calendar["owner_email"] or calendar["platform"]
@@ -271,6 +291,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.state.example = Example(settings)
         # calbridge may call back at once: the server must be listening by then.
         beginning = asyncio.create_task(app.state.example.begin())
+        beginning.add_done_callback(_tell_failure)
         app.state.beginning = beginning
         yield
         beginning.cancel()
@@ -358,6 +379,11 @@ def create_app(settings: Settings) -> FastAPI:
         return Response()
 
     return app
+
+
+def _tell_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.error("The beginning failed", exc_info=task.exception())
 
 
 def _home() -> Response:

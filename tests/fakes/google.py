@@ -74,6 +74,7 @@ class Grant:
     client_id: str
     scopes: tuple[str, ...]
     is_revoked: bool = False
+    account: tuple[str, str] | None = None  # (id, address); None: the fake's own
 
 
 @dataclasses.dataclass(slots=True)
@@ -146,6 +147,9 @@ class FakeGoogle(Faulty):
         super().__init__()
         self.email = email
         self.user_id = "108900000000000000000"
+        self.signed_in: tuple[str, str] | None = (
+            None  # (id, address) of who is in the browser, if somebody else
+        )
         self.now: Callable[[], datetime] = utcnow
         # Lists and sync
         self.tombstone_style: TombstoneStyle = "exception"
@@ -442,7 +446,7 @@ class FakeGoogle(Faulty):
         is_first = not client.has_consented_user
         client.has_consented_user = True
         self._codes[code] = _Code(
-            grant=Grant(asked["client_id"], scopes),
+            grant=Grant(asked["client_id"], scopes, account=self.signed_in),
             redirect_uri=redirect_uri,
             challenge=asked.get("code_challenge"),
             gives_refresh_token=asked.get("access_type") == "offline"
@@ -517,8 +521,9 @@ class FakeGoogle(Faulty):
         return _json({})
 
     async def _userinfo(self, request: Request) -> Response:
-        self._check_token(request, lambda scope: scope in {EMAIL_SCOPE, "email"})
-        return _json({"id": self.user_id, "email": self.email, "verified_email": True, "picture": ""})
+        grant = self._check_token(request, lambda scope: scope in {EMAIL_SCOPE, "email"})
+        user_id, email = grant.account or (self.user_id, self.email)
+        return _json({"id": user_id, "email": email, "verified_email": True, "picture": ""})
 
     def _issue_refresh_token(self, grant: Grant) -> str:
         token = f"1//0{secrets.token_urlsafe(24)}"

@@ -3,14 +3,17 @@
 Like the real one it does not deduplicate, answers HTML errors for what its web server refuses, compares look-ups
 with case, checks no user's role for a global key, sees groups of addresses inside quoted names, drops addresses that it
 does not believe in, keeps no second copy of a Message-ID in an inbox, threads by subject, and counts the recipients of
-each mailbox by itself.
+each mailbox by itself. Incoming mails go through its webhook channel (`deliver`).
 """
 
 import asyncio
 import email
 import email.policy
 import hashlib
+import hmac
+import json
 import re
+import time
 import uuid
 from collections import Counter, deque
 from dataclasses import dataclass, field
@@ -19,8 +22,12 @@ from email.parser import BytesHeaderParser
 from email.utils import getaddresses
 from typing import Any
 
+from joserfc import jwt
+from joserfc.jwk import OctKey
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+
+from app.core.http import httpx
 
 # What it takes for an address; anything else is dropped without a word.
 _ADDRESS = re.compile(r"[!-~]+@(localhost|([A-Za-z0-9-]+\.)+([A-Za-z]{2,63}|xn--[A-Za-z0-9-]{1,59}))")
@@ -76,6 +83,51 @@ class Fault:
     drop: bool = False
 
 
+_STAMPS = re.compile(rb"^x-stmsg-[^\n]*\n(?:[ \t][^\n]*\n)*", re.IGNORECASE | re.MULTILINE)
+
+
+@dataclass
+class WebhookChannel:
+    """A channel of type `webhook`. `stamps`: the sender's verdict is written into the mail, as in released versions."""
+
+    url: str
+    trigger: str = "message.delivering"
+    format: str = "eml"
+    auth_method: str = "jwt"
+    secret: str = field(default_factory=lambda: f"webhook-secret-{uuid.uuid4().hex}")
+    id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    stamps: bool = True
+
+    @property
+    def static_key(self) -> str:
+        """What `auth_method: api_key` sends."""
+        digest = hmac.digest(self.secret.encode(), b"messages.webhook.api_key.v1", "sha256")
+        return f"whk_{digest.hex()}"
+
+
+@dataclass
+class Incoming:
+    """A mail on its way into a mailbox.
+
+    `state`: `held` until a webhook that blocks has answered with 2xx, then `delivered`, or `dropped` if it said so.
+    `wishes`: what the answer's body asked for beside; `answers`: (status code, body) of each post.
+    """
+
+    mailbox: FakeMailbox
+    raw: bytes
+    is_spam: bool
+    state: str = "held"
+    wishes: dict[str, Any] = field(default_factory=dict)
+    answers: list[tuple[int, str]] = field(default_factory=list)
+
+
+# What a body of a 2xx may ask for (Messages' docs/webhooks.md, "JSON action body").
+_WISHES = (
+    "is_spam", "add_labels", "assign_to", "mark_starred", "mark_read", "mark_trashed", "mark_archived",
+    "skip_autoreply", "add_event", "reply_draft",
+)  # fmt: skip
+
+
 class FakeMessages:
     """An ASGI app. `faults` and `look_up_faults` are used up one by one, by submits and by look-ups.
 
@@ -101,12 +153,97 @@ class FakeMessages:
         self._at_once: Counter[str] = Counter()
         # By mailbox and Message-ID: the thread and the bare subject of what was sent.
         self._sent: dict[str, dict[str, tuple[str, str]]] = {}
+        self.webhook: WebhookChannel | None = None
+        self.incoming: list[Incoming] = []
 
     def add_mailbox(self, address: str, *, name: str | None = None, **users: str) -> FakeMailbox:
         """`users` as role="address": add_mailbox("team@x.org", admin="ada@x.org")."""
         mailbox = FakeMailbox(str(uuid.uuid4()), address, name, {user: role for role, user in users.items()})
         self.mailboxes[mailbox.id] = mailbox
         return mailbox
+
+    async def deliver(
+        self, mailbox: FakeMailbox, raw: bytes, *, is_spam: bool = False, verdict: str | None = None
+    ) -> Incoming:
+        """A mail arrives. `verdict`: `none` or `fail`, of its own DKIM and DMARC checks; None for a verified one."""
+        head, blank, body = raw.partition(b"\r\n\r\n")
+        raw = _STAMPS.sub(b"", head + b"\r\n") + blank[2:] + body
+        if verdict is not None and self.webhook is not None and self.webhook.stamps:
+            raw = f"X-StMsg-Sender-Auth: {verdict}\r\n".encode() + raw
+        incoming = Incoming(mailbox, raw, is_spam)
+        self.incoming.append(incoming)
+        await self._process(incoming)
+        return incoming
+
+    async def sweep(self) -> None:
+        """What it does every 5 minutes, for 48 hours: the mails that are held go to the webhook again."""
+        for incoming in self.incoming:
+            if incoming.state == "held":
+                await self._process(incoming)
+
+    async def _process(self, incoming: Incoming) -> None:
+        channel = self.webhook
+        if channel is None:
+            incoming.state = "delivered"
+            return
+        blocks = channel.trigger != "message.delivered"
+        answer = await self._post(channel, incoming)
+        if answer is not None:
+            incoming.answers.append((answer.status_code, answer.text))
+        if not blocks:
+            incoming.state = "delivered"
+            return
+        if answer is None or not 200 <= answer.status_code < 300:
+            return
+        incoming.state = "delivered"
+        try:
+            document = json.loads(answer.content)
+        except ValueError:
+            return
+        if isinstance(document, dict):
+            if str(document.get("action", "")).lower() == "drop":
+                incoming.state = "dropped"
+            incoming.wishes = {name: document[name] for name in _WISHES if name in document}
+
+    async def _post(self, channel: WebhookChannel, incoming: Incoming) -> Any:
+        """The answer; None where there was none."""
+        if channel.format == "eml":
+            content_type, body = "message/rfc822", incoming.raw
+        else:
+            subject = email.message_from_bytes(incoming.raw)["Subject"]
+            content_type, body = "application/json", json.dumps({"subject": subject}).encode()
+        spam = {True: "true", False: "false"}[incoming.is_spam]
+        headers = {
+            "User-Agent": "Messages-Webhook/1.0",
+            "Content-Type": content_type,
+            "Authorization": f"Bearer {self._credential(channel, incoming, body)}",
+            "X-StMsg-Trigger": channel.trigger,
+            "X-StMsg-Channel-Id": channel.id,
+            "X-StMsg-Mailbox": incoming.mailbox.email,
+            "X-StMsg-Mailbox-Id": incoming.mailbox.id,
+            "X-StMsg-Recipient": incoming.mailbox.email,
+            "X-StMsg-Is-Spam": "pending" if channel.trigger == "message.inbound" else spam,
+        }
+        async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+            try:
+                return await client.post(channel.url, content=body, headers=headers)
+            except httpx.HTTPError:
+                return None
+
+    def _credential(self, channel: WebhookChannel, incoming: Incoming, body: bytes) -> str:
+        if channel.auth_method == "api_key":
+            return channel.static_key
+        now = int(time.time())
+        claims = {
+            "iss": "messages-webhook",
+            "iat": now,
+            "exp": now + 300,
+            "jti": uuid.uuid4().hex,
+            "sub": incoming.mailbox.email,
+            "cid": channel.id,
+            "body_sha256": hashlib.sha256(body).hexdigest(),
+        }
+        return jwt.encode({"alg": "HS256"}, claims, OctKey.import_key(channel.secret))
 
     async def wait_for(self, count: int, *, seconds: float = 10) -> list[Submitted]:
         async with asyncio.timeout(seconds):

@@ -3,16 +3,18 @@
 import asyncio
 import re
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import text
+from starlette.responses import PlainTextResponse
 
 from app.core.clock import utcnow
 from app.core.http import httpx
 from app.main import create_app
+from docs.example_app.main import Example, _tell_failure
 from docs.example_app.main import Settings as ExampleSettings
 from docs.example_app.main import create_app as create_example
 from tests.conftest import _lifespan as running
@@ -30,6 +32,7 @@ class World:
     example: Any
     make_browser: Any
     browser: httpx.AsyncClient
+    app: Any
 
     async def press(self, action, *, browser=None, **options):
         return await (browser or self.browser).post(f"{self.url}{action}", **options)
@@ -80,7 +83,8 @@ async def world(google_settings, fake_google, sessions, project, worker, tmp_pat
     fake = fake_google[0]
     async with AsyncExitStack() as stack:
         google_settings.demo_feed_url = "http://127.0.0.1/"  # for the route; the address is known below
-        calbridge_url = await stack.enter_async_context(serve(create_app(google_settings)))
+        app = create_app(google_settings)
+        calbridge_url = await stack.enter_async_context(serve(app))
         google_settings.demo_feed_url = f"{calbridge_url}/demo/calendar.ics"
         google_settings.app_url = calbridge_url
         callback = f"{calbridge_url}/oauth/google/callback"
@@ -105,7 +109,7 @@ async def world(google_settings, fake_google, sessions, project, worker, tmp_pat
         calbridge = await stack.enter_async_context(
             httpx.AsyncClient(base_url=f"{calbridge_url}/api/v1", headers=headers, trust_env=False)
         )
-        made = World(fake, url, calbridge, front.app.state.example, make_browser, await make_browser())
+        made = World(fake, url, calbridge, front.app.state.example, make_browser, await make_browser(), app)
         await made.page()
         yield made
         await _quiet(sessions)
@@ -207,6 +211,66 @@ async def test_the_sample_calendar_needs_no_client(world):
     answer = await world.press("/connect/sample")
     assert "ics: connected" in answer.text
     await world.page_with("Stand-up")
+
+
+async def test_a_first_webhook_that_comes_before_the_calendar_is_saved_loses_nothing(world, sessions):
+    call = world.example.calbridge.call
+
+    async def slow_call(method, path, **options):
+        answer = await call(method, path, **options)
+        if (method, path) == ("POST", "/calendars"):
+            await synced_events(world, 1)
+            await _quiet(sessions)  # the webhook was delivered, and nobody knew the calendar
+        return answer
+
+    world.example.calbridge.call = slow_call
+    assert "Stand-up" in (await world.press("/connect/sample")).text
+
+
+async def test_the_example_may_be_started_before_calbridge(world, project, tmp_path, caplog):
+    """calbridge is not there, then it is starting, then the key is wrong, and then all is well."""
+    front = _Front()
+
+    async def busy(scope, receive, send):
+        await PlainTextResponse("starting", 503)(scope, receive, send)
+
+    front.app = busy
+    async with serve(front, lifespan="off") as url:
+        settings = replace(
+            world.example.settings,
+            calbridge_url=url,
+            api_key="wrong",
+            database=str(tmp_path / "early.sqlite3"),
+        )
+        example = Example(settings)
+        example.calbridge.base_url = "http://127.0.0.1:1/api/v1"
+        beginning = asyncio.create_task(example.begin())
+        await told(caplog, "No connection")
+        example.calbridge.base_url = f"{url}/api/v1"
+        await told(caplog, "503: starting")
+        front.app = world.app
+        await told(caplog, "401")
+        assert not beginning.done()
+        example.calbridge._http.headers["Authorization"] = f"Token {project.api_key}"
+        async with asyncio.timeout(30):
+            await beginning
+        assert example.webhook is not None
+        await example.aclose()
+
+
+async def told(caplog, words):
+    async with asyncio.timeout(30):
+        while words not in caplog.text:
+            await asyncio.sleep(0.05)
+
+
+async def test_a_failure_of_the_beginning_is_logged(world, caplog):
+    world.example.calbridge.get = None
+    task = asyncio.ensure_future(world.example.begin())
+    task.add_done_callback(_tell_failure)
+    with pytest.raises(TypeError):
+        await task
+    await told(caplog, "The beginning failed")
 
 
 async def test_webhooks_that_calbridge_did_not_sign_are_refused(world):

@@ -724,10 +724,15 @@ def unsigned_token(mail: bytes) -> str:
 
 async def test_messages_may_post_with_its_token(browser, api, settings, event):
     settings.messages_webhook_secret = SecretStr(SECRET)
+    settings.messages_reply_senders = "unmarked"
     mail = reply(event)
 
     async def post(token, content=mail):
-        headers = {"Authorization": f"Bearer {token}", "Content-Type": "message/rfc822"}
+        headers = {
+            "Authorization": f"Bearer {token}",
+            "Content-Type": "message/rfc822",
+            "X-StMsg-Is-Spam": "false",
+        }
         return (await browser.post("/api/v1/rsvp/inbound", content=content, headers=headers)).status_code
 
     past = int(datetime.now(UTC).timestamp()) - 1000

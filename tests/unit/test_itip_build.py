@@ -225,6 +225,13 @@ def test_a_cancel_is_whole_when_it_reaches_every_guest():
 NASTY = 'x"; :,^n\\\r\nATTENDEE:mailto:evil@x.y\r\nBEGIN:VALARM\x00\x85\u2028é'
 
 
+def test_an_address_is_a_uri_and_no_client_has_to_decode_more_than_it_must():
+    """RFC 6068: % begins an escape, ? the parameters, # a fragment."""
+    odd = replace(BOB, email="a%b?c&d#e+f/g@example.org")
+    _, event = read(build_reply(EVENT, stamp=STAMP, replying=odd))
+    assert event["ATTENDEE"] == "mailto:a%25b%3Fc%26d%23e+f/g@example.org"
+
+
 def test_no_line_and_no_parameter_can_be_injected():
     person = replace(BOB, name=NASTY, email="bob@example.org")
     event = replace(

@@ -240,8 +240,94 @@ def test_two_from_headers_do_not_count():
     assert parse_reply(raw) is None
 
 
-def test_the_display_name_is_not_the_sender():
-    assert parse_reply(mail(sender='"bob@example.org" <eve@example.org>')) is None
+def from_header(text: str) -> bytes:
+    """As written: the library would quote it."""
+    return mail(sender="Bob <bob@example.org>").replace(
+        b"From: Bob <bob@example.org>", f"From: {text}".encode()
+    )
+
+
+@pytest.mark.parametrize(
+    "sender",
+    ['"bob@example.org" <eve@example.org>', "bob@example.org <eve@example.org>"],
+)
+def test_the_display_name_is_not_the_sender(sender):
+    assert parse_reply(from_header(sender)) is None
+
+
+@pytest.mark.parametrize(
+    "sender",
+    [
+        "bob@example.org <bob@example.org>",  # the name should be quoted, and some clients do not
+        "bob@work.example <bob@example.org>",
+        "Bob @ Work <bob@example.org> ",
+        "=?utf-8?q?B=C3=B6b?= <bob@example.org>",
+        "<bob@example.org>",
+        "bob@example.org (Bob)",
+    ],
+)
+def test_the_address_in_angle_brackets_is_the_sender(sender):
+    reply = parse_reply(from_header(sender))
+    assert reply is not None
+    assert reply.from_email == "bob@example.org"
+
+
+@pytest.mark.parametrize(
+    "sender",
+    [
+        "bob@example.org <bob@example.org> <eve@example.org>",
+        "eve@example.org, bob@example.org <bob@example.org>",
+        "Eve <eve@example.org>, bob@example.org <bob@example.org>",
+        "group: bob@example.org <bob@example.org>;",
+        "eve@example.org <bob@example.org> (<eve@example.org>",
+    ],
+)
+def test_a_sender_that_is_not_plainly_one_does_not_count(sender):
+    assert parse_reply(from_header(sender)) is None
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["mailto:bob%2Btag%25@example.org", "MAILTO:bob+tag%@example.org?subject=Re", "bob+tag%@example.org"],
+)
+def test_a_mailto_may_be_percent_encoded(written):
+    ics = REPLY.replace("mailto:bob@example.org", written).replace(
+        "mailto:ada@example.com", "mailto:ada%2Bcal@example.com"
+    )
+    reply = parse_reply(mail(ics, sender="Bob <bob+tag%@example.org>"))
+    assert reply is not None
+    assert (reply.attendee_email, reply.organizer_email) == ("bob+tag%@example.org", "ada+cal@example.com")
+
+
+@pytest.mark.parametrize(
+    "email", ["100%25@example.org", "a?subject=b&c#d@example.org", "bob+tag@example.org"]
+)
+def test_our_own_answers_read_back_with_any_address(email):
+    reply = parse_reply(
+        mail(build_reply(EVENT, stamp=STAMP, replying=replace(BOB, email=email)), sender=email)
+    )
+    assert reply is not None
+    assert reply.attendee_email == email
+
+
+@pytest.mark.parametrize(
+    ("headers", "doubt"),
+    [
+        ([], None),
+        (["X-StMsg-Sender-Auth: none"], "none"),
+        (["x-stmsg-sender-auth:  FAIL "], "fail"),
+        (["X-StMsg-Sender-Auth: pass"], None),  # anybody's word
+        (["X-StMsg-Sender-Auth: pass", "X-StMsg-Sender-Auth: fail"], "fail"),
+        (["X-StMsg-Sender-Auth: fail", "X-StMsg-Sender-Auth: pass"], "fail"),
+        (["X-StMsg-Sender-Auth: none", "X-StMsg-Sender-Auth: fail"], "fail"),
+        (["X-StMsg-Sender-Auth: something"], "none"),
+        (["X-StMsg-Processing-Failed: true"], "none"),
+    ],
+)
+def test_what_messages_wrote_into_the_mail_is_read(headers, doubt):
+    reply = parse_reply("".join(f"{line}\r\n" for line in headers).encode() + mail())
+    assert reply is not None
+    assert reply.sender_doubt == doubt
 
 
 def test_without_dtstamp_the_mails_date_counts():

@@ -1,0 +1,19 @@
+"""Who has agreed at the provider."""
+
+from dataclasses import dataclass
+
+from app.core.addresses import same_address
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """`id`: the provider's own, which stays when the address changes. Both are None where they are not known."""
+
+    id: str | None
+    email: str | None
+
+    def is_known_to_be(self, other: "Account") -> bool:
+        """Whether both are one account. By the id; by the address only where an id is missing."""
+        if self.id is not None and other.id is not None:
+            return self.id == other.id
+        return self.email is not None and other.email is not None and same_address(self.email, other.email)
