@@ -1,14 +1,14 @@
 """webhook turns
 
 Revision ID: 5e0b7c41d9a6
-Revises: b7f2c05d9e13
+Revises: 5e8b1c94d7a3
 """
 
 import sqlalchemy as sa
 from alembic import op
 
 revision = '5e0b7c41d9a6'
-down_revision = 'b7f2c05d9e13'
+down_revision = '5e8b1c94d7a3'
 branch_labels = None
 depends_on = None
 

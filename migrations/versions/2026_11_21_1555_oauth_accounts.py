@@ -1,14 +1,14 @@
 """oauth accounts
 
 Revision ID: 5d0e8b4c61f7
-Revises: b7f2c05d9e13
+Revises: 9d1f63a8c2b4
 """
 
 import sqlalchemy as sa
 from alembic import op
 
 revision = '5d0e8b4c61f7'
-down_revision = 'b7f2c05d9e13'
+down_revision = '9d1f63a8c2b4'
 branch_labels = None
 depends_on = None
 

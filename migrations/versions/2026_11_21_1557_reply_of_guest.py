@@ -1,14 +1,14 @@
 """reply of guest
 
 Revision ID: 4b8e61d0c7a5
-Revises: b7f2c05d9e13
+Revises: 5d0e8b4c61f7
 """
 
 import sqlalchemy as sa
 from alembic import op
 
 revision = '4b8e61d0c7a5'
-down_revision = 'b7f2c05d9e13'
+down_revision = '5d0e8b4c61f7'
 branch_labels = None
 depends_on = None
 

@@ -1,13 +1,13 @@
 """event indexes by kind
 
 Revision ID: c1d75a20e6b4
-Revises: b7f2c05d9e13
+Revises: 4b8e61d0c7a5
 """
 
 from alembic import op
 
 revision = 'c1d75a20e6b4'
-down_revision = 'b7f2c05d9e13'
+down_revision = '4b8e61d0c7a5'
 branch_labels = None
 depends_on = None
 
