@@ -4,7 +4,17 @@ import importlib
 import sys
 import time
 
-_ALL = ("sync", "scheduler", "fairness", "events_list", "webhooks", "push", "meeting_urls", "invitations")
+_ALL = (
+    "sync",
+    "scheduler",
+    "fairness",
+    "recovery",
+    "events_list",
+    "webhooks",
+    "push",
+    "meeting_urls",
+    "invitations",
+)
 
 
 def main() -> None:

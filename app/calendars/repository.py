@@ -4,6 +4,7 @@ Locks, in this order everywhere: rows of calendars by id, then the row of their 
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import RowMapping, Select, delete, func, select, update
@@ -12,6 +13,9 @@ from sqlalchemy.dialects.postgresql import insert
 from app.core.db import AnySession, ReadSession, Session
 from app.core.pagination import Cursor, Ordering, Page, page_of, seek
 from app.models import Calendar, Credentials
+from app.sync.breakers import probe_client_now
+
+_FIRST_RETRY_AFTER = timedelta(seconds=30)
 
 _NEWEST_FIRST = Ordering("-created_at", Calendar.created_at, Calendar.id, descending=True)  # type: ignore[arg-type] # a mapped column is a column
 
@@ -29,6 +33,11 @@ _READ = select(
     Calendar.last_successful_sync_at,
     Calendar.last_attempted_sync_at,
     Calendar.sync_failing_since,
+    Calendar.sync_failure_code,
+    Calendar.sync_failure_message,
+    Calendar.sync_failure_count,
+    Calendar.outage_scope,
+    Calendar.next_sync_at,
     Calendar.name,
     Calendar.owner_email,
     Calendar.owner_name,
@@ -154,6 +163,7 @@ async def replace_secrets(
         )
         .execution_options(synchronize_session=False)
     )
+    await probe_client_now(session, credentials_id)
 
 
 async def reconnect(session: Session, calendar_ids: Sequence[str]) -> None:
@@ -170,6 +180,15 @@ async def reconnect(session: Session, calendar_ids: Sequence[str]) -> None:
             sync_failing_since=None,
             sync_failure_count=0,
             sync_failure_code=None,
+            sync_failure_message=None,
+            sync_failure_code_since=None,
+            sync_failure_code_count=0,
+            # The sync that follows is the client's: should it fail, that confirms nothing.
+            sync_forced_before=func.clock_timestamp() + _FIRST_RETRY_AFTER,
+            outage_scope=None,
+            held_back_ids=None,
+            held_back_since=None,
+            cursor_expired_at=None,
             sync_cursor=None,
             lease_token=None,
             lease_until=None,

@@ -2,6 +2,7 @@
 
 from app.models.base import Base
 from app.models.bot import Bot
+from app.models.breaker import SyncBreaker, SyncVote
 from app.models.calendar import Calendar
 from app.models.calendar_event import CalendarEvent
 from app.models.credentials import Credentials
@@ -28,6 +29,8 @@ __all__ = [
     "OAuthSession",
     "Project",
     "PushChannel",
+    "SyncBreaker",
+    "SyncVote",
     "WebhookDelivery",
     "WebhookSubscription",
     "WorkerHeartbeat",
