@@ -38,6 +38,10 @@ class Settings(BaseSettings):
 
     calendar_sync_interval_seconds: Seconds = 1800
     calendar_sync_interval_with_push_seconds: Seconds = 21_600
+    # How long the same refusal must be the answer before it disconnects a calendar.
+    calendar_gone_confirm_seconds: float = Field(default=21_600, ge=0, le=31_536_000)
+    # When an answer that leaves out most events is asked for again.
+    calendar_shrink_confirm_seconds: float = Field(default=300, ge=0, le=86_400)
     calendar_sync_window_past_days: int = Field(default=1, ge=0, le=3650)
     calendar_sync_window_future_days: int = Field(default=28, ge=1, le=1800)
     event_retention_days: int = Field(default=90, ge=0, le=36_500)

@@ -8,6 +8,7 @@ _ALL = (
     "sync",
     "scheduler",
     "fairness",
+    "recovery",
     "events_list",
     "webhooks",
     "push",

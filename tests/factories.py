@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import func, insert, select, update
 
 from app.core.crypto import SecretBox
 from app.core.db import Sessions, transaction
@@ -16,6 +16,7 @@ from app.models import Calendar, CalendarEvent, Credentials
 from app.oauth.credentials import CredentialStore, context_of
 from app.settings import Settings
 from app.sync import repository
+from app.sync.breakers import Breakers
 from app.sync.budgets import Budgets
 from app.sync.engine import LEASE_FOR, SyncEngine
 from app.sync.providers import Providers
@@ -70,7 +71,9 @@ async def sync_engine(settings: Settings, sessions: Sessions) -> AsyncIterator[S
     doorbell = Doorbell(connect_redis(settings.required_redis_url()))
     budgets = Budgets(settings.required_redis_url())
     async with operator_client() as client, public_client(allow_private=True) as feeds:
-        credentials = CredentialStore(settings=settings, sessions=sessions, box=box, client=client)
+        credentials = CredentialStore(
+            settings=settings, sessions=sessions, box=box, client=client, breakers=Breakers(sessions)
+        )
         providers = Providers(
             settings=settings, credentials=credentials, budgets=budgets, client=client, feeds=feeds
         )
@@ -83,7 +86,11 @@ async def sync_engine(settings: Settings, sessions: Sessions) -> AsyncIterator[S
 async def sync_now(engine: SyncEngine, sessions: Sessions, calendar_id: str) -> None:
     """One sync of this calendar, as if it were due."""
     async with transaction(sessions) as session:
-        await repository.request_sync(session, calendar_id)
+        await session.execute(
+            update(Calendar)
+            .where(Calendar.id == calendar_id)
+            .values(next_sync_at=func.clock_timestamp(), sync_forced_before=None)
+        )
     async with transaction(sessions) as session:
         claims = await repository.claim_due(session, limit=1000, lease_for=LEASE_FOR)
     for claim in claims:

@@ -25,6 +25,7 @@ from app.messages.mailboxes import Messages
 from app.oauth.credentials import CredentialStore
 from app.push.channels import ChannelKeeper
 from app.settings import Settings
+from app.sync.breakers import Breakers
 from app.sync.budgets import Budgets
 from app.sync.engine import SyncEngine
 from app.sync.providers import Providers
@@ -125,7 +126,9 @@ async def _drainers(settings: Settings) -> AsyncIterator[tuple[Drainers, list[as
         public_client(allow_private=allow_private, allowed_hosts=demo_hosts) as feeds,
         Deliverer(settings=settings, sessions=create_sessions(delivery_engine), box=box) as deliverer,
     ):
-        credentials = CredentialStore(settings=settings, sessions=sessions, box=box, client=client)
+        credentials = CredentialStore(
+            settings=settings, sessions=sessions, box=box, client=client, breakers=Breakers(sessions)
+        )
         providers = Providers(
             settings=settings, credentials=credentials, budgets=budgets, client=client, feeds=feeds
         )

@@ -4,6 +4,7 @@ Locks, in this order everywhere: rows of calendars by id, then the row of their 
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import RowMapping, delete, func, literal_column, select, update
@@ -13,6 +14,9 @@ from app.core.db import AnySession, ReadSession, Session
 from app.core.pagination import Cursor, Ordering, Page, page_of, seek_each
 from app.models import Calendar, Credentials
 from app.models.calendar import PLATFORMS, STATES
+from app.sync.breakers import probe_client_now
+
+_FIRST_RETRY_AFTER = timedelta(seconds=30)
 
 _NEWEST_FIRST = Ordering("-created_at", Calendar.created_at, Calendar.id, descending=True)  # type: ignore[arg-type] # a mapped column is a column
 
@@ -30,6 +34,11 @@ _READ = select(
     Calendar.last_successful_sync_at,
     Calendar.last_attempted_sync_at,
     Calendar.sync_failing_since,
+    Calendar.sync_failure_code,
+    Calendar.sync_failure_message,
+    Calendar.sync_failure_count,
+    Calendar.outage_scope,
+    Calendar.next_sync_at,
     Calendar.name,
     Calendar.owner_email,
     Calendar.owner_name,
@@ -158,7 +167,7 @@ async def replace_secrets(
 
     What was cached or is being fetched with the old ones no longer counts.
     """
-    await session.execute(
+    replaced = await session.execute(
         update(Credentials)
         .where(Credentials.id == credentials_id)
         .values(
@@ -172,8 +181,12 @@ async def replace_secrets(
             access_token_expires_at=None,
             refresh_lease_until=None,
         )
+        .returning(Credentials.project_id, Credentials.client_id)
         .execution_options(synchronize_session=False)
     )
+    for project_id, of_client in replaced:
+        if of_client is not None:
+            await probe_client_now(session, project_id, of_client)
 
 
 async def set_account(session: Session, credentials_id: str, account_id: str | None) -> None:
@@ -215,6 +228,15 @@ async def reconnect(session: Session, calendar_ids: Sequence[str]) -> None:
             sync_failing_since=None,
             sync_failure_count=0,
             sync_failure_code=None,
+            sync_failure_message=None,
+            sync_failure_code_since=None,
+            sync_failure_code_count=0,
+            # The sync that follows is the client's: should it fail, that confirms nothing.
+            sync_forced_before=func.clock_timestamp() + _FIRST_RETRY_AFTER,
+            outage_scope=None,
+            held_back_ids=None,
+            held_back_since=None,
+            cursor_expired_at=None,
             sync_cursor=None,
             lease_token=None,
             lease_until=None,

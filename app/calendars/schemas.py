@@ -177,6 +177,19 @@ class SendingIdentity(BaseModel):
     name: str | None
 
 
+class SyncFailure(BaseModel):
+    """Why the last sync failed, while the calendar stays connected."""
+
+    code: str = Field(
+        description="A stable word. `platform_outage`: many calendars of the platform (of the feed's host) fail alike; "
+        "this one is not asked for until it answers again.",
+        examples=["timeout"],
+    )
+    message: str = Field(description="A sentence for people; may change.")
+    count: int = Field(description="Failed syncs since the last success, save those that were asked for.")
+    next_attempt_at: OutputTime = Field(description="The latest time of the next attempt.")
+
+
 class CalendarRead(BaseModel):
     """A calendar. Secrets and tokens are never shown."""
 
@@ -197,6 +210,7 @@ class CalendarRead(BaseModel):
     sync_failing_since: OutputTime | None = Field(
         description="When the first of the syncs that have failed since the last success was; null: all is well."
     )
+    sync_failure: SyncFailure | None = Field(description="What is wrong at the moment; null: nothing.")
     name: str | None
     owner_email: str | None
     owner_name: str | None

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
+from sqlalchemy import RowMapping
+
 from app.bots.service import drop_bots_of_calendar
 from app.calendars import repository
 from app.calendars.errors import CalendarDisconnected, CalendarNotFound, DeduplicationKeyTaken, OtherAccount
@@ -16,6 +18,7 @@ from app.calendars.schemas import (
     LocalCalendarCreate,
     ProviderCalendarCreate,
     SharedCalendarCreate,
+    SyncFailure,
 )
 from app.core.clock import isoformat
 from app.core.crypto import SealBroken, SecretBox
@@ -45,6 +48,8 @@ _SECRETS_OF = {
     "microsoft": {"client_secret", "refresh_token"},
     "ics": {"feed_url"},
 }
+_OUTAGE = "The platform fails for many calendars: this one is synced as soon as the platform answers again."
+_UNTOLD_FAILURE = "The last sync failed."
 _LOCAL_FIELDS = {"name", "owner_name", "timezone", "locale", "sending_identity"}
 
 
@@ -75,14 +80,33 @@ async def get_calendar(session: AnySession, project_id: str, calendar_id: str) -
     row = await repository.find_calendar(session, project_id, calendar_id)
     if row is None:
         raise CalendarNotFound
-    return CalendarRead(**row)
+    return _read(row)
 
 
 async def list_calendars(session: ReadSession, project_id: str, query: CalendarsQuery) -> Page[CalendarRead]:
     """Raises BadQuery for a bad cursor."""
     filters = query.model_dump(exclude={"cursor"}, exclude_none=True)
     page = await repository.list_calendars(session, project_id, filters, query.cursor, PAGE_SIZE)
-    return Page([CalendarRead(**row) for row in page.rows], page.next, page.previous)
+    return Page([_read(row) for row in page.rows], page.next, page.previous)
+
+
+def _read(row: RowMapping) -> CalendarRead:
+    return CalendarRead(**row, sync_failure=_sync_failure(row))
+
+
+def _sync_failure(row: RowMapping) -> SyncFailure | None:
+    if row["state"] != "connected":
+        return None
+    if row["sync_failing_since"] is not None and row["sync_failure_code"] is not None:
+        code = row["sync_failure_code"]
+        message = row["sync_failure_message"] or _UNTOLD_FAILURE
+    elif row["outage_scope"] is not None:
+        code, message = "platform_outage", _OUTAGE
+    else:
+        return None
+    return SyncFailure(
+        code=code, message=message, count=row["sync_failure_count"], next_attempt_at=row["next_sync_at"]
+    )
 
 
 async def create_calendar(

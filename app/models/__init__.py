@@ -2,6 +2,7 @@
 
 from app.models.base import Base
 from app.models.bot import Bot
+from app.models.breaker import SyncBreaker, SyncVote
 from app.models.calendar import Calendar
 from app.models.calendar_event import CalendarEvent, DeletedCalendar
 from app.models.credentials import Credentials
@@ -31,6 +32,8 @@ __all__ = [
     "OAuthSession",
     "Project",
     "PushChannel",
+    "SyncBreaker",
+    "SyncVote",
     "WebhookDelivery",
     "WebhookSubscription",
     "WorkerHeartbeat",

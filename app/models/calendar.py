@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, text
+from sqlalchemy import ARRAY, CheckConstraint, ForeignKey, Index, Text, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -23,6 +23,13 @@ class Calendar(Base):
 
     `sync_started_at`: when the last sync was claimed. `sync_forced`: the next sync is one that a client asked
     for, and that would not be due yet otherwise.
+
+    `sync_failure_code_since`, `_count`: how long and how often in a row the same code was the answer, attempts that
+    a client forced left out. `sync_forced_before`: the due time that a client's request came before; an attempt
+    before that time is a forced one. `cursor_expired_at`: when an expired cursor was last followed by a full round.
+    `held_back_ids`: events that a complete answer left out in a mass, which is not believed yet.
+    `outage_scope`: the scope whose outage may be the cause of the failures, or that the calendar is held for
+    (app/sync/breakers.py).
 
     `push_due_at`: when a push channel is to be opened or renewed; null before the first sync and when
     disconnected (app/push/).
@@ -59,6 +66,13 @@ class Calendar(Base):
             postgresql_where=text("state = 'connected' AND platform <> 'local'"),
         ),
         Index("ix_calendars_leased", "lease_until", postgresql_where=text("lease_until IS NOT NULL")),
+        Index(
+            "ix_calendars_outage",
+            "outage_scope",
+            "project_id",
+            "id",
+            postgresql_where=text("outage_scope IS NOT NULL"),
+        ),
         Index("ix_calendars_push_due", "push_due_at", postgresql_where=text("push_due_at IS NOT NULL")),
     )
 
@@ -85,7 +99,15 @@ class Calendar(Base):
     sync_failing_since: Mapped[datetime | None]
     sync_failure_count: Mapped[int] = mapped_column(server_default="0")
     sync_failure_code: Mapped[str | None]
+    sync_failure_message: Mapped[str | None]
+    sync_failure_code_since: Mapped[datetime | None]
+    sync_failure_code_count: Mapped[int] = mapped_column(server_default="0")
+    sync_forced_before: Mapped[datetime | None]
     sync_cursor: Mapped[str | None]
+    cursor_expired_at: Mapped[datetime | None]
+    held_back_ids: Mapped[list[str] | None] = mapped_column(ARRAY(Text()))
+    held_back_since: Mapped[datetime | None]
+    outage_scope: Mapped[str | None]
     window_start: Mapped[datetime | None]
     window_end: Mapped[datetime | None]
     next_sync_at: Mapped[CreatedAt]

@@ -8,7 +8,7 @@ uses it. If the application brought new credentials meanwhile, `version` has mov
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
@@ -25,10 +25,12 @@ from app.providers.base import (
     ClientMisconfigured,
     CredentialsRevoked,
     FreshToken,
+    NotAsked,
     ProviderError,
     Unavailable,
 )
 from app.settings import Settings
+from app.sync.breakers import Breakers, client_scope
 
 _LEASE_FOR = timedelta(seconds=30)
 _REFRESH_WITHIN_SECONDS = 20
@@ -84,6 +86,7 @@ def _access_context(credentials_id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
+    project_id: str
     platform: Literal["google", "microsoft", "ics"]
     client_id: str | None
     version: int
@@ -101,8 +104,16 @@ class CredentialStore:
     """Opens credentials and refreshes access tokens; one per process."""
 
     def __init__(
-        self, *, settings: Settings, sessions: Sessions, box: SecretBox, client: httpx.AsyncClient
+        self,
+        *,
+        settings: Settings,
+        sessions: Sessions,
+        box: SecretBox,
+        client: httpx.AsyncClient,
+        breakers: Breakers | None = None,
     ) -> None:
+        """With `breakers`, a client that the token endpoint refuses is tried by one refresh at a time."""
+        self._breakers = breakers
         self._settings = settings
         self._sessions = sessions
         self._box = box
@@ -140,7 +151,7 @@ class CredentialStore:
             except SealBroken as err:
                 raise ClientMisconfigured(str(err), code="seal_broken") from None
             if row.access_token is not None and (_expired(stored) or row.access_token == rejected):
-                row = _Row(row.platform, row.client_id, row.version, row.secrets, None)
+                row = replace(row, access_token=None)
             if row.access_token is not None or not lease_unless_cached:
                 return row, False
             leased = await session.scalar(
@@ -166,13 +177,13 @@ class CredentialStore:
         token = None
         if stored.access_token_sealed is not None:
             token = self._box.open(_access_context(stored.id), stored.access_token_sealed)
-        return _Row(stored.platform, stored.client_id, stored.version, secrets, token)  # type: ignore[arg-type] # checked by the table
+        return _Row(stored.project_id, stored.platform, stored.client_id, stored.version, secrets, token)  # type: ignore[arg-type] # checked by the table
 
     async def _refresh(self, credentials_id: str, row: _Row) -> str:
         outcome = "ok"
         try:
             async with asyncio.timeout(_REFRESH_WITHIN_SECONDS):
-                fresh = await self._ask_provider(row)
+                fresh = await self._ask_guarded(row)
         except TimeoutError:
             outcome = "timeout"
             raise Unavailable("The provider's token endpoint did not answer in time.") from None
@@ -188,11 +199,45 @@ class CredentialStore:
         # New credentials came while the old ones were being used: start over with those.
         return await self.access_token(credentials_id, None)
 
+    async def _ask_guarded(self, row: _Row) -> FreshToken:
+        """`_ask_provider` through the client's breaker. Raises NotAsked while that is open."""
+        if self._breakers is None or row.client_id is None:
+            return await self._ask_provider(row)
+        scope = client_scope(row.project_id, row.client_id)
+        may_go_on, is_probe = await self._breakers.enter(scope, row.project_id)
+        if not may_go_on:
+            raise NotAsked(
+                "The OAuth client is refused: check client_id and client_secret.",
+                code="client_held",
+                retry_after=self._settings.calendar_sync_interval_seconds,
+                scope=scope,
+            )
+        try:
+            fresh = await self._ask_provider(row)
+        except ClientMisconfigured as err:
+            err.scope = scope
+            if is_probe:
+                await self._breakers.end_probe(scope)
+            else:
+                await self._breakers.vote_failing(scope, row.project_id)
+            raise
+        except ProviderError:
+            if is_probe:
+                await self._breakers.end_probe(scope)
+            raise
+        if is_probe:
+            await self._breakers.close(scope)
+        else:
+            await self._breakers.vote_fine(scope, row.project_id)
+        return fresh
+
     async def _ask_provider(self, row: _Row) -> FreshToken:
         refresh, token_url = self._refresher(row)
         refresh_token = row.secrets.get("refresh_token")
         if not refresh_token:
-            raise CredentialsRevoked("No refresh token is stored.", code="refresh_token_missing")
+            raise CredentialsRevoked(
+                "No refresh token is stored.", code="refresh_token_missing", is_final=True
+            )
         return await refresh(
             self._client,
             token_url=token_url,

@@ -42,6 +42,7 @@ from app.oauth.schemas import (
     OAuthSessionRead,
 )
 from app.settings import Settings
+from app.sync.breakers import probe_client_now
 from app.sync.repository import request_sync
 
 log = structlog.get_logger()
@@ -151,6 +152,7 @@ async def _put_client_secret(
             "sealed": box.seal(client_secret_context(secret_id), {"client_secret": secret}),
         },
     )
+    await probe_client_now(session, project_id, client_id)
 
 
 def _read(settings: Settings, app: OAuthApp) -> OAuthAppRead:

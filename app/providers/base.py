@@ -7,12 +7,15 @@ Errors:
 
     ProviderError
     ├── CursorExpired           the cursor is no longer accepted: the engine starts a full round
-    ├── ConnectionLost          only the person can mend it: the calendar is disconnected
-    │   ├── CredentialsRevoked  the grant is dead (providers.md F.2)
+    ├── ConnectionLost          only the person can mend it. With `is_final` the calendar is disconnected at once:
+    │   │                       the token endpoint's own word, or a claims challenge. Without, it is what the
+    │   │                       calendar's own address said, which is believed once it has said so for hours
+    │   ├── CredentialsRevoked  the grant is dead (providers.md F.2), or a fresh token is not accepted
     │   ├── AccessDenied        the grant lacks the calendar scope, or the account has no calendar
-    │   └── CalendarGone        the calendar itself answers 404 (the engine asks for confirmations)
+    │   └── CalendarGone        the calendar itself answers 404
     ├── ClientMisconfigured     the operator's OAuth client is wrong: nobody is disconnected
     └── Transient               try again later
+        ├── NotAsked            held here, before any request: says nothing about the calendar
         ├── RateLimited         `retry_after` seconds, where the provider said so
         └── Unavailable         outage, timeout, HTML instead of JSON, a feed that is broken right now
 """
@@ -47,6 +50,10 @@ class CursorExpired(ProviderError):
 class ConnectionLost(ProviderError):
     code = "connection_lost"
 
+    def __init__(self, message: str, *, code: str | None = None, is_final: bool = False) -> None:
+        super().__init__(message, code=code)
+        self.is_final = is_final
+
 
 class CredentialsRevoked(ConnectionLost):
     code = "credentials_revoked"
@@ -62,6 +69,7 @@ class CalendarGone(ConnectionLost):
 
 class ClientMisconfigured(ProviderError):
     code = "client_misconfigured"
+    scope: str | None = None  # of the client's breaker, where the token endpoint said so
 
 
 class Transient(ProviderError):
@@ -70,6 +78,22 @@ class Transient(ProviderError):
     def __init__(self, message: str, *, code: str | None = None, retry_after: float | None = None) -> None:
         super().__init__(message, code=code)
         self.retry_after = retry_after
+
+
+class NotAsked(Transient):
+    code = "not_asked"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        retry_after: float | None = None,
+        scope: str | None = None,
+    ) -> None:
+        """`scope`: of the breaker that it waits for (app/sync/breakers.py)."""
+        super().__init__(message, code=code, retry_after=retry_after)
+        self.scope = scope
 
 
 class RateLimited(Transient):

@@ -117,15 +117,18 @@ class GoogleCalendar:
         else:
             query["syncToken"] = _sync_token(cursor)
         async for document in self._pages(path, query):
+            is_last = not document["nextPageToken"]
+            sync_token = document["nextSyncToken"]
+            if is_last and not sync_token:
+                # Each page has the one or the other (A.4): this is a stub, and taken for the end it would delete.
+                raise Unavailable("Google's answer has neither token.", code="broken_answer")
             events, gone = await self._read_items(document)
-            is_last = not document.get("nextPageToken")
-            sync_token = document.get("nextSyncToken")
             yield ChangePage(
                 events=events,
                 gone=gone,
                 is_snapshot=cursor is None,
                 is_last=is_last,
-                next_cursor=_CURSOR_PREFIX + sync_token if is_last and sync_token else None,
+                next_cursor=_CURSOR_PREFIX + sync_token if is_last else None,
             )
 
     async def list_calendars(self) -> list[RemoteCalendar]:
@@ -405,7 +408,9 @@ def classify_error(status: int, body: bytes, headers: Mapping[str, str]) -> Prov
     if status == 429 or (status == 403 and is_about_usage):
         return RateLimited("Google asks to slow down.", retry_after=retry_after(headers))
     if status == 401:
-        return CredentialsRevoked("Google does not accept the access token, not even a fresh one.")
+        return CredentialsRevoked(
+            "Google does not accept the access token, not even a fresh one.", code="token_rejected"
+        )
     if status == 410:
         return CursorExpired("Google asks for a full synchronisation.")
     if status == 400:

@@ -61,14 +61,18 @@ def _classify(status: int, fields: Mapping[str, Any], headers: Mapping[str, str]
     if isinstance(word, str) and 400 <= status < 500:
         # By the word alone: the description of one and the same dead token changes.
         if word in _DEAD_GRANT:
-            return CredentialsRevoked("Google does not accept the refresh token any more: connect again.")
+            return CredentialsRevoked(
+                "Google does not accept the refresh token any more: connect again.", is_final=True
+            )
         if word in _CLIENT_FAULTS:
             return ClientMisconfigured(
                 f"Google refuses the OAuth client or its request ({word}): check client_id and client_secret.",
                 code=word,
             )
         if word in _NOT_ALLOWED:
-            return AccessDenied(f"The Google account may not grant calendar access ({word}).", code=word)
+            return AccessDenied(
+                f"The Google account may not grant calendar access ({word}).", code=word, is_final=True
+            )
     # An answer that says nothing clear about the grant must never disconnect anybody.
     return Unavailable(
         f"Google's token endpoint answered with HTTP status {status}.", retry_after=retry_after(headers)

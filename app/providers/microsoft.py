@@ -10,6 +10,7 @@ Where delta itself fails, the window is read all the same: only calendarView dec
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, NamedTuple
@@ -59,8 +60,13 @@ _MOST_WALKS = 3
 _LONGEST_READ = timedelta(days=1_800)
 # Graph sees an all-day event in the mailbox's zone, we in its creator's: a day more at both ends leaves no gap.
 _EDGE = timedelta(days=1)
-# A cursor is this prefix and the delta link. Another prefix would mean other headers.
+# A cursor is this prefix, a page size and a colon where pages had to be made smaller, and the delta link.
+# Another prefix would mean other headers.
 _CURSOR_PREFIX = "graph-1:"
+_PAGE_SIZE_IN_CURSOR = re.compile(r"(\d{1,4}):(.*)", re.DOTALL)
+# What pages of full events that are too much for Graph look like, while its answers to delta are fine.
+_PERHAPS_TOO_MUCH = frozenset({"timeout", "unavailable"})
+_LEAST_PAGE_SIZE_BY_GUESS = 5
 _MAILBOX_MOVE_PAUSE_SECONDS = 3600.0
 _MOST_PLACES = 20
 
@@ -118,7 +124,7 @@ class MicrosoftCalendar:
         if calendar_id is not None:
             self._owner_url += f"/calendars/{quote(calendar_id, safe='', errors='replace')}"
         self._hosts = hosts
-        self._page_size = page_size
+        self._full_page_size = self._page_size = page_size
 
     async def changes(self, *, cursor: str | None, window: Window) -> AsyncIterator[ChangePage]:
         """See `CalendarProvider.changes`. A round is a snapshot of the window, or empty.
@@ -128,12 +134,13 @@ class MicrosoftCalendar:
         ProviderError (`bad_request`) for what only a change of this code can mend.
         """
         reach = Window(window.start - _EDGE, window.end + _EDGE)
+        self._page_size = self._full_page_size
         if cursor is None:
             position = await self._first_position(reach)
         else:
             position = await self._next_position(cursor)
         if not position.has_changes:
-            yield ChangePage(is_snapshot=False, is_last=True, next_cursor=_cursor(position.link))
+            yield ChangePage(is_snapshot=False, is_last=True, next_cursor=self._cursor(position.link))
             return
         async for page in self._snapshot(reach, position):
             yield page
@@ -174,7 +181,12 @@ class MicrosoftCalendar:
 
     async def _next_position(self, cursor: str) -> "_Position":
         link = cursor.removeprefix(_CURSOR_PREFIX)
-        if link == cursor or not self._is_ours(link):
+        is_known = link != cursor
+        if sized := _PAGE_SIZE_IN_CURSOR.fullmatch(link):
+            # It grows again with the next full round, which has no cursor.
+            self._page_size = min(max(int(sized[1]), 1), self._full_page_size)
+            link = sized[2]
+        if not is_known or not self._is_ours(link):
             raise CursorExpired("The cursor was made for another address or by another version.")
         try:
             return await self._advance(link)
@@ -216,7 +228,7 @@ class MicrosoftCalendar:
         for walk in range(1, _MOST_WALKS + 1):
             listed: set[str] = set()
             page_count = 0
-            async for events in self._walk(reach):
+            async for events in self._walk(reach, delta_works=position.delta_works):
                 page_count += 1
                 listed.update(event.platform_uuid for event in events)
                 yield ChangePage(events=events, is_snapshot=True)
@@ -235,12 +247,15 @@ class MicrosoftCalendar:
             if walk < _MOST_WALKS:
                 link = after.link
             # else still changing: nothing that was seen counts as gone, and the next round finds these changes.
-        yield ChangePage(gone=gone, is_snapshot=True, is_last=True, next_cursor=_cursor(link))
+        yield ChangePage(gone=gone, is_snapshot=True, is_last=True, next_cursor=self._cursor(link))
 
-    async def _walk(self, reach: Window) -> AsyncIterator[list[RemoteEvent]]:
-        """The events of each page, read in smaller pages where one is too large. Events may come twice."""
+    async def _walk(self, reach: Window, *, delta_works: bool) -> AsyncIterator[list[RemoteEvent]]:
+        """The events of each page, read in smaller pages where one is too large. Events may come twice.
+
+        Too large for us, or for Graph, which then fails or is too slow (gdocs issue 6499). With `delta_works`
+        that is no outage.
+        """
         url = f"{self._owner_url}/calendarView"
-        page_size = self._page_size
         while True:
             try:
                 for part in _parts(reach):
@@ -248,16 +263,18 @@ class MicrosoftCalendar:
                         **_range(part),
                         "$select": _SELECT,
                         "$orderby": "start/dateTime",
-                        "$top": str(page_size),
+                        "$top": str(self._page_size),
                     }
                     async for document in self._pages(url, query, prefer=_PREFER):
                         yield await self._read_items(document["value"])
                 return
             except Unavailable as err:
-                if err.code != "answer_too_large" or page_size == 1:
+                by_guess = delta_works and err.code in _PERHAPS_TOO_MUCH and err.retry_after is None
+                least = 1 if err.code == "answer_too_large" else _LEAST_PAGE_SIZE_BY_GUESS
+                if not (by_guess or err.code == "answer_too_large") or self._page_size <= least:
                     raise
-                page_size = max(page_size // 10, 1)
-                log.warning("microsoft.page_too_large", next_page_size=page_size)
+                self._page_size = max(self._page_size // 10, least)
+                log.warning("microsoft.page_too_large", code=err.code, next_page_size=self._page_size)
 
     async def _read_items(self, items: list[Any]) -> list[RemoteEvent]:
         events: dict[str, RemoteEvent] = {}
@@ -313,6 +330,12 @@ class MicrosoftCalendar:
                 raise Unavailable("Microsoft's pages go round in a circle.", code="broken_answer")
             seen.add(link)
             url, query = link, None
+
+    def _cursor(self, link: str | None) -> str | None:
+        if link is None:
+            return None
+        size = "" if self._page_size == self._full_page_size else f"{self._page_size}:"
+        return f"{_CURSOR_PREFIX}{size}{link}"
 
     def _is_ours(self, link: str) -> bool:
         """Whether a link leads to where tokens may be sent."""
@@ -402,9 +425,12 @@ def classify_error(status: int, body: bytes, headers: Mapping[str, str]) -> Prov
         return CredentialsRevoked(
             "The organisation's access rules want this person to sign in again: connect the calendar again.",
             code="conditional_access",
+            is_final=True,
         )
     if status == 401:
-        return CredentialsRevoked("Microsoft does not accept the access token, not even a fresh one.")
+        return CredentialsRevoked(
+            "Microsoft does not accept the access token, not even a fresh one.", code="token_rejected"
+        )
     if status == 410 or codes & _RESYNC_CODES:
         return CursorExpired("Microsoft asks for a full synchronisation.")
     if codes & _MOVING_CODES:
@@ -431,7 +457,7 @@ def _refusal(status: int, codes: frozenset[str]) -> ProviderError:
     if status == 403:
         return AccessDenied("Microsoft refuses access to this calendar: connect again and allow it.")
     if "resourcenotfound" in codes:
-        # Only sometimes a missing mailbox (B.9): unlike AccessDenied, this is not believed the first time.
+        # Only sometimes a missing mailbox (B.9).
         return CalendarGone(_NO_MAILBOX, code="mailbox_not_enabled")
     if codes == {"unknownerror"}:
         return Unavailable(f"Microsoft answered with HTTP status {status}.")
@@ -467,10 +493,6 @@ def _may_be_deltas_own(err: ProviderError) -> bool:
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
     return url.scheme, url.host, url.port
-
-
-def _cursor(link: str | None) -> str | None:
-    return None if link is None else _CURSOR_PREFIX + link
 
 
 def _range(window: Window) -> dict[str, str]:

@@ -146,9 +146,11 @@ def _classify_refusal(word: str, numbers: list[int]) -> ProviderError | None:
             (_PERSON_FAULTS[number] for number in numbers if number in _PERSON_FAULTS),
             (word, "Microsoft does not accept the refresh token any more."),
         )
-        return CredentialsRevoked(f"{reason} Connect the calendar again.", code=code)
+        return CredentialsRevoked(f"{reason} Connect the calendar again.", code=code, is_final=True)
     if word == "access_denied":
-        return AccessDenied("Access to the calendar was refused in the Microsoft account.", code=word)
+        return AccessDenied(
+            "Access to the calendar was refused in the Microsoft account.", code=word, is_final=True
+        )
     return None
 
 

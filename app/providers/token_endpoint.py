@@ -60,7 +60,9 @@ async def refresh(
     scopes = scope.split() if isinstance(scope, str) else []
     if scopes and not any(map(reads_calendars, scopes)):
         raise AccessDenied(
-            "The calendar permission was not granted: connect again and allow it.", code="scope_missing"
+            "The calendar permission was not granted: connect again and allow it.",
+            code="scope_missing",
+            is_final=True,
         )
     return FreshToken(
         access_token=access_token,

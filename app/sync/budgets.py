@@ -8,7 +8,7 @@ counted approximately. With Redis emptied or away nothing is held back: the prov
 from limits import RateLimitItem, RateLimitItemPerMinute
 
 from app.core.ratelimit import RateLimiter
-from app.providers.base import RateLimited, TokenSource
+from app.providers.base import NotAsked, TokenSource
 
 _SHARE = 0.9
 
@@ -26,13 +26,13 @@ class Budgets:
         self._limiter = RateLimiter(redis_url, prefix="budgets")
 
     async def spend(self, platform: str, account: str, client_id: str) -> None:
-        """One request of an account, by an OAuth client. Raises RateLimited where a budget is used up."""
+        """One request of an account, by an OAuth client. Raises NotAsked where a budget is used up."""
         for item, keys in (
             (_USER.get(platform), (client_id, account.lower())),
             (_CLIENT.get(platform), (client_id,)),
         ):
             if item is not None and not await self._limiter.hit(item, platform, *keys):
-                raise RateLimited(
+                raise NotAsked(
                     "The request budget of this account or OAuth client is used up.",
                     code="budget_spent",
                     retry_after=item.get_expiry() / 4,

@@ -27,12 +27,12 @@ from app.core.clock import isoformat, utcnow
 from app.core.db import Session, Sessions, transaction
 from app.doorbell import Doorbell
 from app.providers.base import (
-    CalendarGone,
     CalendarProvider,
     ChangePage,
     ClientMisconfigured,
     ConnectionLost,
     CursorExpired,
+    NotAsked,
     ProviderError,
     RemoteEvent,
     Transient,
@@ -41,11 +41,12 @@ from app.providers.base import (
 )
 from app.push.repository import close_channels
 from app.settings import Settings
-from app.sync import repository
+from app.sync import breakers, repository
+from app.sync.breakers import Breakers
 from app.sync.changed_events import describe_changes
 from app.sync.diff import EventWrite, content_hash, diff_events
 from app.sync.providers import Providers
-from app.sync.repository import Claim, LeaseLost, Pick, Settled, SyncState, Unannounced
+from app.sync.repository import Claim, HeldBack, LeaseLost, Pick, Settled, SyncState, Unannounced
 from app.sync.turns import Kind, pick_oldest
 from app.webhooks.service import CalendarFacts, ChangedEvent, announce, wants_events
 
@@ -59,15 +60,35 @@ _SYNC_WITHIN_SECONDS = 1800.0
 _BATCH_EVENTS = 2500
 _BATCH_BYTES = 8_000_000
 
-# The window is fetched this much further than promised, so that full rounds are needed only so often.
+# The window is fetched this much further than promised, so that full rounds are needed only so often. The margin
+# varies, so that calendars which were connected together do not do their full rounds together.
 _WINDOW_MARGIN = timedelta(hours=6)
+_WINDOW_MARGIN_LEAST = timedelta(hours=4.5)
 _MICROSECOND = timedelta(microseconds=1)
 
 _RETRY_FIRST_SECONDS = 30.0
 _RETRY_LONGEST_SECONDS = 1800.0
-_RETRY_AFTER_LONGEST_SECONDS = 3600.0
-# A 404 may be replication lag (providers.md A.10): so many in a row before the calendar counts as gone.
+_RETRY_AFTER_LONGEST_SECONDS = 86_400.0
+# A refusal is believed after so many attempts, at the least.
 _GONE_CONFIRMATIONS = 3
+# So many calendars that began to fail alike at about the same time are an outage, or might be one.
+_ALIKE = 10
+_ALIKE_WITHIN = timedelta(minutes=30)
+# What a complete answer may not leave out without a second one: all of so many events ahead, most of so many.
+_SHRINKS_ALL_OF = 3
+_SHRINKS_MOST_OF = 5
+
+# A hiccup: tried again within the same sync.
+_TRIES_AGAIN = 2
+_TRY_AGAIN_AFTER_SECONDS = 1.0
+_TRY_AGAIN_WITHIN_SECONDS = 15.0
+_SHORT_RETRY_AFTER_SECONDS = 2.0
+# What does not pass within seconds.
+_LASTING = frozenset(
+    {"address_refused", "answer_too_large", "feed_too_large", "feed_too_complex", "too_many_redirects"}
+)
+# Our own doing, or about this one calendar alone: says nothing about its platform.
+_NOT_THE_PLATFORMS = _LASTING | {"internal_error", "cursor_expired_again", "mailbox_moving", "seal_broken"}
 # A cursor that expires again so soon after a full round would have us list everything again and again.
 _FULL_ROUND_AGAIN_AFTER = timedelta(minutes=10)
 
@@ -94,6 +115,40 @@ class _Batch:
         return len(self.events) + len(self.gone) >= _BATCH_EVENTS or self.size >= _BATCH_BYTES
 
 
+@dataclass(slots=True)
+class _Attempt:
+    """One sync under way. Times are the database's.
+
+    `state` is what it started from. `scope`: of the breaker, once it is known. `is_probe`: the breaker is open, and
+    this sync tries whether the platform is back.
+    """
+
+    claim: Claim
+    started: float = field(default_factory=time.monotonic)
+    state: SyncState | None = None
+    scope: str | None = None
+    is_probe: bool = False
+
+    @property
+    def started_at(self) -> datetime:
+        return self.state.now if self.state is not None else utcnow()
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether a client's request made it start before it was due."""
+        forced_before = self.state.forced_before if self.state is not None else None
+        return forced_before is not None and forced_before > self.started_at
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """Everything that is not announced yet, the content of changes where a webhook wants it, and what was held back."""
+
+    unannounced: Unannounced
+    changed_events: list[ChangedEvent]
+    held_back: HeldBack | None = None
+
+
 class SyncEngine:
     """Claims due calendars and syncs them; any number of engines may run."""
 
@@ -104,12 +159,14 @@ class SyncEngine:
         self._sessions = sessions
         self._providers = providers
         self._doorbell = doorbell
+        self._breakers = Breakers(sessions)
         # Writing thousands of events takes seconds: half of the connections are left for everything else.
         self._writes = asyncio.Semaphore(max(1, settings.database_pool_size // 2))
 
     async def claim(
         self, limit: int, *, kinds: Collection[Kind] = ("account", "feed"), pick: Pick = pick_oldest
     ) -> list[Claim]:
+        await self._breakers.look()
         async with transaction(self._sessions) as session:
             return await repository.claim_due(
                 session, limit=limit, lease_for=LEASE_FOR, kinds=kinds, pick=pick
@@ -119,11 +176,12 @@ class SyncEngine:
         """One sync. Never raises for the provider's, the calendar's or an event's fault."""
         structlog.contextvars.bind_contextvars(calendar_id=claim.calendar_id)
         started = time.perf_counter()
-        started_at = utcnow()
+        attempt = _Attempt(claim)
         outcome = "ok"
         try:
             async with self._kept_lease(claim), asyncio.timeout(_SYNC_WITHIN_SECONDS):
-                await self._sync(claim, started_at)
+                if not await self._sync(attempt):
+                    outcome = "held"
         except LeaseLost:
             outcome = "lease_lost"
             log.info("sync_lease_lost")
@@ -131,99 +189,172 @@ class SyncEngine:
             outcome = "cancelled"
             await asyncio.shield(self._give_back(claim))
             raise
+        except NotAsked as err:
+            outcome = err.code
+            await self._put_off(attempt, err)
         except ProviderError as err:
             outcome = err.code
-            await self._fail(claim, err, started_at)
+            await self._fail(attempt, err)
         except TimeoutError:
             outcome = "timeout"
-            await self._fail(claim, Unavailable("The sync took too long.", code="timeout"), started_at)
+            await self._fail(attempt, Unavailable("The sync took too long.", code="timeout"))
         except Exception as err:
             # One bad calendar must not hold up the others.
             outcome = "internal_error"
             log.exception("sync_crashed")
             fault = Unavailable(f"Internal error: {type(err).__name__}.", code="internal_error")
-            await self._fail(claim, fault, started_at)
+            await self._fail(attempt, fault)
         finally:
             metrics.SYNC_SECONDS.labels(claim.platform, outcome).observe(time.perf_counter() - started)
+        if attempt.is_probe and attempt.scope is not None:
+            await self._breakers.end_probe(attempt.scope)
 
-    async def _sync(self, claim: Claim, started_at: datetime) -> None:
+    async def _sync(self, attempt: _Attempt) -> bool:
+        """Whether it was done: False where the calendar is held, because its platform's breaker is open."""
+        claim = attempt.claim
         async with transaction(self._sessions) as session:
-            state = await repository.load_state(session, claim)
-        provider = await self._providers.open(claim, state)
-        kept = self._kept_window(state, started_at)
+            attempt.state = state = await repository.load_state(session, claim)
+            # The scope of a feed is known only once its address is: see below.
+            breaker = await breakers.load_state(session, claim.platform)
+        if not await self._admit(attempt, claim.platform, breaker):
+            return False
+        provider, scope = await self._providers.open(claim, state)
+        if scope != claim.platform:
+            async with transaction(self._sessions) as session:
+                breaker = await breakers.load_state(session, scope)
+            if not await self._admit(attempt, scope, breaker):
+                return False
+        for tried in range(_TRIES_AGAIN + 1):
+            try:
+                await self._sync_with(attempt, provider, state)
+                break
+            except Unavailable as err:
+                if tried == _TRIES_AGAIN or not _is_hiccup(err, attempt, state):
+                    raise
+                log.info("sync_tried_again", code=err.code)
+                pause = _TRY_AGAIN_AFTER_SECONDS * (tried + random.uniform(0.6, 1.0))  # noqa: S311 - jitter
+                await asyncio.sleep(max(pause, err.retry_after or 0))
+        await self._breakers.vote_fine(scope, claim.project_id)
+        return True
+
+    async def _admit(self, attempt: _Attempt, scope: str, breaker: breakers.State) -> bool:
+        """Whether the sync may go on: the breaker is closed, or this sync is its probe. Else holds the calendar."""
+        claim = attempt.claim
+        attempt.scope = scope
+        if breaker == "closed":
+            return True
+        if breaker == "ready" and await self._breakers.take_probe(scope, claim.project_id):
+            attempt.is_probe = True
+            return True
+        async with transaction(self._sessions) as session:
+            await repository.lock_calendar(session, claim)
+            if await breakers.stays_open(session, scope):
+                await repository.put_off(
+                    session,
+                    claim,
+                    next_in=self._next_in(self._settings.calendar_sync_interval_seconds),
+                    outage_scope=scope,
+                )
+                return False
+        return True
+
+    async def _sync_with(self, attempt: _Attempt, provider: CalendarProvider, state: SyncState) -> None:
+        kept = self._kept_window(state)
         if state.cursor is None or kept is None:
-            await self._round(claim, provider, None, self._new_window(started_at), started_at)
+            await self._round(attempt, provider, None, self._new_window(state.now))
             return
         try:
-            await self._round(claim, provider, state.cursor, kept, started_at)
+            await self._round(attempt, provider, state.cursor, kept)
         except CursorExpired:
+            expired_at = None
             anchored_at = kept.start + self._settings.sync_window_past_for
-            if started_at - anchored_at < _FULL_ROUND_AGAIN_AFTER:
-                again_in = (anchored_at + _FULL_ROUND_AGAIN_AFTER - started_at).total_seconds()
-                raise Transient(
-                    "The provider forgot the sync position again.",
-                    code="cursor_expired_again",
-                    retry_after=again_in,
-                ) from None
+            if state.now - anchored_at < _FULL_ROUND_AGAIN_AFTER:
+                # It may expire soon after a full round once; again and again would be a loop.
+                expired_at = state.now
+                last = state.cursor_expired_at
+                if last is not None and state.now - last < _FULL_ROUND_AGAIN_AFTER:
+                    raise Transient(
+                        "The provider forgot the sync position again.",
+                        code="cursor_expired_again",
+                        retry_after=(last + _FULL_ROUND_AGAIN_AFTER - state.now).total_seconds(),
+                    ) from None
             log.info("sync_cursor_expired")
-            await self._round(claim, provider, None, self._new_window(started_at), started_at)
+            window = self._new_window(state.now)
+            await self._round(attempt, provider, None, window, cursor_expired_at=expired_at)
 
     async def _round(
         self,
-        claim: Claim,
+        attempt: _Attempt,
         provider: CalendarProvider,
         cursor: str | None,
         window: Window,
-        started_at: datetime,
+        *,
+        cursor_expired_at: datetime | None = None,
     ) -> None:
         """All pages of one round, written as they fill batches; ends with the settling transaction."""
         batch = _Batch()
         seen: set[str] = set()
         async for page in provider.changes(cursor=cursor, window=window):
+            if attempt.is_probe and attempt.scope is not None:
+                attempt.is_probe = False
+                await self._breakers.close(attempt.scope)
             batch.add(page)
             if page.is_snapshot:
                 seen.update(event.platform_uuid for event in page.events)
                 seen.difference_update(page.gone)
             if page.is_last:
                 await self._finish(
-                    claim,
+                    attempt,
                     batch,
                     cursor=page.next_cursor,
                     snapshot=seen if page.is_snapshot else None,
                     window=window,
-                    started_at=started_at,
+                    cursor_expired_at=cursor_expired_at,
                 )
                 return
             if batch.is_full:
                 async with self._writes, transaction(self._sessions) as session:
-                    await self._write(session, claim, batch, window)
+                    await self._write(session, attempt, batch, window)
                 batch = _Batch()
         raise Unavailable("The provider's answer ended early.", code="round_incomplete")
 
     async def _finish(
         self,
-        claim: Claim,
+        attempt: _Attempt,
         batch: _Batch,
         *,
         cursor: str | None,
         snapshot: set[str] | None,
         window: Window,
-        started_at: datetime,
+        cursor_expired_at: datetime | None,
     ) -> None:
         """The last batch, the cursor, the sync times and the outbox rows, in one transaction."""
+        claim = attempt.claim
         async with self._writes, transaction(self._sessions) as session:
-            unannounced, changed_events = await self._write(session, claim, batch, window, snapshot=snapshot)
+            written = await self._write(session, attempt, batch, window, snapshot=snapshot)
+            unannounced, held_back = written.unannounced, written.held_back
+            next_in = self._next_in(self._settings.calendar_sync_interval_seconds)
+            next_in_with_push = self._next_in(self._settings.calendar_sync_interval_with_push_seconds)
+            if held_back is not None:
+                # The next round must be a full one: a cursor of this answer would never tell of them again.
+                cursor = None
+                confirm_for = timedelta(seconds=self._settings.calendar_shrink_confirm_seconds)
+                next_in = max(held_back.since + confirm_for - attempt.started_at, timedelta(0))
+                next_in_with_push = next_in
+                log.warning("sync_mass_deletion_held_back", count=len(held_back.ids))
             settled = await repository.settle_success(
                 session,
                 claim,
                 cursor=cursor,
                 window=window,
-                started_at=started_at,
-                next_in=self._next_in(self._settings.calendar_sync_interval_seconds),
-                next_in_with_push=self._next_in(self._settings.calendar_sync_interval_with_push_seconds),
+                started_at=attempt.started_at,
+                next_in=next_in,
+                next_in_with_push=next_in_with_push,
                 wants_push=self._settings.push_enabled,
+                held_back=held_back,
+                cursor_expired_at=cursor_expired_at,
             )
-            await _announce_changes(session, claim, settled, unannounced, changed_events)
+            await _announce_changes(session, claim, settled, unannounced, written.changed_events)
         for change in ("created", "updated", "deleted"):
             count = getattr(unannounced, change)
             metrics.SYNC_EVENTS.labels(claim.platform, change).inc(count)
@@ -239,16 +370,15 @@ class SyncEngine:
     async def _write(
         self,
         session: Session,
-        claim: Claim,
+        attempt: _Attempt,
         batch: _Batch,
         window: Window,
         *,
         snapshot: set[str] | None = None,
-    ) -> tuple[Unannounced, list[ChangedEvent]]:
-        """Writes what differs. With `snapshot` (all ids of a full round), the rows missing from it are gone.
-
-        Returns everything that is not announced yet, and the content of changes where a webhook wants it.
-        """
+    ) -> _Written:
+        """Writes what differs. With `snapshot` (all ids of a full round), the rows missing from it are gone."""
+        claim = attempt.claim
+        held_back: HeldBack | None = None
         unannounced = await repository.lock_calendar(session, claim)
         events = list(batch.events.values())
         hashes = {event.platform_uuid: content_hash(event) for event in events}
@@ -264,8 +394,9 @@ class SyncEngine:
         if snapshot is not None:
             missing = await repository.find_live_missing(session, claim.calendar_id, window, snapshot)
             deleted_ids = list(dict.fromkeys([*deleted_ids, *missing]))
+            deleted_ids, held_back = await self._believe(session, attempt, deleted_ids)
         if not writes and not deleted_ids:
-            return unannounced, []
+            return _Written(unannounced, [], held_back)
 
         wanted = await wants_events(session, claim.project_id)
         known = [write.stored_id for write in writes if write.stored_id is not None]
@@ -288,22 +419,90 @@ class SyncEngine:
             deleted=unannounced.deleted + counts["deleted"] + len(deleted_ids),
         )
         await repository.record_changes(session, claim, unannounced, last_change_at=times[-1])
-        return unannounced, describe_changes(writes, ids, deleted_ids, before) if wanted else []
+        changed_events = describe_changes(writes, ids, deleted_ids, before) if wanted else []
+        return _Written(unannounced, changed_events, held_back)
 
-    async def _fail(self, claim: Claim, err: ProviderError, started_at: datetime) -> None:
+    async def _believe(
+        self, session: Session, attempt: _Attempt, missing: list[str]
+    ) -> tuple[list[str], HeldBack | None]:
+        """Which of the events that a complete answer leaves out are deleted now, and what is held back.
+
+        An answer may leave out most of a calendar by mistake: a mass is believed once a second answer, a while
+        later, leaves out the same. Only omissions are doubted. In a list of changes each deletion is named by
+        itself, and no mistake of that kind makes a mass of them.
+        """
+        assert attempt.state is not None
+        now, since = attempt.state.now, attempt.state.held_back_since
+        held = set(attempt.state.held_back_ids or ())
+        same = [event_id for event_id in missing if event_id in held]
+        fresh = [event_id for event_id in missing if event_id not in held]
+
+        async def is_mass(ids: list[str], *, besides: Sequence[str] = ()) -> bool:
+            # What came while an answer was in doubt does not make the doubtful part smaller.
+            ahead, lost, others = await repository.count_ahead(
+                session, claim.calendar_id, ids, besides, known_before=since or now
+            )
+            ahead -= others
+            return (lost == ahead >= _SHRINKS_ALL_OF) or (ahead >= _SHRINKS_MOST_OF and lost * 2 > ahead)
+
+        claim = attempt.claim
+        if not missing or not await is_mass(missing):
+            return missing, None
+        if since is None or not same:
+            return [], HeldBack(missing, now)
+        if now - since < timedelta(seconds=self._settings.calendar_shrink_confirm_seconds):
+            return [], HeldBack(same, since)
+        if fresh and await is_mass(fresh, besides=same):
+            return same, HeldBack(fresh, now)
+        return missing, None
+
+    async def _fail(self, attempt: _Attempt, err: ProviderError) -> None:
         """Notes the failure; disconnects where only the person can mend it. Announces what was written before."""
+        claim, scope = attempt.claim, attempt.scope
+        may_be_outage = scope is not None and _may_be_outage(err)
+        begins = disconnects = False
+        waits_for = scope if may_be_outage else None
+        if isinstance(err, ClientMisconfigured):
+            waits_for = err.scope
         try:
             async with transaction(self._sessions) as session:
                 unannounced = await repository.lock_calendar(session, claim)
                 state = await repository.load_state(session, claim)
-                disconnects = _disconnects(err, state)
+                if attempt.is_probe and may_be_outage:
+                    # It was asked on behalf of all, and goes on waiting with them.
+                    await repository.put_off(
+                        session,
+                        claim,
+                        next_in=self._next_in(self._settings.calendar_sync_interval_seconds),
+                        outage_scope=scope,
+                    )
+                    return
+                is_open = scope is not None and await breakers.load_state(session, scope) != "closed"
+                begins = may_be_outage and not is_open and state.failure_count == 0
+                confirms = not attempt.is_forced and not is_open
+                is_same = state.failure_code == err.code
+                code_since = state.failure_code_since if is_same else None
+                code_count = state.failure_code_count if is_same else 0
+                if confirms:
+                    code_since, code_count = code_since or attempt.started_at, code_count + 1
+                if isinstance(err, ConnectionLost):
+                    disconnects = err.is_final or (
+                        confirms
+                        and code_count >= _GONE_CONFIRMATIONS
+                        and self._is_long(code_since, state.now)
+                        and not await self._many_fail_alike(session, scope, err.code, state)
+                    )
                 settled = await repository.settle_failure(
                     session,
                     claim,
                     code=err.code,
-                    started_at=started_at,
-                    next_in=_retry_in(err, state.failure_count, self._settings),
-                    disconnects=disconnects,
+                    message=err.message,
+                    code_since=code_since,
+                    code_count=code_count,
+                    is_forced=attempt.is_forced,
+                    outage_scope=waits_for if not disconnects else None,
+                    started_at=attempt.started_at,
+                    next_in=_retry_in(err, attempt, state, self._settings),
                     failure_data=_failure_data(err) if disconnects else None,
                 )
                 await _announce_changes(session, claim, settled, unannounced, [])
@@ -322,6 +521,31 @@ class SyncEngine:
         level = log.error if isinstance(err, ClientMisconfigured) else log.warning
         level("sync_failed", code=err.code, error=err.message, disconnected=disconnects)
         await self._doorbell.ring("deliveries")
+        if begins and scope is not None:
+            await self._breakers.vote_failing(scope, claim.project_id)
+
+    def _is_long(self, since: datetime | None, now: datetime) -> bool:
+        confirm_for = timedelta(seconds=self._settings.calendar_gone_confirm_seconds)
+        return since is not None and now - since >= confirm_for
+
+    @staticmethod
+    async def _many_fail_alike(session: Session, scope: str | None, code: str, state: SyncState) -> bool:
+        """Whether this looks like an outage of a part of the platform, too small to open the breaker."""
+        if scope is None or state.failing_since is None:
+            return False
+        alike = await repository.count_alike(
+            session, scope=scope, code=code, since=state.failing_since, within=_ALIKE_WITHIN
+        )
+        return alike >= _ALIKE
+
+    async def _put_off(self, attempt: _Attempt, err: NotAsked) -> None:
+        """The request was not made, so nothing is known and nothing is noted: later."""
+        seconds = (err.retry_after or _RETRY_FIRST_SECONDS) * random.uniform(1.0, 1.5)  # noqa: S311 - jitter
+        async with transaction(self._sessions) as session:
+            await repository.put_off(
+                session, attempt.claim, next_in=timedelta(seconds=seconds), outage_scope=err.scope
+            )
+        log.info("sync_put_off", code=err.code)
 
     async def _give_back(self, claim: Claim) -> None:
         async with transaction(self._sessions) as session:
@@ -334,50 +558,85 @@ class SyncEngine:
         async def extend() -> None:
             while True:
                 await asyncio.sleep(_EXTEND_EVERY_SECONDS)
-                async with transaction(self._sessions) as session:
-                    await repository.extend_lease(session, claim)
+                try:
+                    async with transaction(self._sessions) as session:
+                        await repository.extend_lease(session, claim)
+                except LeaseLost:
+                    return  # shows at the next write, which is fenced by it
+                except Exception as err:  # noqa: BLE001 - the database may be restarting: the lease lasts a while yet
+                    log.warning("lease_not_extended", error=type(err).__name__)
 
         extending = asyncio.create_task(extend())
         try:
             yield
         finally:
-            # A lease that could not be extended shows at the next write, which is fenced by it.
             extending.cancel()
             await asyncio.wait([extending])
 
     def _new_window(self, now: datetime) -> Window:
+        margin = _WINDOW_MARGIN - (_WINDOW_MARGIN - _WINDOW_MARGIN_LEAST) * random.random()  # noqa: S311 - jitter
         return Window(
             start=now - self._settings.sync_window_past_for,
-            end=now + self._settings.sync_window_future_for + _WINDOW_MARGIN,
+            end=now + self._settings.sync_window_future_for + self._longest_interval + margin,
         )
 
-    def _kept_window(self, state: SyncState, now: datetime) -> Window | None:
-        """The window of the last full round, or None when it no longer covers what is promised."""
+    def _kept_window(self, state: SyncState) -> Window | None:
+        """The window of the last full round, or None when it will not cover what is promised until the next sync."""
         if state.window_start is None or state.window_end is None:
             return None
-        wanted = self._new_window(now)
-        reaches = state.window_end >= now + self._settings.sync_window_future_for
-        fits = wanted.end - wanted.start == state.window_end - state.window_start
+        settings, interval = self._settings, self._longest_interval
+        reaches = state.window_end >= state.now + settings.sync_window_future_for + interval
+        # Of the settings that hold today.
+        margin = (state.window_end - state.window_start) - (
+            settings.sync_window_past_for + settings.sync_window_future_for + interval
+        )
+        fits = _WINDOW_MARGIN_LEAST - interval <= margin <= _WINDOW_MARGIN
         return Window(state.window_start, state.window_end) if reaches and fits else None
+
+    @property
+    def _longest_interval(self) -> timedelta:
+        settings = self._settings
+        seconds = max(
+            settings.calendar_sync_interval_seconds, settings.calendar_sync_interval_with_push_seconds
+        )
+        return timedelta(seconds=seconds)
 
     def _next_in(self, seconds: float) -> timedelta:
         """The time to the next sync, spread so that calendars connected together do not stay in step."""
         return timedelta(seconds=seconds * random.uniform(0.8, 1.0))  # noqa: S311 - jitter
 
 
-def _disconnects(err: ProviderError, state: SyncState) -> bool:
-    if isinstance(err, CalendarGone):
-        return state.failure_code == err.code and state.failure_count + 1 >= _GONE_CONFIRMATIONS
-    return isinstance(err, ConnectionLost)
+def _is_hiccup(err: Unavailable, attempt: _Attempt, state: SyncState) -> bool:
+    """Whether the same may work a second later. One that fails already, or that probes, has its own pace."""
+    return (
+        not attempt.is_probe
+        and state.failure_count == 0
+        and err.code not in _LASTING
+        and (err.retry_after is None or err.retry_after <= _SHORT_RETRY_AFTER_SECONDS)
+        and time.monotonic() - attempt.started < _TRY_AGAIN_WITHIN_SECONDS
+    )
 
 
-def _retry_in(err: ProviderError, failures: int, settings: Settings) -> timedelta:
-    """Exponential with jitter, never below what the provider asked for; an operator's fault waits longest."""
+def _may_be_outage(err: ProviderError) -> bool:
+    """Whether an outage of the platform makes calendars fail like this."""
+    if isinstance(err, ConnectionLost):
+        return not err.is_final
+    return isinstance(err, Unavailable) and err.code not in _NOT_THE_PLATFORMS
+
+
+def _retry_in(err: ProviderError, attempt: _Attempt, state: SyncState, settings: Settings) -> timedelta:
+    """Exponential with jitter, never below what the provider asked for; an operator's fault waits longest.
+
+    An attempt that a client forced leaves the next one where it was.
+    """
     first = min(_RETRY_FIRST_SECONDS, settings.calendar_sync_interval_seconds)
-    seconds = min(first * 2 ** min(failures, 10), _RETRY_LONGEST_SECONDS)
+    seconds = min(first * 2 ** min(state.failure_count, 10), _RETRY_LONGEST_SECONDS)
     if isinstance(err, ClientMisconfigured):
         seconds = min(_RETRY_LONGEST_SECONDS, settings.calendar_sync_interval_seconds)
     seconds *= random.uniform(0.75, 1.25)  # noqa: S311 - jitter
+    if attempt.is_forced and attempt.state is not None and attempt.state.forced_before is not None:
+        due_in = max((attempt.state.forced_before - state.now).total_seconds(), 0)
+        seconds = due_in if state.failure_count else min(seconds, due_in)
     if isinstance(err, Transient) and err.retry_after is not None:
         seconds = max(seconds, min(err.retry_after, _RETRY_AFTER_LONGEST_SECONDS))
     return timedelta(seconds=seconds)

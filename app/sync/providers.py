@@ -12,6 +12,7 @@ from app.providers.google import GoogleCalendar
 from app.providers.ics import IcsFeed
 from app.providers.microsoft import MicrosoftCalendar
 from app.settings import Settings
+from app.sync.breakers import feed_scope
 from app.sync.budgets import Budgets, MeteredTokens
 from app.sync.repository import Claim, SyncState
 
@@ -48,12 +49,12 @@ class Providers:
         """The host that a feed is read from, of calendars that this process has synced lately."""
         return self._feed_hosts.get(calendar_id)
 
-    async def open(self, claim: Claim, state: SyncState) -> CalendarProvider:
-        """Raises ProviderError where the credentials cannot be used."""
+    async def open(self, claim: Claim, state: SyncState) -> tuple[CalendarProvider, str]:
+        """The provider, and the scope of its breaker. Raises ProviderError where the credentials cannot be used."""
         if state.credentials_id is None:
             raise ClientMisconfigured("The calendar has no credentials.", code="no_credentials")
         if claim.platform != "ics":
-            return account_calendar(
+            account = account_calendar(
                 settings=self._settings,
                 client=self._client,
                 tokens=self._tokens(claim, state),
@@ -61,12 +62,13 @@ class Providers:
                 calendar_id=state.platform_uuid,
                 hosts=self._hosts,
             )
+            return account, claim.platform
         feed_url = await self._credentials.load_feed_url(state.credentials_id)
         self._feed_hosts[claim.calendar_id] = httpx.URL(feed_url).host
         self._feed_hosts.move_to_end(claim.calendar_id)
         if len(self._feed_hosts) > _FEED_HOSTS_KEPT:
             self._feed_hosts.popitem(last=False)
-        return IcsFeed(
+        feed = IcsFeed(
             client=self._feeds,
             readers=self._feed_readers,
             project_id=claim.project_id,
@@ -75,6 +77,7 @@ class Providers:
             hosts=self._hosts,
             allow_http=self._settings.allows_http_feed(feed_url),
         )
+        return feed, feed_scope(feed_url)
 
     async def aclose(self) -> None:
         """Ends the processes that read feeds."""

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, Protocol
 from uuid import uuid4
 
-from sqlalchemy import ARRAY, JSON, Interval, Text, bindparam, text
+from sqlalchemy import ARRAY, JSON, DateTime, Interval, Text, bindparam, text
 
 from app.core.db import Session
 from app.core.ids import new_id
@@ -52,7 +52,10 @@ class CalendarRef(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SyncState:
-    """What a sync starts from."""
+    """What a sync starts from. `now` is the database's clock.
+
+    `forced_before` is the time at which it would have been due, where a client's request came before that.
+    """
 
     platform_uuid: str | None
     owner_email: str | None
@@ -63,6 +66,14 @@ class SyncState:
     window_end: datetime | None
     failure_count: int
     failure_code: str | None
+    failure_code_since: datetime | None
+    failure_code_count: int
+    failing_since: datetime | None
+    forced_before: datetime | None
+    cursor_expired_at: datetime | None
+    held_back_ids: list[str] | None
+    held_back_since: datetime | None
+    now: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +86,14 @@ class Settled:
     connection_failure_data: dict[str, Any] | None
     last_successful_sync_at: datetime | None
     last_attempted_sync_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class HeldBack:
+    """Event ids that a complete answer left out in a mass, and when an answer first did."""
+
+    ids: list[str]
+    since: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +276,10 @@ _REQUEST = text(
 _FORCE = text(
     """
     UPDATE calendars AS c
-    SET next_sync_at = asked.at, sync_forced = true
+    SET next_sync_at = asked.at, sync_forced = true,
+        -- The time that it would have been due anyway: what is forced before it confirms no failure.
+        sync_forced_before = CASE WHEN c.sync_forced_before > clock_timestamp() THEN c.sync_forced_before
+                                  ELSE c.next_sync_at END
     FROM (
         SELECT id, greatest(clock_timestamp(), sync_started_at + least(
                    :pause * power(2, least(sync_failure_count, 10)),
@@ -294,7 +316,9 @@ async def request_sync(
 _LOAD = text(
     """
     SELECT c.platform_uuid, c.owner_email, c.credentials_id, k.client_id, c.sync_cursor,
-           c.window_start, c.window_end, c.sync_failure_count, c.sync_failure_code
+           c.window_start, c.window_end, c.sync_failure_count, c.sync_failure_code,
+           c.sync_failure_code_since, c.sync_failure_code_count, c.sync_failing_since, c.sync_forced_before,
+           c.cursor_expired_at, c.held_back_ids, c.held_back_since, clock_timestamp()
     FROM calendars c LEFT JOIN credentials k ON k.id = c.credentials_id
     WHERE c.id = :calendar_id AND c.lease_token = :lease_token
     """
@@ -401,6 +425,32 @@ async def find_live_missing(
         },
     )
     return list(rows)
+
+
+_COUNT_AHEAD = text(
+    """
+    SELECT count(*) AS ahead, count(*) FILTER (WHERE id = ANY(:ids)) AS lost,
+           count(*) FILTER (WHERE id = ANY(:besides)) AS others
+    FROM calendar_events
+    WHERE calendar_id = :calendar_id AND NOT is_deleted AND start_time > clock_timestamp()
+      AND created_at < :known_before
+    """
+).bindparams(bindparam("ids", type_=ARRAY(Text())), bindparam("besides", type_=ARRAY(Text())))
+
+
+async def count_ahead(
+    session: Session,
+    calendar_id: str,
+    ids: Collection[str],
+    besides: Collection[str],
+    *,
+    known_before: datetime,
+) -> tuple[int, int, int]:
+    """(live events still ahead that were known before that time, those of them in `ids`, those in `besides`)."""
+    values = {"calendar_id": calendar_id, "known_before": known_before}
+    row = await session.execute(_COUNT_AHEAD, {**values, "ids": list(ids), "besides": list(besides)})
+    ahead, lost, others = row.one()
+    return ahead, lost, others
 
 
 # Column name -> PostgreSQL type of its array. The order is that of `_row`.
@@ -574,6 +624,11 @@ _SETTLE_SUCCESS = text(
     SET sync_cursor = :cursor, window_start = :window_start, window_end = :window_end,
         last_attempted_sync_at = :started_at, last_successful_sync_at = clock_timestamp(),
         sync_failing_since = NULL, sync_failure_count = 0, sync_failure_code = NULL,
+        sync_failure_message = NULL, sync_failure_code_since = NULL, sync_failure_code_count = 0,
+        outage_scope = NULL, held_back_ids = :held_back_ids, held_back_since = :held_back_since,
+        cursor_expired_at = coalesce(:cursor_expired_at, cursor_expired_at),
+        sync_forced_before = CASE WHEN next_sync_at = lease_until OR sync_forced_before IS NULL THEN NULL
+                                  ELSE clock_timestamp() + :next_in END,
         push_due_at = CASE WHEN :wants_push AND platform IN ('google', 'microsoft')
                            THEN coalesce(push_due_at, clock_timestamp()) ELSE push_due_at END,
         -- It still equals `lease_until` unless somebody asked for a sync while this one ran.
@@ -586,6 +641,10 @@ _SETTLE_SUCCESS = text(
     WHERE id = :calendar_id
     {_SETTLED_COLUMNS}
     """  # noqa: S608 - constants
+).bindparams(
+    bindparam("held_back_ids", type_=ARRAY(Text())),
+    bindparam("held_back_since", type_=DateTime(timezone=True)),
+    bindparam("cursor_expired_at", type_=DateTime(timezone=True)),
 )
 
 
@@ -599,12 +658,15 @@ async def settle_success(
     next_in: timedelta,
     next_in_with_push: timedelta,
     wants_push: bool,
+    held_back: HeldBack | None = None,
+    cursor_expired_at: datetime | None = None,
 ) -> Settled:
     """Stores the cursor and the sync times, and gives the lease back. The caller holds the row lock.
 
     `next_in_with_push`: until the next sync, while a push channel is open through which the provider has reached us;
     not beyond its end.
 
+    `held_back`: what the answer would have deleted. `cursor_expired_at`: this round followed an expired cursor.
     `wants_push`: a calendar without a push channel is due for one from now on (app/push/).
     """
     row = (
@@ -619,6 +681,9 @@ async def settle_success(
                 "next_in": next_in,
                 "next_in_with_push": next_in_with_push,
                 "wants_push": wants_push,
+                "held_back_ids": held_back.ids if held_back else None,
+                "held_back_since": held_back.since if held_back else None,
+                "cursor_expired_at": cursor_expired_at,
             },
         )
     ).one()
@@ -634,8 +699,11 @@ _SETTLE_FAILURE = text(
         updated_at = CASE WHEN :disconnects THEN clock_timestamp() ELSE updated_at END,
         last_attempted_sync_at = :started_at,
         sync_failing_since = coalesce(sync_failing_since, :started_at),
-        sync_failure_count = sync_failure_count + 1,
-        sync_failure_code = :code,
+        sync_failure_count = CASE WHEN :is_forced AND sync_failure_count > 0 THEN sync_failure_count
+                                  ELSE sync_failure_count + 1 END,
+        sync_failure_code = :code, sync_failure_message = :message,
+        sync_failure_code_since = :code_since, sync_failure_code_count = :code_count,
+        outage_scope = :outage_scope, sync_forced_before = NULL,
         push_due_at = CASE WHEN :disconnects THEN NULL ELSE push_due_at END,
         -- Whoever asked meanwhile is served by the retry: notifications must not cut the backoff short.
         next_sync_at = clock_timestamp() + :next_in, sync_forced = false,
@@ -643,7 +711,7 @@ _SETTLE_FAILURE = text(
     WHERE id = :calendar_id
     {_SETTLED_COLUMNS}
     """  # noqa: S608 - constants
-)
+).bindparams(bindparam("code_since", type_=DateTime(timezone=True)))
 
 
 async def settle_failure(
@@ -651,26 +719,86 @@ async def settle_failure(
     claim: Claim,
     *,
     code: str,
+    message: str,
+    code_since: datetime | None,
+    code_count: int,
+    is_forced: bool,
+    outage_scope: str | None,
     started_at: datetime,
     next_in: timedelta,
-    disconnects: bool,
     failure_data: str | None,
 ) -> Settled:
-    """Notes the failure, disconnects where it is lasting, and gives the lease back; the cursor stays."""
+    """Notes the failure and gives the lease back; the cursor stays. With `failure_data`, disconnects.
+
+    `code_since`, `code_count`: for how long and how often in a row this code has been the answer.
+    `outage_scope`: where an outage may be the cause.
+    """
     row = (
         await session.execute(
             _SETTLE_FAILURE,
             {
                 "calendar_id": claim.calendar_id,
                 "code": code,
+                "message": message,
+                "code_since": code_since,
+                "code_count": code_count,
+                "is_forced": is_forced,
+                "outage_scope": outage_scope,
                 "started_at": started_at,
                 "next_in": next_in,
-                "disconnects": disconnects,
+                "disconnects": failure_data is not None,
                 "failure_data": failure_data,
             },
         )
     ).one()
     return Settled(*row)
+
+
+# Changes that are not announced yet stay so: the next settle does it.
+_PUT_OFF = text(
+    """
+    UPDATE calendars
+    SET next_sync_at = clock_timestamp() + :next_in, sync_forced = false,
+        lease_token = NULL, lease_until = NULL, outage_scope = coalesce(:outage_scope, outage_scope)
+    WHERE id = :calendar_id AND lease_token = :lease_token AND state = 'connected'
+    """
+).bindparams(bindparam("outage_scope", type_=Text()))
+
+
+async def put_off(
+    session: Session, claim: Claim, *, next_in: timedelta, outage_scope: str | None = None
+) -> None:
+    """Gives the lease back without a word on how the calendar is doing: it was not asked.
+
+    `outage_scope`: it waits until that one's breaker closes, `next_in` at the longest.
+    """
+    await session.execute(
+        _PUT_OFF,
+        {
+            "calendar_id": claim.calendar_id,
+            "lease_token": claim.lease_token,
+            "next_in": next_in,
+            "outage_scope": outage_scope,
+        },
+    )
+
+
+_COUNT_ALIKE = text(
+    """
+    SELECT count(*) FROM calendars
+    WHERE outage_scope = :scope AND state = 'connected' AND sync_failure_code = :code
+      AND sync_failing_since BETWEEN CAST(:since AS timestamptz) - CAST(:within AS interval)
+                                 AND CAST(:since AS timestamptz) + CAST(:within AS interval)
+    """
+)
+
+
+async def count_alike(session: Session, *, scope: str, code: str, since: datetime, within: timedelta) -> int:
+    """How many calendars of the scope fail with this code, and began to at about this time."""
+    count = await session.scalar(
+        _COUNT_ALIKE, {"scope": scope, "code": code, "since": since, "within": within}
+    )
+    return count or 0
 
 
 _GIVE_BACK = text(

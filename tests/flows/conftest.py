@@ -30,6 +30,12 @@ class GoogleCalendarUnderTest:
     async def sync(self) -> None:
         await factories.sync_now(self.engine, self.sessions, self.id)
 
+    async def disconnect(self) -> None:
+        """By an answer of the token endpoint that ends the grant; with the same credentials it would work again."""
+        self.fake.expire_access_tokens()
+        self.fake.inject_fault("token", 400, "invalid_grant")
+        await self.sync()
+
     async def row(self) -> Calendar:
         return await factories.load_calendar(self.sessions, self.id)
 

@@ -237,8 +237,9 @@ async def test_an_outage_deletes_no_bot(google: GoogleCalendarUnderTest, bots: B
     event = google.add("one", location=ZOOM)
     await google.sync()
     bot_id = await bots.schedule(event)
-    google.fake.inject_fault("events.list", 503, "backendError")
+    google.fake.inject_fault("events.list", 503, "backendError", count=3)
     await google.sync()
+    assert (await google.row()).sync_failing_since is not None
     assert (await bots.get(bot_id))["state"] == "scheduled"
 
 

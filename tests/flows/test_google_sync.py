@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import text
 
 from app.core.clock import utcnow
-from app.core.db import transaction
+from app.core.db import Session, transaction
 from app.sync import engine as sync_engine
 from app.sync import repository
 from tests.flows.conftest import GoogleCalendarUnderTest
@@ -93,31 +93,42 @@ async def test_an_expired_sync_token_deletes_nothing_that_is_still_there(
     assert after[gone].is_deleted
 
 
-async def test_a_cursor_that_keeps_expiring_does_not_list_everything_each_time(
+async def test_a_cursor_that_expires_soon_is_followed_by_a_full_round_once(
     google: GoogleCalendarUnderTest,
 ) -> None:
     google.add("one")
     await google.sync()
+    google.add("two")
+    google.fake.expire_tokens()
+    await google.sync()
+    assert await google.names() == ["one", "two"]
+    assert (await google.row()).sync_failing_since is None
     for _ in range(3):
         google.fake.expire_tokens()
         await google.sync()
     full = [r for r in google.fake.requests_to("events.list") if "syncToken" not in r.params]
-    assert len(full) == 1
+    assert len(full) == 2
     row = await google.row()
     assert row.sync_failure_code == "cursor_expired_again"
     assert row.state == "connected"
 
 
-async def test_a_server_without_sync_tokens_is_listed_each_time(google: GoogleCalendarUnderTest) -> None:
-    google.fake.no_sync_token = True
-    gone = google.add("gone")
-    kept = google.add("kept")
+async def test_an_answer_with_neither_token_is_no_end(google: GoogleCalendarUnderTest) -> None:
+    google.add("kept")
     await google.sync()
-    before = await google.events()
-    google.fake.delete_event(gone)
+    google.fake.expire_tokens()
+    google.fake.inject_fault(
+        "events.list",
+        200,
+        body=b'{"kind": "calendar#events"}',
+        content_type="application/json",
+        after=1,
+        count=3,
+    )
     await google.sync()
+    row = await google.row()
+    assert (row.state, row.sync_failure_code) == ("connected", "broken_answer")
     assert await google.names() == ["kept"]
-    assert (await google.events())[kept].updated_at == before[kept].updated_at
 
 
 async def test_events_move_out_of_the_window_and_back(google: GoogleCalendarUnderTest) -> None:
@@ -243,7 +254,7 @@ async def test_a_broken_round_deletes_nothing_and_is_tried_again(
 ) -> None:
     google.add("kept")
     await google.sync()
-    google.fake.inject_fault("events.list", kind=kind)
+    google.fake.inject_fault("events.list", kind=kind, count=3)
     google.add("new")
     await google.sync()
     row = await google.row()
@@ -253,3 +264,46 @@ async def test_a_broken_round_deletes_nothing_and_is_tried_again(
     await google.sync()
     assert await google.names() == ["kept", "new"]
     assert (await google.row()).sync_failing_since is None
+
+
+async def test_the_window_is_renewed_before_it_falls_short(google: GoogleCalendarUnderTest) -> None:
+    await google.sync()
+    for reach, is_full in ((370, False), (350, True)):
+        async with transaction(google.sessions) as session:
+            await session.execute(
+                text(
+                    "UPDATE calendars SET window_end = now() + interval '28 days' + CAST(:reach AS interval),"
+                    " window_start = now() + interval '28 days' + CAST(:reach AS interval)"
+                    " - (window_end - window_start)"
+                ),
+                {"reach": timedelta(minutes=reach)},
+            )
+        await google.sync()
+        assert ("syncToken" not in google.fake.requests_to("events.list")[-1].params) is is_full
+
+
+async def test_a_lease_is_extended_again_after_an_error_of_the_database(
+    google: GoogleCalendarUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sync_engine, "_EXTEND_EVERY_SECONDS", 0.05)
+    extend, calls = repository.extend_lease, 0
+
+    async def fail_once(session: Session, claim: repository.Claim) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            await session.execute(text("SELECT 1 / 0"))
+        await extend(session, claim)
+
+    monkeypatch.setattr(repository, "extend_lease", fail_once)
+    google.fake.inject_fault("events.list", delay=1.0)
+    [claim] = await google.engine.claim(10)
+    before = (await google.row()).lease_until
+    running = asyncio.create_task(google.engine.handle(claim))
+    await asyncio.sleep(0.7)
+    after = (await google.row()).lease_until
+    await running
+    assert before is not None
+    assert after is not None
+    assert after > before
+    assert calls > 1

@@ -185,7 +185,7 @@ async def test_a_channel_is_opened_after_the_first_sync(
 
 
 async def test_nothing_is_opened_before_a_sync_succeeds(google: GoogleCalendarUnderTest, push: Push) -> None:
-    google.fake.inject_fault("events.list", 503)
+    google.fake.inject_fault("events.list", 503, count=3)
     await google.sync()
     assert await push.work() == []
 
@@ -543,8 +543,7 @@ async def test_a_disconnected_calendar_loses_its_channel_and_gets_a_new_one_when
     google: GoogleCalendarUnderTest, opened: Push, client: httpx.AsyncClient
 ) -> None:
     [old] = google.fake.channels
-    google.fake.inject_fault("events.list", 403, "insufficientPermissions")
-    await google.sync()
+    await google.disconnect()
     row = await opened.calendar()
     assert (row.state, row.push_due_at) == ("disconnected", None)
     await opened.work()
@@ -572,8 +571,7 @@ async def test_disconnected_while_the_channel_is_being_opened(
     [due] = await push.keeper.claim(1)
     working = asyncio.create_task(push.keeper.handle(due))
     await until(lambda: _has_channels(push))
-    google.fake.inject_fault("events.list", 403, "insufficientPermissions")
-    await google.sync()
+    await google.disconnect()
     await working
     assert (await push.calendar()).push_due_at is None
     await push.work()

@@ -23,7 +23,7 @@ FEED = {"platform": "ics", "feed_url": "https://example.com/hidden-3.ics"}
 FIELDS = {
     "id", "platform", "client_id", "platform_uuid", "state", "metadata", "deduplication_key",
     "connection_failure_data", "created_at", "updated_at", "last_successful_sync_at", "last_attempted_sync_at",
-    "sync_failing_since", "name", "owner_email", "owner_name", "timezone", "locale", "sending_identity",
+    "sync_failing_since", "sync_failure", "name", "owner_email", "owner_name", "timezone", "locale", "sending_identity",
 }  # fmt: skip
 
 

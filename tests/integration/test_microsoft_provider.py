@@ -742,6 +742,34 @@ async def test_pages_that_are_too_large_are_read_in_smaller_ones(
     assert tops == [100, 10, 10, 10]
 
 
+@pytest.mark.parametrize("status", [500, 504])
+async def test_pages_that_graph_fails_at_are_made_smaller_and_stay_so(world: World, status: int) -> None:
+    world.fake.seed(30, start=NOW)
+
+    def fail_at_large_pages(request: GraphRequest) -> None:
+        if int(request.params.get("$top", 0)) > 10:
+            world.fake.inject_fault("calendarView", status, body=b"")
+
+    world.fake.on_request = fail_at_large_pages
+    first = await world.round(page_size=100)
+    assert first.kept == world.truth()
+    world.fake.update_event("seed0000001", subject="renamed")
+    world.fake.requests.clear()
+    second = await world.round(first.cursor, page_size=100)
+    assert second.kept == world.truth()
+    tops = {
+        int(request.params["$top"]) for request in world.fake.requests_to("calendarView") if request.params
+    }
+    assert tops == {10}
+    # A full round tries large pages again; and in an outage nothing is guessed.
+    world.fake.requests.clear()
+    world.fake.on_request = lambda _request: None
+    world.fake.inject_fault("*", 503, body=b"", count=10)
+    with pytest.raises(Unavailable):
+        await world.round(page_size=100)
+    assert [request.params["$top"] for request in world.fake.requests_to("calendarView")] == ["100"]
+
+
 async def test_one_event_that_is_larger_than_any_answer_ends_the_sync_with_a_reason(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -358,8 +358,8 @@ HTML = b"<!DOCTYPE html><title>Error</title>"
     [
         (400, error_body("badRequest"), ProviderError, "bad_request"),
         (400, HTML, ProviderError, "bad_request"),
-        (401, error_body("authError"), CredentialsRevoked, "credentials_revoked"),
-        (401, b"", CredentialsRevoked, "credentials_revoked"),
+        (401, error_body("authError"), CredentialsRevoked, "token_rejected"),
+        (401, b"", CredentialsRevoked, "token_rejected"),
         (403, error_body("rateLimitExceeded", domain="usageLimits"), RateLimited, "rate_limited"),
         (403, error_body("userRateLimitExceeded", domain="usageLimits"), RateLimited, "rate_limited"),
         (403, error_body("quotaExceeded", domain="usageLimits"), RateLimited, "rate_limited"),
