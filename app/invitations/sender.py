@@ -313,7 +313,14 @@ class MailSender:
         elif result == "sent":
             log.info("mail_sent", mail_id=due.id, method=due.method)
         else:
-            log.warning("mail_not_sent", mail_id=due.id, method=due.method, outcome=result, error=error)
+            log.warning(
+                "mail_not_sent",
+                project_id=due.project_id,
+                mail_id=due.id,
+                method=due.method,
+                outcome=result,
+                error=error,
+            )
 
     def _wait(self, due: DueMail, outcome: _Outcome) -> float:
         if outcome.result == "lost":

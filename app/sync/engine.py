@@ -174,7 +174,9 @@ class SyncEngine:
 
     async def handle(self, claim: Claim) -> None:
         """One sync. Never raises for the provider's, the calendar's or an event's fault."""
-        structlog.contextvars.bind_contextvars(calendar_id=claim.calendar_id)
+        structlog.contextvars.bind_contextvars(
+            calendar_id=claim.calendar_id, project_id=claim.project_id, platform=claim.platform
+        )
         started = time.perf_counter()
         attempt = _Attempt(claim)
         outcome = "ok"
@@ -492,6 +494,7 @@ class SyncEngine:
                         and self._is_long(code_since, state.now)
                         and not await self._many_fail_alike(session, scope, err.code, state)
                     )
+                next_in = _retry_in(err, attempt, state, self._settings)
                 settled = await repository.settle_failure(
                     session,
                     claim,
@@ -502,7 +505,7 @@ class SyncEngine:
                     is_forced=attempt.is_forced,
                     outage_scope=waits_for if not disconnects else None,
                     started_at=attempt.started_at,
-                    next_in=_retry_in(err, attempt, state, self._settings),
+                    next_in=next_in,
                     failure_data=_failure_data(err) if disconnects else None,
                 )
                 await _announce_changes(session, claim, settled, unannounced, [])
@@ -519,7 +522,14 @@ class SyncEngine:
         except LeaseLost:
             return
         level = log.error if isinstance(err, ClientMisconfigured) else log.warning
-        level("sync_failed", code=err.code, error=err.message, disconnected=disconnects)
+        level(
+            "sync_failed",
+            code=err.code,
+            error=err.message,
+            failures=state.failure_count + 1,
+            disconnected=disconnects,
+            next_attempt_in=None if disconnects else round(next_in.total_seconds()),
+        )
         await self._doorbell.ring("deliveries")
         if begins and scope is not None:
             await self._breakers.vote_failing(scope, claim.project_id)

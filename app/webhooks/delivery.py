@@ -354,10 +354,24 @@ class Deliverer:
             )
         if not recorded:
             log.warning("webhook_lease_lost", delivery_id=due.id, outcome=attempt.outcome)
-        elif status == "failed":
-            log.warning("webhook_delivery_failed", delivery_id=due.id, webhook_id=due.subscription_id)
+        elif not succeeded:
+            log.warning(
+                "webhook_attempt_failed" if status == "pending" else "webhook_delivery_failed",
+                project_id=due.project_id,
+                webhook_id=due.subscription_id,
+                delivery_id=due.id,
+                attempt=due.retry_count + 1,
+                outcome=attempt.outcome,
+                status_code=attempt.status_code,
+                next_attempt_in=None if wait is None else round(wait),
+            )
         if switched_off is not None:
-            log.error("webhook_switched_off", webhook_id=due.subscription_id, reason=switched_off)
+            log.error(
+                "webhook_switched_off",
+                project_id=due.project_id,
+                webhook_id=due.subscription_id,
+                reason=switched_off,
+            )
 
     async def _note_success(self, session: Session, due: DueDelivery, attempt: Attempt) -> None:
         """Writes only what changes; a busy endpoint's row would else be written at every delivery."""
