@@ -433,7 +433,7 @@ async def test_one_guests_answers_keep_their_order(outbox, column):
     async with transaction(outbox.sessions) as session:
         await session.execute(
             text(
-                f"UPDATE invitation_mails SET replying_key = {column}, open_submits = 1, "  # noqa: S608 - of this test
+                f"UPDATE invitation_mails SET replying_key = {column}, open_submits = 1, "
                 "next_attempt_at = now() + interval '1 hour'"
             )
         )
