@@ -94,7 +94,7 @@ _MAIL_LAG = text(
         SELECT FROM invitation_mails before
         WHERE before.calendar_id = due.calendar_id AND before.event_uid = due.event_uid
           AND before.recipient_key = due.recipient_key AND before.position < due.position
-          AND before.status = 'pending')
+          AND before.status = 'pending' AND coalesce(before.replying_key = due.replying_key, true))
       AND NOT EXISTS (
         SELECT FROM mail_lanes held
         WHERE held.held_until > now()

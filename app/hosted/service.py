@@ -533,7 +533,9 @@ def _moved(entry: Entry, body: CalendarEventUpdate, origin: Entry) -> Entry:
 def _invited_back(before: Entry, after: Entry, series: Entry) -> tuple[Attendee, ...]:
     """Guests of the series who were not invited to this instance of it, and are now."""
     return tuple(
-        one for one in after.attendees if before.find(one.email) is None and series.find(one.email) is not None
+        one
+        for one in after.attendees
+        if before.find(one.email) is None and series.find(one.email) is not None
     )
 
 
