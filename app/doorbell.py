@@ -47,7 +47,7 @@ class _Pipeline(Pipeline):
             if connection is not None and task is not None and task.cancelling():
                 await connection.disconnect(nowait=True)  # what it watched is forgotten with it
                 self.watching = False
-            await super().reset()
+            await super().reset()  # type: ignore[no-untyped-call] # of redis-py
         except BaseException:
             if connection is not None and self.connection is connection:
                 self.connection = None
@@ -57,7 +57,7 @@ class _Pipeline(Pipeline):
 
 
 class _Redis(ArqRedis):
-    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:  # noqa: FBT001, FBT002 - as redis-py has it
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
         return _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
 
 
