@@ -65,14 +65,16 @@ def read_json(folder: Path) -> dict[str, Any]:
 def start_command(source: str) -> list[str]:
     """The last of the indented lines at the file's beginning."""
     head = source.partition("import ")[0]
-    return re.findall(r"^(?://)? {3,4}(\S.*)$", head, re.MULTILINE)[-1].split()
+    commands: list[str] = re.findall(r"^(?://)? {3,4}(\S.*)$", head, re.MULTILINE)
+    return commands[-1].split()
 
 
 class ReceiverProcess:
     """A receiver that runs in a folder of its own, as its first lines say."""
 
-    def __init__(self, name: str, read: Callable[[Path], dict[str, Any]], folder: Path) -> None:
-        self.folder, self._read = folder, read
+    def __init__(self, name: str, folder: Path) -> None:
+        self.folder = folder
+        self._read = {"receiver.py": read_sqlite, "receiver.mjs": read_json}[name]
         shutil.copy(DOCS / name, folder)
         self.command = start_command((folder / name).read_text())
         assert self.command in (["python", "receiver.py"], ["node", "receiver.mjs"])
@@ -124,12 +126,12 @@ class ReceiverProcess:
 
 @pytest.fixture(
     params=[
-        pytest.param(("receiver.py", read_sqlite), id="python"),
-        pytest.param(("receiver.mjs", read_json), id="node", marks=NODE),
+        pytest.param("receiver.py", id="python"),
+        pytest.param("receiver.mjs", id="node", marks=NODE),
     ]
 )
 def receiver(request, tmp_path):
-    receiver = ReceiverProcess(*request.param, tmp_path)
+    receiver = ReceiverProcess(request.param, tmp_path)
     yield receiver
     receiver.kill()
 
@@ -147,7 +149,8 @@ async def calbridge(google_settings, project):
 async def subscribe(calbridge, receiver: ReceiverProcess) -> dict[str, Any]:
     answer = await calbridge.post("/api/v1/webhooks", json={"url": receiver.url, "triggers": list(TRIGGERS)})
     assert answer.status_code == 201, answer.text
-    return answer.json()
+    created: dict[str, Any] = answer.json()
+    return created
 
 
 async def make_due(google: GoogleCalendarUnderTest) -> None:
