@@ -103,7 +103,7 @@ def anchors(text: str) -> set[str]:
 @every_page
 def test_links_lead_to_files_and_headings(page: Path) -> None:
     text = page.read_text()
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+    for target in re.findall(r"(?:\]\(|<img src=\")([^)\s\"]+)[)\"]", text):
         if "://" in target:
             continue
         name, _, anchor = target.partition("#")
