@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html.entities import html5
 from urllib.parse import unquote
 
-from app.meeting_urls.platforms import DEFAULT_HOSTS, MeetingHosts, recognise
+from app.meeting_urls.platforms import DEFAULT_HOSTS, MeetingHosts, platform_of_host, recognise
 from app.meeting_urls.urls import Inner, MeetingLink, Outcome, Refusal, Url, split_url
 from app.meeting_urls.wrappers import unwrap
 
@@ -22,6 +22,7 @@ __all__ = [
     "MeetingLink",
     "find_all_links",
     "find_meeting_link",
+    "find_platform",
     "parse_meeting_url",
     "redact",
 ]
@@ -272,6 +273,15 @@ def _has_known_host(url: str, hosts: MeetingHosts) -> bool:
 
 
 # From link to meeting
+
+
+def find_platform(url: str, hosts: MeetingHosts = DEFAULT_HOSTS) -> str | None:
+    """The meeting service on whose host a link is, even where its path is none that is known here."""
+    inner, outcome = _unwrap_and_recognise(url, hosts)
+    if isinstance(outcome, MeetingLink):
+        return outcome.platform
+    parts = split_url(url if inner is None else inner)
+    return platform_of_host(parts.host, hosts) if isinstance(parts, Url) else None
 
 
 def _look_at(url: str, hosts: MeetingHosts) -> Candidate:

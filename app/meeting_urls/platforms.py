@@ -5,7 +5,7 @@ answers with the meeting, with the link inside (Teams launchers), or with the re
 """
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -414,6 +414,38 @@ _BY_DOMAIN: dict[str, _Recogniser] = {
     "bluejeans.com": _bluejeans,
     "daily.co": _daily,
 }
+
+
+_NAMES: Mapping[_Recogniser, str] = {
+    _zoom: "zoom",
+    _google_meet: "google_meet",
+    _google_short: "google_meet",
+    recognise_teams: "teams",
+    _webex: "webex",
+    _goto: "goto",
+    _goto_room: "goto",
+    _whereby: "whereby",
+    _jitsi: "jitsi",
+    _jaas: "jitsi",
+    _visio: "visio",
+    _hangouts: "hangouts",
+    _bluejeans: "bluejeans",
+    _chime: "chime",
+    _slack: "slack",
+    _ringcentral: "ringcentral",
+    _discord: "discord",
+    _facetime: "facetime",
+    _livekit: "livekit",
+    _cal_video: "cal_video",
+    _daily: "daily",
+}
+PLATFORMS = tuple(dict.fromkeys(_NAMES.values()))
+
+
+def platform_of_host(host: str, hosts: MeetingHosts) -> str | None:
+    """The meeting service that a host belongs to, whatever the path says."""
+    recogniser = _find_recogniser(host, hosts)
+    return _NAMES.get(recogniser) if recogniser is not None else None
 
 
 def recognise(url: Url, hosts: MeetingHosts) -> Outcome:

@@ -18,6 +18,7 @@ from app.meeting_urls.extract import (
     MeetingLink,
     find_all_links,
     find_meeting_link,
+    find_platform,
     parse_meeting_url,
     redact,
 )
@@ -404,6 +405,34 @@ def test_what_is_no_meeting_link_is_refused_with_a_reason(written: str, why: str
     assert candidate.reason is not None
     assert why in candidate.reason
     assert candidate.reason.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("url", "platform"),
+    [
+        ("https://zoom.us/j/5551112222", "zoom"),
+        ("https://acme.zoom.us/j/12345", "zoom"),
+        ("https://meet.google.com/abc-def-ghi", "google_meet"),
+        ("https://teams.live.com/meet/123456789", "teams"),
+        ("https://acme.webex.com/anything", "webex"),
+        (
+            f"https://eur01.safelinks.protection.outlook.com/?url={quote('https://zoom.us/j/1', safe='')}&data=x",
+            "zoom",
+        ),
+        ("https://zoom.us.example.com/j/5551112222", None),
+        ("https://user@zoom.us/j/5551112222", None),
+        ("https://example.com/?url=https://zoom.us/j/5551112222", None),
+        ("nothing", None),
+    ],
+)
+def test_the_platform_of_a_link_is_told_by_its_host(url: str, platform: str | None) -> None:
+    assert find_platform(url) == platform
+
+
+def test_every_recogniser_has_its_platforms_name() -> None:
+    recognisers = {*platforms._BY_HOST.values(), *platforms._BY_DOMAIN.values()}
+    without_meeting = {platforms._dial_in, platforms._meet_stream}
+    assert recognisers | {platforms._visio, platforms._jitsi} == platforms._NAMES.keys() | without_meeting
 
 
 def test_one_meeting_written_in_several_ways_has_one_key() -> None:

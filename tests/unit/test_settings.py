@@ -34,6 +34,8 @@ def test_defaults_are_those_of_the_contract():
     assert settings.allow_private_network_targets is False
     assert settings.feature_messages_integration is False
     assert settings.bot_launch_lead_seconds == 300
+    assert settings.bot_runner_platforms == {"zoom", "google_meet", "teams"}
+    assert settings.api_posts_per_minute == 3000
 
 
 def test_the_environment_wins_over_the_env_file(monkeypatch, tmp_path):
@@ -42,6 +44,11 @@ def test_the_environment_wins_over_the_env_file(monkeypatch, tmp_path):
     settings = load_settings()
     assert settings.log_level == "WARNING"
     assert settings.webhook_timeout_seconds == 3
+
+
+def test_platforms_are_a_list_in_any_case(monkeypatch):
+    monkeypatch.setenv("BOT_RUNNER_PLATFORMS", " Zoom, visio,")
+    assert load_settings().bot_runner_platforms == {"zoom", "visio"}
 
 
 def test_an_empty_variable_counts_as_not_set(monkeypatch):
@@ -69,6 +76,9 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch):
         ("MESSAGES_CHANNEL_ID", "hunter2", "UUID"),
         ("MESSAGES_API_KEY", "hunter2 ", "without spaces"),
         ("ALLOW_PRIVATE_NETWORK_TARGETS", "hunter2", "boolean"),
+        ("BOT_RUNNER_PLATFORMS", "zoom,hunter2", "zoom, google_meet, teams, webex"),
+        ("BOT_RUNNER_PLATFORMS", ",", "zoom, google_meet, teams, webex"),
+        ("API_POSTS_PER_MINUTE", "-1", "greater than or equal to 0"),
     ],
 )
 def test_a_wrong_value_is_one_line_that_names_the_variable_and_not_the_value(monkeypatch, name, value, says):
