@@ -73,6 +73,17 @@ def not_blank(value: str) -> str:
 NotBlank = Annotated[str, AfterValidator(not_blank)]
 
 
+def _as_text(value: Any) -> Any:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    return value.strip() if isinstance(value, str) else value
+
+
+# For keys, ids, names and secrets, as Attendee reads them: a number is its text, and white space around it is none of
+# it. The last in an Annotated, so that the others see the text.
+Trimmed = BeforeValidator(_as_text)
+
+
 def _parse_time(value: Any) -> datetime:
     if isinstance(value, datetime):
         at = value

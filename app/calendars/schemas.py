@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WrapValidator
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
 from app.api.pages import ListQuery, ShortText
-from app.api.schemas import InputModel, Metadata, OutputTime, not_blank
+from app.api.schemas import InputModel, Metadata, OutputTime, Trimmed
 from app.hosted.schemas import EmailAddress, Locale, OneLine, PersonName, TimeZoneName
 
 Platform = Literal["google", "microsoft", "ics", "local"]
@@ -23,25 +23,23 @@ def _indexable(value: str) -> str:
     return value
 
 
-DeduplicationKey = Annotated[
-    str, Field(min_length=1, max_length=1024), AfterValidator(not_blank), AfterValidator(_indexable)
-]
-_PlatformUuid = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(not_blank)]
-_ClientId = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(not_blank)]
-_Secret = Annotated[str, Field(min_length=1, max_length=10_000), AfterValidator(not_blank)]
-_CalendarName = Annotated[str, Field(min_length=1, max_length=300), AfterValidator(not_blank), OneLine]
-_MailboxId = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(not_blank)]
-_FeedUrl = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(not_blank)]
+DeduplicationKey = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_indexable), Trimmed]
+PlatformUuid = Annotated[str, Field(min_length=1, max_length=1024), Trimmed]
+ClientId = Annotated[str, Field(min_length=1, max_length=1024), Trimmed]
+Secret = Annotated[str, Field(min_length=1, max_length=10_000), Trimmed]
+_CalendarName = Annotated[str, Field(min_length=1, max_length=300), OneLine, Trimmed]
+_MailboxId = Annotated[str, Field(min_length=1, max_length=100), Trimmed]
+_FeedUrl = Annotated[str, Field(min_length=1, max_length=4096), Trimmed]
 
 
 class ProviderCalendarCreate(InputModel):
     """A calendar of a Google or Microsoft account."""
 
     platform: Literal["google", "microsoft"]
-    client_id: _ClientId = Field(description="Your OAuth client's id.")
-    client_secret: _Secret = Field(description="Your OAuth client's secret. Stored encrypted, never shown.")
-    refresh_token: _Secret = Field(description="What the account granted. Stored encrypted, never shown.")
-    platform_uuid: _PlatformUuid | None = Field(
+    client_id: ClientId = Field(description="Your OAuth client's id.")
+    client_secret: Secret = Field(description="Your OAuth client's secret. Stored encrypted, never shown.")
+    refresh_token: Secret = Field(description="What the account granted. Stored encrypted, never shown.")
+    platform_uuid: PlatformUuid | None = Field(
         default=None, description="The provider's id of the calendar; null: the primary one."
     )
     metadata: Metadata | None = Field(default=None, description="Comes back in answers and webhooks.")
@@ -51,12 +49,12 @@ class ProviderCalendarCreate(InputModel):
 class SharedCalendarCreate(InputModel):
     """Another calendar of an account that is connected already."""
 
-    credentials_of: ShortText = Field(
+    credentials_of: Annotated[ShortText, Trimmed] = Field(
         description="The id of a calendar of the same account: its credentials are used for both.",
         examples=["cal_h3Gk29sLqPzX81Ab"],
     )
     platform: Literal["google", "microsoft"] | None = Field(default=None, description="The same as there.")
-    platform_uuid: _PlatformUuid | None = Field(
+    platform_uuid: PlatformUuid | None = Field(
         default=None,
         description="The provider's id of the calendar, see `remote_calendars`; null: the primary one.",
     )
@@ -127,7 +125,14 @@ def _by_platform(
         fault = (
             "This field is required" if platform is None else "No calendar of this platform can be connected"
         )
-        raise _faults("CalendarCreate", {"platform": f"{fault}: use google, microsoft, ics or local."})
+        sentences = {"platform": f"{fault}: use google, microsoft, ics or local."}
+        if platform is None and not value.keys() - ProviderCalendarCreate.model_fields.keys():
+            # Nothing says that it is a feed or local: all that an account's calendar needs is named at once.
+            missing = [
+                name for name in ("client_id", "client_secret", "refresh_token") if value.get(name) is None
+            ]
+            sentences |= dict.fromkeys(missing, "This field is required.")
+        raise _faults("CalendarCreate", sentences)
     return model.model_validate(value)
 
 
@@ -142,8 +147,8 @@ _FIXED = {"platform", "client_id", "platform_uuid", "deduplication_key", "owner_
 class CalendarUpdate(InputModel):
     """What can be changed. Any of the secrets reconnects the calendar; a secret that is left out stays."""
 
-    client_secret: _Secret | None = Field(default=None, description="google and microsoft.")
-    refresh_token: _Secret | None = Field(default=None, description="google and microsoft.")
+    client_secret: Secret | None = Field(default=None, description="google and microsoft.")
+    refresh_token: Secret | None = Field(default=None, description="google and microsoft.")
     feed_url: _FeedUrl | None = Field(default=None, description="ics: the feed's new address.")
     metadata: Metadata | None = Field(default=None, description="Replaces the old; null removes it.")
     name: _CalendarName | None = Field(default=None, description="local.")

@@ -6,7 +6,7 @@ from zoneinfo import available_timezones
 
 from pydantic import AfterValidator, Field
 
-from app.api.schemas import not_blank
+from app.api.schemas import Trimmed
 from app.core.addresses import is_mail_address
 from app.itip.build import LONGEST_URL, safe_url
 
@@ -59,8 +59,8 @@ def _language_tag(value: str) -> str:
 EmailAddress = Annotated[str, Field(min_length=1, max_length=320), AfterValidator(_address)]
 OneLine = AfterValidator(_one_line)
 TextBlock = AfterValidator(_text)
-PersonName = Annotated[str, Field(max_length=300), OneLine]
-EventName = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(not_blank), OneLine]
+PersonName = Annotated[str, Field(max_length=300), OneLine, Trimmed]
+EventName = Annotated[str, Field(min_length=1, max_length=1000), OneLine, Trimmed]
 TimeZoneName = Annotated[str, AfterValidator(_time_zone)]
 WebUrl = Annotated[str, Field(max_length=LONGEST_URL), AfterValidator(_web_url)]
 Locale = Annotated[str, Field(max_length=35), AfterValidator(_language_tag)]

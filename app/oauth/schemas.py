@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from app.api.schemas import InputModel, Metadata, NotBlank, OutputTime
-from app.calendars.schemas import DeduplicationKey
+from app.calendars.schemas import ClientId, DeduplicationKey, PlatformUuid, Secret
 from app.core.http import httpx
 
 OAuthPlatform = Literal["google", "microsoft"]
@@ -38,12 +38,8 @@ def _each_once(values: list[str]) -> list[str]:
     return list(dict.fromkeys(values))
 
 
-_ClientId = Annotated[
-    NotBlank, Field(min_length=1, max_length=1024, description="The OAuth client's id at the provider.")
-]
-_ClientSecret = Annotated[
-    NotBlank, Field(min_length=1, max_length=10_000, description="Stored encrypted, never shown.")
-]
+_ClientId = Annotated[ClientId, Field(description="The OAuth client's id at the provider.")]
+_ClientSecret = Annotated[Secret, Field(description="Stored encrypted, never shown.")]
 _RedirectUri = Annotated[
     str, Field(min_length=1, max_length=_LONGEST_URI), AfterValidator(_check_redirect_uri)
 ]
@@ -136,7 +132,7 @@ class OAuthSessionCreate(InputModel):
         default=None, description="A calendar that has it is reconnected; otherwise one is created with it."
     )
     metadata: Metadata | None = Field(default=None, description="Of the calendar.")
-    platform_uuid: Annotated[NotBlank, Field(min_length=1, max_length=1024)] | None = Field(
+    platform_uuid: PlatformUuid | None = Field(
         default=None, description="The provider's id of the calendar; null: the primary one."
     )
     login_hint: Annotated[NotBlank, Field(min_length=1, max_length=320)] | None = Field(
