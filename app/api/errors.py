@@ -52,6 +52,8 @@ def _validation_answer(err: RequestValidationError) -> tuple[int, dict[str, Any]
     fields: dict[str, list[str]] = {}
     for problem in err.errors():
         location = [str(part) for part in problem["loc"]]
+        if problem["type"] == "whole_sentence":
+            return 400, {"error": problem["msg"]}
         if location[0] in {"query", "path", "header", "cookie"}:
             return 400, {"error": f"{'.'.join(location[1:]) or location[0]}: {_sentence(problem)}"}
         if problem["type"] == "json_invalid":
@@ -103,6 +105,8 @@ def _allowed_methods(request: Request, named: str) -> str:
     path = next((path for path in paths if compile_path(path)[0].fullmatch(request.url.path)), None)
     if path is not None:
         allowed |= {method.upper() for method in paths[path]}
+    if "GET" in allowed:
+        allowed.add("HEAD")
     return ", ".join(sorted(allowed))
 
 

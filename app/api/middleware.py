@@ -86,3 +86,32 @@ class TooLargeAsJson:
             await send(message)
 
         await self._app(scope, receive, send_json if scope["type"] == "http" else send)
+
+
+class HeadAsGet:
+    """Answers HEAD as GET without its body (RFC 9110 9.3.2)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        is_over = False
+
+        async def send_head(message: Message) -> None:
+            nonlocal is_over
+            if message["type"] == "http.response.start":
+                await send(message)
+            elif not is_over:
+                # The answer ends here, also where the body would go on and on.
+                is_over = True
+                await send({"type": "http.response.body", "body": b""})
+
+        as_get = {**scope, "method": "GET"}
+        try:
+            await self._app(as_get, receive, send_head)
+        finally:
+            if "route" in as_get:
+                scope["route"] = as_get["route"]

@@ -79,7 +79,6 @@ router = APIRouter(tags=["rsvp"], route_class=_PageRoute)
 
 
 @router.get("/rsvp/", operation_id="show_rsvp", response_class=Response, responses=_PAGES)
-@router.head("/rsvp/", include_in_schema=False)
 async def show_rsvp(
     request: Request, state: AppState, session: DbReadSession, token: str = "", action: str = ""
 ) -> Response:

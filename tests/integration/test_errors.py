@@ -1,6 +1,10 @@
 """Answers that the framework would give in its own form (contract 2)."""
 
+import httpx
 import pytest
+
+from app.main import create_app
+from tests.fakes.server import serve
 
 
 @pytest.mark.parametrize("size", [2_000_000, None])
@@ -19,8 +23,8 @@ async def test_a_body_that_is_too_large_gets_json(api, size):
 @pytest.mark.parametrize(
     ("path", "allowed"),
     [
-        ("/api/v1/calendar_events", "GET, POST"),
-        ("/api/v1/calendars/cal_aaaaaaaaaaaaaaaa", "DELETE, GET, PATCH"),
+        ("/api/v1/calendar_events", "GET, HEAD, POST"),
+        ("/api/v1/calendars/cal_aaaaaaaaaaaaaaaa", "DELETE, GET, HEAD, PATCH"),
         ("/rsvp/", "GET, HEAD, POST"),
     ],
 )
@@ -28,3 +32,27 @@ async def test_a_wrong_method_is_told_which_ones_are_right(api, path, allowed):
     answer = await api.put(path)
     assert (answer.status_code, answer.json()) == (405, {"error": "Method not allowed"})
     assert answer.headers["allow"] == allowed
+
+
+async def test_head_is_get_without_the_body(settings, project):
+    app = create_app(settings)
+    headers = {"Authorization": f"Token {project.api_key}"}
+    # A real server: one that counts what it was told to send.
+    async with app.router.lifespan_context(app), serve(app) as url, httpx.AsyncClient(base_url=url) as client:
+        for path, status in (
+            ("/api/v1/calendars", 200),
+            ("/api/v1/calendar_events?page_size=1", 200),
+            ("/api/v1/bots/bot_aaaaaaaaaaaaaaaa", 404),
+            ("/api/v1/bots?state=gone", 400),
+            ("/healthz", 200),
+            ("/openapi.json", 200),
+            ("/nothing", 404),
+            ("/api/v1/webhook_deliveries/dlv_aaaaaaaaaaaaaaaa/redeliver", 405),
+        ):
+            head = await client.head(path, headers=headers)
+            get = await client.get(path, headers=headers)
+            assert (head.status_code, get.status_code) == (status, status), path
+            assert head.content == b""
+            for name in ("content-length", "content-type"):
+                assert head.headers[name] == get.headers[name], path
+        assert (await client.head("/api/v1/calendars")).status_code == 401
