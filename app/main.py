@@ -8,7 +8,7 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from app.api.deps import State
 from app.api.errors import install_error_handlers
-from app.api.middleware import RequestContext, TooLargeAsJson
+from app.api.middleware import HeadAsGet, RequestContext, TooLargeAsJson
 from app.bots.api import router as bots
 from app.calendar_events.api import router as calendar_events
 from app.calendars.api import router as calendars
@@ -16,6 +16,7 @@ from app.core.crypto import SecretBox
 from app.core.db import create_engine, create_sessions
 from app.core.http import operator_client
 from app.core.logging import configure_logging
+from app.core.ratelimit import RateLimiter
 from app.demo.api import router as demo
 from app.doorbell import Doorbell, connect_redis
 from app.health.api import router as health
@@ -54,6 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
         async with operator_client() as http:
             doorbell = Doorbell(connect_redis(redis_url))
             rsvp_limiter = RsvpLimiter(redis_url)
+            post_limiter = RateLimiter(redis_url, prefix="api_posts")
             samples = SampleSender(settings, box, redis_url)
             app.state.calbridge = State(
                 settings=settings,
@@ -64,12 +66,14 @@ def create_app(settings: Settings) -> FastAPI:
                 http=http,
                 messages=Messages(settings, http),
                 rsvp_limiter=rsvp_limiter,
+                post_limiter=post_limiter,
                 samples=samples,
                 sender_keys=SenderKeys(),
             )
             yield
             await samples.aclose()
             await rsvp_limiter.aclose()
+            await post_limiter.aclose()
             await doorbell.aclose()
         await engine.dispose()
 
@@ -82,6 +86,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     install_error_handlers(app)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=_MAX_BODY_BYTES)
     app.add_middleware(TooLargeAsJson)
     app.add_middleware(RequestContext)

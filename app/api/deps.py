@@ -6,11 +6,13 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader
+from limits import RateLimitItemPerMinute
 
 from app.core.crypto import SecretBox, sha256_hex
 from app.core.db import ReadSession, Session, Sessions, reading, transaction
-from app.core.errors import Unauthorized
+from app.core.errors import TooManyRequests, Unauthorized
 from app.core.http import httpx
+from app.core.ratelimit import RateLimiter
 from app.doorbell import Doorbell
 from app.messages.mailboxes import Messages
 from app.projects import repository as projects
@@ -32,6 +34,7 @@ class State:
     http: httpx.AsyncClient
     messages: Messages
     rsvp_limiter: RsvpLimiter
+    post_limiter: RateLimiter
     samples: SampleSender
     sender_keys: SenderKeys
 
@@ -75,18 +78,40 @@ async def find_project_id(state: State, header: str | None) -> str:
     """
     if header is None:
         raise Unauthorized("Send your API key in the header: Authorization: Token <api key>.")
-    scheme, _, key = header.partition(" ")
-    if scheme.lower() not in {"token", "bearer"} or not key.strip():
+    scheme, key = header.partition(" ")[0], _api_key(header)
+    if scheme.lower() not in {"token", "bearer"} or not key:
         raise Unauthorized("The Authorization header must read: Token <api key>.")
     async with reading(state.read_sessions) as session:
-        project_id = await projects.find_project_of_key(session, sha256_hex(key.strip()))
+        project_id = await projects.find_project_of_key(session, sha256_hex(key))
     if project_id is None:
         raise Unauthorized("This API key is not known or has been disabled.")
     return project_id
 
 
-async def _project_id(state: AppState, header: Annotated[str | None, Depends(_scheme)]) -> str:
-    return await find_project_id(state, header)
+def _api_key(header: str) -> str:
+    return header.partition(" ")[2].strip()
+
+
+async def _project_id(
+    request: Request, state: AppState, header: Annotated[str | None, Depends(_scheme)]
+) -> str:
+    project_id = await find_project_id(state, header)
+    if request.method == "POST":
+        await _count_post(state, header or "")
+    return project_id
+
+
+async def _count_post(state: State, header: str) -> None:
+    """Raises TooManyRequests where the key has sent its POSTs of this minute."""
+    per_minute = state.settings.api_posts_per_minute
+    if not per_minute:
+        return
+    limit, key = RateLimitItemPerMinute(per_minute), sha256_hex(_api_key(header))
+    if not await state.post_limiter.hit(limit, key):
+        sentence = (
+            f"An API key may send {per_minute} POST requests a minute. Try again when Retry-After is over."
+        )
+        raise TooManyRequests(sentence, retry_after=await state.post_limiter.retry_after(limit, key))
 
 
 ProjectId = Annotated[str, Depends(_project_id)]

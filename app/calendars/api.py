@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, BackgroundTasks, Body, Query, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Body, Depends, Query, Request, Response
 
 from app.api.deps import AppState, DbReadSession, DbSession, ProjectId, State
 from app.api.idempotency import Idempotent
@@ -152,13 +152,19 @@ async def list_remote_calendars(
     return RemoteCalendarsRead(results=results)
 
 
+async def _known_calendar(session: DbSession, project_id: ProjectId, calendar_id: CalendarId) -> str:
+    """Before the body is read: of an unknown calendar no body is right, so that it is a 404 whatever was sent."""
+    await service.require_calendar(session, project_id, calendar_id)
+    return calendar_id
+
+
 @router.patch("/{calendar_id}", operation_id="update_calendar", responses=responses(404, 413, 429, 502))
 async def update_calendar(
     *,
     session: DbSession,
     state: AppState,
     project_id: ProjectId,
-    calendar_id: CalendarId,
+    calendar_id: Annotated[str, Depends(_known_calendar, scope="function")],
     body: CalendarUpdate,
     background_tasks: BackgroundTasks,
 ) -> CalendarRead:
@@ -201,7 +207,7 @@ async def delete_calendar(
     operation_id="sync_calendar",
     status_code=202,
     response_model=SyncQueued,
-    responses=responses(404, 409),
+    responses=responses(404, 409, 429),
 )
 async def sync_calendar(
     *,

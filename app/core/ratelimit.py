@@ -1,11 +1,20 @@
-"""Rate limits in Redis, shared by all processes. With Redis emptied or away, nothing is held back."""
+"""Rate limits in Redis, shared by all processes. While Redis is away, each process counts for itself."""
+
+import asyncio
+import math
+import time
 
 import structlog
 from limits import RateLimitItem
-from limits.aio.storage import RedisStorage
+from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
+from limits.errors import StorageError
 from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
+
+# Redis away costs one request this long, and then none for a while.
+_WITHIN_SECONDS = 0.5
+_AGAIN_AFTER_SECONDS = 5.0
 
 log = structlog.get_logger()
 
@@ -21,15 +30,30 @@ class RateLimiter:
             key_prefix=f"calbridge:{prefix}",
             connection_pool=self._pool,  # type: ignore[arg-type] # handed on to redis-py as it is
         )
-        self._limiter = SlidingWindowCounterRateLimiter(storage)
+        self._shared = SlidingWindowCounterRateLimiter(storage)
+        self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._ask_redis_at = 0.0  # on the clock of `time.monotonic`
 
     async def hit(self, item: RateLimitItem, *keys: str) -> bool:
         """Counts one, and tells whether it is within the limit."""
+        if time.monotonic() >= self._ask_redis_at:
+            try:
+                async with asyncio.timeout(_WITHIN_SECONDS):
+                    return await self._shared.hit(item, *keys)
+            except (RedisError, StorageError, OSError, TimeoutError) as err:
+                self._ask_redis_at = time.monotonic() + _AGAIN_AFTER_SECONDS
+                log.warning("rate_limit_not_shared", error=type(err).__name__)
+        return await self._own.hit(item, *keys)
+
+    async def retry_after(self, item: RateLimitItem, *keys: str) -> int:
+        """Seconds until the next one may be within the limit, of keys that are over it."""
+        limiter = self._shared if time.monotonic() >= self._ask_redis_at else self._own
         try:
-            return await self._limiter.hit(item, *keys)
-        except (RedisError, OSError) as err:
-            log.warning("rate_limit_not_counted", error=type(err).__name__)
-            return True
+            async with asyncio.timeout(_WITHIN_SECONDS):
+                stats = await limiter.get_window_stats(item, *keys)
+        except (RedisError, StorageError, OSError, TimeoutError):
+            return item.get_expiry()
+        return max(1, min(math.ceil(stats.reset_time - time.time()), item.get_expiry()))
 
     async def aclose(self) -> None:
         await self._pool.aclose()

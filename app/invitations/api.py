@@ -39,7 +39,7 @@ async def list_invitations(
     status_code=202,
     response_model=InvitationRead,
     responses={
-        **responses(404),
+        **responses(404, 429),
         409: {
             "description": "It was sent, or replaced by a later mail, or is not true any more",
             "model": ErrorAnswer,

@@ -12,7 +12,7 @@ router = APIRouter(prefix="/api/v1/meeting_urls", tags=["meeting urls"])
 
 
 # Not `async`: 100,000 characters take a while, in which other requests are to be answered.
-@router.post("/parse", operation_id="parse_meeting_urls", responses=responses(413))
+@router.post("/parse", operation_id="parse_meeting_urls", responses=responses(413, 429))
 def parse(state: AppState, _project_id: ProjectId, body: ParseRequest) -> ParseResult:
     """Which links a text has, which of them an event would get, and why the others are not meetings.
 

@@ -83,7 +83,7 @@ async def list_apps(session: DbReadSession, state: AppState, project_id: Project
     operation_id="create_oauth_app",
     status_code=201,
     response_model=OAuthAppRead,
-    responses=responses(409, 413),
+    responses=responses(409, 413, 429),
 )
 async def create_app(
     *,
@@ -135,7 +135,7 @@ async def delete_app(session: DbSession, project_id: ProjectId, app: App) -> Res
     operation_id="create_oauth_session",
     status_code=201,
     response_model=OAuthSessionRead,
-    responses=responses(409, 413),
+    responses=responses(409, 413, 429),
 )
 async def create_session(
     *,

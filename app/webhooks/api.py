@@ -31,7 +31,7 @@ async def list_webhooks(
     request: Request, session: DbReadSession, project_id: ProjectId, query: Annotated[ListQuery, Query()]
 ) -> PageRead[WebhookRead]:
     """The project's webhooks, newest first, 25 a page."""
-    page = await service.list_webhooks(session, project_id, query.cursor)
+    page = await service.list_webhooks(session, project_id, query)
     return PageRead(**page_links(request, page), results=list(page.rows))
 
 
@@ -40,7 +40,7 @@ async def list_webhooks(
     operation_id="create_webhook",
     status_code=201,
     response_model=WebhookWithSecret,
-    responses=responses(409, 413),
+    responses=responses(409, 413, 429),
 )
 async def create_webhook(
     *,
@@ -97,7 +97,7 @@ async def delete_webhook(session: DbSession, project_id: ProjectId, webhook_id: 
     "/webhooks/{webhook_id}/rotate_secret",
     operation_id="rotate_webhook_secret",
     response_model=WebhookWithSecret,
-    responses=responses(404, 409),
+    responses=responses(404, 409, 429),
 )
 async def rotate_secret(
     *,
@@ -147,7 +147,7 @@ async def list_deliveries(
     operation_id="replay_webhook",
     status_code=202,
     response_model=ReplayQueued,
-    responses=responses(404, 409, 413),
+    responses=responses(404, 409, 413, 429),
 )
 async def replay(
     *,
@@ -174,7 +174,7 @@ async def replay(
     operation_id="redeliver_webhook_delivery",
     status_code=202,
     response_model=DeliveryRead,
-    responses=responses(404, 409),
+    responses=responses(404, 409, 429),
 )
 async def redeliver(
     *,
