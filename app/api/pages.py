@@ -1,34 +1,76 @@
 """List answers: {"next", "previous", "results"} with absolute links (contract 2), and what their queries share."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Self, TypeVar
+from urllib.parse import urlsplit
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
+from starlette.datastructures import URL
 
+from app.api.schemas import InputTime
 from app.core.pagination import Cursor, Page
 
 Item = TypeVar("Item")
 
 ShortText = Annotated[str, Field(max_length=1024)]
 
+# Attendee's clients send them, and nothing depends on them there either.
+_IGNORED = frozenset({"limit", "format"})
+_NO_FILTERS = frozenset({"cursor", "page_size"})
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
 
 class ListQuery(BaseModel):
-    """The query of a list: unknown names are refused, a filter without a value counts as not given."""
+    """The query of a list. Unknown names are refused: a misspelt filter must not mean everything."""
 
     model_config = ConfigDict(extra="forbid")
 
     cursor: ShortText | None = Field(default=None, description="From a `next` or `previous` link.")
+    page_size: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="More than the list's own page size is cut to that."
+    )
 
-    @model_validator(mode="before")
+    _finds_nothing: bool = PrivateAttr(default=False)
+
+    @model_validator(mode="wrap")
     @classmethod
-    def _given(cls, value: Any) -> Any:
+    def _given(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         if not isinstance(value, Mapping):
-            return value
+            return handler(value)
+        given = {}
+        finds_nothing = False
         for name, text in value.items():
             if "\x00" in name or (isinstance(text, str) and "\x00" in text):
                 raise ValueError("NUL characters are not allowed.")
-        return {name: text for name, text in value.items() if text != ""}
+            field = cls.model_fields.get(name)
+            if name in _IGNORED or (name in _NO_FILTERS and text == ""):
+                continue
+            if isinstance(text, list) and field is not None:
+                items = [item for item in text if item != ""]
+                finds_nothing = finds_nothing or bool(text and not items)
+                given[name] = items
+            elif text == "" and field is not None and _can_be_without(field.annotation):
+                finds_nothing = True
+            else:
+                given[name] = text
+        query = handler(given)
+        query._finds_nothing = finds_nothing  # noqa: SLF001 - its own
+        return query
+
+    @property
+    def finds_nothing(self) -> bool:
+        """Whether a filter was given without a value, which no row has."""
+        return self._finds_nothing
+
+    def rows_of(self, page_size: int) -> int:
+        """How many rows a page has, of a list with this page size."""
+        return min(self.page_size or page_size, page_size)
+
+
+def _can_be_without(annotation: Any) -> bool:
+    """Whether an empty value of such a field is a filter: an empty time is a mistake, and so is an empty ordering."""
+    return annotation != (InputTime | None) and type(None) in getattr(annotation, "__args__", ())
 
 
 class PageRead(BaseModel, Generic[Item]):
@@ -40,9 +82,25 @@ class PageRead(BaseModel, Generic[Item]):
 
 
 def page_links(request: Request, page: Page[Any]) -> dict[str, str | None]:
-    """{"next", "previous"}: this request's address with the page's cursors in place of its own."""
-    return {"next": _link(request, page.next), "previous": _link(request, page.previous)}
+    """{"next", "previous"}: this request's address with the page's cursors in place of its own.
+
+    A request to the host of APP_URL gets links with APP_URL's scheme and port, which behind a TLS proxy the request
+    does not have.
+    """
+    url = _as_seen_outside(request.url, request.app.state.calbridge.settings.app_url)
+    return {"next": _link(url, page.next), "previous": _link(url, page.previous)}
 
 
-def _link(request: Request, cursor: Cursor | None) -> str | None:
-    return None if cursor is None else str(request.url.include_query_params(cursor=cursor.encode()))
+def _as_seen_outside(url: URL, app_url: str) -> URL:
+    outside = urlsplit(app_url)
+    default = _DEFAULT_PORTS.get(outside.scheme)
+    try:
+        port = url.port
+    except ValueError:  # of a Host header that is no host
+        return url
+    is_ours = url.hostname == outside.hostname and (port or default) == (outside.port or default)
+    return url.replace(scheme=outside.scheme, netloc=outside.netloc) if is_ours else url
+
+
+def _link(url: URL, cursor: Cursor | None) -> str | None:
+    return None if cursor is None else str(url.include_query_params(cursor=cursor.encode()))

@@ -85,8 +85,12 @@ async def get_calendar(session: AnySession, project_id: str, calendar_id: str) -
 
 async def list_calendars(session: ReadSession, project_id: str, query: CalendarsQuery) -> Page[CalendarRead]:
     """Raises BadQuery for a bad cursor."""
-    filters = query.model_dump(exclude={"cursor"}, exclude_none=True)
-    page = await repository.list_calendars(session, project_id, filters, query.cursor, PAGE_SIZE)
+    if query.finds_nothing:
+        return Page([], None, None)
+    filters = query.model_dump(exclude={"cursor", "page_size"}, exclude_none=True)
+    page = await repository.list_calendars(
+        session, project_id, filters, query.cursor, query.rows_of(PAGE_SIZE)
+    )
     return Page([_read(row) for row in page.rows], page.next, page.previous)
 
 
@@ -183,6 +187,12 @@ async def get_local_owner(session: AnySession, project_id: str, calendar_id: str
     if calendar.platform != "local" or calendar.owner_email is None:
         raise InvalidFields.one(field, _no_such_field(calendar.platform))
     return calendar.owner_email
+
+
+async def require_calendar(session: AnySession, project_id: str, calendar_id: str) -> None:
+    """Raises CalendarNotFound."""
+    if await repository.find_connection(session, project_id, calendar_id) is None:
+        raise CalendarNotFound
 
 
 async def update_calendar(

@@ -302,7 +302,7 @@ async def list_invitations(
     event = await repository.find_event(session, project_id, event_id)
     if event is None:
         raise CalendarEventNotFound
-    page = await repository.list_mails(session, event, cursor=query.cursor, limit=_PAGE_SIZE)
+    page = await repository.list_mails(session, event, cursor=query.cursor, limit=query.rows_of(_PAGE_SIZE))
     return Page([_read(*row) for row in page.rows], page.next, page.previous)
 
 

@@ -19,6 +19,7 @@ from uuid import uuid4
 
 import orjson
 
+from app.api.pages import ListQuery
 from app.core.clock import isoformat, utcnow
 from app.core.crypto import SealBroken, SecretBox
 from app.core.db import AnySession, ReadSession, Session
@@ -154,9 +155,9 @@ async def wants_events(session: AnySession, project_id: str) -> bool:
     return await repository.wants_events(session, project_id, _EVENTS_UPDATE)
 
 
-async def list_webhooks(session: ReadSession, project_id: str, cursor: str | None) -> Page[WebhookRead]:
+async def list_webhooks(session: ReadSession, project_id: str, query: ListQuery) -> Page[WebhookRead]:
     """Raises BadQuery for a bad cursor."""
-    page = await repository.list_subscriptions(session, project_id, cursor, PAGE_SIZE)
+    page = await repository.list_subscriptions(session, project_id, query.cursor, query.rows_of(PAGE_SIZE))
     return Page([WebhookRead.model_validate(row) for row in page.rows], page.next, page.previous)
 
 
@@ -236,8 +237,10 @@ async def list_deliveries(
 ) -> Page[DeliveryRead]:
     """Newest first. Raises WebhookNotFound, BadQuery for a bad cursor."""
     await find_webhook(session, project_id, webhook_id)
+    if query.finds_nothing:
+        return Page([], None, None)
     page = await repository.list_deliveries(
-        session, webhook_id, status=query.status, cursor=query.cursor, limit=PAGE_SIZE
+        session, webhook_id, status=query.status, cursor=query.cursor, limit=query.rows_of(PAGE_SIZE)
     )
     return Page([DeliveryRead.model_validate(row) for row in page.rows], page.next, page.previous)
 

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import func, select, text, update
@@ -147,7 +148,19 @@ async def test_a_new_calendar_is_due_at_once(api, sessions):
 
 
 BAD_BODIES = [
-    ({}, {"platform": ["This field is required: use google, microsoft, ics or local."]}),
+    (
+        {},
+        {
+            "platform": ["This field is required: use google, microsoft, ics or local."],
+            "client_id": ["This field is required."],
+            "client_secret": ["This field is required."],
+            "refresh_token": ["This field is required."],
+        },
+    ),
+    (
+        {"feed_url": "https://a.example"},
+        {"platform": ["This field is required: use google, microsoft, ics or local."]},
+    ),
     ({"platform": "yahoo"}, {"platform": ["No calendar of this platform can be connected: use google, microsoft, ics or local."]}),
     ({"platform": "local", "name": "x"}, {"owner_email": ["This field is required."]}),
     ({"platform": 5}, {"platform": ["No calendar of this platform can be connected: use google, microsoft, ics or local."]}),
@@ -158,7 +171,7 @@ BAD_BODIES = [
     ),
     ({**GOOGLE, "refresh_token": "  "}, {"refresh_token": ["This field may not be blank."]}),
     ({**GOOGLE, "client_id": ""}, {"client_id": ["This field may not be blank."]}),
-    ({**GOOGLE, "client_secret": 5}, {"client_secret": ["Not a string."]}),
+    ({**GOOGLE, "client_secret": True}, {"client_secret": ["Not a string."]}),
     ({**GOOGLE, "client_secret": None}, {"client_secret": ["Not a string."]}),
     ({**GOOGLE, "client_secret": "a\x00b"}, {"client_secret": ["NUL characters are not allowed."]}),
     ({**GOOGLE, "client_secret": "x" * 10_001}, {"client_secret": ["Longer than 10000 characters."]}),
@@ -282,7 +295,8 @@ async def test_the_list_filters_by_deduplication_key_state_and_platform(api, ses
     assert await ids(state="disconnected") == [feed["id"]]
     assert await ids(platform="google", state="connected") == [google["id"]]
     assert await ids(platform="google", state="disconnected") == []
-    assert await ids(platform="", state="") == [feed["id"], google["id"]]
+    for name in ("deduplication_key", "state", "platform"):
+        assert await ids(**{name: ""}) == [], "an empty filter does not mean everybody's"
 
 
 BAD_QUERIES = [
@@ -586,3 +600,41 @@ async def test_a_calendar_that_stays_locked_answers_503_and_not_500(api, session
         answer = await api.delete(f"/api/v1/calendars/{calendar['id']}")
     assert answer.status_code == 503
     assert "Retry-After" in answer.headers
+
+
+async def test_of_an_unknown_calendar_no_body_is_right(api, other_api):
+    calendar = await create(api)
+    bodies: list[Any] = [{"metadata": {}}, {"platform": "ics"}, []]
+    for client, calendar_id in ((api, "cal_aaaaaaaaaaaaaaaa"), (api, "nothing"), (other_api, calendar["id"])):
+        for body in bodies:
+            answer = await client.patch(f"{URL}/{calendar_id}", json=body)
+            assert (answer.status_code, answer.json()) == (404, {"error": "Calendar not found"})
+    assert (await api.patch(f"{URL}/{calendar['id']}", json=[])).status_code == 400
+
+
+async def test_numbers_become_texts_and_texts_are_trimmed(api, sessions, settings):
+    calendar = await create(
+        api, client_id=17, client_secret=" s ", refresh_token=1.5, platform_uuid=" a@b ", deduplication_key=42
+    )
+    assert (calendar["client_id"], calendar["platform_uuid"], calendar["deduplication_key"]) == (
+        "17",
+        "a@b",
+        "42",
+    )
+    async with sessions() as session:
+        stored = (await session.scalars(select(Credentials))).one()
+    opened = SecretBox(settings.fernet_keys).open(context_of(stored.id), stored.sealed)
+    assert opened == {"client_secret": "s", "refresh_token": "1.5"}
+    again = await api.post(URL, json={**GOOGLE, "deduplication_key": " 42 "})
+    assert list(again.json()) == ["deduplication_key"]
+    for value in (True, ["a"], {"a": 1}):
+        refused = await api.post(URL, json={**GOOGLE, "client_id": value})
+        assert refused.json() == {"client_id": ["Not a string."]}
+
+
+async def test_updated_at_moves_with_the_content_only(api):
+    calendar = await create(api, metadata={"a": "1"})
+    await api.post(f"{URL}/{calendar['id']}/sync")
+    assert (await api.get(f"{URL}/{calendar['id']}")).json()["updated_at"] == calendar["updated_at"]
+    changed = (await api.patch(f"{URL}/{calendar['id']}", json={"metadata": {"a": "2"}})).json()
+    assert changed["updated_at"] > calendar["updated_at"]
