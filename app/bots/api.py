@@ -19,7 +19,7 @@ router = APIRouter(prefix="/api/v1/bots", tags=["bots"])
 async def list_bots(
     request: Request, session: DbReadSession, project_id: ProjectId, query: Annotated[BotsQuery, Query()]
 ) -> PageRead[BotRead]:
-    """The project's bots, newest first, 25 a page."""
+    """The project's bots, oldest first, 25 a page."""
     page = await service.list_bots(session, project_id, query)
     return PageRead(**page_links(request, page), results=list(page.rows))
 
@@ -29,20 +29,27 @@ async def list_bots(
     operation_id="create_bot",
     status_code=201,
     response_model=BotRead,
-    responses=responses(404, 409, 413),
+    responses=responses(404, 409, 413, 429),
 )
 async def create_bot(
-    *, session: DbSession, project_id: ProjectId, idempotent: Idempotent, body: BotCreate
+    *,
+    session: DbSession,
+    state: AppState,
+    project_id: ProjectId,
+    idempotent: Idempotent,
+    body: BotCreate,
+    background_tasks: BackgroundTasks,
 ) -> Response:
-    """Schedules a bot: for an event, which it then follows, or for a meeting given by hand.
+    """Schedules a bot: for an event, which it then follows, or for a meeting given by hand, at once without a time.
 
     Fields that are not listed here are kept in `bot_settings` and handed to the runner.
     """
 
     async def work() -> bytes:
-        bot = await service.create_bot(session, project_id, body)
+        bot = await service.create_bot(session, state.settings, project_id, body)
         return bot.model_dump_json().encode()
 
+    background_tasks.add_task(state.doorbell.ring, "bots")
     return await idempotent.once(work, status_code=201)
 
 
@@ -62,9 +69,10 @@ async def update_bot(
     body: BotUpdate,
     background_tasks: BackgroundTasks,
 ) -> BotRead:
-    """Changes a scheduled bot; of one that is past that, the metadata alone."""
-    bot = await service.update_bot(session, project_id, bot_id, body)
+    """Changes a scheduled bot, by all fields that it can be created with; of one that is past that, the metadata alone."""
+    bot = await service.update_bot(session, state.settings, project_id, bot_id, body)
     background_tasks.add_task(state.doorbell.ring, "deliveries")
+    background_tasks.add_task(state.doorbell.ring, "bots")
     return bot
 
 

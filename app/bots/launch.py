@@ -22,6 +22,8 @@ import structlog
 from app.bots import lifecycle, repository, service
 from app.bots.lifecycle import BotState, Failed, Launched, NotThere, Outcome, Refused
 from app.bots.repository import WholeBot
+from app.bots.runner import drop_nulls
+from app.bots.words import shown_state
 from app.core import metrics
 from app.core.clock import isoformat, utcnow
 from app.core.db import Sessions, transaction
@@ -107,7 +109,7 @@ class Launcher:
                 claimed.append(ClaimedBot(whole, lease_token, begin_by))
             elif step.entry is not None:
                 metrics.BOT_LAUNCHES.labels(step.entry.sub_type or "announced").inc()
-                log.info("bot_due", bot_id=whole.state.id, state=step.after.state if step.after else None)
+                log.info("bot_due", bot_id=whole.state.id, state=_shown(step.after))
         if any(step.entry is not None for step in steps):
             await self._doorbell.ring("deliveries")
         return claimed, len(due) >= limit
@@ -222,9 +224,13 @@ class Launcher:
             bot_id=bot_id,
             outcome=word,
             status_code=getattr(outcome, "status_code", None),
-            state=after.state if after is not None else "deleted",
+            state=_shown(after),
         )
         await self._doorbell.ring("deliveries")
+
+
+def _shown(bot: BotState | None) -> str:
+    return shown_state(bot.state) if bot is not None else "deleted"
 
 
 def _order(whole: WholeBot, *, with_join_at: bool) -> dict[str, Any]:
@@ -237,7 +243,8 @@ def _order(whole: WholeBot, *, with_join_at: bool) -> dict[str, Any]:
         "metadata": bot.metadata,
         "join_at": isoformat(bot.join_at) if with_join_at else None,
     }
-    theirs = {name: value for name, value in whole.bot_settings.items() if name not in ours}
+    # Rows of the first release may have nulls, which a runner refuses.
+    theirs = {name: value for name, value in drop_nulls(whole.bot_settings).items() if name not in ours}
     return theirs | {name: value for name, value in ours.items() if value is not None}
 
 

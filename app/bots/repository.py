@@ -35,7 +35,7 @@ from app.webhooks.events import CalendarFacts
 # A bot's log keeps its first entry and the last ones.
 _ENTRIES_KEPT = 100
 
-_NEWEST_FIRST = Ordering("-created_at", Bot.created_at.expression, Bot.id.expression, descending=True)
+_OLDEST_FIRST = Ordering("created_at", Bot.created_at.expression, Bot.id.expression, descending=False)
 
 # Reading for the API
 
@@ -69,7 +69,7 @@ class BotFilters:
 
 
 async def find_bot(session: AnySession, project_id: str, bot_id: str) -> RowMapping | None:
-    """The columns of BotRead."""
+    """A row for `words.shown_bot`."""
     statement = _READ.where(Bot.project_id == project_id, Bot.id == bot_id)
     return (await session.execute(statement)).mappings().one_or_none()
 
@@ -77,7 +77,7 @@ async def find_bot(session: AnySession, project_id: str, bot_id: str) -> RowMapp
 async def list_bots(
     session: ReadSession, project_id: str, filters: BotFilters, cursor_text: str | None, limit: int
 ) -> Page[RowMapping]:
-    """Newest first. Raises BadQuery for a bad cursor."""
+    """Oldest first. Raises BadQuery for a bad cursor."""
     conditions = [Bot.project_id == project_id]
     if filters.calendar_event_id is not None:
         conditions.append(Bot.calendar_event_id == filters.calendar_event_id)
@@ -96,18 +96,18 @@ async def list_bots(
         )
         if condition is not None
     ]
-    cursor = Cursor.decode(cursor_text, ordering=_NEWEST_FIRST.name) if cursor_text is not None else None
+    cursor = Cursor.decode(cursor_text, ordering=_OLDEST_FIRST.name) if cursor_text is not None else None
     states = filters.states if filters.states is not None else get_args(State)
     if times:
         # OFFSET 0: the bots of that time are found by its index, and sorted then.
         then = select(Bot.id).where(*conditions, *times, Bot.state.in_(states)).offset(literal_column("0"))
         found = then.subquery()
-        statement = seek(_READ.join(found, found.c.id == Bot.id), _NEWEST_FIRST, cursor, limit)
+        statement = seek(_READ.join(found, found.c.id == Bot.id), _OLDEST_FIRST, cursor, limit)
     else:
         kinds = [Bot.state == state for state in dict.fromkeys(states)]
-        statement = seek_each(_READ, _NEWEST_FIRST, cursor, limit, conditions=conditions, kinds=kinds)
+        statement = seek_each(_READ, _OLDEST_FIRST, cursor, limit, conditions=conditions, kinds=kinds)
     rows = (await session.execute(statement)).mappings().all()
-    return page_of(rows, _NEWEST_FIRST, cursor, limit, place=lambda row: (row["created_at"], row["id"]))
+    return page_of(rows, _OLDEST_FIRST, cursor, limit, place=lambda row: (row["created_at"], row["id"]))
 
 
 def _time_text(column: ColumnElement[datetime]) -> ColumnElement[str]:
@@ -115,7 +115,7 @@ def _time_text(column: ColumnElement[datetime]) -> ColumnElement[str]:
 
 
 def bots_of(event_id: ColumnElement[str]) -> ColumnElement[str]:
-    """The bots of an event as JSON text: a list of objects as of BotRead without the log, oldest first."""
+    """The bots of an event as JSON text: a list of rows for `words.shown_bot`, oldest first."""
     fields: dict[str, ColumnElement[Any]] = {
         "id": Bot.id.expression,
         "metadata": Bot.metadata_.expression,
@@ -125,6 +125,7 @@ def bots_of(event_id: ColumnElement[str]) -> ColumnElement[str]:
         "join_at": _time_text(Bot.join_at.expression),
         "deduplication_key": Bot.deduplication_key.expression,
         "calendar_event_id": Bot.calendar_event_id.expression,
+        "events": Bot.events.expression,
         "created_at": _time_text(Bot.created_at.expression),
         "updated_at": _time_text(Bot.updated_at.expression),
     }
@@ -149,6 +150,7 @@ class BookableEvent:
     start_time: datetime | None
     end_time: datetime | None
     meeting_url: str | None
+    meeting_platform: str | None
 
 
 async def lock_event(session: Session, project_id: str, event_id: str) -> BookableEvent | None:
@@ -170,6 +172,7 @@ async def lock_event(session: Session, project_id: str, event_id: str) -> Bookab
                 CalendarEvent.start_time,
                 CalendarEvent.end_time,
                 CalendarEvent.meeting_url,
+                CalendarEvent.meeting_platform,
             )
             .join(Calendar, Calendar.id == CalendarEvent.calendar_id)
             .where(CalendarEvent.project_id == project_id, CalendarEvent.id == event_id)
@@ -294,8 +297,10 @@ async def lock_bots_of_calendar(session: Session, calendar_id: str) -> list[BotS
     return [_state(row) for row in rows]
 
 
+_BY_HAND = "b.bot_name, b.bot_settings, b.deduplication_key"
+
 _LOAD = text(
-    f"SELECT {_STATE}, b.bot_name, b.bot_settings FROM bots b {_WITH_EVENT} WHERE b.id = :id"  # noqa: S608 - constants
+    f"SELECT {_STATE}, {_BY_HAND} FROM bots b {_WITH_EVENT} WHERE b.id = :id"  # noqa: S608 - constants
 )
 
 
@@ -304,7 +309,7 @@ async def _load(session: Session, bot_id: str) -> "WholeBot":
 
 
 def _whole(row: Row[Any]) -> "WholeBot":
-    return WholeBot(_state(row), row.bot_name, row.bot_settings)
+    return WholeBot(_state(row), row.bot_name, row.bot_settings, row.deduplication_key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +319,7 @@ class WholeBot:
     state: BotState
     bot_name: str
     bot_settings: dict[str, Any]
+    deduplication_key: str | None
 
 
 async def lock_bot(session: Session, project_id: str, bot_id: str) -> WholeBot | None:
@@ -347,7 +353,7 @@ _LOCK_DUE = text(
         LIMIT greatest(0, :limit - (SELECT count(*) FROM again))
         FOR UPDATE SKIP LOCKED
     )
-    SELECT {_STATE}, b.bot_name, b.bot_settings
+    SELECT {_STATE}, {_BY_HAND}
     FROM (SELECT * FROM again UNION ALL SELECT * FROM fresh) AS b {_WITH_EVENT}
     """  # noqa: S608 - constants
 )
@@ -441,7 +447,8 @@ _CHANGE = text(
     f"""
     UPDATE bots AS b
     SET bot_name = :bot_name, bot_settings = CAST(:bot_settings AS json), metadata = CAST(:metadata AS jsonb),
-        join_at = :join_at, meeting_url = :meeting_url,
+        join_at = :join_at, meeting_url = :meeting_url, calendar_event_id = :calendar_event_id,
+        deduplication_key = :deduplication_key,
         events = {_append("CAST(:entry AS jsonb)")}, updated_at = clock_timestamp()
     WHERE b.id = :id
     """  # noqa: S608 - constants
@@ -451,7 +458,7 @@ _CHANGE = text(
 async def change_bot(session: Session, changed: WholeBot, entry: Mapping[str, Any]) -> None:
     """Writes what can be changed by hand, with its entry of the log. The caller holds the bot's lock.
 
-    A hand-over that is under way is left alone.
+    A hand-over that is under way is left alone. Raises IntegrityError where another bot holds the deduplication key.
     """
     state = changed.state
     await session.execute(
@@ -463,6 +470,8 @@ async def change_bot(session: Session, changed: WholeBot, entry: Mapping[str, An
             "metadata": orjson.dumps(state.metadata).decode() if state.metadata is not None else None,
             "join_at": state.join_at,
             "meeting_url": state.meeting_url,
+            "calendar_event_id": state.calendar_event_id,
+            "deduplication_key": changed.deduplication_key,
             "entry": orjson.dumps(entry).decode(),
         },
     )

@@ -1,7 +1,8 @@
 """Requests and answers about bots (contract 5)."""
 
 import re
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -11,16 +12,18 @@ from pydantic import (
     Field,
     ValidationError,
     field_validator,
+    model_validator,
 )
 from pydantic.config import JsonDict
-from pydantic.json_schema import SkipJsonSchema
 
 from app.api.pages import ListQuery, ShortText
-from app.api.schemas import InputModel, InputTime, Metadata, NotBlank, OutputTime
-from app.bots.lifecycle import EntryType, State
+from app.api.schemas import InputModel, InputTime, Metadata, OutputTime, Trimmed
+from app.bots.runner import LONGEST_NAME, check_name, check_setting, drop_nulls
+from app.bots.words import AskedState, ShownEntryType, ShownState
 from app.calendars.schemas import DeduplicationKey
 
 _LONGEST_URL = 4096
+_OPTIONAL_TEXTS = ("calendar_event_id", "meeting_url", "join_at", "deduplication_key")
 _WITH_HOST = re.compile(r"https?://[^/?#\\]", re.IGNORECASE)
 
 
@@ -36,9 +39,21 @@ def _web_address(value: str) -> str:
     return value
 
 
-_BotName = Annotated[NotBlank, Field(min_length=1, max_length=300, examples=["Notetaker"])]
-_MeetingUrl = Annotated[NotBlank, Field(min_length=1, max_length=_LONGEST_URL), AfterValidator(_web_address)]
-_BotSettings = Annotated[dict[str, Any], Field(description="Handed to the runner as they are; never shown.")]
+_BotName = Annotated[
+    str,
+    Field(min_length=1, max_length=LONGEST_NAME, examples=["Notetaker"]),
+    AfterValidator(check_name),
+    Trimmed,
+]
+_MeetingUrl = Annotated[
+    str, Field(min_length=1, max_length=_LONGEST_URL), AfterValidator(_web_address), Trimmed
+]
+_EventId = Annotated[ShortText, Trimmed]
+_BotSettings = Annotated[
+    dict[str, Any],
+    AfterValidator(check_setting),
+    Field(description="Handed to the runner as they are, save nulls, which are left out; never shown."),
+]
 _BotMetadata = Annotated[Metadata | None, Field(description="Comes back in answers and webhooks.")]
 
 _EXAMPLE: JsonDict = {
@@ -49,22 +64,48 @@ _EXAMPLE: JsonDict = {
 }
 
 
-class BotCreate(InputModel):
+class _BotInput(InputModel):
+    """What creating and changing share: further fields are settings, and an optional text may be given as ""."""
+
+    model_config = ConfigDict(extra="allow")
+    # pydantic checks the fields that are not declared, too.
+    __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(check_setting)]]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty_texts(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        empty = {
+            name for name in _OPTIONAL_TEXTS if isinstance(value.get(name), str) and not value[name].strip()
+        }
+        if not value.get("calendar_event_id") or "calendar_event_id" in empty:
+            # A bot that follows no event joins at once without a time: that must not be a slip.
+            empty.discard("join_at")
+        return {name: item for name, item in value.items() if name not in empty}
+
+    @property
+    def further_settings(self) -> dict[str, Any]:
+        """The fields that are not listed here, null for a setting that is to be left out."""
+        return self.model_extra or {}
+
+
+class BotCreate(_BotInput):
     """A bot for an event of a calendar, or for a meeting given by hand.
 
     Any further field (`recording_settings` and the like) is kept in `bot_settings`.
     """
 
-    model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [_EXAMPLE]})
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     bot_name: _BotName
-    calendar_event_id: ShortText | None = Field(
+    calendar_event_id: _EventId | None = Field(
         default=None, description="The event to follow; `meeting_url` and `join_at` are then the event's."
     )
     meeting_url: _MeetingUrl | None = Field(
         default=None, description="Without `calendar_event_id`: required."
     )
-    join_at: InputTime | None = Field(default=None, description="Without `calendar_event_id`: required.")
+    join_at: InputTime | None = Field(default=None, description="Left out without `calendar_event_id`: now.")
     metadata: _BotMetadata = None
     deduplication_key: DeduplicationKey | None = Field(
         default=None, description="Unique among the project's bots that are not finished."
@@ -73,27 +114,26 @@ class BotCreate(InputModel):
 
     def all_settings(self) -> dict[str, Any]:
         """`bot_settings` and the further fields."""
-        return {**(self.bot_settings or {}), **(self.model_extra or {})}
+        settings: dict[str, Any] = drop_nulls({**(self.bot_settings or {}), **self.further_settings})
+        return settings
 
 
-class BotUpdate(InputModel):
-    """What is left out stays as it is. `metadata` can always be changed, the rest of a scheduled bot only."""
+class BotUpdate(_BotInput):
+    """What is left out stays as it is. `metadata` can always be changed, the rest of a scheduled bot only.
+
+    A further field replaces that one of `bot_settings`; null removes it.
+    """
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"bot_name": "Notetaker of the team"}]})
 
     # The defaults only say that a field may be left out; `model_fields_set` tells which were given.
     bot_name: _BotName = ""
+    calendar_event_id: _EventId | None = Field(default=None, description="Another event to follow.")
     meeting_url: _MeetingUrl = Field(default="", description="Not of a bot that follows an event.")
     join_at: InputTime | None = Field(default=None, description="Not of a bot that follows an event.")
     metadata: _BotMetadata = None
+    deduplication_key: DeduplicationKey | None = Field(default=None, description="null: none.")
     bot_settings: _BotSettings = Field(default_factory=dict, description="Replaces the old.")
-    calendar_event_id: SkipJsonSchema[Any] = None
-    deduplication_key: SkipJsonSchema[Any] = None
-
-    @field_validator("calendar_event_id", "deduplication_key")
-    @classmethod
-    def _fixed(cls, _value: Any) -> None:
-        raise ValueError("This field is fixed once the bot exists.")
 
     @field_validator("join_at")
     @classmethod
@@ -102,12 +142,17 @@ class BotUpdate(InputModel):
             raise ValueError("This field may not be null.")
         return value
 
+    def given(self) -> dict[str, Any]:
+        """The fields that were given, without the further ones."""
+        names = self.model_fields_set & type(self).model_fields.keys()
+        return {name: getattr(self, name) for name in names}
+
 
 class BotsQuery(ListQuery):
     """`join_at_gte` and `join_at_lte` include the time itself, `join_at_after` and `join_at_before` do not."""
 
-    state: State | None = None
-    states: list[State] = Field(default=[], max_length=10, description="Any of these; may be repeated.")
+    state: AskedState | None = None
+    states: list[AskedState] = Field(default=[], max_length=30, description="Any of these; may be repeated.")
     calendar_event_id: ShortText | None = None
     deduplication_key: ShortText | None = None
     meeting_url: Annotated[str, Field(max_length=_LONGEST_URL)] | None = None
@@ -120,7 +165,7 @@ class BotsQuery(ListQuery):
 class BotEntryRead(BaseModel):
     """One entry of a bot's log."""
 
-    type: EntryType
+    type: ShownEntryType
     sub_type: str | None = Field(description="Of `fatal_error`: why.", examples=["runner_refused"])
     metadata: dict[str, Any] | None = Field(description="What changed, or what the runner answered.")
     created_at: str = Field(examples=["2026-01-31T09:00:00.000000Z"])
@@ -133,10 +178,14 @@ class BotRead(BaseModel):
     metadata: dict[str, Any] | None
     meeting_url: str | None = Field(description="null: the event has no link at the moment.")
     bot_name: str
-    state: State
+    state: ShownState = Field(
+        description="`staged`: being handed over to the runner. `joining`: handed over."
+    )
+    events: list[BotEntryRead] = Field(description="Its first entry and the last ones, oldest first.")
+    transcription_state: Literal["not_started"] = Field(description="The runner knows more.")
+    recording_state: Literal["not_started"] = Field(description="The runner knows more.")
     join_at: OutputTime
     deduplication_key: str | None
     calendar_event_id: str | None
-    events: list[BotEntryRead] = Field(description="Its first entry and the last ones, oldest first.")
     created_at: OutputTime
     updated_at: OutputTime

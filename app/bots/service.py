@@ -11,16 +11,22 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
+from sqlalchemy import func
+from sqlalchemy.exc import IntegrityError
+
 from app.bots import lifecycle, repository
 from app.bots.errors import BotNotFound, BotNotScheduled, DeduplicationKeyTaken, EventNotFound
 from app.bots.lifecycle import BotState, Entry, Gone, Step
-from app.bots.repository import BotFilters
+from app.bots.repository import BookableEvent, BotFilters, WholeBot
+from app.bots.runner import drop_nulls, platform_fault
 from app.bots.schemas import BotCreate, BotRead, BotsQuery, BotUpdate
+from app.bots.words import shown_bot, shown_entry_type, shown_state, stored_states
 from app.core.clock import isoformat, utcnow
 from app.core.db import AnySession, ReadSession, Session
 from app.core.errors import InvalidFields
 from app.core.ids import new_id
 from app.core.pagination import Page
+from app.settings import Settings
 from app.webhooks import repository as webhooks
 from app.webhooks.events import BotFacts, Trigger, build_body
 
@@ -33,6 +39,8 @@ _DELIVERIES_AT_ONCE = 500
 _SKEW = timedelta(minutes=1)
 
 _READ_ONLY = "Read-only: it is the event's, and follows it."
+_STAYS_WITH_AN_EVENT = "A bot cannot stop following its event: delete it, and schedule another."
+_OF_STATE = ("calendar_event_id", "meeting_url", "join_at", "metadata")
 
 
 async def get_bot(session: AnySession, project_id: str, bot_id: str) -> BotRead:
@@ -40,12 +48,15 @@ async def get_bot(session: AnySession, project_id: str, bot_id: str) -> BotRead:
     row = await repository.find_bot(session, project_id, bot_id)
     if row is None:
         raise BotNotFound
-    return BotRead(**row)
+    return BotRead(**shown_bot(dict(row)))
 
 
 async def list_bots(session: ReadSession, project_id: str, query: BotsQuery) -> Page[BotRead]:
     """Raises BadQuery for a bad cursor."""
-    states = [*query.states, *([query.state] if query.state is not None else [])]
+    asked = [*query.states, *([query.state] if query.state is not None else [])]
+    states = stored_states(asked)
+    if query.finds_nothing or (asked and not states):
+        return Page([], None, None)
     filters = BotFilters(
         states=states or None,
         calendar_event_id=query.calendar_event_id,
@@ -56,13 +67,13 @@ async def list_bots(session: ReadSession, project_id: str, query: BotsQuery) -> 
         join_after=query.join_at_after,
         join_before=query.join_at_before,
     )
-    page = await repository.list_bots(session, project_id, filters, query.cursor, PAGE_SIZE)
-    return Page([BotRead(**row) for row in page.rows], page.next, page.previous)
+    page = await repository.list_bots(session, project_id, filters, query.cursor, query.rows_of(PAGE_SIZE))
+    return Page([BotRead(**shown_bot(dict(row))) for row in page.rows], page.next, page.previous)
 
 
-async def create_bot(session: Session, project_id: str, body: BotCreate) -> BotRead:
+async def create_bot(session: Session, settings: Settings, project_id: str, body: BotCreate) -> BotRead:
     """Schedules a bot. Raises EventNotFound, InvalidFields, DeduplicationKeyTaken."""
-    meeting_url, join_at = await _meeting(session, project_id, body)
+    meeting_url, join_at = await _meeting(session, settings, project_id, body)
     if body.deduplication_key is not None:
         await repository.release_key(session, project_id, body.deduplication_key)
     bot_id = new_id("bot")
@@ -73,7 +84,7 @@ async def create_bot(session: Session, project_id: str, body: BotCreate) -> BotR
             "project_id": project_id,
             "calendar_event_id": body.calendar_event_id,
             "meeting_url": meeting_url,
-            "join_at": join_at,
+            "join_at": join_at or func.clock_timestamp(),
             "bot_name": body.bot_name,
             "metadata_": body.metadata,
             "deduplication_key": body.deduplication_key,
@@ -86,29 +97,64 @@ async def create_bot(session: Session, project_id: str, body: BotCreate) -> BotR
     return await get_bot(session, project_id, bot_id)
 
 
-async def update_bot(session: Session, project_id: str, bot_id: str, body: BotUpdate) -> BotRead:
-    """Raises BotNotFound, InvalidFields, BotNotScheduled. What is equal to what it was changes nothing."""
+async def update_bot(
+    session: Session, settings: Settings, project_id: str, bot_id: str, body: BotUpdate
+) -> BotRead:
+    """Raises BotNotFound, EventNotFound, InvalidFields, BotNotScheduled, DeduplicationKeyTaken.
+
+    What is equal to what it was changes nothing.
+    """
+    given = body.given()
+    event_id = given.get("calendar_event_id")
+    # The lock of the event's calendar comes before the bot's.
+    event = await repository.lock_event(session, project_id, event_id) if event_id is not None else None
     old = await repository.lock_bot(session, project_id, bot_id)
     if old is None:
         raise BotNotFound
-    given = {name: getattr(body, name) for name in body.model_fields_set}
-    if given.keys() - {"metadata"} and old.state.state != "scheduled":
-        raise BotNotScheduled(old.state.state, "only its metadata can still be changed.")
-    if old.state.calendar_event_id is not None:
+    names = sorted(given.keys() | body.further_settings.keys())
+    if names not in ([], ["metadata"]) and old.state.state != "scheduled":
+        raise BotNotScheduled(shown_state(old.state.state), "only its metadata can still be changed.")
+    if "calendar_event_id" in given and event_id == old.state.calendar_event_id:
+        del given["calendar_event_id"]
+    elif "calendar_event_id" in given and event_id is None:
+        raise InvalidFields.one("calendar_event_id", _STAYS_WITH_AN_EVENT)
+    if event_id is not None or old.state.calendar_event_id is not None:
         refused = [name for name in ("meeting_url", "join_at") if name in given]
         if refused:
             raise InvalidFields({name: [_READ_ONLY] for name in refused})
-    if "join_at" in given:
+    if "calendar_event_id" in given:
+        given["meeting_url"], given["join_at"] = _meeting_of_event(event, settings)
+    elif "join_at" in given:
         _check_join_at(given["join_at"])
-    state_changes = {name: given[name] for name in ("meeting_url", "join_at", "metadata") if name in given}
-    changes = {name: given[name] for name in ("bot_name", "bot_settings") if name in given}
+    if "meeting_url" in given and "calendar_event_id" not in given:
+        _check_platform(given["meeting_url"], settings)
+    state_changes = {name: given[name] for name in _OF_STATE if name in given}
+    changes: dict[str, Any] = {
+        name: given[name] for name in ("bot_name", "deduplication_key") if name in given
+    }
+    bot_settings = drop_nulls({**given.get("bot_settings", old.bot_settings), **body.further_settings})
+    if "bot_settings" in given or body.further_settings:
+        changes["bot_settings"] = bot_settings
     new = replace(old, state=replace(old.state, **state_changes), **changes)
     if new != old:
-        entry = Entry("updated", metadata={"fields": sorted(given)})
-        at = utcnow()
-        await repository.change_bot(session, new, repository.log_entry(entry, at))
-        await _announce(session, [Step(old.state, new.state, entry)], at)
+        await _change(session, old, new, Entry("updated", metadata={"fields": names}))
     return await get_bot(session, project_id, bot_id)
+
+
+async def _change(session: Session, old: WholeBot, new: WholeBot, entry: Entry) -> None:
+    """Writes and announces a change by hand. Raises DeduplicationKeyTaken."""
+    at = utcnow()
+    project_id = old.state.project_id
+    if new.deduplication_key is not None and new.deduplication_key != old.deduplication_key:
+        await repository.release_key(session, project_id, new.deduplication_key)
+    try:
+        await repository.change_bot(session, new, repository.log_entry(entry, at))
+    except IntegrityError as err:
+        # The key's index is the only rule that a change can break; the request's transaction ends with it.
+        raise DeduplicationKeyTaken from err
+    written = await repository.lock_bot(session, project_id, old.state.id)
+    assert written is not None
+    await _announce(session, [Step(old.state, written.state, entry)], at)
 
 
 async def delete_bot(session: Session, project_id: str, bot_id: str) -> None:
@@ -117,7 +163,7 @@ async def delete_bot(session: Session, project_id: str, bot_id: str) -> None:
     if bot is None:
         raise BotNotFound
     if bot.state.state != "scheduled":
-        raise BotNotScheduled(bot.state.state, "only a scheduled bot can be deleted.")
+        raise BotNotScheduled(shown_state(bot.state.state), "only a scheduled bot can be deleted.")
     await take(session, [Step(bot.state, None, Entry("deleted", "requested"))])
 
 
@@ -172,7 +218,7 @@ async def _announce(session: Session, steps: Sequence[Step], at: datetime) -> No
 def _delivery(subscription_id: str, step: Step, entry: Entry, at: datetime) -> dict[str, Any]:
     bot: BotState = step.after or step.before
     idempotency_key = str(uuid4())
-    new_state = step.after.state if step.after is not None else "deleted"
+    new_state = shown_state(step.after.state) if step.after is not None else "deleted"
     return {
         "id": new_id("dlv"),
         "subscription_id": subscription_id,
@@ -187,10 +233,10 @@ def _delivery(subscription_id: str, step: Step, entry: Entry, at: datetime) -> d
             data={
                 "state": new_state,
                 "new_state": new_state,
-                "old_state": step.before.state,
+                "old_state": shown_state(step.before.state),
                 "join_at": isoformat(bot.join_at),
                 "meeting_url": bot.meeting_url,
-                "event_type": entry.type,
+                "event_type": shown_entry_type(entry.type),
                 "event_sub_type": entry.sub_type,
                 "event_metadata": entry.metadata,
                 "created_at": isoformat(at),
@@ -201,26 +247,30 @@ def _delivery(subscription_id: str, step: Step, entry: Entry, at: datetime) -> d
     }
 
 
-async def _meeting(session: Session, project_id: str, body: BotCreate) -> tuple[str, datetime]:
-    """Where and when the bot joins. Raises EventNotFound, InvalidFields."""
+async def _meeting(
+    session: Session, settings: Settings, project_id: str, body: BotCreate
+) -> tuple[str, datetime | None]:
+    """Where and when the bot joins; None: now. Raises EventNotFound, InvalidFields."""
     if body.calendar_event_id is not None:
         given = [name for name in ("meeting_url", "join_at") if getattr(body, name) is not None]
         if given:
             sentence = "Leave it out when calendar_event_id is given: it is the event's, and follows it."
             raise InvalidFields({name: [sentence] for name in given})
-        return await _meeting_of_event(session, project_id, body.calendar_event_id)
+        event = await repository.lock_event(session, project_id, body.calendar_event_id)
+        return _meeting_of_event(event, settings)
     if body.meeting_url is None and body.join_at is None:
         raise InvalidFields.one("non_field_errors", "Give calendar_event_id, or meeting_url and join_at.")
     if body.meeting_url is None:
         raise InvalidFields.one("meeting_url", "This field is required without calendar_event_id.")
+    _check_platform(body.meeting_url, settings)
     if body.join_at is None:
-        raise InvalidFields.one("join_at", "This field is required without calendar_event_id.")
+        return body.meeting_url, None
     _check_join_at(body.join_at)
     return body.meeting_url, body.join_at
 
 
-async def _meeting_of_event(session: Session, project_id: str, event_id: str) -> tuple[str, datetime]:
-    event = await repository.lock_event(session, project_id, event_id)
+def _meeting_of_event(event: BookableEvent | None, settings: Settings) -> tuple[str, datetime]:
+    """Raises EventNotFound, InvalidFields."""
     if event is None:
         raise EventNotFound
     fault: str | None = None
@@ -234,11 +284,19 @@ async def _meeting_of_event(session: Session, project_id: str, event_id: str) ->
         fault = "This event is over."
     elif event.meeting_url is None:
         fault = "This event has no meeting URL."
+    else:
+        fault = platform_fault(event.meeting_url, settings, platform=event.meeting_platform)
     if fault is not None:
         raise InvalidFields.one("calendar_event_id", fault)
     assert event.meeting_url is not None
     assert event.start_time is not None
     return event.meeting_url, event.start_time
+
+
+def _check_platform(meeting_url: str, settings: Settings) -> None:
+    fault = platform_fault(meeting_url, settings)
+    if fault is not None:
+        raise InvalidFields.one("meeting_url", fault)
 
 
 def _check_join_at(join_at: datetime) -> None:

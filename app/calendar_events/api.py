@@ -97,7 +97,7 @@ async def get_calendar_event(session: DbReadSession, project_id: ProjectId, even
     operation_id="create_calendar_event",
     status_code=201,
     response_model=CalendarEventRead,
-    responses=responses(404, 409, 413),
+    responses=responses(404, 409, 413, 429),
 )
 async def create_calendar_event(
     *,

@@ -53,7 +53,7 @@ FIELDS = (
     "original_start_time",
 )
 TIMES = ("start_time", "end_time", "created_at", "updated_at", "original_start_time")
-JSON_TEXTS = ("attendees", "raw", "bots", "organizer")
+JSON_TEXTS = ("attendees", "raw", "organizer")
 
 
 def _selected(event: FromClause, name: str) -> ColumnElement[Any]:

@@ -1,11 +1,13 @@
 """Requests and answers about events (contract 4)."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from app.api.pages import ListQuery, ShortText
 from app.api.schemas import InputModel, InputTime, OutputTime
+from app.bots.schemas import BotRead
 from app.core.addresses import fold_address
 from app.hosted.expand import read_rule
 from app.hosted.schemas import (
@@ -32,6 +34,14 @@ OrderingName = Literal[
 ResponseStatus = Literal["needs_action", "accepted", "tentative", "declined"]
 
 
+def _known_ordering(value: Any) -> Any:
+    if value not in get_args(OrderingName):
+        # The words of Attendee, whose clients may look for them.
+        sentence = f"Invalid ordering. Allowed values: {', '.join(get_args(OrderingName))}"
+        raise PydanticCustomError("whole_sentence", "{sentence}", {"sentence": sentence})
+    return value
+
+
 class CalendarEventsQuery(ListQuery):
     """Times: ISO 8601 with any offset; without one they are UTC."""
 
@@ -46,8 +56,7 @@ class CalendarEventsQuery(ListQuery):
     start_time_gte: InputTime | None = None
     end_time_lte: InputTime | None = None
     is_deleted: bool | None = None
-    ordering: OrderingName = "-updated_at"
-    page_size: Annotated[int, Field(ge=1, le=100)] = 100
+    ordering: Annotated[OrderingName, BeforeValidator(_known_ordering)] = "-updated_at"
 
 
 class AttendeeInput(InputModel):
@@ -158,7 +167,7 @@ class CalendarEventRead(BaseModel):
     ical_uid: str | None
     name: str | None
     raw: dict[str, Any] = Field(description="The provider's own object, long texts cut at 8,000 characters.")
-    bots: list[dict[str, Any]]
+    bots: list[BotRead]
     created_at: OutputTime
     updated_at: OutputTime = Field(
         description="Grows in the order in which changes become visible: keep the largest one seen, and ask for "

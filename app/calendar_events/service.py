@@ -6,6 +6,7 @@ from typing import Any
 import orjson
 from sqlalchemy import Row
 
+from app.bots.words import shown_bot
 from app.calendar_events import repository
 from app.calendar_events.repository import FIELDS, JSON_TEXTS, TIMES
 from app.calendar_events.schemas import CalendarEventsQuery
@@ -16,6 +17,8 @@ from app.core.db import AnySession, ReadSession
 from app.core.errors import BadQuery, InvalidFields, NotFound
 from app.core.pagination import Page
 from app.itip.export import ExportedEvent, ExportedPerson
+
+PAGE_SIZE = 100
 
 _PROVIDERS = {"google": "Google", "microsoft": "Microsoft", "ics": "its iCal feed"}
 
@@ -31,6 +34,8 @@ async def list_events(session: ReadSession, project_id: str, query: CalendarEven
     Over a whole project, changes that an older one in flight could still undercut are held back
     (app/calendar_events/visibility.py); within a calendar there are none.
     """
+    if query.finds_nothing:
+        return Page([], None, None)
     of_one_calendar = query.calendar_id or query.calendar_deduplication_key or query.event_id
     updated_from = [at for at in (query.updated_after, query.updated_at_gte) if at is not None]
     given = {
@@ -51,7 +56,7 @@ async def list_events(session: ReadSession, project_id: str, query: CalendarEven
         filters,
         ordering_name=query.ordering,
         cursor_text=query.cursor,
-        limit=query.page_size,
+        limit=query.rows_of(PAGE_SIZE),
     )
 
 
@@ -116,6 +121,7 @@ def event_body(row: Row[Any]) -> dict[str, Any]:
         text = body[name]
         if text is not None:
             body[name] = orjson.Fragment(text)
+    body["bots"] = [shown_bot(bot) for bot in orjson.loads(row.bots)]
     return body
 
 

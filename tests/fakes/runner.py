@@ -4,10 +4,12 @@
     async with serve(runner) as url:
         ...  # POST {url}/api/v1/bots, GET {url}/api/v1/bots?deduplication_key=...
 
-Like the real one it refuses a time to join in the past, and a second bot with the deduplication key of a first.
+Like the real one it refuses a time to join in the past, a second bot with the deduplication key of a first, settings
+that are null, names with emoji, and links of services that it does not know.
 """
 
 import asyncio
+import re
 import socket
 import struct
 from collections import deque
@@ -15,11 +17,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import orjson
 
 from app.core.clock import utcnow
 from app.core.ids import new_id
+
+_HOSTS = re.compile(r"(^|\.)(zoom\.us|meet\.google\.com|teams\.(microsoft|live)\.com)$")
 
 Duplicates = Literal["refused", "conflict", "same"]
 
@@ -137,6 +142,13 @@ class FakeRunner:
         for name in ("meeting_url", "bot_name"):
             if not body.get(name):
                 return 400, {name: ["This field is required."]}
+        for name, value in body.items():
+            if _has_null(value):
+                return 400, {name: ["This field may not be null."]}
+        if len(body["bot_name"]) > 255 or any(ord(character) > 0xFFFF for character in body["bot_name"]):
+            return 400, {"bot_name": ["Not a name."]}
+        if not _HOSTS.search(urlsplit(body["meeting_url"]).hostname or ""):
+            return 400, {"meeting_url": ["Invalid meeting URL"]}
         join_at = body.get("join_at")
         if join_at is not None and datetime.fromisoformat(join_at) < utcnow():
             return 400, {"join_at": ["join_at cannot be in the past"]}
@@ -158,6 +170,11 @@ class FakeRunner:
         }
         self.bots.append(bot)
         return 201, bot
+
+
+def _has_null(value: Any) -> bool:
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return value is None or any(_has_null(child) for child in children)
 
 
 async def _json(send: Any, status: int, document: Any) -> None:

@@ -226,7 +226,7 @@ async def test_a_disconnected_calendar_loses_its_scheduled_bots(
     await google.sync()
     assert (await google.row()).state == "disconnected"
     assert [await bots.is_gone(bot_id) for bot_id in scheduled] == [True] * 3
-    assert (await bots.get(launched))["state"] == "launched"
+    assert (await bots.get(launched))["state"] == "joining"
     assert (await bots.get(by_hand))["state"] == "scheduled"
     told = await bots.told()
     assert sorted(message["bot_id"] for message in told) == sorted(scheduled)
@@ -254,7 +254,7 @@ async def test_a_deleted_calendar_takes_its_scheduled_bots_with_it(
     assert (await api.delete(f"/api/v1/calendars/{google.id}")).status_code == 200
     assert await bots.is_gone(scheduled)
     bot = await bots.get(launched)
-    assert (bot["state"], bot["calendar_event_id"]) == ("launched", event_id)
+    assert (bot["state"], bot["calendar_event_id"]) == ("joining", event_id)
     (told,) = await bots.told()
     assert told["bot_id"] == scheduled
     assert told["calendar_id"] == google.id

@@ -171,11 +171,49 @@ async def test_a_due_bot_is_handed_over_with_everything_the_runner_needs(
     assert entry_types(bot) == ["launching", "launched"]
     assert bot.events[1]["metadata"] == {"runner_bot_id": runner.bots[0]["id"]}
     assert [(data["old_state"], data["new_state"]) for data in await told(sessions)] == [
-        ("scheduled", "launching"),
-        ("launching", "launched"),
+        ("scheduled", "staged"),
+        ("staged", "joining"),
     ]
     assert (await load(early)).state == "scheduled"
     assert await launch_due(launcher) == []
+
+
+async def test_settings_that_the_first_release_stored_are_handed_over_without_nulls(
+    launcher: Launcher, runner: FakeRunner, add_bot, load
+) -> None:
+    stored = {
+        "recording_settings": {"format": "mp4", "view": None},
+        "webhooks": None,
+        "callback_settings": {},
+    }
+    bot_id = await add_bot(bot_settings=stored)
+    await launch_due(launcher)
+    assert (await load(bot_id)).state == "launched"
+    (request,) = runner.posts
+    assert request.body["recording_settings"] == {"format": "mp4"}
+    assert request.body["callback_settings"] == {}
+    assert "webhooks" not in request.body
+
+
+async def test_what_is_accepted_at_once_the_runner_takes(
+    api, launcher: Launcher, runner: FakeRunner, load
+) -> None:
+    body = {
+        "bot_name": " Ada \u263a ",
+        "meeting_url": "https://us02web.zoom.us/j/12345",
+        "recording_settings": {"format": None, "views": [{"a": None, "b": 1}]},
+        "transcription_settings": {"deepgram": {"language": None}},
+        "bot_image": None,
+    }
+    answer = await api.post("/api/v1/bots", json=body)
+    assert answer.status_code == 201
+    await launch_due(launcher)
+    bot = (await api.get(f"/api/v1/bots/{answer.json()['id']}")).json()
+    assert bot["state"] == "joining"
+    (request,) = runner.posts
+    assert "join_at" not in request.body, "it joins now"
+    assert request.body["transcription_settings"] == {"deepgram": {}}
+    assert [entry["type"] for entry in bot["events"]] == ["scheduled", "staged", "join_requested"]
 
 
 async def test_no_transaction_is_open_while_the_runner_is_called(
@@ -344,7 +382,7 @@ async def test_what_may_pass_is_tried_again(
         assert bot.state == "launched"
         assert len(runner.posts) == 3
         assert entry_types(bot) == ["launching", "launch_failed", "launch_failed", "launched"]
-        assert [data["new_state"] for data in await told(sessions)][-2:] == ["launching", "launched"]
+        assert [data["new_state"] for data in await told(sessions)][-2:] == ["staged", "joining"]
     assert len(await told(sessions)) == 14
 
 
@@ -422,7 +460,7 @@ async def test_attempts_end_five_minutes_after_the_time_to_join(
     assert (bot.state, bot.holds_key) == ("fatal_error", False)
     assert bot.events[-1]["sub_type"] == "runner_unreachable"
     assert bot.events[-1]["metadata"]["status_code"] == 503
-    assert [data["new_state"] for data in await told(sessions)] == ["launching", "fatal_error"]
+    assert [data["new_state"] for data in await told(sessions)] == ["staged", "fatal_error"]
     assert await launch_due(launcher) == []
 
 
@@ -463,7 +501,7 @@ async def test_without_a_runner_the_webhook_is_the_hand_over_exactly_once(
         bot = await load(bot_id)
         assert (bot.state, bot.next_attempt_at, bot.lease_token) == ("launching", None, None)
         assert entry_types(bot) == ["launching"]
-    assert [data["new_state"] for data in await told(sessions)] == ["launching"] * 30
+    assert [data["new_state"] for data in await told(sessions)] == ["staged"] * 30
 
 
 async def test_a_bot_without_a_link_waits_and_is_given_up_in_the_end(
@@ -694,6 +732,6 @@ async def test_a_worker_launches_and_tells(
         bot = (await api.post("/api/v1/bots", json=body)).json()
         received = await receiver.wait_for(2)
     states = sorted(request.verify(secret)["data"]["new_state"] for request in received)
-    assert states == ["launched", "launching"]
-    assert (await api.get(f"/api/v1/bots/{bot['id']}")).json()["state"] == "launched"
+    assert states == ["joining", "staged"]
+    assert (await api.get(f"/api/v1/bots/{bot['id']}")).json()["state"] == "joining"
     assert [made["deduplication_key"] for made in runner.bots] == [bot["id"]]

@@ -17,7 +17,7 @@ URL = "/api/v1/bots"
 LINK = "https://zoom.us/j/5551112222?pwd=hidden-1"
 FIELDS = {
     "id", "metadata", "meeting_url", "bot_name", "state", "join_at", "deduplication_key", "calendar_event_id",
-    "events", "created_at", "updated_at",
+    "events", "transcription_state", "recording_state", "created_at", "updated_at",
 }  # fmt: skip
 
 
@@ -113,7 +113,7 @@ async def test_a_bot_of_an_event_has_the_events_link_and_start(api, add_event) -
     assert (await api.get(f"{URL}/{bot['id']}")).json() == bot
 
 
-async def test_an_event_shows_its_bots_without_their_logs(api, add_event) -> None:
+async def test_an_event_shows_its_bots_as_they_are(api, add_event) -> None:
     event_id = await add_event()
     bare = (await api.get(f"/api/v1/calendar_events/{event_id}")).json()
     assert bare["bots"] == []
@@ -123,9 +123,8 @@ async def test_an_event_shows_its_bots_without_their_logs(api, add_event) -> Non
     ]
     await add_event()
     listed = (await api.get("/api/v1/calendar_events", params={"ordering": "created_at"})).json()["results"]
-    for bot in bots:
-        del bot["events"]
     assert [event["bots"] for event in listed] == [bots, []]
+    assert (await api.get(f"/api/v1/calendar_events/{event_id}")).json()["bots"] == bots
 
 
 async def test_a_bot_by_hand_needs_a_link_and_a_time(api) -> None:
@@ -133,12 +132,12 @@ async def test_a_bot_by_hand_needs_a_link_and_a_time(api) -> None:
     bot = await create(api, join_at=(at + timedelta(hours=2)).strftime("%Y-%m-%dT%H:%M:%S+02:00"))
     assert bot["join_at"] == isoformat(at)
     assert bot["calendar_event_id"] is None
-    for missing, field in (("meeting_url", "meeting_url"), ("join_at", "join_at"), ("bot_name", "bot_name")):
+    for missing in ("meeting_url", "bot_name"):
         body = by_hand()
         del body[missing]
         answer = await api.post(URL, json=body)
         assert answer.status_code == 400
-        assert list(answer.json()) == [field]
+        assert list(answer.json()) == [missing]
     answer = await api.post(URL, json={"bot_name": "x"})
     assert answer.json() == {"non_field_errors": ["Give calendar_event_id, or meeting_url and join_at."]}
 
@@ -187,13 +186,13 @@ async def test_no_bot_is_scheduled_on_a_disconnected_calendar(api, add_event, se
 async def test_bad_fields_are_named(api) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"bot_name": " "}, "bot_name"),
-        ({"bot_name": 7}, "bot_name"),
-        ({"bot_name": "x" * 301}, "bot_name"),
+        ({"bot_name": True}, "bot_name"),
+        ({"bot_name": "x" * 256}, "bot_name"),
         ({"meeting_url": "zoom.us/j/1"}, "meeting_url"),
         ({"meeting_url": "ftp://zoom.us/j/1"}, "meeting_url"),
         ({"meeting_url": "https://"}, "meeting_url"),
         ({"meeting_url": "https://zoom.us/a b"}, "meeting_url"),
-        ({"meeting_url": "https://zoom.us/\n"}, "meeting_url"),
+        ({"meeting_url": "https://zoom.us/\nx"}, "meeting_url"),
         ({"meeting_url": "https://[bad"}, "meeting_url"),
         ({"meeting_url": "https://zoom.us/" + "x" * 4096}, "meeting_url"),
         ({"join_at": "soon"}, "join_at"),
@@ -201,7 +200,7 @@ async def test_bad_fields_are_named(api) -> None:
         ({"join_at": 17}, "join_at"),
         ({"metadata": {}}, "metadata"),
         ({"metadata": {"a": 1}}, "metadata"),
-        ({"deduplication_key": ""}, "deduplication_key"),
+        ({"deduplication_key": True}, "deduplication_key"),
         ({"bot_settings": []}, "bot_settings"),
         ({"recording_settings": {"a": "\x00"}}, "recording_settings"),
     ]
@@ -225,7 +224,7 @@ async def test_further_fields_are_kept_and_never_shown(api, sessions) -> None:
     assert set(bot) == FIELDS
     async with sessions() as session:
         kept = await session.scalar(select(Bot.bot_settings))
-    assert kept == {"a": 1, "recording_settings": {"format": "mp4"}, "transcription_settings": None}
+    assert kept == {"a": 1, "recording_settings": {"format": "mp4"}}
 
 
 async def test_of_simultaneous_requests_with_one_key_one_wins(api, sessions) -> None:
@@ -309,9 +308,9 @@ async def test_delete_unschedules_and_only_that(api, sessions, project) -> None:
     assert b'"event_sub_type":"requested"' in told.body
     assert b'"state":"deleted"' in told.body
     assert b'"bot_metadata":{"user":"1"}' in told.body
-    for state in ("launching", "launched", "fatal_error"):
+    for stored, state in (("launching", "staged"), ("launched", "joining"), ("fatal_error", "fatal_error")):
         kept = await create(api)
-        await set_state(sessions, kept["id"], state)
+        await set_state(sessions, kept["id"], stored)
         answer = await api.delete(f"{URL}/{kept['id']}")
         assert answer.status_code == 400
         assert state in answer.json()["non_field_errors"][0]
@@ -361,8 +360,7 @@ async def test_a_bot_of_an_event_keeps_the_events_link_and_time(api, add_event) 
 async def test_bad_changes_are_named(api) -> None:
     bot = await create(api)
     changes: list[dict[str, Any]] = [
-        {"calendar_event_id": None},
-        {"deduplication_key": "x"},
+        {"deduplication_key": True},
         {"bot_name": None},
         {"bot_name": ""},
         {"join_at": None},
@@ -371,7 +369,7 @@ async def test_bad_changes_are_named(api) -> None:
         {"meeting_url": "nothing"},
         {"bot_settings": None},
         {"metadata": {}},
-        {"recording_settings": {}},
+        {"recording_settings": {"a": [1, None]}},
     ]
     for change in changes:
         answer = await api.patch(f"{URL}/{bot['id']}", json=change)
@@ -386,16 +384,16 @@ async def test_past_scheduled_only_the_metadata_changes_and_a_hand_over_goes_on(
     await set_state(sessions, bot["id"], "launching", **lease)
     answer = await api.patch(f"{URL}/{bot['id']}", json={"bot_name": "y"})
     assert answer.status_code == 400
-    assert "launching" in answer.json()["non_field_errors"][0]
+    assert "staged" in answer.json()["non_field_errors"][0]
     answer = await api.patch(f"{URL}/{bot['id']}", json={"metadata": {"user": "3"}})
     assert answer.json()["metadata"] == {"user": "3"}
-    assert answer.json()["state"] == "launching"
+    assert answer.json()["state"] == "staged"
     async with sessions() as session:
         row = (await session.scalars(select(Bot))).one()
     assert {name: getattr(row, name) for name in lease} == lease
 
 
-async def test_lists_are_filtered_and_paged_newest_first(api, sessions, add_event) -> None:
+async def test_lists_are_filtered_and_paged_oldest_first(api, sessions, add_event) -> None:
     event_id = await add_event()
     of_event = (
         await api.post(URL, json={"calendar_event_id": event_id, "bot_name": "e", "deduplication_key": "k"})
@@ -403,13 +401,16 @@ async def test_lists_are_filtered_and_paged_newest_first(api, sessions, add_even
     bots = [await create(api, join_at=isoformat(in_hours(100 + n)), bot_name=f"{n}") for n in range(30)]
     await set_state(sessions, bots[3]["id"], "launched")
     page = (await api.get(URL)).json()
-    assert [bot["bot_name"] for bot in page["results"]] == [f"{n}" for n in range(29, 4, -1)]
+    assert [bot["bot_name"] for bot in page["results"]] == ["e", *(f"{n}" for n in range(24))]
     assert page["previous"] is None
-    await create(api)
+    await api.delete(f"{URL}/{of_event['id']}")
+    of_event = await create(
+        api, calendar_event_id=event_id, meeting_url="", join_at="", deduplication_key="k"
+    )
     rest = (await api.get(page["next"])).json()
-    assert [bot["bot_name"] for bot in rest["results"]] == [*(f"{n}" for n in range(4, -1, -1)), "e"]
+    assert [bot["bot_name"] for bot in rest["results"]] == [*(f"{n}" for n in range(24, 30)), "Notetaker"]
     assert rest["next"] is None
-    assert (await api.get(rest["previous"])).json()["results"] == page["results"]
+    assert (await api.get(rest["previous"])).json()["results"] == page["results"][1:]
 
     async def listed(**query):
         answer = await api.get(URL, params=query)
@@ -417,13 +418,16 @@ async def test_lists_are_filtered_and_paged_newest_first(api, sessions, add_even
         return [bot["id"] for bot in answer.json()["results"]]
 
     at = bots[10]["join_at"]
-    after = [bot["id"] for bot in bots[:9:-1]]
+    after = [bot["id"] for bot in bots[10:]]
     assert await listed(calendar_event_id=event_id) == [of_event["id"]]
     assert await listed(deduplication_key="k") == [of_event["id"]]
-    assert await listed(state="launched") == [bots[3]["id"]]
-    assert await listed(states=["launched", "fatal_error"]) == [bots[3]["id"]]
+    assert await listed(state="joining") == [bots[3]["id"]]
+    assert await listed(states=["joining", "fatal_error"]) == [bots[3]["id"]]
+    assert await listed(state="launched") == [bots[3]["id"]], "the first release's word"
+    assert await listed(state="staged") == []
+    assert await listed(state="ended") == await listed(states=["waiting_room", "ready"]) == []
     assert await listed(join_at_gte=at) == after
-    assert await listed(join_at_after=at) == after[:-1]
+    assert await listed(join_at_after=at) == after[1:]
     assert await listed(join_at_lte=at, join_at_gte=at) == [bots[10]["id"]]
     assert await listed(join_at_gte=at, join_at_before=at) == []
     assert await listed(meeting_url="https://none.example") == []
@@ -466,3 +470,159 @@ async def test_a_bot_waits_for_a_sync_that_is_changing_its_event(api, add_event,
 
 async def test_without_a_key_there_is_no_answer(api) -> None:
     assert (await api.get(URL, headers={"Authorization": ""})).status_code == 401
+
+
+async def test_states_and_log_are_told_in_attendees_words(api, add_event, sessions) -> None:
+    """Rows of the first release, and of its workers during an upgrade, included."""
+    event_id = await add_event()
+    bot = (await api.post(URL, json={"calendar_event_id": event_id, "bot_name": "x"})).json()
+    assert (bot["state"], bot["transcription_state"], bot["recording_state"]) == (
+        "scheduled",
+        "not_started",
+        "not_started",
+    )
+    log = [
+        {"type": word, "sub_type": None, "metadata": None, "created_at": "t"}
+        for word in ("scheduled", "launching", "launched")
+    ]
+    for stored, shown in (("launching", "staged"), ("launched", "joining"), ("fatal_error", "fatal_error")):
+        await set_state(sessions, bot["id"], stored, events=log)
+        told = (await api.get(f"{URL}/{bot['id']}")).json()
+        assert told["state"] == shown
+        assert [entry["type"] for entry in told["events"]] == ["scheduled", "staged", "join_requested"]
+        assert (await api.get(URL)).json()["results"] == [told]
+        assert (await api.get(f"/api/v1/calendar_events/{event_id}")).json()["bots"] == [told]
+
+
+async def test_without_a_time_a_bot_joins_now(api, sessions) -> None:
+    before = utcnow() - timedelta(seconds=5)
+    body = by_hand()
+    del body["join_at"]
+    bot = (await api.post(URL, json=body)).json()
+    assert isoformat(before) < bot["join_at"] < isoformat(utcnow() + timedelta(seconds=5))
+    answer = await api.post(URL, json=by_hand(join_at=""))
+    assert list(answer.json()) == ["join_at"], "an empty time is a slip"
+
+
+async def test_empty_texts_count_as_absent(api, add_event) -> None:
+    event_id = await add_event()
+    bot = await create(api, calendar_event_id=event_id, meeting_url="", join_at="", deduplication_key=" ")
+    assert (bot["calendar_event_id"], bot["deduplication_key"]) == (event_id, None)
+    assert (await create(api, calendar_event_id=""))["calendar_event_id"] is None
+    changed = await api.patch(
+        f"{URL}/{bot['id']}", json={"meeting_url": "", "join_at": "", "calendar_event_id": event_id}
+    )
+    assert changed.json() == bot
+
+
+async def test_numbers_become_texts_and_texts_are_trimmed(api) -> None:
+    bot = await create(api, bot_name=42, deduplication_key=42)
+    assert (bot["bot_name"], bot["deduplication_key"]) == ("42", "42")
+    answer = await api.post(URL, json=by_hand(deduplication_key=" 42 "))
+    assert list(answer.json()) == ["deduplication_key"], "the same key"
+    other = await create(api, bot_name="  Ada ", meeting_url=f" {LINK} ")
+    assert (other["bot_name"], other["meeting_url"]) == ("Ada", LINK)
+
+
+async def test_a_meeting_that_the_runner_cannot_join_is_refused(api, add_event) -> None:
+    refused = (
+        "https://acme.webex.com/meet/ada",
+        "https://meet.example.com/x",
+        "https://zoom.us.example.com/j/1",
+    )
+    for url in refused:
+        answer = await api.post(URL, json=by_hand(meeting_url=url))
+        assert answer.status_code == 400, url
+        assert "google_meet, teams, zoom" in answer.json()["meeting_url"][0]
+        event_id = await add_event(meeting_url=url)
+        answer = await api.post(URL, json={"bot_name": "x", "calendar_event_id": event_id})
+        assert "google_meet, teams, zoom" in answer.json()["calendar_event_id"][0]
+    # The host decides: Attendee joins codes of any form.
+    for url in (
+        "https://meet.google.com/abc-def-ghi",
+        "https://acme.zoom.us/j/12345",
+        "https://teams.live.com/meet/123456789",
+    ):
+        bot = await create(api, meeting_url=url)
+        answer = await api.patch(f"{URL}/{bot['id']}", json={"meeting_url": refused[0]})
+        assert list(answer.json()) == ["meeting_url"]
+
+
+@pytest.mark.settings(bot_runner_platforms="Webex")
+async def test_the_operator_says_what_the_runner_joins(api) -> None:
+    await create(api, meeting_url="https://acme.webex.com/meet/ada")
+    answer = await api.post(URL, json=by_hand())
+    assert answer.json()["meeting_url"][0].endswith("it joins webex (BOT_RUNNER_PLATFORMS).")
+
+
+async def test_what_the_runner_refuses_is_refused_or_left_out_at_once(api, sessions) -> None:
+    answer = await api.post(URL, json=by_hand(bot_name="Ada \U0001f916"))
+    assert "emoji" in answer.json()["bot_name"][0]
+    await create(
+        api,
+        bot_settings={"a": None, "b": {"c": None, "d": 0, "e": {}}},
+        recording_settings={"f": [{"g": None, "h": False}]},
+        automatic_leave_settings=None,
+    )
+    async with sessions() as session:
+        kept = await session.scalar(select(Bot.bot_settings))
+    assert kept == {"b": {"d": 0, "e": {}}, "recording_settings": {"f": [{"h": False}]}}
+    for fields in ({"bot_settings": {"a": [None]}}, {"recording_settings": {"a": {"b": [[None]]}}}):
+        answer = await api.post(URL, json=by_hand(**fields))
+        assert list(answer.json()) == list(fields), answer.text
+
+
+async def test_a_change_takes_what_creating_takes(api, sessions, add_event, project) -> None:
+    await subscribe(sessions, project.id)
+    bot = await create(api, bot_settings={"a": 1, "b": {"c": 2}}, deduplication_key="k")
+    path = f"{URL}/{bot['id']}"
+    answer = await api.patch(
+        path, json={"recording_settings": {"format": "mp3", "x": None}, "a": None, "deduplication_key": "l"}
+    )
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["deduplication_key"] == "l"
+    fields = ["a", "deduplication_key", "recording_settings"]
+    assert answer.json()["events"][-1]["metadata"] == {"fields": fields}
+    async with sessions() as session:
+        assert await session.scalar(select(Bot.bot_settings)) == {
+            "b": {"c": 2},
+            "recording_settings": {"format": "mp3"},
+        }
+    again = await api.patch(path, json={"recording_settings": {"format": "mp3"}, "deduplication_key": "l"})
+    assert again.json() == answer.json(), "nothing changed"
+
+    await create(api, deduplication_key="k")
+    taken = await api.patch(path, json={"deduplication_key": "k"})
+    assert (taken.status_code, list(taken.json())) == (400, ["deduplication_key"])
+    assert (await api.get(path)).json() == answer.json()
+
+    start = in_hours(50)
+    event_id = await add_event(
+        start_time=start, end_time=in_hours(51), meeting_url="https://meet.google.com/abc-defg-hij"
+    )
+    moved = (await api.patch(path, json={"calendar_event_id": event_id})).json()
+    assert (moved["calendar_event_id"], moved["join_at"]) == (event_id, isoformat(start))
+    assert moved["meeting_url"] == "https://meet.google.com/abc-defg-hij"
+    told = (await deliveries(sessions))[-1].body
+    assert f'"calendar_event_id":"{event_id}"'.encode() in told
+    assert (await api.patch(path, json={"calendar_event_id": event_id})).json() == moved
+    for event, status in (
+        (None, 400),
+        ("evt_0000000000000000", 404),
+        (await add_event(is_deleted=True), 400),
+    ):
+        refused = await api.patch(path, json={"calendar_event_id": event})
+        assert refused.status_code == status
+    assert (await api.get(path)).json() == moved
+    await set_state(sessions, bot["id"], "launched")
+    late = await api.patch(path, json={"recording_settings": {}})
+    assert "joining" in late.json()["non_field_errors"][0]
+
+
+async def test_a_key_of_a_finished_bot_can_be_taken_over_by_a_change(api, sessions) -> None:
+    old, new = await create(api, deduplication_key="k"), await create(api)
+    await set_state(sessions, old["id"], "launched", join_at=in_hours(-9))
+    answer = await api.patch(f"{URL}/{new['id']}", json={"deduplication_key": "k"})
+    assert answer.json()["deduplication_key"] == "k"
+    cleared = await api.patch(f"{URL}/{new['id']}", json={"deduplication_key": None})
+    assert cleared.json()["deduplication_key"] is None

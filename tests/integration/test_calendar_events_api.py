@@ -228,7 +228,6 @@ async def test_a_client_that_asks_updated_after_gets_what_is_at_or_after_it(api,
             made[3],
         ]
     assert await ids(api, updated_after=since, updated_at_gte="2026-01-01T12:00:00.000003Z") == [made[3]]
-    assert await ids(api, updated_after="") == made[::-1]
 
 
 async def test_times_in_queries_may_have_any_offset_or_none(api, calendar_id, add_events):
@@ -288,9 +287,14 @@ BAD_QUERIES = [
     ("start_time_gte=0001-01-01T00:00:00%2B14:00", "start_time_gte: The date is out of range."),
     ("end_time_lte=" + "1" * 50, f"end_time_lte: {NO_TIME}"),
     ("is_deleted=maybe", "is_deleted: Not a boolean."),
-    ("ordering=name", "ordering: Input should be "),
+    (
+        "ordering=name",
+        "Invalid ordering. Allowed values: -updated_at, updated_at, start_time, -start_time, end_time, -end_time, ",
+    ),
+    ("ordering=", "Invalid ordering. Allowed values: "),
+    ("updated_after=", f"updated_after: {NO_TIME}"),
+    ("end_time_lte=", f"end_time_lte: {NO_TIME}"),
     ("page_size=0", "page_size: Input should be greater than or equal to 1."),
-    ("page_size=101", "page_size: Input should be less than or equal to 100."),
     ("page_size=x", "page_size: Not an integer."),
     ("calendar_id=a%00b", "query: NUL characters are not allowed."),
     ("calendar_id%00=a", "query: NUL characters are not allowed."),

@@ -1,4 +1,4 @@
-"""The filters of calendars and bots read what an index leads to: few that fit, behind 20,000 newer ones that do not."""
+"""The filters of calendars and bots read what an index leads to: few that fit, behind 20,000 that do not."""
 
 import asyncpg
 import orjson
@@ -17,8 +17,8 @@ INSERT INTO calendars (id, project_id, platform, state, created_at)
            CASE WHEN n < 4 THEN 'disconnected' ELSE 'connected' END, now() + n * interval '1 second'
     FROM generate_series(0, 19999) n;
 INSERT INTO bots (id, project_id, bot_name, state, meeting_url, join_at, created_at)
-    SELECT 'bot_' || n, '{project}', 'b', CASE WHEN n < 2 THEN 'fatal_error' WHEN n < 4 THEN 'scheduled' ELSE 'launched' END,
-           CASE WHEN n < 3 THEN 'https://meet.example/' || repeat('a', 4000) ELSE 'https://meet.example/' || n END,
+    SELECT 'bot_' || n, '{project}', 'b', CASE WHEN n > 19997 THEN 'fatal_error' WHEN n > 19995 THEN 'scheduled' ELSE 'launched' END,
+           CASE WHEN n > 19996 THEN 'https://meet.example/' || repeat('a', 4000) ELSE 'https://meet.example/' || n END,
            '2026-01-01T00:00:00Z'::timestamptz + n * interval '1 minute', now() + n * interval '1 second'
     FROM generate_series(0, 19999) n;
 ANALYZE calendars; ANALYZE bots;
@@ -63,6 +63,7 @@ def looked_at(node):
 
 
 NEWEST = [f"{n}" for n in range(19999, 19974, -1)]
+OLDEST = [f"{n}" for n in range(25)]
 
 
 async def test_filters_of_calendars_are_index_bound(filled, sessions, project):
@@ -82,15 +83,16 @@ async def test_filters_of_calendars_are_index_bound(filled, sessions, project):
 
 
 async def test_filters_of_bots_are_index_bound(filled, sessions, project):
-    old_link = "https://meet.example/" + "a" * 4000
+    new_link = "https://meet.example/" + "a" * 4000
     for query, expected in (
-        ({}, NEWEST),
-        ({"state": "fatal_error"}, ["1", "0"]),
-        ({"states": ["fatal_error", "scheduled"]}, ["3", "2", "1", "0"]),
-        ({"meeting_url": old_link}, ["2", "1", "0"]),
-        ({"meeting_url": old_link, "state": "scheduled"}, ["2"]),
-        ({"join_at_lte": "2026-01-01T00:02:00Z"}, ["2", "1", "0"]),
-        ({"join_at_lte": "2026-01-01T00:02:00Z", "state": "scheduled"}, ["2"]),
+        ({}, OLDEST),
+        ({"state": "joining"}, OLDEST),
+        ({"state": "fatal_error"}, ["19998", "19999"]),
+        ({"states": ["fatal_error", "scheduled"]}, ["19996", "19997", "19998", "19999"]),
+        ({"meeting_url": new_link}, ["19997", "19998", "19999"]),
+        ({"meeting_url": new_link, "state": "scheduled"}, ["19997"]),
+        ({"join_at_lte": "2026-01-01T00:02:00Z"}, ["0", "1", "2"]),
+        ({"join_at_lte": "2026-01-01T00:02:00Z", "state": "joining"}, ["0", "1", "2"]),
     ):
         async with reading(sessions) as session:
             asked = BotsQuery(**query)
