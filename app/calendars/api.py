@@ -152,9 +152,13 @@ async def list_remote_calendars(
     return RemoteCalendarsRead(results=results)
 
 
-async def _known_calendar(session: DbSession, project_id: ProjectId, calendar_id: CalendarId) -> str:
-    """Before the body is read: of an unknown calendar no body is right, so that it is a 404 whatever was sent."""
-    await service.require_calendar(session, project_id, calendar_id)
+async def _known_calendar(state: AppState, project_id: ProjectId, calendar_id: CalendarId) -> str:
+    """Before the body is read: of an unknown calendar no body is right, so that it is a 404 whatever was sent.
+
+    In a session of its own, since Messages may be asked before the request's transaction begins.
+    """
+    async with reading(state.read_sessions) as session:
+        await service.require_calendar(session, project_id, calendar_id)
     return calendar_id
 
 
@@ -164,7 +168,7 @@ async def update_calendar(
     session: DbSession,
     state: AppState,
     project_id: ProjectId,
-    calendar_id: Annotated[str, Depends(_known_calendar, scope="function")],
+    calendar_id: Annotated[str, Depends(_known_calendar)],
     body: CalendarUpdate,
     background_tasks: BackgroundTasks,
 ) -> CalendarRead:

@@ -403,6 +403,7 @@ async def test_lists_are_filtered_and_paged_oldest_first(api, sessions, add_even
     page = (await api.get(URL)).json()
     assert [bot["bot_name"] for bot in page["results"]] == ["e", *(f"{n}" for n in range(24))]
     assert page["previous"] is None
+    assert (await api.get(URL, params={"page_size": "500"})).json()["results"] == page["results"]
     await api.delete(f"{URL}/{of_event['id']}")
     of_event = await create(
         api, calendar_event_id=event_id, meeting_url="", join_at="", deduplication_key="k"
