@@ -88,7 +88,13 @@ _LASTING = frozenset(
     {"address_refused", "answer_too_large", "feed_too_large", "feed_too_complex", "too_many_redirects"}
 )
 # Our own doing, or about this one calendar alone: says nothing about its platform.
-_NOT_THE_PLATFORMS = _LASTING | {"internal_error", "cursor_expired_again", "mailbox_moving", "seal_broken"}
+_NOT_THE_PLATFORMS = _LASTING | {
+    "cursor_expired_again",
+    "feed_reader_died",
+    "internal_error",
+    "mailbox_moving",
+    "seal_broken",
+}
 # A cursor that expires again so soon after a full round would have us list everything again and again.
 _FULL_ROUND_AGAIN_AFTER = timedelta(minutes=10)
 
@@ -180,8 +186,9 @@ class SyncEngine:
         started = time.perf_counter()
         attempt = _Attempt(claim)
         outcome = "ok"
+        within = asyncio.timeout(_SYNC_WITHIN_SECONDS)
         try:
-            async with self._kept_lease(claim), asyncio.timeout(_SYNC_WITHIN_SECONDS):
+            async with self._kept_lease(claim), within:
                 if not await self._sync(attempt):
                     outcome = "held"
         except LeaseLost:
@@ -197,14 +204,15 @@ class SyncEngine:
         except ProviderError as err:
             outcome = err.code
             await self._fail(attempt, err)
-        except TimeoutError:
-            outcome = "timeout"
-            await self._fail(attempt, Unavailable("The sync took too long.", code="timeout"))
         except Exception as err:
-            # One bad calendar must not hold up the others.
-            outcome = "internal_error"
-            log.exception("sync_crashed")
-            fault = Unavailable(f"Internal error: {type(err).__name__}.", code="internal_error")
+            # One bad calendar must not hold up the others. Another TimeoutError than ours is the database's.
+            if isinstance(err, TimeoutError) and within.expired():
+                outcome = "timeout"
+                fault = Unavailable("The sync took too long.", code=outcome)
+            else:
+                outcome = "internal_error"
+                log.exception("sync_crashed")
+                fault = Unavailable(f"Internal error: {type(err).__name__}.", code=outcome)
             await self._fail(attempt, fault)
         finally:
             metrics.SYNC_SECONDS.labels(claim.platform, outcome).observe(time.perf_counter() - started)
@@ -248,6 +256,7 @@ class SyncEngine:
         if breaker == "ready" and await self._breakers.take_probe(scope, claim.project_id):
             attempt.is_probe = True
             return True
+        is_held = False
         async with transaction(self._sessions) as session:
             await repository.lock_calendar(session, claim)
             if await breakers.stays_open(session, scope):
@@ -257,8 +266,10 @@ class SyncEngine:
                     next_in=self._next_in(self._settings.calendar_sync_interval_seconds),
                     outage_scope=scope,
                 )
-                return False
-        return True
+                is_held = True
+        if is_held and attempt.state is not None and attempt.state.window_start is None:
+            await self._breakers.hasten_probe(scope)
+        return not is_held
 
     async def _sync_with(self, attempt: _Attempt, provider: CalendarProvider, state: SyncState) -> None:
         kept = self._kept_window(state)
@@ -477,6 +488,7 @@ class SyncEngine:
                         claim,
                         next_in=self._next_in(self._settings.calendar_sync_interval_seconds),
                         outage_scope=scope,
+                        attempted_at=attempt.started_at,
                     )
                     return
                 is_open = scope is not None and await breakers.load_state(session, scope) != "closed"

@@ -759,18 +759,27 @@ _PUT_OFF = text(
     """
     UPDATE calendars
     SET next_sync_at = clock_timestamp() + :next_in, sync_forced = false,
-        lease_token = NULL, lease_until = NULL, outage_scope = coalesce(:outage_scope, outage_scope)
+        lease_token = NULL, lease_until = NULL, outage_scope = coalesce(:outage_scope, outage_scope),
+        last_attempted_sync_at = coalesce(:attempted_at, last_attempted_sync_at)
     WHERE id = :calendar_id AND lease_token = :lease_token AND state = 'connected'
     """
-).bindparams(bindparam("outage_scope", type_=Text()))
+).bindparams(
+    bindparam("outage_scope", type_=Text()), bindparam("attempted_at", type_=DateTime(timezone=True))
+)
 
 
 async def put_off(
-    session: Session, claim: Claim, *, next_in: timedelta, outage_scope: str | None = None
+    session: Session,
+    claim: Claim,
+    *,
+    next_in: timedelta,
+    outage_scope: str | None = None,
+    attempted_at: datetime | None = None,
 ) -> None:
-    """Gives the lease back without a word on how the calendar is doing: it was not asked.
+    """Gives the lease back without a word on how the calendar is doing: it was not asked, or on behalf of all.
 
-    `outage_scope`: it waits until that one's breaker closes, `next_in` at the longest.
+    `outage_scope`: it waits until that one's breaker closes, `next_in` at the longest. `attempted_at`: when it was
+    asked, if it was.
     """
     await session.execute(
         _PUT_OFF,
@@ -779,6 +788,7 @@ async def put_off(
             "lease_token": claim.lease_token,
             "next_in": next_in,
             "outage_scope": outage_scope,
+            "attempted_at": attempted_at,
         },
     )
 
