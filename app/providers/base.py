@@ -136,7 +136,8 @@ class RemoteOrganizer:
 class RemoteEvent:
     """One event, or one instance of a series, in the provider-neutral form (providers.md F.1).
 
-    Times are aware and in UTC, `end_time` exclusive; None where the provider gave nothing that can be read.
+    Times are aware and in UTC, `end_time` exclusive; None where the provider gave nothing that can be read. An event
+    does not end before it starts: lists rely on it (app/calendar_events/repository.py), whatever the provider says.
     `raw` is JSON text: the provider's own object after `app.providers.raw.dump_raw`.
     No text holds a NUL character; texts are cut at the lengths of `app.providers.limits`.
     """
@@ -159,6 +160,10 @@ class RemoteEvent:
     meeting_url: str | None = None
     meeting_platform: str | None = None
     is_cancelled: bool = False
+
+    def __post_init__(self) -> None:
+        if self.end_time is not None and (self.start_time is None or self.end_time < self.start_time):
+            object.__setattr__(self, "end_time", self.start_time)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
