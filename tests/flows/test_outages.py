@@ -212,6 +212,23 @@ async def test_a_release_that_was_cut_short_is_gone_on_with_by_any_worker(
     assert breaker.release_until is None
 
 
+async def test_a_large_release_does_not_hold_up_claims(
+    fleet: Fleet, project: TestProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = await fleet.add(project, 8)
+    await fleet.shift("UPDATE calendars SET outage_scope = 'google'")
+    await fleet.shift(
+        "INSERT INTO sync_breakers (scope, opened_at, outage_since) VALUES ('google', now(), now())"
+    )
+    monkeypatch.setattr(breakers, "_RELEASE_BATCH", 1)
+    looking = breakers.Breakers(fleet.sessions)
+    await looking.close("google")
+    await looking.look()
+    waiting = [row for row in await fleet.rows(ids) if row.outage_scope is not None]
+    assert 0 < len(waiting) < 8
+    await fleet.work(ids)
+
+
 async def test_one_calendars_refusals_open_nothing(fleet: Fleet, project: TestProject) -> None:
     [broken] = await fleet.add(project, 1, missing=True)
     for _ in range(10):
