@@ -481,7 +481,9 @@ class SyncEngine:
             async with transaction(self._sessions) as session:
                 unannounced = await repository.lock_calendar(session, claim)
                 state = await repository.load_state(session, claim)
-                if attempt.is_probe and may_be_outage:
+                is_open = scope is not None and await breakers.load_state(session, scope) != "closed"
+                is_outage = is_open and await self._is_outage(session, scope, err)
+                if attempt.is_probe and may_be_outage and is_outage:
                     # It was asked on behalf of all, and goes on waiting with them.
                     await repository.put_off(
                         session,
@@ -491,9 +493,8 @@ class SyncEngine:
                         attempted_at=attempt.started_at,
                     )
                     return
-                is_open = scope is not None and await breakers.load_state(session, scope) != "closed"
                 begins = may_be_outage and not is_open and state.failure_count == 0
-                confirms = not attempt.is_forced and not is_open
+                confirms = not attempt.is_forced and not is_outage
                 is_same = state.failure_code == err.code
                 code_since = state.failure_code_since if is_same else None
                 code_count = state.failure_code_count if is_same else 0
@@ -549,6 +550,16 @@ class SyncEngine:
     def _is_long(self, since: datetime | None, now: datetime) -> bool:
         confirm_for = timedelta(seconds=self._settings.calendar_gone_confirm_seconds)
         return since is not None and now - since >= confirm_for
+
+    @staticmethod
+    async def _is_outage(session: Session, scope: str | None, err: ProviderError) -> bool:
+        """Whether the failure is that of an open breaker, and so not the calendar's.
+
+        A refusal is its own where only a few wait: those may be all that there are, and all of them gone.
+        """
+        if scope is None or not isinstance(err, ConnectionLost):
+            return True
+        return await repository.count_waiting(session, scope=scope, most=_ALIKE) >= _ALIKE
 
     @staticmethod
     async def _many_fail_alike(session: Session, scope: str | None, code: str, state: SyncState) -> bool:

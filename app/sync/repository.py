@@ -811,6 +811,19 @@ async def count_alike(session: Session, *, scope: str, code: str, since: datetim
     return count or 0
 
 
+_COUNT_WAITING = text(
+    """
+    SELECT count(*) FROM (
+        SELECT FROM calendars WHERE outage_scope = :scope AND state = 'connected' LIMIT :most) AS waiting
+    """
+)
+
+
+async def count_waiting(session: Session, *, scope: str, most: int) -> int:
+    """How many calendars wait for this scope; counts up to `most`."""
+    return await session.scalar(_COUNT_WAITING, {"scope": scope, "most": most}) or 0
+
+
 _GIVE_BACK = text(
     """
     UPDATE calendars
