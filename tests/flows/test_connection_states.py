@@ -91,6 +91,17 @@ async def test_access_tokens_are_cached_between_syncs(google: GoogleCalendarUnde
     assert len(google.fake.requests_to("token")) == 1
 
 
+async def test_a_worker_whose_clock_is_behind_stores_tokens_that_others_use(
+    google: GoogleCalendarUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        late = "app.oauth.credentials.utcnow"
+        patch.setattr(late, lambda: utcnow() - timedelta(hours=2), raising=False)
+        await google.sync()
+    await google.sync()
+    assert len(google.fake.requests_to("token")) == 1
+
+
 async def test_a_token_that_dies_early_is_renewed_once(google: GoogleCalendarUnderTest) -> None:
     google.add("one")
     await google.sync()

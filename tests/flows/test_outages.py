@@ -282,14 +282,17 @@ async def test_a_project_full_of_broken_calendars_does_not_keep_the_breaker_open
 
 
 async def test_probes_take_turns_between_projects(
-    fleet: Fleet, project: TestProject, other_project: TestProject
+    fleet: Fleet, project: TestProject, other_project: TestProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ids = await fleet.add(project, 6) + await fleet.add(other_project, 2)
+    # No probe before the first of those that are looked at, however long all this takes.
+    monkeypatch.setattr(breakers, "_PROBE_EVERY_SECONDS", 3600.0)
+    ids = await fleet.add(project, 6) + await fleet.add(other_project, 6)
     fleet.fake.inject_fault("events.list", 503, "backendError", count=FOREVER)
     await fleet.sync(ids)
     assert await fleet.is_open()
     probes = []
     for _ in range(4):
+        await fleet.shift("UPDATE calendars SET next_sync_at = now() + interval '1 hour'")
         await fleet.shift("UPDATE sync_breakers SET next_probe_at = now(), probe_until = NULL")
         await asyncio.sleep(0.03)
         [claim] = await fleet.syncs.claim(16)
