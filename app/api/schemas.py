@@ -5,8 +5,18 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import orjson
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    PlainSerializer,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, ValidationError
 
 from app.core.clock import isoformat
 
@@ -63,6 +73,23 @@ class InputModel(BaseModel):
             raise ValidationError.from_exception_data(cls.__name__, faults)
         return value
 
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Tells defaults in words: generated clients send a `default` that nobody gave, or demand the field."""
+        schema = handler(core_schema)
+        for field in handler.resolve_ref_schema(schema).get("properties", {}).values():
+            default = field.pop("default", None)
+            if default not in (None, "", [], {}) and not issubclass(cls, UpdateModel):
+                words = f"Default: `{orjson.dumps(default).decode()}`."
+                field["description"] = f"{field.get('description', '')} {words}".strip()
+        return schema
+
+
+class UpdateModel(InputModel):
+    """The body of a PATCH. Defaults in the code only say that a field may be left out; it then stays as it is."""
+
 
 def not_blank(value: str) -> str:
     if not value.strip():
@@ -93,7 +120,14 @@ def _parse_time(value: Any) -> datetime:
 
 # Any offset is accepted; a time without one is read as UTC (contract 2).
 InputTime = Annotated[datetime, BeforeValidator(_parse_time)]
-OutputTime = Annotated[datetime, PlainSerializer(isoformat, return_type=str)]
+_TIME_SCHEMA = {"type": "string", "format": "date-time", "examples": ["2026-01-31T09:00:00.000000Z"]}
+OutputTime = Annotated[
+    datetime,
+    PlainSerializer(isoformat, return_type=str),
+    WithJsonSchema(_TIME_SCHEMA, mode="serialization"),
+]
+# The same where the text is at hand already.
+TimeText = Annotated[str, WithJsonSchema(_TIME_SCHEMA)]
 
 
 def check_metadata(value: dict[str, Any]) -> dict[str, Any]:
@@ -120,15 +154,16 @@ class DetailAnswer(BaseModel):
 
 
 class FieldErrors(BaseModel):
-    """Field names with sentences; `non_field_errors` for the whole. Bad query values: {"error": sentence}."""
+    """Field names with sentences; `non_field_errors` for the whole body."""
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"example": {"name": ["Not a string."]}})
+    __pydantic_extra__: dict[str, list[str]]
 
 
 def responses(*codes: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's description of error answers: 400, 401 and 503 always, others by name."""
-    known: dict[int, tuple[str, type[BaseModel]]] = {
-        400: ("Bad input", FieldErrors),
+    known: dict[int, tuple[str, Any]] = {
+        400: ("Bad input: FieldErrors of a body, ErrorAnswer of a query", FieldErrors | ErrorAnswer),
         401: ("No, wrong or disabled API key", DetailAnswer),
         404: ("No such object in this project", ErrorAnswer),
         409: ("The Idempotency-Key was used with another body", ErrorAnswer),

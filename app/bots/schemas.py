@@ -16,7 +16,15 @@ from pydantic.config import JsonDict
 from pydantic.json_schema import SkipJsonSchema
 
 from app.api.pages import ListQuery, ShortText
-from app.api.schemas import InputModel, InputTime, Metadata, NotBlank, OutputTime
+from app.api.schemas import (
+    InputModel,
+    InputTime,
+    Metadata,
+    NotBlank,
+    OutputTime,
+    TimeText,
+    UpdateModel,
+)
 from app.bots.lifecycle import EntryType, State
 from app.calendars.schemas import DeduplicationKey
 
@@ -76,12 +84,11 @@ class BotCreate(InputModel):
         return {**(self.bot_settings or {}), **(self.model_extra or {})}
 
 
-class BotUpdate(InputModel):
+class BotUpdate(UpdateModel):
     """What is left out stays as it is. `metadata` can always be changed, the rest of a scheduled bot only."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"bot_name": "Notetaker of the team"}]})
 
-    # The defaults only say that a field may be left out; `model_fields_set` tells which were given.
     bot_name: _BotName = ""
     meeting_url: _MeetingUrl = Field(default="", description="Not of a bot that follows an event.")
     join_at: InputTime | None = Field(default=None, description="Not of a bot that follows an event.")
@@ -123,7 +130,7 @@ class BotEntryRead(BaseModel):
     type: EntryType
     sub_type: str | None = Field(description="Of `fatal_error`: why.", examples=["runner_refused"])
     metadata: dict[str, Any] | None = Field(description="What changed, or what the runner answered.")
-    created_at: str = Field(examples=["2026-01-31T09:00:00.000000Z"])
+    created_at: TimeText
 
 
 class BotRead(BaseModel):

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from app.api.pages import ListQuery, ShortText
-from app.api.schemas import InputModel, InputTime, OutputTime
+from app.api.schemas import InputModel, InputTime, OutputTime, UpdateModel
 from app.core.addresses import fold_address
 from app.hosted.expand import read_rule
 from app.hosted.schemas import (
@@ -105,7 +105,7 @@ class CalendarEventCreate(_EventFields):
     end_time: InputTime = Field(description="Exclusive, also of all-day events.")
 
 
-class CalendarEventUpdate(_EventFields):
+class CalendarEventUpdate(_EventFields, UpdateModel):
     """What is left out stays; of `start_time` alone, the length stays."""
 
     name: EventName | None = None

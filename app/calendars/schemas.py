@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WrapValidator
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
 from app.api.pages import ListQuery, ShortText
-from app.api.schemas import InputModel, Metadata, OutputTime, not_blank
+from app.api.schemas import InputModel, Metadata, OutputTime, UpdateModel, not_blank
 from app.hosted.schemas import EmailAddress, Locale, OneLine, PersonName, TimeZoneName
 
 Platform = Literal["google", "microsoft", "ics", "local"]
@@ -139,7 +139,7 @@ CalendarCreate = Annotated[
 _FIXED = {"platform", "client_id", "platform_uuid", "deduplication_key", "owner_email"}
 
 
-class CalendarUpdate(InputModel):
+class CalendarUpdate(UpdateModel):
     """What can be changed. Any of the secrets reconnects the calendar; a secret that is left out stays."""
 
     client_secret: _Secret | None = Field(default=None, description="google and microsoft.")
