@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
-from fastapi.security import APIKeyHeader
+from fastapi.security import APIKeyHeader, HTTPBearer
 
 from app.core.crypto import SecretBox, sha256_hex
 from app.core.db import ReadSession, Session, Sessions, reading, transaction
@@ -60,10 +60,12 @@ DbSession = Annotated[Session, Depends(_request_transaction, scope="function")]
 # Statements of a read session are not in one transaction: each sees what was committed when it began.
 DbReadSession = Annotated[ReadSession, Depends(_request_reading, scope="function")]
 
+# Two ways to say the same. The first is what /docs and generated clients take the bare key for.
+_bearer = HTTPBearer(scheme_name="Bearer", description="The API key as it was printed.", auto_error=False)
 _scheme = APIKeyHeader(
     name="Authorization",
     scheme_name="ApiKey",
-    description="`Token <api key>`; `Bearer <api key>` works too.",
+    description="`Token <api key>`, with the word Token, as Attendee's clients send it.",
     auto_error=False,
 )
 
@@ -85,7 +87,11 @@ async def find_project_id(state: State, header: str | None) -> str:
     return project_id
 
 
-async def _project_id(state: AppState, header: Annotated[str | None, Depends(_scheme)]) -> str:
+async def _project_id(
+    state: AppState,
+    _bearer: Annotated[object, Depends(_bearer)],
+    header: Annotated[str | None, Depends(_scheme)],
+) -> str:
     return await find_project_id(state, header)
 
 

@@ -11,6 +11,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
+from app.api.openapi import methods_of_paths
 from app.core.errors import AppError
 
 log = structlog.get_logger()
@@ -99,10 +100,10 @@ async def _on_http_exception(request: Request, err: Exception) -> JSONResponse:
 def _allowed_methods(request: Request, named: str) -> str:
     """All methods of this path: the framework has `named` those of one of its routes (RFC 9110 10.2.1)."""
     allowed = {method.strip() for method in named.split(",") if method.strip()}
-    paths = request.app.openapi()["paths"]
+    paths = methods_of_paths(request.app)
     path = next((path for path in paths if compile_path(path)[0].fullmatch(request.url.path)), None)
     if path is not None:
-        allowed |= {method.upper() for method in paths[path]}
+        allowed |= paths[path]
     return ", ".join(sorted(allowed))
 
 

@@ -16,7 +16,18 @@ from pydantic.config import JsonDict
 from pydantic.json_schema import SkipJsonSchema
 
 from app.api.pages import ListQuery, ShortText
-from app.api.schemas import InputModel, InputTime, Metadata, NotBlank, OutputTime
+from app.api.schemas import (
+    WEB_ADDRESS,
+    InputModel,
+    InputTime,
+    Metadata,
+    NotBlank,
+    NotNull,
+    OutputTime,
+    TimeText,
+    UpdateModel,
+    shape,
+)
 from app.bots.lifecycle import EntryType, State
 from app.calendars.schemas import DeduplicationKey
 
@@ -37,7 +48,12 @@ def _web_address(value: str) -> str:
 
 
 _BotName = Annotated[NotBlank, Field(min_length=1, max_length=300, examples=["Notetaker"])]
-_MeetingUrl = Annotated[NotBlank, Field(min_length=1, max_length=_LONGEST_URL), AfterValidator(_web_address)]
+_MeetingUrl = Annotated[
+    NotBlank,
+    Field(min_length=1, max_length=_LONGEST_URL, examples=["https://zoom.us/j/5551112222"]),
+    AfterValidator(_web_address),
+    shape(format="uri", pattern=WEB_ADDRESS),
+]
 _BotSettings = Annotated[dict[str, Any], Field(description="Handed to the runner as they are; never shown.")]
 _BotMetadata = Annotated[Metadata | None, Field(description="Comes back in answers and webhooks.")]
 
@@ -76,15 +92,16 @@ class BotCreate(InputModel):
         return {**(self.bot_settings or {}), **(self.model_extra or {})}
 
 
-class BotUpdate(InputModel):
+class BotUpdate(UpdateModel):
     """What is left out stays as it is. `metadata` can always be changed, the rest of a scheduled bot only."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"bot_name": "Notetaker of the team"}]})
 
-    # The defaults only say that a field may be left out; `model_fields_set` tells which were given.
     bot_name: _BotName = ""
     meeting_url: _MeetingUrl = Field(default="", description="Not of a bot that follows an event.")
-    join_at: InputTime | None = Field(default=None, description="Not of a bot that follows an event.")
+    join_at: Annotated[InputTime | None, NotNull] = Field(
+        default=None, description="Not of a bot that follows an event."
+    )
     metadata: _BotMetadata = None
     bot_settings: _BotSettings = Field(default_factory=dict, description="Replaces the old.")
     calendar_event_id: SkipJsonSchema[Any] = None
@@ -123,7 +140,7 @@ class BotEntryRead(BaseModel):
     type: EntryType
     sub_type: str | None = Field(description="Of `fatal_error`: why.", examples=["runner_refused"])
     metadata: dict[str, Any] | None = Field(description="What changed, or what the runner answered.")
-    created_at: str = Field(examples=["2026-01-31T09:00:00.000000Z"])
+    created_at: TimeText
 
 
 class BotRead(BaseModel):

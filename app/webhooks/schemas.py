@@ -7,7 +7,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from app.api.pages import ListQuery
-from app.api.schemas import InputModel, InputTime, NotBlank, OutputTime
+from app.api.schemas import (
+    WEB_ADDRESS,
+    InputModel,
+    InputTime,
+    NotBlank,
+    OutputTime,
+    TimeText,
+    UpdateModel,
+    shape,
+)
 from app.core.http import httpx, is_public_address
 from app.settings import Settings
 from app.webhooks.events import TRIGGERS, Trigger
@@ -71,6 +80,7 @@ _Url = Annotated[
         description="https, on a public address.",
         examples=["https://example.com/webhooks"],
     ),
+    shape(format="uri", pattern=WEB_ADDRESS),
 ]
 _Triggers = Annotated[
     list[str],
@@ -104,12 +114,11 @@ class WebhookCreate(InputModel):
     include_events: _IncludeEvents = False
 
 
-class WebhookUpdate(InputModel):
+class WebhookUpdate(UpdateModel):
     """What is left out stays as it is."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"is_active": True}]})
 
-    # The defaults only say that a field may be left out; `exclude_unset` keeps them out of the database.
     url: _Url = ""
     triggers: _Triggers = Field(default_factory=list)
     is_active: _IsActive = True
@@ -157,7 +166,7 @@ class WebhookWithSecret(WebhookRead):
 class AttemptRead(BaseModel):
     """One POST to the endpoint."""
 
-    at: str = Field(examples=["2026-01-31T09:00:00.000000Z"])
+    at: TimeText
     status_code: int | None = Field(description="null: no answer came.")
     duration_ms: int
     response: str | None = Field(description="The answer's first 500 characters.")
