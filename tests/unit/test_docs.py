@@ -239,6 +239,14 @@ def test_metrics_exist(page: Path) -> None:
         assert f'"{stem}"' in source or f'"{name}"' in source, name
 
 
+def test_every_metric_is_documented() -> None:
+    source = "\n".join(file.read_text() for file in ROOT.glob("app/**/*.py"))
+    docs = "\n".join(file.read_text() for file in ROOT.glob("docs/*.md"))
+    made = set(re.findall(r'"(calbridge_[a-z_]+)"', source))
+    assert len(made) > 20
+    assert {name for name in made if name not in docs} == set()
+
+
 # -- quoted code --------------------------------------------------------------------------------------------
 
 
