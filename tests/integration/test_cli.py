@@ -469,7 +469,9 @@ def test_commands_beside_a_running_up_need_no_settings(tmp_path, database_url, r
         json.dumps(
             {
                 "pid": os.getpid(),
-                "base_url": "http://127.0.0.1:8000",
+                "base_url": "http://127.0.0.1:8123",
+                "app_url": "http://127.0.0.1:8123",
+                "demo_feed_url": "http://127.0.0.1:8123/demo/calendar.ics",
                 "database_url": database_url,
                 "redis_url": redis_url,
                 "credentials_encryption_keys": FERNET_KEY,
@@ -481,5 +483,12 @@ def test_commands_beside_a_running_up_need_no_settings(tmp_path, database_url, r
         done = calbridge("project", "create", "x")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["project_id"].startswith("proj_")
+        # A worker beside it reads the same feed, and mails links to the same API.
+        print_settings = "from app.cli.main import _settings; s = _settings('fernet_keys'); print(s.app_url, s.demo_feed_url)"
+        told = subprocess.run(
+            [sys.executable, "-c", print_settings], capture_output=True, text=True, check=True
+        ).stdout
+        assert told == "http://127.0.0.1:8123 http://127.0.0.1:8123/demo/calendar.ics\n"
+        assert "APP_URL http://127.0.0.1:8123" in calbridge("doctor").stdout
     # Without the lock the file is what a killed `up` left behind.
     assert calbridge("project", "create", "x").returncode == 2

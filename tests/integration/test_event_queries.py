@@ -44,6 +44,9 @@ INSERT INTO calendar_events (id, project_id, calendar_id, platform_uuid, content
 """
 
 
+# All by one process: filling the database costs more than most of these tests.
+pytestmark = pytest.mark.xdist_group("event_queries")
+
 _NOW = datetime.now(UTC)
 _SCOPES: dict[str, dict[str, Any]] = {
     "project": {},
