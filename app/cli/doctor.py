@@ -6,6 +6,7 @@ Changes nothing. Every network check has a short limit of time.
 import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, timedelta
 from urllib.parse import urlsplit
 
 import aiosmtplib
@@ -20,7 +21,14 @@ from app.core.crypto import SecretBox
 from app.core.db import Sessions, create_engine, create_sessions, reading
 from app.core.http import httpx, is_public_address, operator_client
 from app.core.migrations import head_revision, is_behind
-from app.health.repository import count_workers, load_heartbeat_age
+from app.health.repository import (
+    count_failing,
+    count_in_doubt,
+    count_workers,
+    limit_time,
+    load_heartbeat_age,
+    load_outages,
+)
 from app.keys.service import inspect
 from app.messages.smtp import connected, is_in_the_clear
 from app.providers.wire import load_json
@@ -29,6 +37,8 @@ from app.settings import Settings, SettingsError, load_settings
 _OLDEST_POSTGRES = (14,)
 _LIMIT_SECONDS = 5.0
 _SECRETS_OPENED = 1000  # of each kind
+_OUTAGES_SHOWN = 10
+_CODES_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,7 @@ async def _database(settings: Settings) -> list[Finding]:
             findings.append(_note("migrations", text))
         sessions = create_sessions(engine)
         findings.append(await _workers(sessions))
+        findings += await _syncs(sessions)
         if settings.fernet_keys:
             findings.append(await _secrets(settings, sessions))
         return findings
@@ -117,6 +128,49 @@ async def _workers(sessions: Sessions) -> Finding:
         text = f"none was seen for {age:.0f} seconds, so nothing is synced or sent: start one with `calbridge worker`."
         return Finding("workers", False, text)
     return Finding("workers", True, "one runs" if count == 1 else f"{count} run")
+
+
+async def _syncs(sessions: Sessions) -> list[Finding]:
+    """What the syncs meet outside: outages, calendars that fail, deletions that are not believed yet."""
+    async with reading(sessions) as session:
+        await limit_time(session, timedelta(seconds=_LIMIT_SECONDS))
+        outages = await load_outages(session, limit=_OUTAGES_SHOWN)
+        failing = await count_failing(session)
+        in_doubt = await count_in_doubt(session)
+    findings = []
+    for row in outages:
+        why = f" ({row.code})" if row.code else ""
+        text = (
+            f"it fails since {row.outage_since.astimezone(UTC):%Y-%m-%d %H:%M} UTC{why}; calendars that wait: {row.held}. "
+            f"{_outage_help(row.scope)}"
+        )
+        findings.append(Finding(f"outage of {_shown(row.scope)}", False, text))
+    if failing:
+        codes = ", ".join(f"{row.rows} {row.platform} {row.code}" for row in failing[:_CODES_SHOWN])
+        text = f"calendars whose last sync failed: {sum(row.rows for row in failing)} ({codes})"
+        findings.append(_note("syncs", text))
+    elif not outages:
+        findings.append(Finding("syncs", True, "no calendar failed at its last sync"))
+    if in_doubt:
+        text = (
+            f"calendars whose last answer left out most events: {in_doubt}. These are deleted when another answer, "
+            "CALENDAR_SHRINK_CONFIRM_SECONDS later, says the same."
+        )
+        findings.append(_note("deletions", text))
+    return findings
+
+
+def _shown(scope: str) -> str:
+    """A breaker's scope in words (app/sync/breakers.py)."""
+    kind, _, name = scope.partition(":")
+    project_id, _, client_id = name.partition(":")
+    return {"feed": f"feeds at {name}", "client": f"OAuth client {client_id} of {project_id}"}.get(kind, kind)
+
+
+def _outage_help(scope: str) -> str:
+    if scope.startswith("client:"):
+        return "Its secret is wrong or the client was disabled: the project must give a new one."
+    return "They are synced as soon as it answers again; check its status page, and the way there from here."
 
 
 async def _secrets(settings: Settings, sessions: Sessions) -> Finding:

@@ -236,6 +236,11 @@ def _use_running_servers() -> None:
         print(f"(using the `calbridge up` that runs on {DEFAULT_DATA_DIR})", file=sys.stderr)
         os.environ["DATABASE_URL"] = found.database_url
         os.environ["REDIS_URL"] = found.redis_url
+        # A worker beside it reads the same feed, and mails links to the same API.
+        if found.demo_feed_url is not None:
+            os.environ["DEMO_FEED_URL"] = found.demo_feed_url
+        if found.app_url is not None and "app_url" not in settings.model_fields_set:
+            os.environ["APP_URL"] = found.app_url
         if not settings.fernet_keys:
             os.environ["CREDENTIALS_ENCRYPTION_KEYS"] = found.credentials_encryption_keys
 

@@ -60,6 +60,9 @@ class Running:
     database_url: str
     redis_url: str
     credentials_encryption_keys: str
+    # Not there while an `up` of an older release runs.
+    app_url: str | None = None
+    demo_feed_url: str | None = None
 
 
 @dataclass
@@ -280,6 +283,8 @@ def _write_running(data_dir: Path, settings: Settings, base_url: str) -> None:
         database_url=settings.required_database_url(),
         redis_url=settings.required_redis_url(),
         credentials_encryption_keys=",".join(settings.required_fernet_keys()),
+        app_url=settings.app_url,
+        demo_feed_url=settings.demo_feed_url,
     )
     _write_secret(data_dir / _RUNNING_FILE, json.dumps(asdict(running)))
 

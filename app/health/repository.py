@@ -167,7 +167,10 @@ async def _sampled_percent(session: AnySession, table: str) -> float:
 _COUNT_CALENDARS = text(
     """
     SELECT platform, state, round(count(*) * 100 / :percent) AS rows,
-           round(count(sync_failing_since) * 100 / :percent) AS failing
+           round(count(sync_failing_since) * 100 / :percent) AS failing,
+           round(count(*) FILTER (WHERE outage_scope IN (SELECT scope FROM sync_breakers WHERE opened_at IS NOT NULL))
+                 * 100 / :percent) AS held,
+           round(count(held_back_since) * 100 / :percent) AS in_doubt
     FROM calendars TABLESAMPLE SYSTEM (CAST(:percent AS real)) REPEATABLE (1)
     GROUP BY platform, state
     """
@@ -175,9 +178,66 @@ _COUNT_CALENDARS = text(
 
 
 async def count_calendars(session: AnySession) -> Sequence[Row[Any]]:
-    """(platform, state, rows, failing)"""
+    """(platform, state, rows, failing, held, in_doubt)
+
+    Held: they wait for an outage to end; those that failed before the breaker opened are among the failing, too.
+    In doubt: their last answer left out most of their events, which is not believed yet.
+    """
     percent = await _sampled_percent(session, "calendars")
     return (await session.execute(_COUNT_CALENDARS, {"percent": percent})).all()
+
+
+# The part of a breaker's scope that names no tenant (app/sync/breakers.py).
+_COUNT_OPEN_BREAKERS = text(
+    """
+    SELECT split_part(scope, ':', 1) AS kind, count(*) AS rows,
+           coalesce(extract(epoch FROM now() - min(outage_since)), 0) AS seconds
+    FROM sync_breakers WHERE opened_at IS NOT NULL
+    GROUP BY kind
+    """
+)
+
+
+async def count_open_breakers(session: AnySession) -> Sequence[Row[Any]]:
+    """(kind, rows, seconds): `kind` is a platform, `feed` or `client`; `seconds` the age of the oldest outage."""
+    return (await session.execute(_COUNT_OPEN_BREAKERS)).all()
+
+
+_OUTAGES = text(
+    """
+    SELECT b.scope, b.outage_since, count(c.id) AS held,
+           mode() WITHIN GROUP (ORDER BY c.sync_failure_code) AS code
+    FROM sync_breakers b LEFT JOIN calendars c ON c.outage_scope = b.scope AND c.state = 'connected'
+    WHERE b.opened_at IS NOT NULL
+    GROUP BY b.scope, b.outage_since
+    ORDER BY held DESC, b.scope LIMIT :limit
+    """
+)
+
+
+async def load_outages(session: AnySession, *, limit: int) -> Sequence[Row[Any]]:
+    """(scope, outage_since, held, code) of open breakers, those that hold most first; `code`: the most frequent."""
+    return (await session.execute(_OUTAGES, {"limit": limit})).all()
+
+
+_FAILING = text(
+    """
+    SELECT platform, sync_failure_code AS code, count(*) AS rows FROM calendars
+    WHERE state = 'connected' AND sync_failing_since IS NOT NULL
+    GROUP BY platform, sync_failure_code ORDER BY rows DESC, platform, code
+    """
+)
+_IN_DOUBT = text("SELECT count(*) FROM calendars WHERE state = 'connected' AND held_back_since IS NOT NULL")
+
+
+async def count_failing(session: AnySession) -> Sequence[Row[Any]]:
+    """(platform, code, rows) of connected calendars whose last sync failed. Reads the whole table."""
+    return (await session.execute(_FAILING)).all()
+
+
+async def count_in_doubt(session: AnySession) -> int:
+    """Connected calendars whose missing events are not believed to be deleted yet. Reads the whole table."""
+    return await session.scalar(_IN_DOUBT) or 0
 
 
 _COUNT_CHANNELS = text(

@@ -7,8 +7,9 @@ import socket
 import ssl
 import subprocess
 import sys
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -24,7 +25,7 @@ from app.core.crypto import sha256_hex
 from app.core.db import create_engine, create_sessions, reading, transaction
 from app.core.http import httpx
 from app.core.migrations import head_revision
-from app.models import WorkerHeartbeat
+from app.models import SyncBreaker, WorkerHeartbeat
 from app.projects.repository import find_project_of_key
 from app.settings import Settings
 from tests import factories
@@ -210,7 +211,8 @@ async def test_doctor_finds_nothing_wrong_with_a_healthy_installation():
     assert f"migrations: at the newest revision, {head_revision()}" in done.stdout
     assert "Redis 6." in done.stdout or "Redis 7." in done.stdout or "Redis 8." in done.stdout
     assert "ok    stored secrets: there are none yet" in lines
-    assert len(lines) == 12
+    assert "ok    syncs: no calendar failed at its last sync" in lines
+    assert len(lines) == 13
 
 
 @pytest.mark.usefixtures("outside")
@@ -252,6 +254,47 @@ async def test_doctor_looks_at_workers(sessions):
     assert (await seen(300)).startswith("WRONG workers: none was seen for 30")
     assert await seen(3) == "ok    workers: one runs"
     assert await seen(2) == "ok    workers: 2 run"
+
+
+@pytest.mark.usefixtures("healthy")
+async def test_doctor_tells_of_outages_of_failing_calendars_and_of_deletions_in_doubt(
+    sessions, settings, project
+):
+    client = f"client:{project.id}:their-client"
+    failing: dict[str, Any] = {"sync_failing_since": func.now(), "sync_failure_code": "unavailable"}
+    cases: list[tuple[str | None, dict[str, Any]]] = [
+        ("google", failing),
+        ("google", {}),
+        (client, {**failing, "sync_failure_code": "invalid_client"}),
+        (None, {"held_back_ids": ["evt_1"], "held_back_since": func.now()}),
+    ]
+    for scope, fields in cases:
+        await factories.add_calendar(sessions, settings, project.id, secrets={}, outage_scope=scope, **fields)
+    found = await examine()
+    notes = {finding.subject: finding.text for finding in found if finding.is_note}
+    assert notes["syncs"].endswith(" failed: 2 (1 google invalid_client, 1 google unavailable)")
+    assert notes["deletions"].startswith("calendars whose last answer left out most events: 1.")
+    assert wrong(found) == {}
+    since = datetime(2031, 2, 3, 4, 5, tzinfo=UTC)
+    async with transaction(sessions) as session:
+        session.add_all(
+            [
+                SyncBreaker(scope=scope, opened_at=func.now(), outage_since=since)
+                for scope in ("google", client, "feed:calendars.example.org")
+            ]
+            + [SyncBreaker(scope="microsoft", closed_at=func.now(), outage_since=since)]
+        )
+    outages = wrong(await examine())
+    assert set(outages) == {
+        "outage of google",
+        f"outage of OAuth client their-client of {project.id}",
+        "outage of feeds at calendars.example.org",
+    }
+    assert outages["outage of google"].startswith(
+        "it fails since 2031-02-03 04:05 UTC (unavailable); calendars that wait: 2. They are synced as soon as"
+    )
+    assert "must give a new one" in outages[f"outage of OAuth client their-client of {project.id}"]
+    assert "UTC; calendars that wait: 0." in outages["outage of feeds at calendars.example.org"]
 
 
 @pytest.mark.usefixtures("healthy")
@@ -426,7 +469,9 @@ def test_commands_beside_a_running_up_need_no_settings(tmp_path, database_url, r
         json.dumps(
             {
                 "pid": os.getpid(),
-                "base_url": "http://127.0.0.1:8000",
+                "base_url": "http://127.0.0.1:8123",
+                "app_url": "http://127.0.0.1:8123",
+                "demo_feed_url": "http://127.0.0.1:8123/demo/calendar.ics",
                 "database_url": database_url,
                 "redis_url": redis_url,
                 "credentials_encryption_keys": FERNET_KEY,
@@ -438,5 +483,12 @@ def test_commands_beside_a_running_up_need_no_settings(tmp_path, database_url, r
         done = calbridge("project", "create", "x")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["project_id"].startswith("proj_")
+        # A worker beside it reads the same feed, and mails links to the same API.
+        print_settings = "from app.cli.main import _settings; s = _settings('fernet_keys'); print(s.app_url, s.demo_feed_url)"
+        told = subprocess.run(
+            [sys.executable, "-c", print_settings], capture_output=True, text=True, check=True
+        ).stdout
+        assert told == "http://127.0.0.1:8123 http://127.0.0.1:8123/demo/calendar.ics\n"
+        assert "APP_URL http://127.0.0.1:8123" in calbridge("doctor").stdout
     # Without the lock the file is what a killed `up` left behind.
     assert calbridge("project", "create", "x").returncode == 2

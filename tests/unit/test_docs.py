@@ -241,6 +241,14 @@ def test_the_pages_name_the_metrics_that_there_are() -> None:
     assert named == made
 
 
+def test_every_metric_is_documented() -> None:
+    source = "\n".join(file.read_text() for file in ROOT.glob("app/**/*.py"))
+    docs = "\n".join(file.read_text() for file in ROOT.glob("docs/*.md"))
+    made = set(re.findall(r'"(calbridge_[a-z_]+)"', source))
+    assert len(made) > 20
+    assert {name for name in made if name not in docs} == set()
+
+
 # -- quoted code --------------------------------------------------------------------------------------------
 
 
