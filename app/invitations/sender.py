@@ -250,6 +250,8 @@ class MailSender:
     async def _leave(self, due: DueMail) -> None:
         """To whoever claims it after its lease; its lane goes on."""
         async with transaction(self._sessions) as session:
+            if due.mailbox_id is not None:
+                await repository.end_probe(session, due.lease_token)
             await repository.release_lane(session, due.lane, due.lease_token)
 
     async def _settle(self, due: DueMail, outcome: _Outcome) -> None:
@@ -302,6 +304,8 @@ class MailSender:
             if outcome.result == "sent":
                 await repository.end_holds(session, due)
             else:
+                if due.mailbox_id is not None and outcome.result != "all_throttled":
+                    await repository.end_probe(session, due.lease_token)
                 await repository.release_lane(session, due.lane, due.lease_token)
         if settled and result in {"sent", "unknown"} and due.follows_failure:
             # On its own: nothing may keep a mail that went out from being noted as such.
