@@ -764,6 +764,22 @@ async def test_a_mailbox_has_one_submit_at_a_time_whatever_workers_there_are(out
     assert len({mail.recipients[0] for mail in outbox.fake.submitted}) == len(outbox.fake.submitted) == 12
 
 
+async def test_mailboxes_that_hang_keep_no_place_from_the_others(outbox):
+    for number in range(6):
+        box = outbox.fake.add_mailbox(f"box{number}@example.com", admin=f"box{number}@example.com")
+        sender = Sender(mailbox_id=box.id, email=box.email, name=None, owner_email=box.email)
+        for n in range(2):
+            await outbox.queue(replace(EVENT, uid=f"uid-{number}-{n}"), sender=sender)
+    assert len(await outbox.sender.claim(10)) == 3  # and there they hang
+    other = MailSender(settings=outbox.settings, sessions=outbox.sessions, messages=outbox.messages)
+    for _ in range(2):
+        claimed = await other.claim(10)
+        assert len(claimed) == 3
+        for mail in claimed:
+            await other.handle(mail)
+    assert await other.claim(10) == []
+
+
 async def test_mailboxes_and_projects_take_turns(outbox, other_project):
     """A large event is written first; then two mails from two other mailboxes, one of another project."""
     guests = [replace(BOB, email=f"guest{number}@example.org") for number in range(20)]
