@@ -115,7 +115,8 @@ class MailSender:
         by_messages = min(limit, _MOST_BY_MESSAGES - self._under_way[False])
         by_smtp = min(limit, _MOST_BY_SMTP - self._under_way[True])
         if by_messages + by_smtp > limit:
-            by_messages, by_smtp = (limit + 1) // 2, limit // 2
+            by_messages = min(by_messages, (limit + 1) // 2)
+            by_smtp = min(by_smtp, limit - by_messages)
         if by_messages + by_smtp <= 0:
             return []
         async with transaction(self._sessions) as session:
