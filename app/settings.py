@@ -9,10 +9,9 @@ from cryptography.fernet import Fernet
 from pydantic import AnyHttpUrl, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from redis.asyncio.connection import parse_url
-from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
 
 from app.core.addresses import parse_mailbox
+from app.core.database_url import parse_database_url
 
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
@@ -133,14 +132,8 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _postgresql(cls, value: SecretStr | None) -> SecretStr | None:
-        sentence = "must look like postgresql://user:password@host/database"
         if value is not None:
-            try:
-                url = make_url(value.get_secret_value())
-            except (ArgumentError, ValueError):
-                raise ValueError(sentence) from None
-            if url.get_backend_name() not in {"postgresql", "postgres"} or not url.database:
-                raise ValueError(sentence)
+            parse_database_url(value.get_secret_value())
         return value
 
     @field_validator("redis_url")

@@ -4,10 +4,9 @@ import asyncio
 import time
 
 from alembic import context
-from sqlalchemy import Connection, pool, text
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy import Connection, text
 
-from app.core.db import database_url
+from app.core.db import create_migration_engine
 from app.models import Base
 from app.settings import load_settings
 
@@ -37,7 +36,7 @@ def _run(connection: Connection) -> None:
 
 
 async def _main(url: str) -> None:
-    engine = create_async_engine(database_url(url), poolclass=pool.NullPool)
+    engine = create_migration_engine(url)
     async with engine.connect() as connection:
         await connection.run_sync(_run)
         await connection.commit()
