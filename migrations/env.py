@@ -7,6 +7,7 @@ from alembic import context
 from sqlalchemy import Connection, text
 
 from app.core.db import create_migration_engine
+from app.core.migrations import is_known
 from app.models import Base
 from app.settings import load_settings
 
@@ -27,6 +28,11 @@ def _run(connection: Connection) -> None:
         context.configure(
             connection=connection, target_metadata=Base.metadata, transaction_per_migration=True
         )
+        newer = [one for one in context.get_context().get_current_heads() if not is_known(one)]
+        connection.commit()
+        if newer:
+            context.config.attributes["newer_revision"] = newer[0]
+            return
         with context.begin_transaction():
             context.run_migrations()
     finally:

@@ -62,6 +62,12 @@ def _grants(reason: str) -> str:
     return "Let the user of DATABASE_URL own the tables, or give it the rights on them: GRANT ALL ON ALL TABLES IN SCHEMA public."
 
 
+def explain_redis_error(err: BaseException) -> str:
+    """What to tell about a Redis that does not answer."""
+    reason = (str(err) or "no answer in time").splitlines()[0].rstrip(".")
+    return f"Redis cannot be used: {reason}. Check REDIS_URL, and that Redis runs; `calbridge up` without it brings its own."
+
+
 @contextmanager
 def database_failures() -> Iterator[None]:
     """Turns what goes wrong with the database into CommandFailed."""

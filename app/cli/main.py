@@ -57,12 +57,12 @@ def up(
 @cli.command()
 def migrate() -> None:
     """Bring the database's schema to the newest revision."""
-    from app.core.migrations import upgrade_to_head
+    from app.core.migrations import NEWER_SCHEMA, upgrade_to_head
 
     url = _settings("database_url").required_database_url()
     with database_failures():
-        upgrade_to_head(url)
-    print("The schema is at the newest revision.", file=sys.stderr)
+        newer = upgrade_to_head(url)
+    print(NEWER_SCHEMA.format(newer) if newer else "The schema is at the newest revision.", file=sys.stderr)
 
 
 @cli.command()

@@ -26,14 +26,15 @@ from typing import Any
 from cryptography.fernet import Fernet
 
 from app.cli.embedded import Server, socket_folder, spawn, start_postgres, start_redis
-from app.cli.errors import CommandFailed, database_failures
+from app.cli.errors import CommandFailed, database_failures, explain_redis_error
 from app.cli.shared_metrics import VARIABLE as METRICS_DIRECTORY
 from app.cli.shared_metrics import empty_directory
 from app.cli.supervisor import Child, end_together, say
 from app.core.crypto import sha256_hex
 from app.core.db import create_engine, create_sessions, transaction
-from app.core.migrations import upgrade_to_head
+from app.core.migrations import NEWER_SCHEMA, upgrade_to_head
 from app.demo.api import PATH as DEMO_FEED_PATH
+from app.doorbell import REDIS_AWAY, Doorbell, connect_redis
 from app.projects.repository import find_project_of_key
 from app.projects.service import create_project
 from app.settings import Settings, load_settings
@@ -88,13 +89,17 @@ def run_up(*, host: str, port: int, data_dir: Path, as_json: bool) -> None:
         base_url = f"http://{_reachable(host)}:{port}"
         try:
             _signals_interrupt()
+            if settings.redis_url is not None:
+                asyncio.run(_check_redis(settings.required_redis_url()))
             try:
                 settings = _start_servers(settings, data_dir, base_url, children.servers)
             except OSError as err:
                 raise CommandFailed(f"The embedded servers cannot be started: {err}.") from None
             say("Bringing the database's schema up to date ...")
             with database_failures():
-                upgrade_to_head(settings.required_database_url())
+                newer = upgrade_to_head(settings.required_database_url())
+            if newer is not None:
+                say(NEWER_SCHEMA.format(newer))
             _write_running(data_dir, settings, base_url)
             say("Starting the API and a worker ...")
             _start_programs(settings, data_dir, host, port, children.programs)
@@ -176,6 +181,17 @@ def _only_one(data_dir: Path) -> Iterator[None]:
                 "its own with --data-dir and --port."
             ) from None
         yield
+
+
+async def _check_redis(url: str) -> None:
+    """Raises CommandFailed where a Redis that is configured does not answer."""
+    doorbell = Doorbell(connect_redis(url))
+    try:
+        await doorbell.ping()
+    except REDIS_AWAY as err:
+        raise CommandFailed(explain_redis_error(err)) from None
+    finally:
+        await doorbell.aclose()
 
 
 def _start_servers(settings: Settings, data_dir: Path, base_url: str, servers: list[Child]) -> Settings:

@@ -1,5 +1,6 @@
 """`calbridge up` as its user sees it: one process that brings everything, and keeps it whatever happens."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -14,7 +15,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from sqlalchemy import text
 
+from app.core.db import create_engine
 from app.core.http import httpx
 
 READY_SECONDS = 60
@@ -184,6 +187,31 @@ def paste(line):
         env={"PATH": os.environ["PATH"]},
     )
     return json.loads(done.stdout)
+
+
+@pytest.mark.changes_schema
+def test_an_older_release_goes_on_with_the_schema_of_a_newer_one(
+    servers_dir, monkeypatch, database_url, redis_url
+):
+    asyncio.run(_pretend_newer(database_url))
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    data_dir = servers_dir / "older" / "data"
+    data_dir.parent.mkdir()
+    with running(data_dir, "--port", "0", "--json") as up:
+        started = json.loads(up.read_until(lambda _: True)[0])
+        assert calendars_of(started["base_url"], started["api_key"]) == []
+        assert up.end(signal.SIGTERM) == (0, "")
+    said = (data_dir.parent / "stderr").read_text()
+    assert "The schema is at revision ofthefuture, which a newer release than this one has made" in said
+    assert "Traceback" not in said
+
+
+async def _pretend_newer(database_url: str) -> None:
+    engine = create_engine(database_url)
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = 'ofthefuture'"))
+    await engine.dispose()
 
 
 def test_wrong_data_folders_are_a_sentence(tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trustme
 from cryptography.fernet import Fernet
-from sqlalchemy import func
+from sqlalchemy import func, text
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -93,6 +93,32 @@ def test_a_database_without_tables_asks_for_migrate(empty_database_url):
     done = calbridge("project", "create", "x", DATABASE_URL=empty_database_url)
     assert done.returncode == 1
     assert "run `calbridge migrate`" in done.stderr
+
+
+async def test_going_back_to_an_older_release_is_a_sentence(empty_database_url):
+    for _ in range(2):
+        done = calbridge("migrate", DATABASE_URL=empty_database_url)
+        assert (done.returncode, done.stderr) == (0, "The schema is at the newest revision.\n")
+    engine = create_engine(empty_database_url)
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = 'ofthefuture'"))
+    await engine.dispose()
+    done = calbridge("migrate", DATABASE_URL=empty_database_url)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == (
+        "The schema is at revision ofthefuture, which a newer release than this one has made; this one works with it.\n"
+    )
+
+
+def test_up_says_at_once_that_redis_is_away(empty_database_url):
+    done = calbridge(
+        "up", "--port", "0", DATABASE_URL=empty_database_url, REDIS_URL="redis://:hunter2@127.0.0.1:1"
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("Redis cannot be used: ")
+    assert "Check REDIS_URL" in done.stderr
+    assert "hunter2" not in done.stderr
 
 
 async def test_from_an_empty_database_to_a_disabled_key(empty_database_url):

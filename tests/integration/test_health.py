@@ -6,11 +6,13 @@ import pytest
 from alembic.script import ScriptDirectory
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import func, text
+from structlog.testing import capture_logs
 
 from app.core.clock import utcnow
 from app.core.db import transaction
 from app.core.ids import new_id
 from app.core.migrations import _config
+from app.doorbell import connect_redis
 from app.health import repository
 from app.models import (
     Bot,
@@ -131,6 +133,25 @@ async def test_without_redis_it_is_ready_but_degraded(visitor, api, sessions):
         "/api/v1/calendars", json={"platform": "ics", "feed_url": "https://calendar.invalid/feed.ics"}
     )
     assert created.status_code == 201, created.text
+
+
+@pytest.mark.settings(**NO_REDIS)
+async def test_what_is_away_is_logged_when_it_goes_and_when_it_comes_back(visitor, api, app, redis_url):
+    with capture_logs() as logs:
+        for _ in range(3):
+            await ask(visitor)
+            await api.post(
+                "/api/v1/calendars", json={"platform": "ics", "feed_url": "https://calendar.invalid/feed.ics"}
+            )
+        redis = connect_redis(redis_url)
+        app.state.calbridge.doorbell._redis, gone = redis, app.state.calbridge.doorbell._redis
+        await api.post(
+            "/api/v1/calendars", json={"platform": "ics", "feed_url": "https://calendar.invalid/feed.ics"}
+        )
+        await ask(visitor)
+        await gone.aclose(close_connection_pool=True)
+    told = [log["event"] for log in logs if log["event"] != "request"]
+    assert told == ["check_failed", "doorbell_not_rung", "doorbell_rings_again", "check_well_again"]
 
 
 @pytest.mark.settings(**NO_DATABASE)
