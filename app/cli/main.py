@@ -10,17 +10,22 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from app.cli.errors import CommandFailed, database_failures
+from app.core.clock import isoformat
 from app.core.db import Session, create_engine, create_sessions, transaction
 from app.core.errors import AppError
 from app.settings import Settings, SettingsError, load_settings
 
 DEFAULT_DATA_DIR = Path(".data")
+
+Result = TypeVar("Result")
 
 cli = typer.Typer(
     name="calbridge",
@@ -144,10 +149,37 @@ def project_create(name: Annotated[str, typer.Argument(help="A name for people."
     from app.projects import service
 
     async def create(session: Session) -> dict[str, str]:
-        project_id, api_key = await service.create_project(session, name)
-        return {"project_id": project_id, "api_key": api_key}
+        return asdict(await service.create_project(session, name))
 
     print(json.dumps(_in_transaction(create)))
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON line for each.")]
+
+
+@project_cli.command("list")
+def project_list(as_json: AsJson = False) -> None:
+    """List the projects, and how many API keys of each work."""
+    from app.projects import service
+
+    async def load(session: Session) -> list[dict[str, Any]]:
+        return [asdict(row) for row in await service.list_projects(session)]
+
+    _print_rows(_in_transaction(load), as_json=as_json)
+
+
+@key_cli.command("list")
+def api_key_list(
+    project_id: Annotated[str | None, typer.Argument(help="proj_...; all projects without it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List API keys: when each was made, last used (to the minute) and disabled. The keys themselves are not stored."""
+    from app.projects import service
+
+    async def load(session: Session) -> list[dict[str, Any]]:
+        return [asdict(row) for row in await service.list_api_keys(session, project_id)]
+
+    _print_rows(_in_transaction(load), as_json=as_json)
 
 
 @key_cli.command("create")
@@ -159,8 +191,7 @@ def api_key_create(
     from app.projects import service
 
     async def create(session: Session) -> dict[str, str]:
-        key_id, api_key = await service.create_api_key(session, project_id, name)
-        return {"key_id": key_id, "project_id": project_id, "api_key": api_key}
+        return asdict(await service.create_api_key(session, project_id, name))
 
     print(json.dumps(_in_transaction(create)))
 
@@ -240,10 +271,32 @@ def _use_running_servers() -> None:
             os.environ["CREDENTIALS_ENCRYPTION_KEYS"] = found.credentials_encryption_keys
 
 
-def _in_transaction(work: Callable[[Session], Awaitable[dict[str, str]]]) -> dict[str, str]:
+def _print_rows(rows: list[dict[str, Any]], *, as_json: bool) -> None:
+    """As a table with a line of names above it, or as a JSON line for each."""
+    if as_json:
+        for row in rows:
+            print(json.dumps({name: _shown(value) for name, value in row.items()}))
+        return
+    if not rows:
+        print("There are none.", file=sys.stderr)
+        return
+    table = [
+        list(rows[0]),
+        *(["-" if value is None else str(_shown(value)) for value in row.values()] for row in rows),
+    ]
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    for line in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _shown(value: Any) -> Any:
+    return isoformat(value) if isinstance(value, datetime) else value
+
+
+def _in_transaction(work: Callable[[Session], Awaitable[Result]]) -> Result:
     url = _settings("database_url").required_database_url()
 
-    async def run() -> dict[str, str]:
+    async def run() -> Result:
         engine = create_engine(url, pool_size=1)
         try:
             async with transaction(create_sessions(engine)) as session:

@@ -30,13 +30,11 @@ from app.cli.errors import CommandFailed, database_failures, explain_redis_error
 from app.cli.shared_metrics import VARIABLE as METRICS_DIRECTORY
 from app.cli.shared_metrics import empty_directory
 from app.cli.supervisor import Child, end_together, say
-from app.core.crypto import sha256_hex
 from app.core.db import create_engine, create_sessions, transaction
 from app.core.migrations import NEWER_SCHEMA, upgrade_to_head
 from app.demo.api import PATH as DEMO_FEED_PATH
 from app.doorbell import REDIS_AWAY, Doorbell, connect_redis
-from app.projects.repository import find_project_of_key
-from app.projects.service import create_project
+from app.projects.service import create_project, find_live_key
 from app.settings import Settings, load_settings
 
 # Files in the data folder; all but the lock hold secrets and are readable by their owner alone.
@@ -272,12 +270,13 @@ async def _demo_project(data_dir: Path, database_url: str) -> dict[str, str]:
         async with transaction(create_sessions(engine)) as session:
             if path.exists():
                 kept: dict[str, str] = json.loads(path.read_text())
-                if await find_project_of_key(session, sha256_hex(kept["api_key"])) == kept["project_id"]:
+                key = await find_live_key(session, kept["api_key"])
+                if key is not None and key.project_id == kept["project_id"]:
                     return kept
-            project_id, api_key = await create_project(session, "demo")
+            new = await create_project(session, "demo")
     finally:
         await engine.dispose()
-    made = {"project_id": project_id, "api_key": api_key}
+    made = {"project_id": new.project_id, "api_key": new.api_key}
     _write_secret(path, json.dumps(made))
     return made
 

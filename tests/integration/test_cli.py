@@ -9,6 +9,7 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -20,12 +21,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app.cli.doctor import Finding, _push, examine
-from app.core.crypto import sha256_hex
 from app.core.db import create_engine, create_sessions, reading, transaction
 from app.core.http import httpx
 from app.core.migrations import head_revision
 from app.models import WorkerHeartbeat
-from app.projects.repository import find_project_of_key
+from app.projects.service import find_live_key
 from app.settings import Settings
 from tests import factories
 from tests.conftest import FERNET_KEY
@@ -55,9 +55,9 @@ def calbridge(*arguments: str, **settings: str) -> subprocess.CompletedProcess[s
 async def project_of_key(database_url: str, api_key: str) -> str | None:
     engine = create_engine(database_url)
     async with reading(create_sessions(engine)) as session:
-        found = await find_project_of_key(session, sha256_hex(api_key))
+        found = await find_live_key(session, api_key)
     await engine.dispose()
-    return found
+    return found.project_id if found is not None else None
 
 
 @pytest.mark.parametrize("command", [["migrate"], ["worker"], ["up"]])
@@ -133,7 +133,7 @@ async def test_from_an_empty_database_to_a_disabled_key(empty_database_url):
     assert (migrated.returncode, migrated.stdout) == (0, "")
 
     made = command("project", "create", "Größe; DROP TABLE projects")
-    assert set(made) == {"project_id", "api_key"}
+    assert set(made) == {"project_id", "api_key", "key_id"}
     assert made["project_id"].startswith("proj_")
     assert await project_of_key(empty_database_url, made["api_key"]) == made["project_id"]
 
@@ -144,6 +144,55 @@ async def test_from_an_empty_database_to_a_disabled_key(empty_database_url):
     command("api-key", "disable", second["key_id"])
     assert await project_of_key(empty_database_url, second["api_key"]) is None
     assert await project_of_key(empty_database_url, made["api_key"]) == made["project_id"]
+
+
+async def test_projects_and_keys_are_listed_and_the_first_key_can_be_disabled(api, project, database_url):
+    def command(*arguments: str) -> list[dict[str, Any]]:
+        done = calbridge(*arguments, DATABASE_URL=database_url)
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    (made,) = command("project", "create", " Two words ")
+    assert set(made) == {"project_id", "api_key", "key_id"}
+    listed = command("project", "list", "--json")
+    assert [(row["project_id"], row["name"], row["live_keys"]) for row in listed] == [
+        (project.id, "test", 1),
+        (made["project_id"], "Two words", 1),
+    ]
+    table = calbridge("api-key", "list", DATABASE_URL=database_url).stdout
+    assert [line.split()[0] for line in table.splitlines()][0::2] == ["key_id", made["key_id"]]
+    assert "Two words" in table
+    assert made["api_key"] not in table
+
+    # Seen by the API, which writes it down beside the request.
+    (unused,) = command("api-key", "list", project.id, "--json")
+    assert unused["last_used_at"] is None
+    assert (await api.get("/api/v1/calendars")).status_code == 200
+    for _ in range(60):
+        (used,) = await asyncio.to_thread(command, "api-key", "list", project.id, "--json")
+        if used["last_used_at"] is not None:
+            break
+    assert used["last_used_at"] >= used["created_at"]
+
+    command("api-key", "disable", used["key_id"])
+    (disabled,) = command("api-key", "list", project.id, "--json")
+    assert disabled["disabled_at"] is not None
+    assert (await api.get("/api/v1/calendars")).status_code == 401
+    assert command("project", "list", "--json")[0]["live_keys"] == 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("project", "create", " "),
+        ("api-key", "create", "proj_x", "--name", ""),
+        ("project", "create", "a\nb"),
+    ],
+)
+def test_names_that_nobody_could_read_are_refused(database_url, command):
+    done = calbridge(*command, DATABASE_URL=database_url)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("name: A name ")
 
 
 def test_an_unknown_id_is_a_sentence_and_1(database_url):
