@@ -335,23 +335,28 @@ def _reachable(host: str) -> str:
 
 def _welcome(started: dict[str, str], data_dir: Path) -> str:
     base_url, api_key = started["base_url"], started["api_key"]
-    curl = f"curl -sS -H 'Authorization: Token {api_key}'"
-    body = json.dumps({"platform": "ics", "feed_url": base_url + DEMO_FEED_PATH})
+    curl = 'curl -sS -H "Authorization: Token $KEY"'
+    # With the key, pasting it again makes no second calendar.
+    body = json.dumps(
+        {"platform": "ics", "feed_url": base_url + DEMO_FEED_PATH, "deduplication_key": "sample"}
+    )
     return f"""
 calbridge runs at {base_url} (all calls: {base_url}/docs). Ctrl-C ends it; the data stay in {data_dir}
 
   project  {started["project_id"]} (demo)
   API key  {api_key}
 
-Try it from another terminal:
+Try it from another terminal (all of it may be pasted at once):
+
+KEY={api_key}
 
 # 1. Connect a calendar. This feed is a sample; your own calendar's secret iCal address works too.
 {curl} -X POST {base_url}/api/v1/calendars -H 'Content-Type: application/json' -d '{body}'
 
-# 2. Its events, a moment later
-{curl} '{base_url}/api/v1/calendar_events?ordering=start_time'
+# 2. Its events, once they are synced
+sleep 3; {curl} '{base_url}/api/v1/calendar_events?ordering=start_time'
 
-# 3. How its syncs went: state, last_successful_sync_at, connection_failure_data
+# 3. How its syncs go: state, last_successful_sync_at, and what is wrong: sync_failure, connection_failure_data
 {curl} {base_url}/api/v1/calendars
 
 Next: have changes sent to you, POST {base_url}/api/v1/webhooks (README.md shows a receiver). Feeds and webhooks must

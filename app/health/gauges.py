@@ -7,6 +7,7 @@ One that cannot be read in time is left out, and `calbridge_gauge_read` says so.
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import timedelta
 
@@ -144,22 +145,24 @@ async def _outbox(session: ReadSession) -> Families:
 
 async def _calendars(session: ReadSession) -> Families:
     rows = await repository.count_calendars(session)
-    failing: dict[str, float] = {}
+    counts: Counter[tuple[str, str]] = Counter()
+    failing: Counter[tuple[str, str]] = Counter()
     for row in rows:
-        if row.state == "connected":
-            failing[row.platform] = failing.get(row.platform, 0) + row.failing
+        counts[row.platform, row.state] += int(row.rows)
+        if row.failure is not None:
+            failing[row.platform, row.failure] += int(row.rows)
     return [
         _labelled(
             "calbridge_calendars",
             "Calendars; of more than about ten thousand an estimate",
             ["platform", "state"],
-            (((row.platform, row.state), row.rows) for row in rows),
+            counts.items(),
         ),
         _labelled(
             "calbridge_calendars_failing",
             "Connected calendars whose last sync failed; of more than about ten thousand an estimate",
-            ["platform"],
-            (([platform], count) for platform, count in failing.items()),
+            ["platform", "code"],
+            failing.items(),
         ),
     ]
 

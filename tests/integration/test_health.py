@@ -211,8 +211,8 @@ async def test_gauges_count_calendars_channels_and_workers(visitor, sessions, se
     assert found["calbridge_calendars", "google", "connected"] == 2
     assert found["calbridge_calendars", "google", "disconnected"] == 1
     assert found["calbridge_calendars", "ics", "connected"] == 1
-    assert found["calbridge_calendars_failing", "google"] == 1
-    assert found["calbridge_calendars_failing", "ics"] == 1
+    assert found["calbridge_calendars_failing", "unknown", "google"] == 1
+    assert found["calbridge_calendars_failing", "unknown", "ics"] == 1
     assert found["calbridge_push_channels_open", "google"] == 2
     assert found["calbridge_workers",] == 2
 
