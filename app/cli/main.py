@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -21,17 +22,22 @@ from app.cli.errors import CommandFailed, database_failures
 from app.core.clock import isoformat
 from app.core.db import Session, create_engine, create_sessions, transaction
 from app.core.errors import AppError
-from app.settings import Settings, SettingsError, load_settings
+from app.settings import Settings, SettingsError, load_settings, misspelt_settings
 
 DEFAULT_DATA_DIR = Path(".data")
 
 Result = TypeVar("Result")
 
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"calbridge {version('calbridge')}")
+        raise typer.Exit
+
+
 cli = typer.Typer(
     name="calbridge",
-    help="Calendar sync and change webhooks over one HTTP API. Settings are environment variables, or in ./.env.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -39,6 +45,18 @@ project_cli = typer.Typer(help="Projects: each has its own calendars and keys.",
 key_cli = typer.Typer(help="API keys of a project.", no_args_is_help=True)
 cli.add_typer(project_cli, name="project")
 cli.add_typer(key_cli, name="api-key")
+
+
+@cli.callback()
+def options(
+    *,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Calendar sync and change webhooks over one HTTP API. Settings are environment variables, or in ./.env."""
+
 
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)]
@@ -56,6 +74,7 @@ def up(
     """Start everything here: PostgreSQL and Redis (unless configured), migrations, API and worker."""
     from app.cli.up import run_up
 
+    _tell_misspelt_settings()
     run_up(host=host, port=port, data_dir=data_dir, as_json=as_json)
 
 
@@ -222,14 +241,23 @@ def rotate_keys() -> None:
 
 
 @cli.command()
-def doctor() -> None:
-    """Check settings, database, Redis, keys, Messages, mail and the providers; say how to mend what is wrong."""
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line with all findings.")] = False,
+) -> None:
+    """Check settings, database, Redis, keys, Messages, mail, providers, calendars and webhooks; say how to fix them.
+
+    Exit code 1 if anything is WRONG; notes and warnings are worth a look.
+    """
     from app.cli.doctor import examine
 
     _use_running_servers()
     findings = asyncio.run(examine())
-    for finding in findings:
-        print(finding)
+    if as_json:
+        is_fine = all(finding.is_fine for finding in findings)
+        print(json.dumps({"is_fine": is_fine, "findings": [finding.as_dict() for finding in findings]}))
+    else:
+        for finding in findings:
+            print(finding)
     if not all(finding.is_fine for finding in findings):
         raise typer.Exit(1)
 
@@ -241,6 +269,8 @@ def _settings(*needed: str) -> Settings:
     """
     _use_running_servers()
     settings = load_settings()
+    if settings.demo_feed_url is None:  # else `up` has started this process, and has said it
+        _tell_misspelt_settings()
     missing = []
     for name in needed:
         try:
@@ -250,6 +280,11 @@ def _settings(*needed: str) -> Settings:
     if missing:
         raise SettingsError("\n".join(missing))
     return settings
+
+
+def _tell_misspelt_settings() -> None:
+    for sentence in misspelt_settings():
+        print(f"Warning: {sentence}", file=sys.stderr)
 
 
 def _use_running_servers() -> None:
@@ -267,6 +302,8 @@ def _use_running_servers() -> None:
         print(f"(using the `calbridge up` that runs on {DEFAULT_DATA_DIR})", file=sys.stderr)
         os.environ["DATABASE_URL"] = found.database_url
         os.environ["REDIS_URL"] = found.redis_url
+        if "app_url" not in settings.model_fields_set:
+            os.environ["APP_URL"] = found.base_url
         if not settings.fernet_keys:
             os.environ["CREDENTIALS_ENCRYPTION_KEYS"] = found.credentials_encryption_keys
 

@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import sys
 from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app.cli.doctor import Finding, _push, examine
+from app.core.crypto import SecretBox
 from app.core.db import create_engine, create_sessions, reading, transaction
 from app.core.http import httpx
 from app.core.migrations import head_revision
-from app.models import WorkerHeartbeat
+from app.models import WebhookSubscription, WorkerHeartbeat
 from app.projects.service import find_live_key
 from app.settings import Settings
 from tests import factories
@@ -302,6 +304,112 @@ async def test_doctor_tells_everything_that_is_missing_and_ends_with_1(monkeypat
     ]
 
 
+@pytest.mark.usefixtures("healthy")
+async def test_doctor_needs_no_provider_that_nothing_uses(monkeypatch, sessions, settings, project):
+    monkeypatch.setenv("GOOGLE_API_BASE_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("MICROSOFT_GRAPH_BASE_URL", "http://127.0.0.1:1")
+    await factories.add_calendar(sessions, settings, project.id, platform="ics", secrets={})
+    findings = {finding.subject: finding for finding in await examine()}
+    for name in ("GOOGLE_API_BASE_URL", "MICROSOFT_GRAPH_BASE_URL"):
+        assert findings[name].level == "note"
+        assert findings[name].text.endswith("No calendar or OAuth app needs it so far.")
+    await factories.add_calendar(sessions, settings, project.id, platform="google", secrets={})
+    assert set(wrong(await examine())) == {"GOOGLE_API_BASE_URL"}
+
+
+@pytest.mark.usefixtures("healthy")
+async def test_doctor_tells_which_calendars_fail_and_which_webhooks_are_dead(
+    sessions, settings, project, other_project
+):
+    failing: dict[str, Any] = {"sync_failing_since": func.now(), "sync_failure_code": "invalid_client"}
+    for owner in (project, project, other_project):
+        await factories.add_calendar(sessions, settings, owner.id, platform="google", secrets={}, **failing)
+    held = await factories.add_calendar(
+        sessions, settings, project.id, platform="ics", secrets={}, outage_scope="x"
+    )
+    await factories.add_calendar(sessions, settings, project.id, platform="google", secrets={})
+    async with transaction(sessions) as session:
+        webhooks_as: tuple[dict[str, Any], ...] = (
+            {"failing_since": func.now() - timedelta(hours=2)},
+            {"failing_since": func.now() - timedelta(minutes=5)},
+            {"is_active": False, "disabled_reason": "410"},
+            {"is_active": False},
+        )
+        for number, values in enumerate(webhooks_as):
+            session.add(
+                WebhookSubscription(
+                    id=f"webhook_{number}",
+                    project_id=project.id,
+                    url="https://hunter2.example/",
+                    triggers=["bot.state_change"],
+                    secrets_sealed=SecretBox([FERNET_KEY]).seal(
+                        f"webhook_subscriptions:webhook_{number}", [{"secret": "hunter2", "until": None}]
+                    ),
+                    **values,
+                )
+            )
+    done = await asyncio.to_thread(calbridge, "doctor", "--json")
+    assert done.returncode == 0, done.stdout
+    report = json.loads(done.stdout)
+    assert report["is_fine"] is True
+    told = {
+        level: [finding["text"] for finding in report["findings"] if finding["level"] == level]
+        for level in ("ok", "note", "warn", "wrong")
+    }
+    assert told["wrong"] == []
+    google, feed, webhooks = told["warn"]
+    assert google.startswith(
+        "3 calendars of google, in 2 projects, cannot be synced: invalid_client; for example cal_"
+    )
+    assert feed.startswith(
+        f"1 calendar of ics, in 1 project, cannot be synced: platform_outage; for example {held}."
+    )
+    assert webhooks.startswith(
+        "1 have failed for more than an hour and 1 were switched off for failing, in 1 project; for example webhook_0."
+    )
+    assert "hunter2" not in done.stdout
+
+
+@pytest.mark.usefixtures("healthy")
+async def test_a_misspelt_setting_is_pointed_out(monkeypatch, database_url):
+    Path(".env").write_text("WEBHOOK_TIMEOUT=hunter2\nSOMETHING_ELSE=1\n")
+    monkeypatch.setenv("CALENDER_SYNC_INTERVAL_SECONDS", "hunter2")
+    monkeypatch.setenv("CALENDAR_COLOUR", "of another program")
+    expected = [
+        "WEBHOOK_TIMEOUT in .env is no setting: WEBHOOK_TIMEOUT_SECONDS may be meant.",
+        "CALENDER_SYNC_INTERVAL_SECONDS in the environment is no setting: CALENDAR_SYNC_INTERVAL_SECONDS may be meant.",
+    ]
+    findings = await examine()
+    assert [str(one) for one in findings if one.level == "warn"] == [
+        f"warn  settings: {text}" for text in expected
+    ]
+    done = await asyncio.to_thread(calbridge, "project", "list")
+    assert done.returncode == 0
+    assert [line for line in done.stderr.splitlines() if "Warning" in line] == [
+        f"Warning: {one}" for one in expected
+    ]
+
+
+def test_the_version_is_printed():
+    done = calbridge("--version")
+    assert (done.returncode, done.stdout) == (0, f"calbridge {version('calbridge')}\n")
+
+
+async def test_a_user_without_rights_is_told_the_grant(empty_database_url):
+    engine = create_engine(empty_database_url)
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE ROLE plain LOGIN"))
+    try:
+        done = calbridge("migrate", DATABASE_URL=empty_database_url.replace("calbridge@", "plain@"))
+    finally:
+        async with engine.begin() as connection:
+            await connection.execute(text("DROP ROLE plain"))
+        await engine.dispose()
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "permission denied for schema public" in done.stderr
+    assert "GRANT USAGE, CREATE ON SCHEMA public TO the user of DATABASE_URL" in done.stderr
+
+
 async def test_doctor_reports_wrong_settings_as_findings(monkeypatch):
     monkeypatch.setenv("LOG_LEVEL", "LOUD")
     findings = await examine()
@@ -501,7 +609,7 @@ def test_commands_beside_a_running_up_need_no_settings(tmp_path, database_url, r
         json.dumps(
             {
                 "pid": os.getpid(),
-                "base_url": "http://127.0.0.1:8000",
+                "base_url": "http://127.0.0.1:8260",
                 "database_url": database_url,
                 "redis_url": redis_url,
                 "credentials_encryption_keys": FERNET_KEY,
@@ -513,5 +621,7 @@ def test_commands_beside_a_running_up_need_no_settings(tmp_path, database_url, r
         done = calbridge("project", "create", "x")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["project_id"].startswith("proj_")
+        # Its address, not the default one.
+        assert "APP_URL http://127.0.0.1:8260\n" in calbridge("doctor").stdout
     # Without the lock the file is what a killed `up` left behind.
     assert calbridge("project", "create", "x").returncode == 2
