@@ -7,6 +7,7 @@ One that cannot be read in time is left out, and `calbridge_gauge_read` says so.
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import timedelta
 
@@ -146,31 +147,41 @@ async def _outbox(session: ReadSession) -> Families:
 
 async def _calendars(session: ReadSession) -> Families:
     rows = await repository.count_calendars(session)
-    connected = [row for row in rows if row.state == "connected"]
+    counts: Counter[tuple[str, str]] = Counter()
+    failing: Counter[tuple[str, str]] = Counter()
+    held: Counter[str] = Counter()
+    in_doubt: Counter[str] = Counter()
+    for row in rows:
+        counts[row.platform, row.state] += int(row.rows)
+        if row.failure is not None:
+            failing[row.platform, row.failure] += int(row.rows)
+        if row.state == "connected":
+            held[row.platform] += int(row.held)
+            in_doubt[row.platform] += int(row.in_doubt)
     return [
         _labelled(
             "calbridge_calendars",
             "Calendars; of more than about ten thousand an estimate",
             ["platform", "state"],
-            (((row.platform, row.state), row.rows) for row in rows),
+            counts.items(),
         ),
         _labelled(
             "calbridge_calendars_failing",
             "Connected calendars whose last sync failed; of more than about ten thousand an estimate",
-            ["platform"],
-            (([row.platform], row.failing) for row in connected),
+            ["platform", "code"],
+            failing.items(),
         ),
         _labelled(
             "calbridge_calendars_held",
             "Connected calendars that wait for an outage to end; of more than about ten thousand an estimate",
             ["platform"],
-            (([row.platform], row.held) for row in connected),
+            (([platform], count) for platform, count in held.items()),
         ),
         _labelled(
             "calbridge_calendars_in_doubt",
             "Connected calendars whose last answer left out most events, which is not believed yet",
             ["platform"],
-            (([row.platform], row.in_doubt) for row in connected),
+            (([platform], count) for platform, count in in_doubt.items()),
         ),
     ]
 

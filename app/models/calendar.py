@@ -12,6 +12,9 @@ from app.models.base import Base, CreatedAt, PublicId
 PLATFORMS = ("google", "microsoft", "ics", "local")
 STATES = ("connected", "disconnected")
 
+# What shows a `sync_failure`.
+FAILING = "state = 'connected' AND (sync_failing_since IS NOT NULL OR outage_scope IS NOT NULL)"
+
 
 class Calendar(Base):
     """One connected calendar.
@@ -52,6 +55,14 @@ class Calendar(Base):
             "created_at",
             "id",
             postgresql_where=text("state = 'disconnected'"),
+        ),
+        Index(
+            "ix_calendars_project_failing",
+            "project_id",
+            "platform",
+            "created_at",
+            "id",
+            postgresql_where=text(FAILING),
         ),
         Index(
             "ix_calendars_due",

@@ -6,11 +6,13 @@ import pytest
 from alembic.script import ScriptDirectory
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import func, text
+from structlog.testing import capture_logs
 
 from app.core.clock import utcnow
 from app.core.db import transaction
 from app.core.ids import new_id
 from app.core.migrations import _config
+from app.doorbell import connect_redis
 from app.health import repository
 from app.models import (
     Bot,
@@ -134,6 +136,25 @@ async def test_without_redis_it_is_ready_but_degraded(visitor, api, sessions):
     assert created.status_code == 201, created.text
 
 
+@pytest.mark.settings(**NO_REDIS)
+async def test_what_is_away_is_logged_when_it_goes_and_when_it_comes_back(visitor, api, app, redis_url):
+    with capture_logs() as logs:
+        for _ in range(3):
+            await ask(visitor)
+            await api.post(
+                "/api/v1/calendars", json={"platform": "ics", "feed_url": "https://calendar.invalid/feed.ics"}
+            )
+        redis = connect_redis(redis_url)
+        app.state.calbridge.doorbell._redis, gone = redis, app.state.calbridge.doorbell._redis
+        await api.post(
+            "/api/v1/calendars", json={"platform": "ics", "feed_url": "https://calendar.invalid/feed.ics"}
+        )
+        await ask(visitor)
+        await gone.aclose(close_connection_pool=True)
+    told = [log["event"] for log in logs if log["event"] != "request"]
+    assert told == ["check_failed", "doorbell_not_rung", "doorbell_rings_again", "check_well_again"]
+
+
 @pytest.mark.settings(**NO_DATABASE)
 async def test_not_ready_without_a_database_and_nothing_is_told_of_its_address(visitor):
     answer = await visitor.get("/readyz")
@@ -192,8 +213,8 @@ async def test_gauges_count_calendars_channels_and_workers(visitor, sessions, se
     assert found["calbridge_calendars", "google", "connected"] == 2
     assert found["calbridge_calendars", "google", "disconnected"] == 1
     assert found["calbridge_calendars", "ics", "connected"] == 1
-    assert found["calbridge_calendars_failing", "google"] == 1
-    assert found["calbridge_calendars_failing", "ics"] == 1
+    assert found["calbridge_calendars_failing", "unknown", "google"] == 1
+    assert found["calbridge_calendars_failing", "unknown", "ics"] == 1
     assert found["calbridge_push_channels_open", "google"] == 2
     assert found["calbridge_workers",] == 2
 
@@ -239,7 +260,7 @@ async def test_gauges_tell_of_outages_and_of_the_calendars_that_wait_for_them(
     assert found["calbridge_outage_seconds", "microsoft"] == 0
     held = {of[0]: value for (name, *of), value in found.items() if name == "calbridge_calendars_held"}
     assert held == {"google": 3, "microsoft": 0, "ics": 1}
-    assert found["calbridge_calendars_failing", "google"] == 2
+    assert found["calbridge_calendars_failing", "unknown", "google"] == 2
     assert found["calbridge_calendars_in_doubt", "google"] == 1
     text_of_all = (await visitor.get("/metrics")).text
     assert "example.org" not in text_of_all
