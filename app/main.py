@@ -40,6 +40,9 @@ _DESCRIPTION = """
 Connect calendars (Google, Microsoft, any iCal feed), read their events, and be told of every change by signed webhooks.
 
 Every call needs an API key: `Authorization: Bearer <api key>`, or `Token` in place of `Bearer`. Start with `POST /api/v1/calendars`.
+
+Texts may not have NUL characters. The sentences of errors are for people: programs look at the status code and the
+names of fields.
 """
 
 _MAX_BODY_BYTES = 1_048_576

@@ -2,8 +2,11 @@
 
 from importlib.metadata import version
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI
+
+from app.api.schemas import without_null
 
 _TAGS = {
     "calendars": "Connect calendars, see their state, sync them now.",
@@ -24,9 +27,12 @@ _METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}
 
 
 def install_openapi(app: FastAPI, *, server_url: str) -> None:
-    """Makes `app.openapi()` and /openapi.json give the completed document."""
+    """Makes `app.openapi()` and /openapi.json give the completed document.
+
+    Its server is the one that the document came from, by whatever name it was asked: /docs may call no other.
+    """
     derive = app.openapi
-    app.servers = [{"url": server_url}]
+    app.servers = [{"url": urlsplit(server_url).path.rstrip("/") or "/", "description": "This installation"}]
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -63,6 +69,8 @@ def _complete(document: dict[str, Any]) -> None:
                 # FastAPI documents its own 422 for all that has parameters; ours is a 400.
                 operation["responses"].pop("422", None)
                 operation.setdefault("security", [])
+                for parameter in operation.get("parameters", []):
+                    parameter["schema"] = without_null(parameter["schema"])
     schemas = document["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)

@@ -18,7 +18,11 @@ class ListQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    cursor: ShortText | None = Field(default=None, description="From a `next` or `previous` link.")
+    cursor: ShortText | None = Field(
+        default=None,
+        description="From a `next` or `previous` link.",
+        json_schema_extra={"pattern": "^[A-Za-z0-9_-]*$"},
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -10,6 +10,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     GetJsonSchemaHandler,
     PlainSerializer,
     WithJsonSchema,
@@ -97,7 +98,30 @@ def not_blank(value: str) -> str:
     return value
 
 
-NotBlank = Annotated[str, AfterValidator(not_blank)]
+def shape(**members: Any) -> Any:
+    """Says in the JSON schema what a validator of ours enforces, with a better sentence than pydantic's."""
+    return Field(json_schema_extra=members)
+
+
+def without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """The JSON schema of an optional value, for where it can be left out but cannot be null."""
+    options = [option for option in schema.get("anyOf", []) if option != {"type": "null"}]
+    if len(options) != 1:
+        return schema
+    return {**options[0], **{name: value for name, value in schema.items() if name != "anyOf"}}
+
+
+def _drop_null(schema: dict[str, Any]) -> None:
+    changed = without_null(schema)
+    schema.clear()
+    schema.update(changed)
+
+
+# Of a PATCH's field whose None is the one of "left out"; the service refuses null.
+NotNull: Any = Field(json_schema_extra=_drop_null)
+NOT_BLANK = r"\S"
+WEB_ADDRESS = r"^[Hh][Tt][Tt][Pp][Ss]?://[^/?#:@\\\s]\S*$"
+NotBlank = Annotated[str, AfterValidator(not_blank), shape(pattern=NOT_BLANK)]
 
 
 def _parse_time(value: Any) -> datetime:
@@ -142,28 +166,39 @@ def check_metadata(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-Metadata = Annotated[dict[str, Any], AfterValidator(check_metadata)]
+Metadata = Annotated[
+    dict[str, Any],
+    AfterValidator(check_metadata),
+    shape(
+        additionalProperties={"type": "string"},
+        minProperties=1,
+        examples=[{"user_id": "42"}],
+    ),
+]
 
 
 class ErrorAnswer(BaseModel):
-    error: str
+    error: str = Field(description="A sentence for people; may change.", examples=["Calendar not found"])
 
 
 class DetailAnswer(BaseModel):
-    detail: str
+    detail: str = Field(
+        description="A sentence for people; may change.",
+        examples=["This API key is not known or has been disabled."],
+    )
 
 
 class FieldErrors(BaseModel):
     """Field names with sentences; `non_field_errors` for the whole body."""
 
-    model_config = ConfigDict(extra="allow", json_schema_extra={"example": {"name": ["Not a string."]}})
+    model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [{"name": ["Not a string."]}]})
     __pydantic_extra__: dict[str, list[str]]
 
 
-def responses(*codes: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's description of error answers: 400, 401 and 503 always, others by name."""
+def responses(*codes: int, takes_input: bool = True) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's description of error answers: 401 and 503 always, 400 of what takes input, others by name."""
     known: dict[int, tuple[str, Any]] = {
-        400: ("Bad input: FieldErrors of a body, ErrorAnswer of a query", FieldErrors | ErrorAnswer),
+        400: ("Bad input: FieldErrors of a body, ErrorAnswer of a query", ErrorAnswer | FieldErrors),
         401: ("No, wrong or disabled API key", DetailAnswer),
         404: ("No such object in this project", ErrorAnswer),
         409: ("The Idempotency-Key was used with another body", ErrorAnswer),
@@ -175,5 +210,5 @@ def responses(*codes: int) -> dict[int | str, dict[str, Any]]:
     }
     return {
         code: {"description": known[code][0], "model": known[code][1]}
-        for code in sorted({400, 401, 503, *codes})
+        for code in sorted({401, 503, *codes} | ({400} if takes_input else set()))
     }

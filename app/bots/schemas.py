@@ -17,13 +17,16 @@ from pydantic.json_schema import SkipJsonSchema
 
 from app.api.pages import ListQuery, ShortText
 from app.api.schemas import (
+    WEB_ADDRESS,
     InputModel,
     InputTime,
     Metadata,
     NotBlank,
+    NotNull,
     OutputTime,
     TimeText,
     UpdateModel,
+    shape,
 )
 from app.bots.lifecycle import EntryType, State
 from app.calendars.schemas import DeduplicationKey
@@ -45,7 +48,12 @@ def _web_address(value: str) -> str:
 
 
 _BotName = Annotated[NotBlank, Field(min_length=1, max_length=300, examples=["Notetaker"])]
-_MeetingUrl = Annotated[NotBlank, Field(min_length=1, max_length=_LONGEST_URL), AfterValidator(_web_address)]
+_MeetingUrl = Annotated[
+    NotBlank,
+    Field(min_length=1, max_length=_LONGEST_URL, examples=["https://zoom.us/j/5551112222"]),
+    AfterValidator(_web_address),
+    shape(format="uri", pattern=WEB_ADDRESS),
+]
 _BotSettings = Annotated[dict[str, Any], Field(description="Handed to the runner as they are; never shown.")]
 _BotMetadata = Annotated[Metadata | None, Field(description="Comes back in answers and webhooks.")]
 
@@ -91,7 +99,9 @@ class BotUpdate(UpdateModel):
 
     bot_name: _BotName = ""
     meeting_url: _MeetingUrl = Field(default="", description="Not of a bot that follows an event.")
-    join_at: InputTime | None = Field(default=None, description="Not of a bot that follows an event.")
+    join_at: Annotated[InputTime | None, NotNull] = Field(
+        default=None, description="Not of a bot that follows an event."
+    )
     metadata: _BotMetadata = None
     bot_settings: _BotSettings = Field(default_factory=dict, description="Replaces the old.")
     calendar_event_id: SkipJsonSchema[Any] = None

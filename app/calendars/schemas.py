@@ -7,8 +7,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WrapValidator
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
 from app.api.pages import ListQuery, ShortText
-from app.api.schemas import InputModel, Metadata, OutputTime, UpdateModel, not_blank
-from app.hosted.schemas import EmailAddress, Locale, OneLine, PersonName, TimeZoneName
+from app.api.schemas import InputModel, Metadata, NotBlank, NotNull, OutputTime, UpdateModel, shape
+from app.hosted.schemas import EmailAddress, Locale, PersonName, TimeZoneName, Title
 
 Platform = Literal["google", "microsoft", "ics", "local"]
 State = Literal["connected", "disconnected"]
@@ -24,14 +24,20 @@ def _indexable(value: str) -> str:
 
 
 DeduplicationKey = Annotated[
-    str, Field(min_length=1, max_length=1024), AfterValidator(not_blank), AfterValidator(_indexable)
+    NotBlank,
+    Field(min_length=1, max_length=1024, examples=["user-42"]),
+    AfterValidator(_indexable),
 ]
-_PlatformUuid = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(not_blank)]
-_ClientId = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(not_blank)]
-_Secret = Annotated[str, Field(min_length=1, max_length=10_000), AfterValidator(not_blank)]
-_CalendarName = Annotated[str, Field(min_length=1, max_length=300), AfterValidator(not_blank), OneLine]
-_MailboxId = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(not_blank)]
-_FeedUrl = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(not_blank)]
+_PlatformUuid = Annotated[NotBlank, Field(min_length=1, max_length=1024)]
+_ClientId = Annotated[NotBlank, Field(min_length=1, max_length=1024)]
+_Secret = Annotated[NotBlank, Field(min_length=1, max_length=10_000)]
+_CalendarName = Annotated[Title, Field(max_length=300)]
+_MailboxId = Annotated[NotBlank, Field(min_length=1, max_length=100)]
+_FeedUrl = Annotated[
+    NotBlank,
+    Field(min_length=1, max_length=4096, examples=["https://example.com/secret.ics"]),
+    shape(format="uri", pattern=r"^\s*([Hh][Tt][Tt][Pp][Ss]?|[Ww][Ee][Bb][Cc][Aa][Ll][Ss]?)://"),
+]
 
 
 class ProviderCalendarCreate(InputModel):
@@ -146,10 +152,14 @@ class CalendarUpdate(UpdateModel):
     refresh_token: _Secret | None = Field(default=None, description="google and microsoft.")
     feed_url: _FeedUrl | None = Field(default=None, description="ics: the feed's new address.")
     metadata: Metadata | None = Field(default=None, description="Replaces the old; null removes it.")
-    name: _CalendarName | None = Field(default=None, description="local.")
+    name: Annotated[_CalendarName | None, NotNull] = Field(default=None, description="local.")
     owner_name: PersonName | None = Field(default=None, description="local.")
-    timezone: TimeZoneName | None = Field(default=None, description="local: for new events.")
-    locale: Locale | None = Field(default=None, description="local: language of its mails.")
+    timezone: Annotated[TimeZoneName | None, NotNull] = Field(
+        default=None, description="local: for new events."
+    )
+    locale: Annotated[Locale | None, NotNull] = Field(
+        default=None, description="local: language of its mails."
+    )
     sending_identity: _MailboxId | None = Field(
         default=None, description="local: id of a mailbox that the owner may send from; null: none."
     )

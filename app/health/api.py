@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, BeforeValidator
 
 from app.api.deps import AppState
-from app.api.schemas import FieldErrors
+from app.api.schemas import ErrorAnswer
 from app.core.metrics import render
 from app.health import service
 from app.health.gauges import GaugeReader
@@ -54,7 +54,7 @@ async def healthz() -> Alive:
     operation_id="readyz",
     response_model=Readiness,
     responses={
-        400: {"description": "Bad query", "model": FieldErrors},
+        400: {"description": "Bad query", "model": ErrorAnswer},
         503: {"description": "Not ready", "model": Readiness},
     },
 )

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
-from app.api.schemas import InputModel, Metadata, NotBlank, OutputTime, UpdateModel
+from app.api.schemas import InputModel, Metadata, NotBlank, OutputTime, UpdateModel, shape
 from app.calendars.schemas import DeduplicationKey
 from app.core.http import httpx
 
@@ -45,7 +45,10 @@ _ClientSecret = Annotated[
     NotBlank, Field(min_length=1, max_length=10_000, description="Stored encrypted, never shown.")
 ]
 _RedirectUri = Annotated[
-    str, Field(min_length=1, max_length=_LONGEST_URI), AfterValidator(_check_redirect_uri)
+    str,
+    Field(min_length=1, max_length=_LONGEST_URI),
+    AfterValidator(_check_redirect_uri),
+    shape(format="uri", pattern=r"^[Hh][Tt][Tt][Pp][Ss]?://[^/?#:@\\\s][^#\\\s]*$"),
 ]
 _RedirectUris = Annotated[
     list[_RedirectUri],

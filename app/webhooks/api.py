@@ -59,7 +59,7 @@ async def create_webhook(
     return await idempotent.once(work, status_code=201)
 
 
-@router.get("/webhooks/{webhook_id}", operation_id="get_webhook", responses=responses(404))
+@router.get("/webhooks/{webhook_id}", operation_id="get_webhook", responses=responses(404, takes_input=False))
 async def get_webhook(session: DbReadSession, project_id: ProjectId, webhook_id: WebhookId) -> WebhookRead:
     """One webhook."""
     return await service.get_webhook(session, project_id, webhook_id)
@@ -85,7 +85,7 @@ async def update_webhook(
     "/webhooks/{webhook_id}",
     operation_id="delete_webhook",
     response_class=Response,
-    responses={**responses(404), 200: {"description": "Gone; the body is empty."}},
+    responses={**responses(404, takes_input=False), 200: {"description": "Gone; the body is empty."}},
 )
 async def delete_webhook(session: DbSession, project_id: ProjectId, webhook_id: WebhookId) -> Response:
     """Removes the webhook, its log, and what was still to be delivered to it."""
@@ -116,7 +116,11 @@ async def rotate_secret(
     return await idempotent.once(work, status_code=200)
 
 
-@router.post("/webhooks/{webhook_id}/test", operation_id="test_webhook", responses=responses(404, 429))
+@router.post(
+    "/webhooks/{webhook_id}/test",
+    operation_id="test_webhook",
+    responses=responses(404, 429, takes_input=False),
+)
 async def test_webhook(state: AppState, project_id: ProjectId, webhook_id: WebhookId) -> TestResult:
     """Sends a sample now, signed like the real thing, and answers with what came back. It is not logged.
 

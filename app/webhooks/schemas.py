@@ -7,7 +7,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from app.api.pages import ListQuery
-from app.api.schemas import InputModel, InputTime, NotBlank, OutputTime, TimeText, UpdateModel
+from app.api.schemas import (
+    WEB_ADDRESS,
+    InputModel,
+    InputTime,
+    NotBlank,
+    OutputTime,
+    TimeText,
+    UpdateModel,
+    shape,
+)
 from app.core.http import httpx, is_public_address
 from app.settings import Settings
 from app.webhooks.events import TRIGGERS, Trigger
@@ -71,6 +80,7 @@ _Url = Annotated[
         description="https, on a public address.",
         examples=["https://example.com/webhooks"],
     ),
+    shape(format="uri", pattern=WEB_ADDRESS),
 ]
 _Triggers = Annotated[
     list[str],
