@@ -4,6 +4,7 @@ import base64
 import hashlib
 import re
 from pathlib import Path
+from urllib.parse import quote
 
 import fastapi_offline
 from fastapi import APIRouter, FastAPI, Request
@@ -14,6 +15,13 @@ from fastapi.staticfiles import StaticFiles
 _FILES = Path(fastapi_offline.__file__).parent / "static"
 _FILES_PATH = "/docs/files"
 _INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+
+# A sheet of a calendar.
+_ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><rect x="1" y="2" width="14" height="13" rx="2" '
+    'fill="#fff" stroke="#1f5fbf"/><path d="M1 6V4a2 2 0 0 1 2-2h10a2 2 0 0 1 2 2v2z" fill="#1f5fbf"/>'
+    '<path d="M4 9h3v3H4z" fill="#1f5fbf"/></svg>'
+)
 
 _router = APIRouter(include_in_schema=False)
 
@@ -33,7 +41,7 @@ async def docs(request: Request) -> HTMLResponse:
         title="calbridge API",
         swagger_js_url=f"{root}{_FILES_PATH}/swagger-ui-bundle.js",
         swagger_css_url=f"{root}{_FILES_PATH}/swagger-ui.css",
-        swagger_favicon_url="data:,",
+        swagger_favicon_url=f"data:image/svg+xml,{quote(_ICON)}",
         swagger_ui_parameters={"docExpansion": "none", "defaultModelsExpandDepth": 0},
     )
     page.headers["Content-Security-Policy"] = _policy(bytes(page.body).decode())
