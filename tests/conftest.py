@@ -58,6 +58,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "changes_schema: the test gets a database that is thrown away after it"
     )
     config.addinivalue_line("markers", "settings(**values): values of the `settings` fixture for this test")
+    config.addinivalue_line("markers", "clients: generates clients; `make test-clients` runs these")
     config.addinivalue_line("markers", "browser: drives a Chromium; `make test-browser` runs these")
 
 
