@@ -14,6 +14,7 @@ import orjson
 import structlog
 from arq.connections import ArqRedis, RedisSettings
 from redis.asyncio import ConnectionPool
+from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError
 
 Bell = Literal["syncs", "deliveries", "channels", "bots", "mails"]
@@ -32,10 +33,38 @@ _RING_WITHIN_SECONDS = 0.5
 log = structlog.get_logger()
 
 
+class _Pipeline(Pipeline):
+    """Gives its connection back however it ends.
+
+    redis-py asks the server for an UNWATCH first. If it is cancelled there, or the server does not answer, it keeps the
+    connection: with enough of these the pool is empty for good, and nobody is woken any more.
+    """
+
+    async def reset(self) -> None:
+        connection = self.connection
+        task = asyncio.current_task()
+        try:
+            if connection is not None and task is not None and task.cancelling():
+                await connection.disconnect(nowait=True)  # what it watched is forgotten with it
+                self.watching = False
+            await super().reset()  # type: ignore[no-untyped-call] # of redis-py
+        except BaseException:
+            if connection is not None and self.connection is connection:
+                self.connection = None
+                await connection.disconnect(nowait=True)
+                await self.connection_pool.release(connection)
+            raise
+
+
+class _Redis(ArqRedis):
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        return _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+
+
 def connect_redis(url: str) -> ArqRedis:
     """A lazily connecting client. `unix:///path` works as well as `redis://`."""
     pool = ConnectionPool.from_url(url, socket_connect_timeout=2, socket_timeout=5, max_connections=50)
-    return ArqRedis(
+    return _Redis(
         connection_pool=pool,
         job_serializer=serialize_job,
         job_deserializer=deserialize_job,

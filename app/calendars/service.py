@@ -233,9 +233,10 @@ async def reconnect_calendar(
     client_id: str,
     secrets: dict[str, str],
     account: Account,
+    metadata: dict[str, Any] | None = None,
     only_same_account: bool = False,
 ) -> None:
-    """A person agreed anew: new secrets, of any client and account.
+    """A person agreed anew: new secrets, of any client and account. `metadata` None: as it is.
 
     The same account revives all calendars that are connected with it. Another one gets this calendar alone: the
     others keep the credentials that they have. An account that is not known counts as another one.
@@ -266,6 +267,8 @@ async def reconnect_calendar(
         )
     await repository.set_account(session, credentials_id, account.id)
     await repository.set_owner_email(session, credentials_id, account.email)
+    if metadata is not None:
+        await repository.set_metadata(session, calendar_id, metadata)
     await _announce_reconnected(session, await _revive(session, calendars))
 
 

@@ -179,7 +179,7 @@ def api_key_disable(key_id: Annotated[str, typer.Argument(help="key_...")]) -> N
 
 @cli.command()
 def rotate_keys() -> None:
-    """Encrypt every stored secret anew with the first of CREDENTIALS_ENCRYPTION_KEYS; docs/operating.md has the steps.
+    """Encrypt every stored secret anew with the first of CREDENTIALS_ENCRYPTION_KEYS; docs/operations.md has the steps.
 
     It may be interrupted and run again, and everything else goes on running meanwhile.
     """

@@ -8,6 +8,7 @@ from sqlalchemy import Row, func, select, text
 
 from app.core.db import AnySession
 from app.models import WorkerHeartbeat
+from app.models.invitation import LANE
 
 WORKER_SEEN_WITHIN = timedelta(seconds=30)
 
@@ -81,9 +82,10 @@ async def load_delivery_lag(session: AnySession) -> float:
     return float(await session.scalar(_DELIVERY_LAG) or 0)
 
 
-# A mail waits for the one before it to the same person about the same event, which may wait for its next attempt.
+# A mail waits for the one before it to the same person about the same event, which may wait for its next attempt;
+# and for as long as its mailbox, or all of Messages, is held after a 429.
 _MAIL_LAG = text(
-    """
+    f"""
     SELECT coalesce(extract(epoch FROM now() - min(next_attempt_at)), 0)
     FROM (SELECT * FROM invitation_mails
           WHERE status = 'pending' AND next_attempt_at <= now()
@@ -92,8 +94,12 @@ _MAIL_LAG = text(
         SELECT FROM invitation_mails before
         WHERE before.calendar_id = due.calendar_id AND before.event_uid = due.event_uid
           AND before.recipient_key = due.recipient_key AND before.position < due.position
-          AND before.status = 'pending')
-    """
+          AND before.status = 'pending' AND coalesce(before.replying_key = due.replying_key, true))
+      AND NOT EXISTS (
+        SELECT FROM mail_lanes held
+        WHERE held.held_until > now()
+          AND (held.key = {LANE} OR (held.key = 'messages' AND due.mailbox_id IS NOT NULL)))
+    """  # noqa: S608 - a constant
 )
 
 

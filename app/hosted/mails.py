@@ -111,8 +111,8 @@ def plan_mails(
         return []
     if before is None:
         return _mails("REQUEST", after, others(after.attendees), after.attendees)
-    removed = _without(before.attendees, after.attendees)
-    told = after.attendees if is_news(before, after) else _without(after.attendees, before.attendees)
+    removed = without(before.attendees, after.attendees)
+    told = after.attendees if is_news(before, after) else without(after.attendees, before.attendees)
     return [
         *_mails("CANCEL", after, others(removed), after.attendees),
         *_mails("REQUEST", after, others(told), after.attendees),
@@ -215,6 +215,13 @@ def plan_series(
     return [*(mail for mail in own if mail.method == "CANCEL"), *requests, *mails]
 
 
+def told_beside(mails: Iterable[PlannedMail], again: Iterable[PlannedMail]) -> list[PlannedMail]:
+    """An instance's mails, to those alone who do not get its series `again`, which tells them all."""
+    reached = [one for mail in again if not mail.entry.slot for one in mail.recipients]
+    left = (replace(mail, recipients=without(mail.recipients, reached)) for mail in mails)
+    return [mail for mail in left if mail.recipients]
+
+
 def plan_dropped(
     instances: Iterable[Entry],
     told: Sequence[Attendee],
@@ -231,7 +238,7 @@ def plan_dropped(
     for entry in instances:
         if entry.is_cancelled or entry.end <= now:
             continue
-        people = _except(_without(entry.attendees, told), organizer_emails)
+        people = _except(without(entry.attendees, told), organizer_emails)
         off = revise(entry, replace(entry, is_cancelled=True), above=above)
         mails += _mails("CANCEL", off, people, people)
     return mails
@@ -281,5 +288,6 @@ def _except(people: Sequence[Attendee], addresses: Sequence[str]) -> tuple[Atten
     return tuple(one for one in people if fold_address(one.email) not in keys)
 
 
-def _without(people: Sequence[Attendee], others: Sequence[Attendee]) -> tuple[Attendee, ...]:
+def without(people: Sequence[Attendee], others: Sequence[Attendee]) -> tuple[Attendee, ...]:
+    """`people`, but nobody of `others`; by address."""
     return _except(people, [one.email for one in others])

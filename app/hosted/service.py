@@ -37,6 +37,8 @@ from app.hosted.mails import (
     plan_mails,
     plan_series,
     revise,
+    told_beside,
+    without,
 )
 from app.hosted.repository import EventPlace, LocalCalendar
 from app.invitations.repository import find_undelivered
@@ -144,12 +146,30 @@ async def update_event(
     if after == before:
         return event_id
     above = await _highest_sequence(session, calendar, entries)
+    # Guests whose calendar may have the series without this instance, in EXDATE: they get the series again.
+    back = _invited_back(before, after, entries[""]) if of_series else ()
+    if back:
+        above += 1
     after = revise(before, after, above=above)
     changed = {before.slot: after}
     dropped: list[str] = []
     own, now = _own_addresses(calendar), utcnow()
     if of_series:
         mails = plan_mails(before, after, organizer_emails=own, now=now)
+        if back:
+            series = replace(entries[""], sequence=above)
+            instances = {slot: entry for slot, entry in {**entries, after.slot: after}.items() if slot}
+            again = plan_series(
+                replace(series, attendees=without(series.attendees, back)),
+                series,
+                [(entry, entry) for entry in instances.values()],
+                told=await find_told_instances(session, calendar.calendar_id, before.uid),
+                plain=lambda at: _plain_instance(series, at),
+                organizer_emails=own,
+                now=now,
+            )
+            changed = {"": series, **_as_told(again, instances), after.slot: after}
+            mails = [*again, *told_beside(mails, again)]
     else:
         dropped = _dropped(entries, before, after)
         instances = {slot: entry for slot, entry in entries.items() if slot and slot not in dropped}
@@ -164,13 +184,7 @@ async def update_event(
             now=now,
         )
         changed |= followed
-        # As they are told: newer than the series.
-        told_again = [(mail.entry, *mail.overrides) for mail in mails]
-        for entry in (one for some in told_again for one in some):
-            if entry.slot in instances:
-                changed[entry.slot] = replace(
-                    changed.get(entry.slot, instances[entry.slot]), sequence=entry.sequence
-                )
+        changed |= _as_told(mails, {**instances, **followed})
         told = (*before.attendees, *after.attendees)
         mails += plan_dropped(
             (entries[slot] for slot in dropped),
@@ -514,6 +528,25 @@ def _moved(entry: Entry, body: CalendarEventUpdate, origin: Entry) -> Entry:
         end=instant(local + length, timezone),
         rrule=move_until(entry, shift),
     )
+
+
+def _invited_back(before: Entry, after: Entry, series: Entry) -> tuple[Attendee, ...]:
+    """Guests of the series who were not invited to this instance of it, and are now."""
+    return tuple(
+        one
+        for one in after.attendees
+        if before.find(one.email) is None and series.find(one.email) is not None
+    )
+
+
+def _as_told(mails: Sequence[PlannedMail], instances: Mapping[str, Entry]) -> dict[str, Entry]:
+    """The instances that these mails tell again, with the SEQUENCE that they have there: newer than the series."""
+    told = [entry for mail in mails for entry in (mail.entry, *mail.overrides)]
+    return {
+        entry.slot: replace(instances[entry.slot], sequence=entry.sequence)
+        for entry in told
+        if entry.slot in instances
+    }
 
 
 def _followed(instances: Mapping[str, Entry], before: Entry, after: Entry) -> dict[str, Entry]:

@@ -410,12 +410,13 @@ class DueMail:
     follows_failure: bool
 
 
-# Mails of one recipient about one event go out in their order: a late invitation must not undo a cancellation.
+# Mails of one recipient about one event go out in their order: a late invitation must not undo a cancellation. To the
+# organizer, one guest's answers do not wait for another's; older releases did not note whose answer it is.
 _IS_BEHIND = """EXISTS (
     SELECT FROM invitation_mails AS earlier
     WHERE earlier.calendar_id = mail.calendar_id AND earlier.event_uid = mail.event_uid
       AND earlier.recipient_key = mail.recipient_key AND earlier.position < mail.position
-      AND earlier.status = 'pending'
+      AND earlier.status = 'pending' AND coalesce(earlier.replying_key = mail.replying_key, true)
 )"""
 _LANE_OF_MAIL = LANE.replace("mailbox_id", "mail.mailbox_id").replace("owner_email", "mail.owner_email")
 _LANE_OF_MAIL = _LANE_OF_MAIL.replace("position", "mail.position")

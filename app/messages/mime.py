@@ -16,6 +16,8 @@ from app.messages.rendering import Rendered
 
 # Display names are cut: clients show less anyway.
 _LONGEST_NAME = 120
+# With a longer one the line has over 78 characters: Python programs on the way would fold it anew, and decode the name.
+_LONGEST_NAMED_ADDRESS = 75
 # So that the header's line is never too long.
 _LONGEST_ID_DOMAIN = 30
 
@@ -136,7 +138,7 @@ def _mailbox(header: str, email: str, name: str | None) -> str:
     if not is_address(email):
         raise ValueError("not a mail address")
     shown = phrase(header, clean_line(name)[:_LONGEST_NAME].rstrip())
-    if not shown:
+    if not shown or len(email) > _LONGEST_NAMED_ADDRESS:
         return email
     # On a line of its own where it is long: nothing is ever folded inside a name or an address.
     blank = "\r\n " if len(header) + len(shown.rpartition("\r\n")[2]) + len(email) > 70 else " "

@@ -8,6 +8,7 @@ uses it. If the application brought new credentials meanwhile, `version` has mov
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -173,10 +174,11 @@ class CredentialStore:
             return row, leased is not None
 
     def _open(self, stored: Credentials, secrets: dict[str, Any]) -> _Row:
-        """Raises SealBroken."""
+        """A cached access token that no key opens counts as none: there are new ones."""
         token = None
         if stored.access_token_sealed is not None:
-            token = self._box.open(_access_context(stored.id), stored.access_token_sealed)
+            with suppress(SealBroken):
+                token = self._box.open(_access_context(stored.id), stored.access_token_sealed)
         return _Row(stored.project_id, stored.platform, stored.client_id, stored.version, secrets, token)  # type: ignore[arg-type] # checked by the table
 
     async def _refresh(self, credentials_id: str, row: _Row) -> str:

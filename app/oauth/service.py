@@ -400,8 +400,11 @@ async def _write(
             if used.same_account and holder is not None and not account.is_known_to_be(holder.account):
                 raise OtherAccount
             return await _ask_again(session, box, settings, used, client)
+        if used.metadata_ is not None:
+            await set_metadata(session, holder.id, used.metadata_)
         await request_sync(session, holder.id, force=True)
-    elif holder is not None:
+        return _Connected(holder.id)
+    if holder is not None:
         await reconnect_calendar(
             session,
             box,
@@ -410,29 +413,27 @@ async def _write(
             client_id=client.client_id,
             secrets={"client_secret": client.client_secret, "refresh_token": granted.refresh_token},
             account=account,
+            metadata=used.metadata_,
             only_same_account=used.same_account,
         )
-    else:
-        created = await create_calendar(
-            session,
-            box,
-            used.project_id,
-            ProviderCalendarCreate(
-                platform=client.platform,
-                client_id=client.client_id,
-                client_secret=client.client_secret,
-                refresh_token=granted.refresh_token,
-                platform_uuid=used.platform_uuid,
-                metadata=used.metadata_,
-                deduplication_key=used.deduplication_key,
-            ),
-            allows_http=settings.allows_http_feed,
-            account=account,
-        )
-        return _Connected(created.id)
-    if used.metadata_ is not None:
-        await set_metadata(session, holder.id, used.metadata_)
-    return _Connected(holder.id)
+        return _Connected(holder.id)
+    created = await create_calendar(
+        session,
+        box,
+        used.project_id,
+        ProviderCalendarCreate(
+            platform=client.platform,
+            client_id=client.client_id,
+            client_secret=client.client_secret,
+            refresh_token=granted.refresh_token,
+            platform_uuid=used.platform_uuid,
+            metadata=used.metadata_,
+            deduplication_key=used.deduplication_key,
+        ),
+        allows_http=settings.allows_http_feed,
+        account=account,
+    )
+    return _Connected(created.id)
 
 
 async def _ask_again(

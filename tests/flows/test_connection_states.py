@@ -4,6 +4,7 @@ import asyncio
 from datetime import timedelta
 
 import pytest
+from cryptography.fernet import Fernet
 from limits import RateLimitItemPerMinute
 from sqlalchemy import text
 
@@ -96,6 +97,22 @@ async def test_a_token_that_dies_early_is_renewed_once(google: GoogleCalendarUnd
     google.fake.expire_access_tokens()
     await google.sync()
     assert (await google.row()).state == "connected"
+    assert len(google.fake.requests_to("token")) == 2
+
+
+async def test_an_access_token_that_no_key_opens_is_renewed(google: GoogleCalendarUnderTest) -> None:
+    """Such as one that was stored with a key that has been taken away since."""
+    await google.sync()
+    foreign = SecretBox([Fernet.generate_key().decode()])
+    async with transaction(google.sessions) as session:
+        await session.execute(
+            text("UPDATE credentials SET access_token_sealed = :sealed"),
+            {"sealed": foreign.seal(f"credentials.access_token:{await credentials_id(google)}", "old")},
+        )
+    google.add("one")
+    await google.sync()
+    row = await google.row()
+    assert (row.state, row.sync_failing_since) == ("connected", None)
     assert len(google.fake.requests_to("token")) == 2
 
 

@@ -414,6 +414,33 @@ async def test_an_answer_tells_the_organizer_who_answered_what(outbox):
     assert "Bob has answered: maybe." in mail.part("text/plain")
 
 
+async def test_an_answer_that_is_held_back_delays_no_other_guests_answer(outbox):
+    owner = (Person(email=OWNER, name="Ada"),)
+    for status in ("accepted", "declined", "tentative", "accepted"):
+        await outbox.queue(method="REPLY", recipients=owner, replying=replace(BOB, response_status=status))
+        await outbox.drain()
+    assert (await outbox.rows())[-1].status == "pending"
+    await outbox.queue(method="REPLY", recipients=owner, replying=replace(EVE, response_status="declined"))
+    assert await outbox.drain() == 1
+    assert outbox.fake.submitted[-1].mail["Subject"] == "Declined: Weekly (Eve)"
+
+
+@pytest.mark.parametrize("column", ["NULL", "'bob@example.org'"])
+async def test_one_guests_answers_keep_their_order(outbox, column):
+    """Also behind one of an older release, which did not note whose it is."""
+    owner = (Person(email=OWNER, name="Ada"),)
+    await outbox.queue(method="REPLY", recipients=owner, replying=replace(BOB, response_status="accepted"))
+    async with transaction(outbox.sessions) as session:
+        await session.execute(
+            text(
+                f"UPDATE invitation_mails SET replying_key = {column}, open_submits = 1, "
+                "next_attempt_at = now() + interval '1 hour'"
+            )
+        )
+    await outbox.queue(method="REPLY", recipients=owner, replying=replace(BOB, response_status="declined"))
+    assert await outbox.drain() == 0
+
+
 async def test_answer_links_are_in_both_texts(outbox):
     links = RsvpLinks(
         *(

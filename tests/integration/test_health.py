@@ -15,6 +15,7 @@ from app.health import repository
 from app.models import (
     Bot,
     InvitationMail,
+    MailLane,
     PushChannel,
     WebhookDelivery,
     WebhookSubscription,
@@ -247,13 +248,16 @@ async def test_lag_is_of_what_could_have_been_done_by_now(visitor, sessions, set
                 next_attempt_at=ago(-20), lease_token="x",
             )
         )  # fmt: skip
-        mails = [("a", 300), ("b", -60), ("b", 900), ("c", 200)]  # b's second waits for b's first
-        for number, (recipient, seconds) in enumerate(mails):
+        # b's second waits for b's first, and the mailbox of d's is held.
+        mails = [("a", 300, None), ("b", -60, None), ("b", 900, None), ("c", 200, None), ("d", 800, "m")]
+        session.add(MailLane(key="mailbox:m", held_until=ago(-60)))
+        for number, (recipient, seconds, mailbox_id) in enumerate(mails):
             session.add(
                 InvitationMail(
                     id=f"msg_{number}", project_id=project.id, calendar_id=calendars[0], event_uid="u", method="REQUEST",
                     sequence=0, recipient_key=recipient, recipient_email="b", sender_email="a", owner_email="a",
                     message_id=f"<{number}>", mail=b"x", next_attempt_at=ago(seconds), created_at=ago(10_000),
+                    mailbox_id=mailbox_id,
                 )
             )  # fmt: skip
             await session.flush()
@@ -274,7 +278,7 @@ async def test_lag_is_of_what_could_have_been_done_by_now(visitor, sessions, set
     assert found["calbridge_mail_lag_seconds",] == pytest.approx(300, abs=30)
     assert found["calbridge_bot_lag_seconds",] == pytest.approx(300, abs=30)
     assert found["calbridge_outbox_pending",] == 8
-    assert found["calbridge_invitation_mails_pending",] == 4
+    assert found["calbridge_invitation_mails_pending",] == 5
 
 
 async def test_gauges_are_read_again_only_after_some_seconds(

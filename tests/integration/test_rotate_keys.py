@@ -24,11 +24,12 @@ from app.models import (
     Credentials,
     IdempotentAnswer,
     OAuthApp,
+    OAuthClientSecret,
     OAuthSession,
     PushChannel,
     WebhookSubscription,
 )
-from app.oauth.credentials import _access_context, context_of
+from app.oauth.credentials import _access_context, client_secret_context, context_of
 from app.oauth.service import _app_context, _session_context
 from app.push.service import sealed_context
 from app.webhooks.delivery import secrets_context
@@ -41,6 +42,7 @@ CONTEXTS = {
     "idempotent_answers.body": "idempotent_answers:x:x",
     "oauth_apps.sealed": _app_context("x"),
     "oauth_sessions.sealed": _session_context("x"),
+    "oauth_client_secrets.sealed": client_secret_context("x"),
     "push_channels.sealed": sealed_context("x"),
     "webhook_subscriptions.secrets_sealed": secrets_context("x"),
 }
@@ -109,6 +111,8 @@ async def make_one_of_each(sessions, project_id, box):
                 **values, **app_values, sealed=box.seal(_app_context("app_1"), {"client_secret": "hunter2"})
             )
         )
+        secret = box.seal(client_secret_context("osec_1"), {"client_secret": "hunter2"})
+        await add(insert(OAuthClientSecret).values(**values, id="osec_1", client_id="x", sealed=secret))
         await add(
             insert(OAuthSession).values(
                 **values, state_sha256="s", app_id="app_1", redirect_uri="", consent_asked=True, expires_at=func.now(),
@@ -190,7 +194,7 @@ async def test_everything_is_under_the_first_key_then_and_a_second_run_changes_n
     # The old key can go.
     found = await tally(service.inspect(sessions, SecretBox([NEW]), most_rows=10))
     assert all(rows == first and not broken for rows, _, first, broken in found.values())
-    assert sum(rows for rows, *_ in found.values()) == 8
+    assert sum(rows for rows, *_ in found.values()) == 9
     async with sessions() as session:
         credentials = await session.get(Credentials, "cred_1")
     assert SecretBox([NEW]).open(context_of("cred_1"), credentials.sealed) == {"refresh_token": "hunter2"}

@@ -178,6 +178,29 @@ def test_an_encoded_word_holds_whole_characters():
         assert "".join(text.decode(charset) for text, charset in parts) == name
 
 
+@pytest.mark.parametrize("length", [60, 75, 76, 80, 120, 180])
+@pytest.mark.parametrize("name", ["Bob, Eve <eve@evil.test>", "Bob; eve@evil.test", "Bob"])
+def test_a_program_on_the_way_that_writes_the_header_anew_adds_nobody(name, length):
+    """With a line over 78 characters, Python's does: python/cpython#80222."""
+    rest = length - len("bob@") - len(".example")
+    address = f"bob@{'.'.join('d' * min(60, rest - at) for at in range(0, rest, 61))}.example"
+    assert is_mail_address(address)
+    assert len(address) == length
+    mail = compose(
+        replace(
+            MAILING,
+            recipient_email=address,
+            recipient_name=name,
+            sender_name=name,
+            sender_email="ada@example.com",
+        )
+    )
+    for policy in (email.policy.default, email.policy.SMTP):
+        again = read(email.message_from_bytes(mail, policy=policy).as_bytes())
+        for header, expected in (("To", address), ("From", "ada@example.com")):
+            assert [one.addr_spec for one in again[header].addresses] == [expected]
+
+
 def test_a_name_cannot_inject_a_header():
     evil = "Weekly\r\nBcc: evil@x.y\r\n\r\nbody"
     rendered = render(replace(EVENT, name=evil), kind="invitation", locale="en")

@@ -1,0 +1,260 @@
+"""The documentation names what there is: settings, endpoints, commands, metrics, files and headings."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dotenv import dotenv_values
+from fastapi.openapi.utils import get_openapi
+from typer.main import get_command
+
+from app.cli.main import cli
+from app.main import create_app
+from app.settings import Settings
+from tests.conftest import FERNET_KEY
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+SETTINGS_PAGE = (ROOT / "docs" / "settings.md").read_text()
+EXAMPLE = ROOT / ".env.example"
+
+
+def every_page(test: Any) -> Any:
+    return pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])(test)
+
+
+def rows(text: str) -> dict[str, str]:
+    """The variables of a page's tables, with the cell beside the name."""
+    return dict(re.findall(r"^\| `([A-Z][A-Z_]+)` \| (.*?) \|", text, re.MULTILINE))
+
+
+# -- settings -----------------------------------------------------------------------------------------------
+
+
+def as_text(default: object) -> str:
+    if isinstance(default, frozenset):
+        return ",".join(sorted(default))
+    if isinstance(default, tuple):
+        return ",".join(f"{value:g}" for value in default)
+    if isinstance(default, float):
+        return f"{default:g}"
+    return str(default)
+
+
+def in_order(cell: str, default: object) -> str:
+    """The cell as `as_text` writes it: the order of a set does not matter."""
+    return ",".join(sorted(cell.split(","))) if isinstance(default, frozenset) else cell
+
+
+def own_settings() -> dict[str, str]:
+    return rows(SETTINGS_PAGE.partition("## Read by others")[0])
+
+
+def test_the_page_of_settings_names_exactly_the_settings() -> None:
+    assert set(own_settings()) == {name.upper() for name in Settings.model_fields}
+
+
+@pytest.mark.parametrize("name", sorted(Settings.model_fields))
+def test_the_page_of_settings_has_the_default(name: str) -> None:
+    default, cell = Settings.model_fields[name].default, own_settings()[name.upper()]
+    if default is None or default == frozenset():
+        assert cell == "none" or cell.startswith(("bundled by", "made by", "set by", "on when")), cell
+    else:
+        assert in_order(cell.strip("`"), default) == as_text(default)
+
+
+def others() -> set[str]:
+    return set(rows(SETTINGS_PAGE.partition("## Read by others")[2]))
+
+
+def test_variables_of_compose_are_on_the_page() -> None:
+    used = set(re.findall(r"\$\{([A-Z_]+)", (ROOT / "compose.yaml").read_text()))
+    assert used <= set(own_settings()) | others()
+    assert others() <= used | {"PROMETHEUS_MULTIPROC_DIR"}
+
+
+@pytest.mark.parametrize("with_comments", [False, True], ids=["as_it_is", "with_everything_switched_on"])
+def test_the_example_of_an_environment_can_be_loaded(clean_environment, tmp_path, with_comments) -> None:
+    text = EXAMPLE.read_text()
+    if with_comments:
+        text = re.sub(r"^# (?=[A-Z_]+=)", "", text, flags=re.MULTILINE)
+        text = text.replace("CREDENTIALS_ENCRYPTION_KEYS=", f"CREDENTIALS_ENCRYPTION_KEYS={FERNET_KEY}")
+    (tmp_path / ".env").write_text(text)
+    names = set(dotenv_values(tmp_path / ".env"))
+    assert names <= {name.upper() for name in Settings.model_fields} | others()
+    settings = Settings()
+    assert settings.app_url == "https://calendars.example.org"
+    assert settings.push_enabled
+    # A key or a password that everybody knows must not be in it.
+    assert not dotenv_values(EXAMPLE)["CREDENTIALS_ENCRYPTION_KEYS"]
+    assert not dotenv_values(EXAMPLE)["POSTGRES_PASSWORD"]
+    if with_comments:
+        assert settings.environment == "production"
+        assert settings.smtp_sender == ("calendars@example.org", "Calendars")
+        assert settings.webhook_allowed_hosts == {"app.internal"}
+        assert settings.required_fernet_keys() == [FERNET_KEY]
+
+
+# -- links --------------------------------------------------------------------------------------------------
+
+
+def anchors(text: str) -> set[str]:
+    """Of a page's headings, as GitHub makes them."""
+    without_code = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", without_code, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@every_page
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    text = page.read_text()
+    for target in re.findall(r"(?:\]\(|<img src=\")([^)\s\"]+)[)\"]", text):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.is_relative_to(ROOT), target
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors(file.read_text()), target
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    reached, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        if page not in reached:
+            reached.add(page)
+            links = re.findall(r"\]\(([^)\s#]+\.md)", page.read_text())
+            waiting += [(page.parent / link).resolve() for link in links if "://" not in link]
+    assert set(PAGES) <= reached
+
+
+# -- endpoints and commands ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def operations() -> set[tuple[str, str]]:
+    """(method, path) of every endpoint, a parameter as {}."""
+    settings = Settings(
+        database_url="postgresql://x@/x", redis_url="redis://x", credentials_encryption_keys=FERNET_KEY
+    )
+    app = create_app(settings)
+    document = get_openapi(title="all", version="1", routes=app.routes)
+    return {
+        (method.upper(), re.sub(r"\{.*?\}", "{}", path))
+        for path, item in document["paths"].items()
+        for method in item
+    }
+
+
+# What a path may begin with; others are those of providers, Messages, or the reader's own application.
+_PREFIXES = ("/api/v1/", "/rsvp/", "/oauth/", "/notifications/", "/healthz", "/readyz", "/metrics")
+# An id is written as {id}, cal_..., $CALENDAR; a JavaScript or shell expression may contain blanks and quotes.
+_PARAMETER = re.compile(
+    r"\{[^{}/]*\}|\$\{?[A-Z_]+\}?|\b(?:cal|evt|bot|webhook|dlv)_(?:\.\.\.|x\b|(?=\w*[A-Z0-9])\w+)"
+)
+
+
+def known(path: str, operations: set[tuple[str, str]], method: str | None = None) -> bool:
+    path = _PARAMETER.sub("{}", re.split(r"[?#\s\"'`<]", path)[0].rstrip(".,:;)"))
+    for candidate in (path, f"/api/v1{path}"):
+        for known_method, template in operations:
+            if method in (None, known_method):
+                pattern = re.escape(template).replace(r"\{\}", r"(\{\}|[\w.-]+)")
+                if re.fullmatch(pattern, candidate):
+                    return True
+    return False
+
+
+@every_page
+def test_endpoints_exist(page: Path, operations: set[tuple[str, str]]) -> None:
+    text = page.read_text()
+    checked = 0
+    # curl's method: -X POST, or POST where data are sent.
+    for command in re.findall(r"curl (?:[^\n]*\\\n)*[^\n]*", text):
+        hosts = r"https?://(?:localhost:8000|[a-z.]*example\.(?:com|org))"
+        url = next(iter(re.findall(hosts + r"(/[^\s'\"]*)", command)), None)
+        if url is None:
+            continue
+        method = (
+            re.findall(r"-X ([A-Z]+)", command) or ["POST" if re.search(r"\s-d\s", command) else "GET"]
+        )[0]
+        assert known(url, operations, method), (method, url)
+        checked += 1
+    for method, path in re.findall(r"\b(GET|POST|PATCH|PUT|DELETE) (/[^\s`]*)", text):
+        if path.startswith(("/bots", "/calendars", "/calendar_events", "/webhooks", "/oauth/s", *_PREFIXES)):
+            assert known(path, operations, method), (method, path)
+            checked += 1
+    for path in re.findall(
+        r"(?<![\w.}])(/(?:api/v1|rsvp|oauth|notifications|healthz|readyz|metrics)\b[^\s`]*)", text
+    ):
+        if path.rstrip("/.,") not in {"/api/v1", "/oauth"} and not path.startswith(("/oauth2", "/api/v1.0")):
+            assert known(path, operations), path
+            checked += 1
+    if str(page.relative_to(ROOT)) in {"README.md", "docs/webhooks.md", "docs/bots.md", "docs/guide.md"}:
+        assert checked >= 3
+
+
+def test_endpoints_that_do_not_exist_are_found(operations: set[tuple[str, str]]) -> None:
+    assert known("/api/v1/calendars/cal_x/sync", operations, "POST")
+    assert known("/webhooks/{id}/deliveries?status=failed", operations, "GET")
+    assert not known("/api/v1/calendars/cal_x/sync", operations, "GET")
+    assert not known("/api/v1/calenders", operations)
+
+
+def command_names() -> set[str]:
+    root: Any = get_command(cli)
+    names = set()
+    for name, command in root.commands.items():
+        names |= {name} | {f"{name} {below}" for below in getattr(command, "commands", {})}
+    return names
+
+
+@every_page
+def test_commands_exist(page: Path) -> None:
+    text = page.read_text()
+    code = "\n".join(
+        re.findall(r"`([^`\n]+)`", text) + re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    )
+    names = command_names()
+    for first, second in re.findall(
+        r"(?:^|(?<=[\s/]))(?<!-U )(?<!-d )(?:calbridge|compose run --rm api|compose exec api calbridge) ([a-z][a-z-]*)(?: ([a-z][a-z-]*))?",
+        code,
+        re.MULTILINE,
+    ):
+        assert f"{first} {second}" in names or first in names, (first, second)
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for target in re.findall(r"(?:^|(?<=\s))make ([a-z-]+)", code, re.MULTILINE):
+        assert target in targets, target
+
+
+@every_page
+def test_metrics_exist(page: Path) -> None:
+    source = "\n".join(file.read_text() for file in [*ROOT.glob("app/**/*.py"), *ROOT.glob("workers/*.py")])
+    for name in re.findall(r"\bcalbridge_[a-z_]+[a-z]", page.read_text()):
+        stem = re.sub(r"_(total|count|bucket|sum)$", "", name)
+        assert f'"{stem}"' in source or f'"{name}"' in source, name
+
+
+# -- quoted code --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/webhooks.md"])
+@pytest.mark.parametrize(("language", "file"), [("python", "receiver.py"), ("js", "receiver.mjs")])
+def test_quoted_receivers_are_those_that_are_tested(page: str, language: str, file: str) -> None:
+    quoted = re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    source = (ROOT / "docs" / file).read_text()
+    if page == "docs/webhooks.md":
+        assert quoted
+    for block in quoted:
+        for part in block.split("# ...\n"):
+            assert part.strip() in source
+
+
+@every_page
+def test_json_is_json(page: Path) -> None:
+    for block in re.findall(r"^```json\n(\{.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        json.loads(block)
