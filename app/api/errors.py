@@ -39,7 +39,8 @@ def _sentence(problem: dict[str, Any]) -> str:
     context = problem.get("ctx", {})
     if kind in _SENTENCES:
         return _SENTENCES[kind]
-    if kind == "string_too_long":
+    # A length that is checked behind a validator of ours is called `too_long` also of a text.
+    if kind == "string_too_long" or (kind == "too_long" and isinstance(problem.get("input"), str)):
         return f"Longer than {context['max_length']} characters."
     if kind == "too_long":
         return f"More than {context['max_length']} items."
