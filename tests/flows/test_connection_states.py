@@ -35,6 +35,8 @@ async def test_a_revoked_grant_disconnects_once_with_a_reason(google: GoogleCale
     assert row.state == "disconnected"
     assert row.connection_failure_data is not None
     assert set(row.connection_failure_data) == {"error", "code", "timestamp"}
+    assert row.connection_failure_data["code"] == "invalid_grant"
+    assert row.connection_failure_data["error"].endswith("(invalid_grant)")
     assert await google.names() == ["one"]
     async with transaction(google.sessions) as session:
         await session.execute(text("UPDATE calendars SET next_sync_at = now()"))

