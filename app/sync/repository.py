@@ -4,7 +4,7 @@ Locks, in this order everywhere: the calendar's row, then the writers' advisory 
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, Protocol
@@ -14,7 +14,7 @@ from sqlalchemy import ARRAY, JSON, DateTime, Interval, Text, bindparam, text
 
 from app.core.db import Session
 from app.core.ids import new_id
-from app.providers.base import Window
+from app.providers.base import KnownEvent, Window
 from app.sync.diff import EventWrite, StoredEvent, attendees_json, organizer_json
 from app.sync.turns import Due, Kind, pick_oldest
 
@@ -357,7 +357,7 @@ async def lock_calendar(session: Session, claim: Claim) -> Unannounced:
 
 _STORED = text(
     """
-    SELECT e.id, e.platform_uuid, e.content_hash, e.is_deleted, e.start_time, e.end_time
+    SELECT e.id, e.platform_uuid, e.content_hash, e.is_deleted
     FROM unnest(:platform_uuids) AS i(platform_uuid)
     JOIN calendar_events e ON e.calendar_id = :calendar_id AND e.platform_uuid = i.platform_uuid
     """
@@ -376,7 +376,7 @@ async def load_stored(
 
 _LIVE_GONE = text(
     """
-    SELECT id FROM calendar_events
+    SELECT id, platform_uuid FROM calendar_events
     WHERE calendar_id = :calendar_id AND NOT is_deleted
       AND (platform_uuid = ANY(:gone) OR recurring_event_id = ANY(:gone))
       AND NOT (platform_uuid = ANY(:kept))
@@ -386,18 +386,18 @@ _LIVE_GONE = text(
 
 
 async def find_live_of(
-    session: Session, calendar_id: str, gone: Sequence[str], kept: Collection[str]
-) -> list[str]:
-    """Ids of live rows that are named in `gone`, or are instances of a series named there, save `kept`."""
-    rows = await session.scalars(
+    session: Session, calendar_id: str, gone: Collection[str], kept: Collection[str]
+) -> dict[str, str]:
+    """Live rows that are named in `gone`, or are instances of a series named there, save `kept`: id to platform_uuid."""
+    rows = await session.execute(
         _LIVE_GONE, {"calendar_id": calendar_id, "gone": list(gone), "kept": list(kept)}
     )
-    return list(rows)
+    return {row.id: row.platform_uuid for row in rows}
 
 
 _LIVE_MISSING = text(
     """
-    SELECT id FROM calendar_events e
+    SELECT id, platform_uuid, recurring_event_id, original_start_time FROM calendar_events e
     WHERE calendar_id = :calendar_id AND NOT is_deleted
       -- The range of the index by end: what is over stays unread. Rows without an end stand behind all others.
       AND coalesce(end_time, 'infinity'::timestamptz) >= :window_start
@@ -406,16 +406,16 @@ _LIVE_MISSING = text(
                AND (coalesce(end_time, start_time) > :window_start
                     OR (coalesce(end_time, start_time) = start_time AND start_time >= :window_start))))
       AND NOT EXISTS (SELECT FROM unnest(:seen) AS s(platform_uuid) WHERE s.platform_uuid = e.platform_uuid)
-    ORDER BY id
+    ORDER BY start_time, id
     """
 ).bindparams(bindparam("seen", type_=ARRAY(Text())))
 
 
 async def find_live_missing(
     session: Session, calendar_id: str, window: Window, seen: Collection[str]
-) -> list[str]:
-    """Ids of live rows in the window that a full round did not list."""
-    rows = await session.scalars(
+) -> dict[str, KnownEvent]:
+    """Live rows in the window that a full round did not list, by id; the first to start comes first."""
+    rows = await session.execute(
         _LIVE_MISSING,
         {
             "calendar_id": calendar_id,
@@ -424,7 +424,9 @@ async def find_live_missing(
             "seen": list(seen),
         },
     )
-    return list(rows)
+    return {
+        row.id: KnownEvent(row.platform_uuid, row.recurring_event_id, row.original_start_time) for row in rows
+    }
 
 
 _COUNT_AHEAD = text(
@@ -570,15 +572,23 @@ async def load_content(session: Session, ids: Sequence[str]) -> dict[str, dict[s
 
 _MARK_DELETED = text(
     """
-    UPDATE calendar_events e SET is_deleted = true, updated_at = i.updated_at
-    FROM unnest(:ids, CAST(:times AS timestamptz[])) AS i(id, updated_at)
+    UPDATE calendar_events e
+    SET is_deleted = true, updated_at = i.updated_at, raw = coalesce(CAST(i.raw AS json), e.raw)
+    FROM unnest(:ids, CAST(:times AS timestamptz[]), :raws) AS i(id, updated_at, raw)
     WHERE e.id = i.id
     """
-).bindparams(bindparam("ids", type_=ARRAY(Text())))
+).bindparams(bindparam("ids", type_=ARRAY(Text())), bindparam("raws", type_=ARRAY(Text())))
 
 
-async def mark_deleted(session: Session, ids: Sequence[str], times: Sequence[datetime]) -> None:
-    await session.execute(_MARK_DELETED, {"ids": list(ids), "times": list(times)})
+async def mark_deleted(
+    session: Session,
+    ids: Sequence[str],
+    times: Sequence[datetime],
+    raws: Mapping[str, str | None] | None = None,
+) -> None:
+    """`raws`: the cancelled events' `raw` by id, of those that are not to keep theirs."""
+    values = {"ids": list(ids), "times": list(times), "raws": [(raws or {}).get(one) for one in ids]}
+    await session.execute(_MARK_DELETED, values)
 
 
 _RECORD_UNANNOUNCED = text(

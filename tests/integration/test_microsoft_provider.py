@@ -91,7 +91,7 @@ class Answered:
         kept: set[str] = set()
         for page in self.pages:
             kept |= {event.platform_uuid for event in page.events}
-            kept -= set(page.gone)
+            kept -= {*page.gone, *page.unlisted}
         return kept
 
     @property
