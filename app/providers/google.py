@@ -414,10 +414,11 @@ class _Reader:
             if isinstance(entry, dict) and entry.get("entryPointType") == "video"
         ]
         candidates.append(self._item.get("hangoutLink"))
-        candidates.append(solution.get("name") if isinstance(solution, dict) else None)
+        name = _whole(solution.get("name")) if isinstance(solution, dict) else None
         # Texts as long as they come: one cut in the middle of a link would give a link that leads nowhere.
         return find_meeting_link(
-            conference=[text for value in candidates if (text := _whole(value))],
+            join_urls=[text for value in candidates if (text := _whole(value))],
+            conference=[name] if name else [],
             location=_whole(self._item.get("location")),
             description=_whole(self._item.get("description")),
             title=_whole(self._item.get("summary")),

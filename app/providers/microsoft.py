@@ -681,11 +681,8 @@ def _own_response(item: dict[str, Any]) -> ResponseStatus | None:
 
 
 def _meeting_link(item: dict[str, Any], hosts: MeetingHosts) -> MeetingLink | None:
-    conference = (
-        _part(item, "onlineMeeting", "joinUrl"),
-        item.get("onlineMeetingUrl"),
-        item.get("onlineMeetingProvider"),
-    )
+    join_urls = (_part(item, "onlineMeeting", "joinUrl"), item.get("onlineMeetingUrl"))
+    provider = _whole(item.get("onlineMeetingProvider"))
     places = item.get("locations")
     places = [item.get("location"), *(places[:_MOST_PLACES] if isinstance(places, list) else ())]
     texts = [
@@ -695,7 +692,8 @@ def _meeting_link(item: dict[str, Any], hosts: MeetingHosts) -> MeetingLink | No
         for member in ("displayName", "locationUri")
     ]
     return find_meeting_link(
-        conference=[text for value in conference if (text := _whole(value))],
+        join_urls=[text for value in join_urls if (text := _whole(value))],
+        conference=[provider] if provider else [],
         location="\n".join(text for text in texts if text),
         # The whole of it: a Teams block stands at the end, often behind what is kept of the description.
         description=_whole(_part(item, "body", "content")),

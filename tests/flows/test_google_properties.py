@@ -221,7 +221,9 @@ async def test_what_is_stored_is_the_providers_window(
     stored = {
         key: (event.name, event.start_time.astimezone().isoformat() if event.start_time else None)
         for key, event in rows.items()
-        if not event.is_deleted and event.start_time and window.overlaps(event.start_time, event.end_time)
+        if not event.is_deleted
+        and event.start_time
+        and window.overlaps(event.start_time, event.end_time or event.start_time)
     }
     truth = {
         key: (title, datetime.fromisoformat(start).astimezone().isoformat())

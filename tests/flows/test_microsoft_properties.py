@@ -190,7 +190,9 @@ async def test_what_is_stored_is_the_mailboxs_window(
     stored = {
         key: event.name
         for key, event in rows.items()
-        if not event.is_deleted and event.start_time and window.overlaps(event.start_time, event.end_time)
+        if not event.is_deleted
+        and event.start_time
+        and window.overlaps(event.start_time, event.end_time or event.start_time)
     }
     truth = {
         key: event["subject"]

@@ -266,6 +266,14 @@ SAFE_LINK = (
         ),
         # A link that is too long for a link is none; a part of it would be another one.
         ({**NO_TEAMS, "onlineMeetingUrl": f"{ZOOM}&x={'y' * 5_000}"}, None, None),
+        # What the provider itself calls the join link counts, whatever its code looks like.
+        ({**NO_TEAMS, "onlineMeetingUrl": "https://zoom.us/j/12345"}, "https://zoom.us/j/12345", "zoom"),
+        (
+            {"onlineMeeting": {"joinUrl": "https://teams.microsoft.com/meet/123456789?p=x"}},
+            "https://teams.microsoft.com/meet/123456789?p=x",
+            "teams",
+        ),
+        ({**NO_TEAMS, "location": {"displayName": "https://zoom.us/j/12345"}, "locations": []}, None, None),
         (NO_TEAMS, None, None),
         ({**NO_TEAMS, "onlineMeeting": "zoom", "location": [], "locations": {}, "body": 5}, None, None),
     ],
