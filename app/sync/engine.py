@@ -425,10 +425,15 @@ class SyncEngine:
                 held_back=held_back,
                 cursor_expired_at=cursor_expired_at,
             )
+            if attempt.state is not None and attempt.state.is_trial:
+                await _announce_state(session, claim, settled)
+                log.info("reconnected")
             await _announce_changes(session, claim, settled, unannounced, written.changed_events)
         for change in ("created", "updated", "deleted"):
             count = getattr(unannounced, change)
             metrics.SYNC_EVENTS.labels(claim.platform, change).inc(count)
+        if attempt.state is not None and attempt.state.is_trial:
+            await self._doorbell.ring("deliveries")
         if unannounced.since is not None:
             log.info(
                 "synced",
@@ -562,14 +567,14 @@ class SyncEngine:
                     )
                     return
                 is_open = scope is not None and await breakers.load_state(session, scope) != "closed"
-                begins = may_be_outage and not is_open and state.failure_count == 0
+                begins = may_be_outage and not is_open and state.failure_count == 0 and not state.is_trial
                 confirms = not attempt.is_forced and not is_open
                 is_same = state.failure_code == err.code
                 code_since = state.failure_code_since if is_same else None
                 code_count = state.failure_code_count if is_same else 0
                 if confirms:
                     code_since, code_count = code_since or attempt.started_at, code_count + 1
-                if isinstance(err, ConnectionLost):
+                if isinstance(err, ConnectionLost) and not state.is_trial:
                     disconnects = err.is_final or (
                         confirms
                         and code_count >= _GONE_CONFIRMATIONS
@@ -589,18 +594,14 @@ class SyncEngine:
                     started_at=attempt.started_at,
                     next_in=next_in,
                     failure_data=_failure_data(err) if disconnects else None,
+                    # A refusal stands; an outage says nothing, and is waited out.
+                    ends_trial=isinstance(err, ConnectionLost),
                 )
                 await _announce_changes(session, claim, settled, unannounced, [])
                 if disconnects:
                     await close_channels(session, claim.calendar_id)
                     await drop_bots_of_calendar(session, claim.calendar_id, "calendar_disconnected")
-                    await announce(
-                        session,
-                        project_id=claim.project_id,
-                        trigger="calendar.state_change",
-                        calendar=_facts(claim, settled),
-                        data=state_data(settled),
-                    )
+                    await _announce_state(session, claim, settled)
         except LeaseLost:
             return
         level = log.error if isinstance(err, ClientMisconfigured) else log.warning
@@ -742,6 +743,16 @@ def _failure_data(err: ProviderError) -> str:
 def _facts(claim: Claim, settled: Settled) -> CalendarFacts:
     return CalendarFacts(
         id=claim.calendar_id, deduplication_key=settled.deduplication_key, metadata=settled.metadata
+    )
+
+
+async def _announce_state(session: Session, claim: Claim, settled: Settled) -> None:
+    await announce(
+        session,
+        project_id=claim.project_id,
+        trigger="calendar.state_change",
+        calendar=_facts(claim, settled),
+        data=state_data(settled),
     )
 
 

@@ -55,6 +55,7 @@ class SyncState:
     """What a sync starts from. `now` is the database's clock.
 
     `forced_before` is the time at which it would have been due, where a client's request came before that.
+    `is_trial`: the calendar is disconnected, and this sync tries whether access is back.
     """
 
     platform_uuid: str | None
@@ -73,6 +74,7 @@ class SyncState:
     cursor_expired_at: datetime | None
     held_back_ids: list[str] | None
     held_back_since: datetime | None
+    is_trial: bool
     now: datetime
 
 
@@ -117,17 +119,26 @@ _SPARE = 20
 # Google's and Microsoft's calendars, and feeds; local calendars have nothing to fetch.
 # now() and not clock_timestamp(), which as a volatile function could not be looked up in the index.
 _IS_SYNCED = "c.state = 'connected' AND c.platform <> 'local'"
+_IS_TRIAL = "(c.sync_trial AND c.state = 'disconnected')"
 _IS_FREE = "(c.lease_until IS NULL OR c.lease_until <= now())"
 _KIND = "(CASE c.platform WHEN 'ics' THEN 'feed' ELSE 'account' END)"  # as in ix_calendars_turns
 # The same account connected twice is one mailbox.
 _MAILBOX = "concat_ws(' ', c.platform, coalesce(lower(c.owner_email), c.credentials_id, c.id))"
 
+# And the disconnected ones that are to be tried, which are few.
 _FIND_OLDEST = text(
     f"""
-    SELECT c.id, c.project_id, {_MAILBOX} AS mailbox, c.next_sync_at, {_KIND} AS kind, {_IS_FREE} AS is_free
-    FROM calendars c
-    WHERE {_IS_SYNCED} AND c.next_sync_at <= now()
-    ORDER BY c.next_sync_at LIMIT :most
+    (SELECT c.id, c.project_id, {_MAILBOX} AS mailbox, c.next_sync_at, {_KIND} AS kind, {_IS_FREE} AS is_free,
+            false AS is_trial
+     FROM calendars c
+     WHERE {_IS_SYNCED} AND c.next_sync_at <= now()
+     ORDER BY c.next_sync_at LIMIT :most)
+    UNION ALL
+    (SELECT c.id, c.project_id, {_MAILBOX} AS mailbox, c.next_sync_at, {_KIND} AS kind, {_IS_FREE} AS is_free,
+            true AS is_trial
+     FROM calendars c
+     WHERE {_IS_TRIAL} AND c.next_sync_at <= now()
+     ORDER BY c.next_sync_at LIMIT :most)
     """  # noqa: S608 - constants
 )
 
@@ -175,7 +186,7 @@ _LEASE = text(
     f"""
     WITH due AS MATERIALIZED (
         SELECT c.id, c.sync_forced FROM calendars c
-        WHERE c.id = ANY(:ids) AND {_IS_SYNCED} AND c.next_sync_at <= clock_timestamp() AND {_IS_FREE}
+        WHERE c.id = ANY(:ids) AND ({_IS_SYNCED} OR {_IS_TRIAL}) AND c.next_sync_at <= clock_timestamp() AND {_IS_FREE}
         FOR UPDATE SKIP LOCKED)
     UPDATE calendars AS c
     SET lease_token = :lease_token, lease_until = now() + :lease_for, next_sync_at = now() + :lease_for,
@@ -231,7 +242,7 @@ async def _find_due(session: Session, limit: int, kinds: Collection[Kind]) -> li
         for row in oldest
         if row.is_free and row.kind in kinds
     }
-    if len(oldest) == _OLDEST:
+    if sum(not row.is_trial for row in oldest) == _OLDEST:
         for kind in kinds:
             values = {
                 "kind": kind,
@@ -284,11 +295,18 @@ _FORCE = text(
         SELECT id, greatest(clock_timestamp(), sync_started_at + least(
                    :pause * power(2, least(sync_failure_count, 10)),
                    CASE platform WHEN 'ics' THEN :longest_of_feeds ELSE :longest END)) AS at
-        FROM calendars WHERE id = :calendar_id
+        FROM calendars WHERE id = :calendar_id AND state = 'connected'
         FOR NO KEY UPDATE) AS asked
     WHERE c.id = asked.id AND asked.at < c.next_sync_at
     """
 ).bindparams(*(bindparam(name, type_=Interval()) for name in ("pause", "longest", "longest_of_feeds")))
+_TRY = text(
+    """
+    UPDATE calendars
+    SET sync_trial = true, next_sync_at = greatest(clock_timestamp(), sync_started_at + :pause)
+    WHERE id = :calendar_id AND state = 'disconnected' AND platform <> 'local' AND NOT sync_trial
+    """
+).bindparams(bindparam("pause", type_=Interval()))
 
 
 async def request_sync(
@@ -298,6 +316,7 @@ async def request_sync(
 
     `force`: a client asks. Its syncs begin at least 5 s apart; while they fail, up to a minute, and 5 minutes
     for a feed, whose server may take a minute to time out. One that is due earlier anyway stays as it is.
+    A disconnected calendar is tried once, at most every minute: it is connected again if access is back.
     """
     if not force:
         await session.execute(_REQUEST, {"calendar_id": calendar_id, "delay": delay})
@@ -311,6 +330,7 @@ async def request_sync(
             "longest_of_feeds": _LONGEST_FORCED_PAUSE_OF_FEEDS,
         },
     )
+    await session.execute(_TRY, {"calendar_id": calendar_id, "pause": _LONGEST_FORCED_PAUSE})
 
 
 _LOAD = text(
@@ -318,7 +338,7 @@ _LOAD = text(
     SELECT c.platform_uuid, c.owner_email, c.credentials_id, k.client_id, c.sync_cursor,
            c.window_start, c.window_end, c.sync_failure_count, c.sync_failure_code,
            c.sync_failure_code_since, c.sync_failure_code_count, c.sync_failing_since, c.sync_forced_before,
-           c.cursor_expired_at, c.held_back_ids, c.held_back_since, clock_timestamp()
+           c.cursor_expired_at, c.held_back_ids, c.held_back_since, c.state = 'disconnected', clock_timestamp()
     FROM calendars c LEFT JOIN credentials k ON k.id = c.credentials_id
     WHERE c.id = :calendar_id AND c.lease_token = :lease_token
     """
@@ -339,7 +359,7 @@ _LOCK = text(
     """
     SELECT unannounced_since, unannounced_created, unannounced_updated, unannounced_deleted
     FROM calendars
-    WHERE id = :calendar_id AND lease_token = :lease_token AND state = 'connected'
+    WHERE id = :calendar_id AND lease_token = :lease_token AND (state = 'connected' OR sync_trial)
     FOR NO KEY UPDATE
     """
 )
@@ -631,7 +651,9 @@ _RELEASE = """
 _SETTLE_SUCCESS = text(
     f"""
     UPDATE calendars
-    SET sync_cursor = :cursor, window_start = :window_start, window_end = :window_end,
+    SET state = 'connected', connection_failure_data = NULL, sync_trial = false,
+        updated_at = CASE WHEN state = 'connected' THEN updated_at ELSE clock_timestamp() END,
+        sync_cursor = :cursor, window_start = :window_start, window_end = :window_end,
         last_attempted_sync_at = :started_at, last_successful_sync_at = clock_timestamp(),
         sync_failing_since = NULL, sync_failure_count = 0, sync_failure_code = NULL,
         sync_failure_message = NULL, sync_failure_code_since = NULL, sync_failure_code_count = 0,
@@ -717,6 +739,7 @@ _SETTLE_FAILURE = text(
         push_due_at = CASE WHEN :disconnects THEN NULL ELSE push_due_at END,
         -- Whoever asked meanwhile is served by the retry: notifications must not cut the backoff short.
         next_sync_at = clock_timestamp() + :next_in, sync_forced = false,
+        sync_trial = sync_trial AND state = 'disconnected' AND NOT :ends_trial,
         {_RELEASE}
     WHERE id = :calendar_id
     {_SETTLED_COLUMNS}
@@ -737,8 +760,11 @@ async def settle_failure(
     started_at: datetime,
     next_in: timedelta,
     failure_data: str | None,
+    ends_trial: bool = False,
 ) -> Settled:
     """Notes the failure and gives the lease back; the cursor stays. With `failure_data`, disconnects.
+
+    `ends_trial`: a disconnected calendar stays so, and is not tried again.
 
     `code_since`, `code_count`: for how long and how often in a row this code has been the answer.
     `outage_scope`: where an outage may be the cause.
@@ -758,6 +784,7 @@ async def settle_failure(
                 "next_in": next_in,
                 "disconnects": failure_data is not None,
                 "failure_data": failure_data,
+                "ends_trial": ends_trial,
             },
         )
     ).one()
@@ -770,7 +797,7 @@ _PUT_OFF = text(
     UPDATE calendars
     SET next_sync_at = clock_timestamp() + :next_in, sync_forced = false,
         lease_token = NULL, lease_until = NULL, outage_scope = coalesce(:outage_scope, outage_scope)
-    WHERE id = :calendar_id AND lease_token = :lease_token AND state = 'connected'
+    WHERE id = :calendar_id AND lease_token = :lease_token AND (state = 'connected' OR sync_trial)
     """
 ).bindparams(bindparam("outage_scope", type_=Text()))
 
