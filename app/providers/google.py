@@ -142,7 +142,7 @@ class GoogleCalendar:
         """See `CalendarProvider.reread`."""
         return await read_singly(self._read_one, events, at_once=_READS_AT_ONCE)
 
-    async def _read_one(self, event_id: str) -> RemoteEvent | None:
+    async def _read_one(self, event_id: str, *, is_series: bool) -> RemoteEvent | None:
         """By events.get, which knows cancelled events too, for a while (A.8)."""
         try:
             item = await self._get(f"{self._events_path}/{quote(event_id, safe='')}", {})
@@ -153,6 +153,8 @@ class GoogleCalendar:
             return None
         if item.get("id") != event_id:
             raise Unavailable("Google's answer is not the event that was asked for.", code="broken_answer")
+        if "recurrence" in item and not is_series:
+            return None  # it was made a series, whose instances are events of their own
         event = self._read_event(item, event_id, self._time_zone)
         return replace(event, is_cancelled=True) if item.get("status") == "cancelled" else event
 

@@ -154,7 +154,7 @@ class MicrosoftCalendar:
         """See `CalendarProvider.reread`. An event of the mailbox's other calendars may count as found."""
         return await read_singly(self._read_one, events, at_once=_READS_AT_ONCE)
 
-    async def _read_one(self, event_id: str) -> RemoteEvent | None:
+    async def _read_one(self, event_id: str, *, is_series: bool) -> RemoteEvent | None:
         url = f"{self._owner_url}/events/{quote(event_id, safe='')}"
         try:
             item = await self._get(url, {"$select": _SELECT}, _PREFER)
@@ -164,6 +164,8 @@ class MicrosoftCalendar:
             return None  # the list of the same calendar was there just now
         if item.get("id") != event_id:
             raise Unavailable("Microsoft's answer is not the event that was asked for.", code="broken_answer")
+        if item.get("type") == "seriesMaster" and not is_series:
+            return None  # it was made a series, whose occurrences are events of their own
         return self._read_event(item, event_id)
 
     async def list_calendars(self) -> list[RemoteCalendar]:

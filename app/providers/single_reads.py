@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
+from typing import Protocol
 
 import structlog
 
@@ -23,8 +24,13 @@ log = structlog.get_logger(__name__)
 # Requests in one sync: a third of what Google allows a user in a minute. More are asked for in the next round.
 MOST_READS = 200
 
-# A platform_uuid to the event, or None where the provider does not know it any more.
-ReadOne = Callable[[str], Awaitable[RemoteEvent | None]]
+_Answer = RemoteEvent | ProviderError | None
+
+
+class ReadOne(Protocol):
+    """Asks for one event, or for a series. None: the provider does not know it any more, or not as what is asked for."""
+
+    def __call__(self, event_id: str, /, *, is_series: bool) -> Awaitable[RemoteEvent | None]: ...
 
 
 async def read_singly(read_one: ReadOne, events: Sequence[KnownEvent], *, at_once: int) -> Reread:
@@ -36,11 +42,12 @@ async def read_singly(read_one: ReadOne, events: Sequence[KnownEvent], *, at_onc
     reread = Reread()
     lost_of = Counter(event.recurring_event_id for event in events if event.recurring_event_id)
     series = [series_id for series_id, count in lost_of.items() if count > 1]
-    answers = await _read_all(read_one, series[: MOST_READS // 2], at_once)
+    answers, goes_on = await _read_all(read_one, series[: MOST_READS // 2], at_once, is_series=True)
     dead = {series_id for series_id, answer in answers.items() if _is_gone(answer)}
     reread.gone.update((event.platform_uuid, None) for event in events if event.recurring_event_id in dead)
     left = [event.platform_uuid for event in events if event.platform_uuid not in reread.gone]
-    answers = await _read_all(read_one, left[: MOST_READS - len(answers)], at_once)
+    if goes_on:
+        answers, _ = await _read_all(read_one, left[: MOST_READS - len(answers)], at_once, is_series=False)
     for platform_uuid in left:
         answer = answers.get(platform_uuid, NotAsked("It was not asked for."))
         if isinstance(answer, Transient):
@@ -59,22 +66,21 @@ def _is_gone(answer: RemoteEvent | ProviderError | None) -> bool:
 
 
 async def _read_all(
-    read_one: ReadOne, ids: Sequence[str], at_once: int
-) -> dict[str, RemoteEvent | ProviderError | None]:
-    """Ends early where the provider, or a budget, asks to slow down."""
-    answers: dict[str, RemoteEvent | ProviderError | None] = {}
+    read_one: ReadOne, ids: Sequence[str], at_once: int, *, is_series: bool
+) -> tuple[dict[str, _Answer], bool]:
+    """The answers, and whether to go on: not where the provider, or a budget, asks to slow down."""
+    answers: dict[str, _Answer] = {}
     for some in _batches(ids, at_once):
-        for one, answer in zip(
-            some, await asyncio.gather(*map(read_one, some), return_exceptions=True), strict=True
-        ):
+        asked = [read_one(one, is_series=is_series) for one in some]
+        for one, answer in zip(some, await asyncio.gather(*asked, return_exceptions=True), strict=True):
             if isinstance(answer, BaseException) and not isinstance(answer, ProviderError):
                 raise answer
             if isinstance(answer, CredentialsRevoked | ClientMisconfigured):
                 raise answer
             answers[one] = answer
         if any(isinstance(answers[one], NotAsked | RateLimited) for one in some):
-            break
-    return answers
+            return answers, False
+    return answers, True
 
 
 def _batches(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:

@@ -336,6 +336,30 @@ async def test_what_is_deleted_beyond_the_window_is_found_out_when_the_window_ge
     assert moved not in await story.live()
 
 
+async def test_a_single_event_that_is_made_a_series_is_no_event_any_more(
+    google: GoogleCalendarUnderTest, google_calendar: Story
+) -> None:
+    event = google_calendar.add(in_days(2))
+    await google_calendar.sync()
+    del google.fake.calendar().items[event]
+    start = in_days(3)
+    google.fake.add_series(start=start, end=start + HOUR, rrule="FREQ=DAILY;COUNT=4", series_id=event)
+    await google_calendar.sync()
+    assert await google_calendar.live() == {instance_id(event, start + n * DAY) for n in range(4)}
+
+
+async def test_a_single_event_that_is_made_a_series_is_no_event_any_more_at_microsoft(
+    fake_microsoft: FakeMicrosoft, microsoft_calendar: Story
+) -> None:
+    event = microsoft_calendar.add(in_days(2))
+    await microsoft_calendar.sync()
+    del fake_microsoft.calendar().items[event]
+    start = in_days(3)
+    fake_microsoft.add_series(start=start, end=start + HOUR, rrule="FREQ=DAILY;COUNT=4", series_id=event)
+    await microsoft_calendar.sync()
+    assert await microsoft_calendar.live() == {occurrence_id(event, start + n * DAY) for n in range(4)}
+
+
 # --- how much is asked, and what happens meanwhile ----------------------------------------------------------
 
 
