@@ -15,6 +15,7 @@ from redis.asyncio.connection import parse_url
 
 from app.core.addresses import parse_mailbox
 from app.core.database_url import parse_database_url
+from app.meeting_urls.platforms import PLATFORMS
 
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
@@ -87,6 +88,8 @@ class Settings(BaseSettings):
 
     bot_runner_url: str | None = None
     bot_runner_api_key: SecretStr | None = None
+    # Whose meetings the runner can join.
+    bot_runner_platforms: Annotated[frozenset[str], NoDecode] = frozenset({"zoom", "google_meet", "teams"})
     bot_launch_lead_seconds: float = Field(default=300, ge=0, le=86_400)
 
     @field_validator(
@@ -214,6 +217,16 @@ class Settings(BaseSettings):
             if not _HOST.fullmatch(host):
                 raise ValueError("must be host names separated by commas, without scheme, port or path")
         return hosts
+
+    @field_validator("bot_runner_platforms", mode="before")
+    @classmethod
+    def _platforms(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        platforms = frozenset(part.lower() for part in _split(value))
+        if not platforms or not platforms <= set(PLATFORMS):
+            raise ValueError(f"must be platforms separated by commas, out of {', '.join(PLATFORMS)}")
+        return platforms
 
     @model_validator(mode="after")
     def _messages_is_complete(self) -> Self:
