@@ -452,24 +452,6 @@ def platform_of_host(host: str, hosts: MeetingHosts) -> str | None:
     return _NAMES.get(recogniser) if recogniser is not None else None
 
 
-# Their links are believed where a provider gives them as an event's own: others are recognised only.
-_BELIEVED = frozenset({"zoom", "google_meet", "teams", "webex", "goto", "whereby", "jitsi", "visio"})
-
-
-def believe(url: Url, hosts: MeetingHosts) -> MeetingLink | None:
-    """A link that the provider itself gives as the one to join: it counts by its host, whatever form its path has."""
-    platform = platform_of_host(url.host, hosts)
-    if platform not in _BELIEVED or url.scheme in ZOOM_APP_SCHEMES or not url.segments():
-        return None
-    outcome = recognise(url, hosts)
-    if outcome in (_REGISTRATION, _DIAL_IN, _LIVE_STREAM):
-        return None
-    if not isinstance(outcome, MeetingLink):
-        drop = _ZOOM_DROPPED if platform == "zoom" else ()
-        outcome = _link(url, platform, quote_url(url.path.strip("/")), drop=drop)
-    return outcome if isinstance(outcome, MeetingLink) else None
-
-
 def recognise(url: Url, hosts: MeetingHosts) -> Outcome:
     """What a link is, by its host and then by its path."""
     recogniser = _find_recogniser(url.host, hosts)
@@ -491,3 +473,21 @@ def _find_recogniser(host: str, hosts: MeetingHosts) -> _Recogniser | None:
         recogniser = _BY_DOMAIN.get(domain)
         domain = domain.partition(".")[2]
     return recogniser
+
+
+# Their links are believed where a provider gives them as an event's own: others are recognised only.
+_BELIEVED = frozenset({"zoom", "google_meet", "teams", "webex", "goto", "whereby", "jitsi", "visio"})
+
+
+def believe(url: Url, hosts: MeetingHosts) -> MeetingLink | None:
+    """A link that the provider itself gives as the one to join: it counts by its host, whatever form its path has."""
+    platform = platform_of_host(url.host, hosts)
+    if platform not in _BELIEVED or url.scheme in ZOOM_APP_SCHEMES or not url.segments():
+        return None
+    outcome = recognise(url, hosts)
+    if outcome in (_REGISTRATION, _DIAL_IN, _LIVE_STREAM):
+        return None
+    if not isinstance(outcome, MeetingLink):
+        drop = _ZOOM_DROPPED if platform == "zoom" else ()
+        outcome = _link(url, platform, quote_url(url.path.strip("/")), drop=drop)
+    return outcome if isinstance(outcome, MeetingLink) else None
