@@ -39,7 +39,7 @@ example: install ## Start the example application (docs/example_app) beside `mak
 	@exec env EXAMPLE_DATABASE="$${EXAMPLE_DATABASE:-.data/example.sqlite3}" .venv/bin/python docs/example_app/main.py
 
 test: install ## Run the tests; make test ARGS="-k webhooks"
-	.venv/bin/python -m pytest -n 2 -m "not browser and not clients" $(ARGS)
+	.venv/bin/python -m pytest -n 2 --dist loadgroup -m "not browser and not clients" $(ARGS)
 
 test-browser: install ## Run the tests that drive a Chromium (Debian's is installed where it is missing and may be)
 	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq chromium; } \

@@ -26,6 +26,7 @@ from app.meeting_urls.api import router as meeting_urls
 from app.messages.api import router as mailboxes
 from app.messages.mailboxes import Messages
 from app.oauth.api import router as oauth
+from app.projects.service import KeyCheck
 from app.push.api import router as push
 from app.rsvp.api import inbound_router as rsvp_inbound
 from app.rsvp.api import router as rsvp
@@ -61,10 +62,14 @@ def create_app(settings: Settings) -> FastAPI:
             doorbell = Doorbell(connect_redis(redis_url))
             rsvp_limiter = RsvpLimiter(redis_url)
             samples = SampleSender(settings, box, redis_url)
+            sessions = create_sessions(engine)
+            read_sessions = create_sessions(engine.execution_options(isolation_level="AUTOCOMMIT"))
+            keys = KeyCheck(sessions, read_sessions)
             app.state.calbridge = State(
                 settings=settings,
-                sessions=create_sessions(engine),
-                read_sessions=create_sessions(engine.execution_options(isolation_level="AUTOCOMMIT")),
+                sessions=sessions,
+                read_sessions=read_sessions,
+                keys=keys,
                 box=box,
                 doorbell=doorbell,
                 http=http,
@@ -74,6 +79,7 @@ def create_app(settings: Settings) -> FastAPI:
                 sender_keys=SenderKeys(),
             )
             yield
+            await keys.aclose()
             await samples.aclose()
             await rsvp_limiter.aclose()
             await doorbell.aclose()

@@ -288,7 +288,8 @@ async def _make_project(sessions: "Sessions", name: str) -> TestProject:
     from app.projects.service import create_project
 
     async with transaction(sessions) as session:
-        return TestProject(*await create_project(session, name))
+        new = await create_project(session, name)
+        return TestProject(new.project_id, new.api_key)
 
 
 @pytest.fixture

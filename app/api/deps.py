@@ -4,16 +4,17 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated
 
+import structlog
 from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPBearer
 
-from app.core.crypto import SecretBox, sha256_hex
+from app.core.crypto import SecretBox
 from app.core.db import ReadSession, Session, Sessions, reading, transaction
 from app.core.errors import Unauthorized
 from app.core.http import httpx
 from app.doorbell import Doorbell
 from app.messages.mailboxes import Messages
-from app.projects import repository as projects
+from app.projects.service import KeyCheck
 from app.rsvp.limits import RsvpLimiter
 from app.rsvp.senders import SenderKeys
 from app.settings import Settings
@@ -27,6 +28,7 @@ class State:
     settings: Settings
     sessions: Sessions
     read_sessions: Sessions
+    keys: KeyCheck
     box: SecretBox
     doorbell: Doorbell
     http: httpx.AsyncClient
@@ -73,18 +75,19 @@ _scheme = APIKeyHeader(
 async def find_project_id(state: State, header: str | None) -> str:
     """The project whose key came with the request. Raises Unauthorized.
 
-    The look-up has its own short session, so that no request ever holds two connections.
+    The look-up has its own short session, so that no request ever holds two connections. From here on every log line
+    of the request names the project and the key's id.
     """
     if header is None:
         raise Unauthorized("Send your API key in the header: Authorization: Token <api key>.")
     scheme, _, key = header.partition(" ")
     if scheme.lower() not in {"token", "bearer"} or not key.strip():
         raise Unauthorized("The Authorization header must read: Token <api key>.")
-    async with reading(state.read_sessions) as session:
-        project_id = await projects.find_project_of_key(session, sha256_hex(key.strip()))
-    if project_id is None:
+    found = await state.keys.find(key.strip())
+    if found is None:
         raise Unauthorized("This API key is not known or has been disabled.")
-    return project_id
+    structlog.contextvars.bind_contextvars(project_id=found.project_id, key_id=found.id)
+    return found.project_id
 
 
 async def _project_id(

@@ -71,8 +71,10 @@ def _validation_answer(err: RequestValidationError) -> tuple[int, dict[str, Any]
     return 400, fields
 
 
-# Lock or statement timeout, deadlock, serialization failure, too many connections: a later try may do.
-_BUSY = {"55P03", "57014", "40P01", "40001", "53300"}
+# Lock or statement timeout, deadlock, serialization failure: a later try may do.
+_BUSY = {"55P03", "57014", "40P01", "40001"}
+# Insufficient resources: the disk or the memory is full, there are too many connections.
+_NO_ROOM = "53"
 _AWAY = (OperationalError, InterfaceError, PoolTimeout, ConnectionError)
 
 
@@ -109,7 +111,12 @@ def _allowed_methods(request: Request, named: str) -> str:
 
 
 async def _on_database_away(_request: Request, err: Exception) -> JSONResponse:
-    log.error("database_unavailable", error=type(err).__name__, cause=type(err.__cause__).__name__)
+    log.error(
+        "database_unavailable",
+        error=type(err).__name__,
+        cause=type(err.__cause__).__name__,
+        sqlstate=_sqlstate(err),
+    )
     body = {"error": "The service is busy or restarting. Try again in a few seconds."}
     return JSONResponse(body, 503, headers={"Retry-After": "5"})
 
@@ -125,8 +132,13 @@ def is_database_away(err: Exception) -> bool:
     if isinstance(err, _AWAY):
         return True
     return isinstance(err, DBAPIError) and (
-        err.connection_invalidated or getattr(err.orig, "sqlstate", None) in _BUSY
+        err.connection_invalidated or _sqlstate(err) in _BUSY or _sqlstate(err).startswith(_NO_ROOM)
     )
+
+
+def _sqlstate(err: Exception) -> str:
+    """PostgreSQL's code (https://www.postgresql.org/docs/current/errcodes-appendix.html); empty where it said none."""
+    return getattr(err.orig, "sqlstate", None) or "" if isinstance(err, DBAPIError) else ""
 
 
 async def _on_bug(_request: Request, _err: Exception) -> JSONResponse:

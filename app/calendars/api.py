@@ -162,7 +162,9 @@ async def update_calendar(
     body: CalendarUpdate,
     background_tasks: BackgroundTasks,
 ) -> CalendarRead:
-    """Changes metadata or secrets, and queues a sync at once. New secrets reconnect a disconnected calendar.
+    """Changes metadata or secrets, and queues a sync at once.
+
+    New secrets reconnect a disconnected calendar; without them, the sync does if it finds that access is back.
 
     Of a calendar that is hosted here: its name, owner's name, time zone, language and sending identity.
     """

@@ -177,6 +177,10 @@ class CalendarsQuery(ListQuery):
     deduplication_key: ShortText | None = None
     state: State | None = None
     platform: Platform | None = None
+    failing: bool | None = Field(
+        default=None,
+        description="true: connected ones with a `sync_failure` or `sync_failing_since`; false: the others.",
+    )
 
 
 class SendingIdentity(BaseModel):

@@ -85,8 +85,10 @@ async def get_calendar(session: AnySession, project_id: str, calendar_id: str) -
 
 async def list_calendars(session: ReadSession, project_id: str, query: CalendarsQuery) -> Page[CalendarRead]:
     """Raises BadQuery for a bad cursor."""
-    filters = query.model_dump(exclude={"cursor"}, exclude_none=True)
-    page = await repository.list_calendars(session, project_id, filters, query.cursor, PAGE_SIZE)
+    filters = query.model_dump(exclude={"cursor", "failing"}, exclude_none=True)
+    page = await repository.list_calendars(
+        session, project_id, filters, query.cursor, PAGE_SIZE, failing=query.failing
+    )
     return Page([_read(row) for row in page.rows], page.next, page.previous)
 
 

@@ -28,6 +28,14 @@ async def _gauge_reader(request: Request, state: AppState) -> GaugeReader:
     return reader
 
 
+async def _readiness_checker(request: Request, state: AppState) -> service.ReadinessChecker:
+    if not hasattr(request.app.state, "readiness_checker"):
+        checker = service.ReadinessChecker(state.read_sessions, state.doorbell)
+        request.app.state.readiness_checker = checker
+    kept: service.ReadinessChecker = request.app.state.readiness_checker
+    return kept
+
+
 class Alive(BaseModel):
     status: Literal["ok"] = "ok"
 
@@ -59,7 +67,7 @@ async def healthz() -> Alive:
     },
 )
 async def readyz(
-    state: AppState,
+    checker: Annotated[service.ReadinessChecker, Depends(_readiness_checker)],
     strict: Annotated[
         bool,
         # `?strict` alone.
@@ -71,7 +79,7 @@ async def readyz(
 
     Without Redis or a live worker it still can, and says `degraded`: calls are answered, syncs and webhooks come late.
     """
-    found = await service.check_readiness(state.read_sessions, state.doorbell)
+    found = await checker.check()
     status = "unavailable" if not found.is_ready else "degraded" if found.degraded else "ok"
     body = {"status": status, "degraded": found.degraded, "checks": found.checks}
     is_fine = status == "ok" or (status == "degraded" and not strict)

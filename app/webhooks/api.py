@@ -13,6 +13,7 @@ from app.core.db import reading
 from app.webhooks import service
 from app.webhooks.schemas import (
     DeliveriesQuery,
+    DeliveryDetail,
     DeliveryRead,
     ReplayQueued,
     ReplayRequest,
@@ -122,8 +123,9 @@ async def rotate_secret(
     responses=responses(404, 429, takes_input=False),
 )
 async def test_webhook(state: AppState, project_id: ProjectId, webhook_id: WebhookId) -> TestResult:
-    """Sends a sample now, signed like the real thing, and answers with what came back. It is not logged.
+    """Sends a sample now, signed like the real thing, and answers with what came back.
 
+    It is not among the deliveries: it tells of no change, is never sent again, and the response has all there is to know.
     At most 30 a minute.
     """
     async with reading(state.read_sessions) as session:
@@ -171,6 +173,16 @@ async def replay(
 
     background_tasks.add_task(state.doorbell.ring, "deliveries")
     return await idempotent.once(work, status_code=202)
+
+
+@router.get(
+    "/webhook_deliveries/{delivery_id}", operation_id="get_webhook_delivery", responses=responses(404)
+)
+async def get_delivery(
+    session: DbReadSession, project_id: ProjectId, delivery_id: DeliveryId
+) -> DeliveryDetail:
+    """One delivery with its body, its headers and every attempt."""
+    return await service.get_delivery(session, project_id, delivery_id)
 
 
 @router.post(

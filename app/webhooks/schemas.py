@@ -48,10 +48,13 @@ def url_fault(text: str, settings: Settings) -> str | None:
         return "Not a valid port."
     if settings.allow_private_network_targets or host in settings.webhook_allowed_hosts:
         return None
+    if not _may_be_public(host):
+        return (
+            "Must be on a public address. The operator can allow this host (WEBHOOK_ALLOWED_HOSTS) or, for development, "
+            "all private ones (ALLOW_PRIVATE_NETWORK_TARGETS=true)."
+        )
     if url.scheme != "https":
         return "Must begin with https://, so that nobody on the way can read or change what is sent."
-    if not _may_be_public(host):
-        return "Must be on a public address. Ask the operator (WEBHOOK_ALLOWED_HOSTS) to allow this host."
     return None
 
 
@@ -192,6 +195,18 @@ class DeliveryRead(BaseModel):
         description="The newer delivery that told this one's changes too, when this one had not arrived yet."
     )
     attempts: list[AttemptRead] = Field(description="The last 50, oldest first.")
+
+
+class DeliveryDetail(DeliveryRead):
+    """A delivery with what is sent."""
+
+    webhook_id: str
+    body: str = Field(description="The exact text that is signed and sent, the same in every attempt.")
+    headers: dict[str, str] = Field(
+        description="Those that are the same in every attempt. `webhook-timestamp`, `webhook-signature` and "
+        "`X-Webhook-Signature` come anew with each.",
+        examples=[{"Content-Type": "application/json", "webhook-id": "5f1c8a3e-7b21-4c0e-9a55-0d2f6b7c8e90"}],
+    )
 
 
 class TestResult(AttemptRead):
