@@ -1,6 +1,6 @@
 # `make` alone lists the targets. Everything runs in .venv, which `make install` makes and keeps up to date.
 .DEFAULT_GOAL := help
-.PHONY: help install run example test test-browser lint format bench lock clean
+.PHONY: help install run example test test-browser test-clients lint format bench lock clean
 
 ARGS ?=
 
@@ -39,12 +39,19 @@ example: install ## Start the example application (docs/example_app) beside `mak
 	@exec env EXAMPLE_DATABASE="$${EXAMPLE_DATABASE:-.data/example.sqlite3}" .venv/bin/python docs/example_app/main.py
 
 test: install ## Run the tests; make test ARGS="-k webhooks"
-	.venv/bin/python -m pytest -n 2 -m "not browser" $(ARGS)
+	.venv/bin/python -m pytest -n 2 --dist loadgroup -m "not browser and not clients" $(ARGS)
 
 test-browser: install ## Run the tests that drive a Chromium (Debian's is installed where it is missing and may be)
 	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq chromium; } \
 		|| { echo "Chromium is missing, and installing it takes root: apt-get install chromium" >&2; exit 1; }
 	.venv/bin/python -m pytest -m browser $(ARGS)
+
+test-clients: install ## Generate a Python and a TypeScript client from the API's document, and use them
+	@.venv/bin/uv venv --quiet --allow-existing --python .venv/bin/python tests/clients/.tools
+	@.venv/bin/uv pip install --quiet --python tests/clients/.tools/bin/python --require-hashes -r tests/clients/requirements.txt
+	@if command -v npm >/dev/null; then cd tests/clients && npm ci --silent --ignore-scripts --no-audit --no-fund; \
+		else echo "npm is missing: no TypeScript client is tried. Install Node.js 20 or newer." >&2; fi
+	.venv/bin/python -m pytest -m clients -rs tests/clients $(ARGS)
 
 lint: install ## Check style and types
 	.venv/bin/ruff check
@@ -63,7 +70,10 @@ LOCK = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --gene
 lock: install ## Write requirements*.txt anew from pyproject.toml
 	$(LOCK) --upgrade --output-file requirements.txt
 	$(LOCK) --upgrade --group dev --constraint requirements.txt --output-file requirements-dev.txt
+	$(LOCK:pyproject.toml=tests/clients/requirements.in) --upgrade --output-file tests/clients/requirements.txt
+	@# Without "resolved", which would name one registry.
+	command -v npm >/dev/null && cd tests/clients && npm update --package-lock-only --omit-lockfile-registry-resolved --no-audit --no-fund
 
 clean: ## Remove .venv and caches; the data in .data stay
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis dist
+	rm -rf .venv tests/clients/.tools tests/clients/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis dist
 	find app workers migrations tests bench -name __pycache__ -type d -prune -exec rm -rf {} +

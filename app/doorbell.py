@@ -80,6 +80,7 @@ def redis_settings(url: str) -> RedisSettings:
 class Doorbell:
     def __init__(self, redis: ArqRedis) -> None:
         self._redis = redis
+        self._is_away = False
 
     async def ring(self, bell: Bell, *, after: float = 0.0) -> None:
         """Wakes one worker, in `after` seconds. Call it after the commit.
@@ -96,7 +97,14 @@ class Doorbell:
                 # One waiting ring of a kind is enough: arq refuses a second job of the same id.
                 await self._redis.enqueue_job(JOB, bell, _job_id=job_id, _defer_until=at)
         except REDIS_AWAY as err:
-            log.warning("doorbell_not_rung", bell=bell, error=type(err).__name__)
+            # Once, and not at every request.
+            if not self._is_away:
+                self._is_away = True
+                log.warning("doorbell_not_rung", bell=bell, error=type(err).__name__)
+        else:
+            if self._is_away:
+                self._is_away = False
+                log.info("doorbell_rings_again")
 
     async def ping(self) -> None:
         """Raises RedisError, OSError or TimeoutError when Redis is away."""

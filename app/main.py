@@ -7,8 +7,10 @@ from fastapi import FastAPI
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from app.api.deps import State
+from app.api.docs import install_docs
 from app.api.errors import install_error_handlers
 from app.api.middleware import HeadAsGet, RequestContext, TooLargeAsJson
+from app.api.openapi import install_openapi, package_version
 from app.bots.api import router as bots
 from app.calendar_events.api import router as calendar_events
 from app.calendars.api import router as calendars
@@ -25,6 +27,7 @@ from app.meeting_urls.api import router as meeting_urls
 from app.messages.api import router as mailboxes
 from app.messages.mailboxes import Messages
 from app.oauth.api import router as oauth
+from app.projects.service import KeyCheck
 from app.push.api import router as push
 from app.rsvp.api import inbound_router as rsvp_inbound
 from app.rsvp.api import router as rsvp
@@ -32,12 +35,16 @@ from app.rsvp.limits import RsvpLimiter
 from app.rsvp.senders import SenderKeys
 from app.settings import Settings, load_settings
 from app.webhooks.api import router as webhooks
+from app.webhooks.payloads import router as webhook_payloads
 from app.webhooks.samples import SampleSender
 
 _DESCRIPTION = """
 Connect calendars (Google, Microsoft, any iCal feed), read their events, and be told of every change by signed webhooks.
 
-Every call needs `Authorization: Token <api key>`. Start with `POST /api/v1/calendars`.
+Every call needs an API key: `Authorization: Bearer <api key>`, or `Token` in place of `Bearer`. Start with `POST /api/v1/calendars`.
+
+Texts may not have NUL characters. The sentences of errors are for people: programs look at the status code and the
+names of fields.
 """
 
 _MAX_BODY_BYTES = 1_048_576
@@ -57,10 +64,14 @@ def create_app(settings: Settings) -> FastAPI:
             rsvp_limiter = RsvpLimiter(redis_url)
             post_limiter = RateLimiter(redis_url, prefix="api_posts")
             samples = SampleSender(settings, box, redis_url)
+            sessions = create_sessions(engine)
+            read_sessions = create_sessions(engine.execution_options(isolation_level="AUTOCOMMIT"))
+            keys = KeyCheck(sessions, read_sessions)
             app.state.calbridge = State(
                 settings=settings,
-                sessions=create_sessions(engine),
-                read_sessions=create_sessions(engine.execution_options(isolation_level="AUTOCOMMIT")),
+                sessions=sessions,
+                read_sessions=read_sessions,
+                keys=keys,
                 box=box,
                 doorbell=doorbell,
                 http=http,
@@ -71,6 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
                 sender_keys=SenderKeys(),
             )
             yield
+            await keys.aclose()
             await samples.aclose()
             await rsvp_limiter.aclose()
             await post_limiter.aclose()
@@ -79,10 +91,14 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(
         title="calbridge",
-        version="1",
+        version=package_version(),
         summary="Calendars in, signed webhooks out.",
         description=_DESCRIPTION,
-        license_info={"name": "MIT"},
+        license_info={"name": "MIT", "identifier": "MIT"},
+        contact={"name": "calbridge"},
+        webhooks=webhook_payloads,
+        docs_url=None,
+        redoc_url=None,
         lifespan=lifespan,
     )
     install_error_handlers(app)
@@ -107,6 +123,8 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(router)
     if settings.demo_feed_url is not None:
         app.include_router(demo)
+    install_docs(app)
+    install_openapi(app, server_url=settings.app_url)
     return app
 
 

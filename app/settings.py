@@ -1,18 +1,20 @@
 """Settings: environment variables (and `.env`), as in contract 1. Nothing here opens a connection."""
 
+import os
 import re
 from datetime import timedelta
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from cryptography.fernet import Fernet
+from dotenv import dotenv_values
 from pydantic import AnyHttpUrl, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from redis.asyncio.connection import parse_url
-from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
 
 from app.core.addresses import parse_mailbox
+from app.core.database_url import parse_database_url
 from app.meeting_urls.platforms import PLATFORMS
 
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
@@ -138,14 +140,8 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _postgresql(cls, value: SecretStr | None) -> SecretStr | None:
-        sentence = "must look like postgresql://user:password@host/database"
         if value is not None:
-            try:
-                url = make_url(value.get_secret_value())
-            except (ArgumentError, ValueError):
-                raise ValueError(sentence) from None
-            if url.get_backend_name() not in {"postgresql", "postgres"} or not url.database:
-                raise ValueError(sentence)
+            parse_database_url(value.get_secret_value())
         return value
 
     @field_validator("redis_url")
@@ -305,6 +301,31 @@ class Settings(BaseSettings):
                 'python -c "from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"'
             )
         return self.fernet_keys
+
+
+# Read by the container's start, by uvicorn, or by others that run beside us.
+_NOT_MISSPELT = frozenset({"LISTEN", "POSTGRES_PASSWORD", "FORWARDED_ALLOW_IPS", "PROMETHEUS_MULTIPROC_DIR"})
+# A file is ours, the environment is everybody's: there only what differs by a letter or two is meant for us.
+_CLOSE_IN_FILE, _CLOSE_IN_ENVIRONMENT = 0.75, 0.92
+
+
+def misspelt_settings() -> list[str]:
+    """A sentence for each variable, of the environment and of `.env`, whose name is close to one of ours."""
+    ours = [name.upper() for name in Settings.model_fields]
+    sources = (
+        (".env", dotenv_values(".env"), _CLOSE_IN_FILE),
+        ("the environment", os.environ, _CLOSE_IN_ENVIRONMENT),
+    )
+    found: dict[str, str] = {}
+    for where, names, closeness in sources:
+        for name in names:
+            upper = name.upper()
+            if upper in ours or upper in _NOT_MISSPELT:
+                continue
+            meant = get_close_matches(upper, ours, n=1, cutoff=closeness)
+            if meant:
+                found.setdefault(name, f"{name} in {where} is no setting: {meant[0]} may be meant.")
+    return list(found.values())
 
 
 def _split(value: str) -> list[str]:

@@ -250,7 +250,7 @@ async def _main(database_url: str, redis_url: str) -> None:
         )
         engine = create_engine(database_url)
         async with transaction(create_sessions(engine)) as session:
-            _, api_key = await create_project(session, "bench")
+            api_key = (await create_project(session, "bench")).api_key
         await engine.dispose()
         database = await asyncpg.connect(database_url)
         app = create_app(settings)

@@ -230,7 +230,7 @@ async def _main(database_url: str, redis_url: str) -> None:
     google, microsoft = _google(fake_google), _microsoft(fake_microsoft)
     engine = create_engine(database_url)
     async with transaction(create_sessions(engine)) as session:
-        _, api_key = await create_project(session, "bench")
+        api_key = (await create_project(session, "bench")).api_key
     await engine.dispose()
     receiver = Receiver()
     async with (

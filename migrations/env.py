@@ -4,10 +4,10 @@ import asyncio
 import time
 
 from alembic import context
-from sqlalchemy import Connection, pool, text
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy import Connection, text
 
-from app.core.db import database_url
+from app.core.db import create_migration_engine
+from app.core.migrations import is_known
 from app.models import Base
 from app.settings import load_settings
 
@@ -28,6 +28,11 @@ def _run(connection: Connection) -> None:
         context.configure(
             connection=connection, target_metadata=Base.metadata, transaction_per_migration=True
         )
+        newer = [one for one in context.get_context().get_current_heads() if not is_known(one)]
+        connection.commit()
+        if newer:
+            context.config.attributes["newer_revision"] = newer[0]
+            return
         with context.begin_transaction():
             context.run_migrations()
     finally:
@@ -37,7 +42,7 @@ def _run(connection: Connection) -> None:
 
 
 async def _main(url: str) -> None:
-    engine = create_async_engine(database_url(url), poolclass=pool.NullPool)
+    engine = create_migration_engine(url)
     async with engine.connect() as connection:
         await connection.run_sync(_run)
         await connection.commit()

@@ -58,6 +58,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "changes_schema: the test gets a database that is thrown away after it"
     )
     config.addinivalue_line("markers", "settings(**values): values of the `settings` fixture for this test")
+    config.addinivalue_line("markers", "clients: generates clients; `make test-clients` runs these")
     config.addinivalue_line("markers", "browser: drives a Chromium; `make test-browser` runs these")
 
 
@@ -287,7 +288,8 @@ async def _make_project(sessions: "Sessions", name: str) -> TestProject:
     from app.projects.service import create_project
 
     async with transaction(sessions) as session:
-        return TestProject(*await create_project(session, name))
+        new = await create_project(session, name)
+        return TestProject(new.project_id, new.api_key)
 
 
 @pytest.fixture

@@ -66,15 +66,19 @@ async def ring(ctx: dict[str, Any], bell: str) -> None:
 
 
 class _Listener(Worker):
-    """arq's worker; `heart_beat` is called in each round of its own loop."""
+    """arq's worker; `heart_beat` is called in each round of its own loop, after Redis has answered."""
+
+    has_heard = False
 
     async def heart_beat(self) -> None:
         liveness.came_round(_LISTENER, within_seconds=_ROUND_WITHIN_SECONDS)
+        self.has_heard = True
         await super().heart_beat()
 
 
 async def _listen(settings: Settings, drainers: Drainers) -> None:
     """Hears the bell until cancelled; a Redis that is away is tried again."""
+    is_told = False
     while True:
         liveness.came_round(_LISTENER, within_seconds=_ROUND_WITHIN_SECONDS)
         redis = connect_redis(settings.required_redis_url())
@@ -93,7 +97,9 @@ async def _listen(settings: Settings, drainers: Drainers) -> None:
         try:
             await worker.async_run()
         except (RedisError, OSError) as err:
-            log.warning("doorbell_lost", error=type(err).__name__)
+            if worker.has_heard or not is_told:
+                is_told = True
+                log.warning("doorbell_lost", error=type(err).__name__)
         finally:
             # arq's close waits for tasks that it has just cancelled, and lets their CancelledError out.
             with contextlib.suppress(RedisError, OSError, asyncio.CancelledError):

@@ -4,18 +4,19 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated
 
+import structlog
 from fastapi import Depends, Request
-from fastapi.security import APIKeyHeader
+from fastapi.security import APIKeyHeader, HTTPBearer
 from limits import RateLimitItemPerMinute
 
-from app.core.crypto import SecretBox, sha256_hex
+from app.core.crypto import SecretBox
 from app.core.db import ReadSession, Session, Sessions, reading, transaction
 from app.core.errors import TooManyRequests, Unauthorized
 from app.core.http import httpx
 from app.core.ratelimit import RateLimiter
 from app.doorbell import Doorbell
 from app.messages.mailboxes import Messages
-from app.projects import repository as projects
+from app.projects.service import KeyCheck, LiveKey
 from app.rsvp.limits import RsvpLimiter
 from app.rsvp.senders import SenderKeys
 from app.settings import Settings
@@ -29,6 +30,7 @@ class State:
     settings: Settings
     sessions: Sessions
     read_sessions: Sessions
+    keys: KeyCheck
     box: SecretBox
     doorbell: Doorbell
     http: httpx.AsyncClient
@@ -63,55 +65,62 @@ DbSession = Annotated[Session, Depends(_request_transaction, scope="function")]
 # Statements of a read session are not in one transaction: each sees what was committed when it began.
 DbReadSession = Annotated[ReadSession, Depends(_request_reading, scope="function")]
 
+# Two ways to say the same. The first is what /docs and generated clients take the bare key for.
+_bearer = HTTPBearer(scheme_name="Bearer", description="The API key as it was printed.", auto_error=False)
 _scheme = APIKeyHeader(
     name="Authorization",
     scheme_name="ApiKey",
-    description="`Token <api key>`; `Bearer <api key>` works too.",
+    description="`Token <api key>`, with the word Token, as Attendee's clients send it.",
     auto_error=False,
 )
 
 
 async def find_project_id(state: State, header: str | None) -> str:
-    """The project whose key came with the request. Raises Unauthorized.
+    """The project whose key came with the request. Raises Unauthorized."""
+    return (await _find_key(state, header)).project_id
 
-    The look-up has its own short session, so that no request ever holds two connections.
+
+async def _find_key(state: State, header: str | None) -> LiveKey:
+    """The key that came with the request. Raises Unauthorized.
+
+    The look-up has its own short session, so that no request ever holds two connections. From here on every log line
+    of the request names the project and the key's id.
     """
     if header is None:
         raise Unauthorized("Send your API key in the header: Authorization: Token <api key>.")
-    scheme, key = header.partition(" ")[0], _api_key(header)
-    if scheme.lower() not in {"token", "bearer"} or not key:
+    scheme, _, key = header.partition(" ")
+    if scheme.lower() not in {"token", "bearer"} or not key.strip():
         raise Unauthorized("The Authorization header must read: Token <api key>.")
-    async with reading(state.read_sessions) as session:
-        project_id = await projects.find_project_of_key(session, sha256_hex(key))
-    if project_id is None:
+    found = await state.keys.find(key.strip())
+    if found is None:
         raise Unauthorized("This API key is not known or has been disabled.")
-    return project_id
-
-
-def _api_key(header: str) -> str:
-    return header.partition(" ")[2].strip()
+    structlog.contextvars.bind_contextvars(project_id=found.project_id, key_id=found.id)
+    return found
 
 
 async def _project_id(
-    request: Request, state: AppState, header: Annotated[str | None, Depends(_scheme)]
+    request: Request,
+    state: AppState,
+    _bearer: Annotated[object, Depends(_bearer)],
+    header: Annotated[str | None, Depends(_scheme)],
 ) -> str:
-    project_id = await find_project_id(state, header)
+    key = await _find_key(state, header)
     if request.method == "POST":
-        await _count_post(state, header or "")
-    return project_id
+        await _count_post(state, key.id)
+    return key.project_id
 
 
-async def _count_post(state: State, header: str) -> None:
+async def _count_post(state: State, key_id: str) -> None:
     """Raises TooManyRequests where the key has sent its POSTs of this minute."""
     per_minute = state.settings.api_posts_per_minute
     if not per_minute:
         return
-    limit, key = RateLimitItemPerMinute(per_minute), sha256_hex(_api_key(header))
-    if not await state.post_limiter.hit(limit, key):
+    limit = RateLimitItemPerMinute(per_minute)
+    if not await state.post_limiter.hit(limit, key_id):
         sentence = (
             f"An API key may send {per_minute} POST requests a minute. Try again when Retry-After is over."
         )
-        raise TooManyRequests(sentence, retry_after=await state.post_limiter.retry_after(limit, key))
+        raise TooManyRequests(sentence, retry_after=await state.post_limiter.retry_after(limit, key_id))
 
 
 ProjectId = Annotated[str, Depends(_project_id)]

@@ -11,6 +11,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
+from app.api.openapi import methods_of_paths
 from app.core.errors import AppError
 
 log = structlog.get_logger()
@@ -38,7 +39,8 @@ def _sentence(problem: dict[str, Any]) -> str:
     context = problem.get("ctx", {})
     if kind in _SENTENCES:
         return _SENTENCES[kind]
-    if kind == "string_too_long":
+    # A length that is checked behind a validator of ours is called `too_long` also of a text.
+    if kind == "string_too_long" or (kind == "too_long" and isinstance(problem.get("input"), str)):
         return f"Longer than {context['max_length']} characters."
     if kind == "too_long":
         return f"More than {context['max_length']} items."
@@ -71,8 +73,10 @@ def _validation_answer(err: RequestValidationError) -> tuple[int, dict[str, Any]
     return 400, fields
 
 
-# Lock or statement timeout, deadlock, serialization failure, too many connections: a later try may do.
-_BUSY = {"55P03", "57014", "40P01", "40001", "53300"}
+# Lock or statement timeout, deadlock, serialization failure: a later try may do.
+_BUSY = {"55P03", "57014", "40P01", "40001"}
+# Insufficient resources: the disk or the memory is full, there are too many connections.
+_NO_ROOM = "53"
 _AWAY = (OperationalError, InterfaceError, PoolTimeout, ConnectionError)
 
 
@@ -101,17 +105,22 @@ async def _on_http_exception(request: Request, err: Exception) -> JSONResponse:
 def _allowed_methods(request: Request, named: str) -> str:
     """All methods of this path: the framework has `named` those of one of its routes (RFC 9110 10.2.1)."""
     allowed = {method.strip() for method in named.split(",") if method.strip()}
-    paths = request.app.openapi()["paths"]
+    paths = methods_of_paths(request.app)
     path = next((path for path in paths if compile_path(path)[0].fullmatch(request.url.path)), None)
     if path is not None:
-        allowed |= {method.upper() for method in paths[path]}
+        allowed |= paths[path]
     if "GET" in allowed:
         allowed.add("HEAD")
     return ", ".join(sorted(allowed))
 
 
 async def _on_database_away(_request: Request, err: Exception) -> JSONResponse:
-    log.error("database_unavailable", error=type(err).__name__, cause=type(err.__cause__).__name__)
+    log.error(
+        "database_unavailable",
+        error=type(err).__name__,
+        cause=type(err.__cause__).__name__,
+        sqlstate=_sqlstate(err),
+    )
     body = {"error": "The service is busy or restarting. Try again in a few seconds."}
     return JSONResponse(body, 503, headers={"Retry-After": "5"})
 
@@ -127,8 +136,13 @@ def is_database_away(err: Exception) -> bool:
     if isinstance(err, _AWAY):
         return True
     return isinstance(err, DBAPIError) and (
-        err.connection_invalidated or getattr(err.orig, "sqlstate", None) in _BUSY
+        err.connection_invalidated or _sqlstate(err) in _BUSY or _sqlstate(err).startswith(_NO_ROOM)
     )
+
+
+def _sqlstate(err: Exception) -> str:
+    """PostgreSQL's code (https://www.postgresql.org/docs/current/errcodes-appendix.html); empty where it said none."""
+    return getattr(err.orig, "sqlstate", None) or "" if isinstance(err, DBAPIError) else ""
 
 
 async def _on_bug(_request: Request, _err: Exception) -> JSONResponse:

@@ -95,7 +95,11 @@ async def _idempotency(
     project_id: ProjectId,
     key: Annotated[
         str | None,
-        Header(alias="Idempotency-Key", description="Same key and body within 24 h: the first answer again."),
+        Header(
+            alias="Idempotency-Key",
+            description="Same key and body within 24 h: the first answer again.",
+            json_schema_extra={"minLength": 1, "maxLength": _MAX_LENGTH, "pattern": "^[ -~]*$"},
+        ),
     ] = None,
 ) -> Idempotency:
     if key is not None and not (0 < len(key) <= _MAX_LENGTH and key.isprintable() and key.isascii()):

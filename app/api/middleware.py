@@ -21,7 +21,8 @@ _QUIET = {"/healthz", "/readyz", "/metrics"}
 class RequestContext:
     """Binds `request_id` (the caller's X-Request-Id if it is a sane one), counts and logs the request.
 
-    The path is logged, the query never: it can hold tokens.
+    The line has the client's address too (behind a proxy, what FORWARDED_ALLOW_IPS lets it say), and the project and
+    key that app/api/deps.py binds. The path is logged, the query never: it can hold tokens.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -60,6 +61,7 @@ class RequestContext:
                     path=scope["path"],
                     status=status,
                     ms=round(took * 1000, 1),
+                    client=scope["client"][0] if scope.get("client") else None,
                 )
             structlog.contextvars.clear_contextvars()
 

@@ -26,7 +26,11 @@ class ListQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    cursor: ShortText | None = Field(default=None, description="From a `next` or `previous` link.")
+    cursor: ShortText | None = Field(
+        default=None,
+        description="From a `next` or `previous` link.",
+        json_schema_extra={"pattern": "^[A-Za-z0-9_-]*$"},
+    )
     page_size: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="More than the list's own page size is cut to that."
     )

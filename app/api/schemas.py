@@ -5,8 +5,19 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import orjson
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    PlainSerializer,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, ValidationError
 
 from app.core.clock import isoformat
 
@@ -63,6 +74,23 @@ class InputModel(BaseModel):
             raise ValidationError.from_exception_data(cls.__name__, faults)
         return value
 
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Tells defaults in words: generated clients send a `default` that nobody gave, or demand the field."""
+        schema = handler(core_schema)
+        for field in handler.resolve_ref_schema(schema).get("properties", {}).values():
+            default = field.pop("default", None)
+            if default not in (None, "", [], {}) and not issubclass(cls, UpdateModel):
+                words = f"Default: `{orjson.dumps(default).decode()}`."
+                field["description"] = f"{field.get('description', '')} {words}".strip()
+        return schema
+
+
+class UpdateModel(InputModel):
+    """The body of a PATCH. Defaults in the code only say that a field may be left out; it then stays as it is."""
+
 
 def not_blank(value: str) -> str:
     if not value.strip():
@@ -70,7 +98,30 @@ def not_blank(value: str) -> str:
     return value
 
 
-NotBlank = Annotated[str, AfterValidator(not_blank)]
+def shape(**members: Any) -> Any:
+    """Says in the JSON schema what a validator of ours enforces, with a better sentence than pydantic's."""
+    return Field(json_schema_extra=members)
+
+
+def without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """The JSON schema of an optional value, for where it can be left out but cannot be null."""
+    options = [option for option in schema.get("anyOf", []) if option != {"type": "null"}]
+    if len(options) != 1:
+        return schema
+    return {**options[0], **{name: value for name, value in schema.items() if name != "anyOf"}}
+
+
+def _drop_null(schema: dict[str, Any]) -> None:
+    changed = without_null(schema)
+    schema.clear()
+    schema.update(changed)
+
+
+# Of a PATCH's field whose None is the one of "left out"; the service refuses null.
+NotNull: Any = Field(json_schema_extra=_drop_null)
+NOT_BLANK = r"\S"
+WEB_ADDRESS = r"^[Hh][Tt][Tt][Pp][Ss]?://[^/?#:@\\\s]\S*$"
+NotBlank = Annotated[str, AfterValidator(not_blank), shape(pattern=NOT_BLANK)]
 
 
 def _as_text(value: Any) -> Any:
@@ -104,7 +155,14 @@ def _parse_time(value: Any) -> datetime:
 
 # Any offset is accepted; a time without one is read as UTC (contract 2).
 InputTime = Annotated[datetime, BeforeValidator(_parse_time)]
-OutputTime = Annotated[datetime, PlainSerializer(isoformat, return_type=str)]
+_TIME_SCHEMA = {"type": "string", "format": "date-time", "examples": ["2026-01-31T09:00:00.000000Z"]}
+OutputTime = Annotated[
+    datetime,
+    PlainSerializer(isoformat, return_type=str),
+    WithJsonSchema(_TIME_SCHEMA, mode="serialization"),
+]
+# The same where the text is at hand already.
+TimeText = Annotated[str, WithJsonSchema(_TIME_SCHEMA)]
 
 
 def check_metadata(value: dict[str, Any]) -> dict[str, Any]:
@@ -119,27 +177,39 @@ def check_metadata(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-Metadata = Annotated[dict[str, Any], AfterValidator(check_metadata)]
+Metadata = Annotated[
+    dict[str, Any],
+    AfterValidator(check_metadata),
+    shape(
+        additionalProperties={"type": "string"},
+        minProperties=1,
+        examples=[{"user_id": "42"}],
+    ),
+]
 
 
 class ErrorAnswer(BaseModel):
-    error: str
+    error: str = Field(description="A sentence for people; may change.", examples=["Calendar not found"])
 
 
 class DetailAnswer(BaseModel):
-    detail: str
+    detail: str = Field(
+        description="A sentence for people; may change.",
+        examples=["This API key is not known or has been disabled."],
+    )
 
 
 class FieldErrors(BaseModel):
-    """Field names with sentences; `non_field_errors` for the whole. Bad query values: {"error": sentence}."""
+    """Field names with sentences; `non_field_errors` for the whole body."""
 
-    model_config = ConfigDict(extra="allow", json_schema_extra={"example": {"name": ["Not a string."]}})
+    model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [{"name": ["Not a string."]}]})
+    __pydantic_extra__: dict[str, list[str]]
 
 
-def responses(*codes: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's description of error answers: 400, 401 and 503 always, others by name."""
-    known: dict[int, tuple[str, type[BaseModel]]] = {
-        400: ("Bad input", FieldErrors),
+def responses(*codes: int, takes_input: bool = True) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's description of error answers: 401 and 503 always, 400 of what takes input, others by name."""
+    known: dict[int, tuple[str, Any]] = {
+        400: ("Bad input: FieldErrors of a body, ErrorAnswer of a query", ErrorAnswer | FieldErrors),
         401: ("No, wrong or disabled API key", DetailAnswer),
         404: ("No such object in this project", ErrorAnswer),
         409: ("The Idempotency-Key was used with another body", ErrorAnswer),
@@ -151,5 +221,5 @@ def responses(*codes: int) -> dict[int | str, dict[str, Any]]:
     }
     return {
         code: {"description": known[code][0], "model": known[code][1]}
-        for code in sorted({400, 401, 503, *codes})
+        for code in sorted({401, 503, *codes} | ({400} if takes_input else set()))
     }

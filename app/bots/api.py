@@ -53,7 +53,7 @@ async def create_bot(
     return await idempotent.once(work, status_code=201)
 
 
-@router.get("/{bot_id}", operation_id="get_bot", responses=responses(404))
+@router.get("/{bot_id}", operation_id="get_bot", responses=responses(404, takes_input=False))
 async def get_bot(session: DbReadSession, project_id: ProjectId, bot_id: BotId) -> BotRead:
     """One bot."""
     return await service.get_bot(session, project_id, bot_id)

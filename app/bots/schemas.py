@@ -17,7 +17,19 @@ from pydantic import (
 from pydantic.config import JsonDict
 
 from app.api.pages import ListQuery, ShortText
-from app.api.schemas import InputModel, InputTime, Metadata, OutputTime, Trimmed
+from app.api.schemas import (
+    NOT_BLANK,
+    WEB_ADDRESS,
+    InputModel,
+    InputTime,
+    Metadata,
+    NotNull,
+    OutputTime,
+    TimeText,
+    Trimmed,
+    UpdateModel,
+    shape,
+)
 from app.bots.runner import LONGEST_NAME, check_name, check_setting, drop_nulls
 from app.bots.words import AskedState, ShownEntryType, ShownState
 from app.calendars.schemas import DeduplicationKey
@@ -44,9 +56,14 @@ _BotName = Annotated[
     Field(min_length=1, max_length=LONGEST_NAME, examples=["Notetaker"]),
     AfterValidator(check_name),
     Trimmed,
+    shape(pattern=NOT_BLANK),
 ]
 _MeetingUrl = Annotated[
-    str, Field(min_length=1, max_length=_LONGEST_URL), AfterValidator(_web_address), Trimmed
+    str,
+    Field(min_length=1, max_length=_LONGEST_URL, examples=["https://zoom.us/j/5551112222"]),
+    AfterValidator(_web_address),
+    Trimmed,
+    shape(format="uri", pattern=WEB_ADDRESS),
 ]
 _EventId = Annotated[ShortText, Trimmed]
 _BotSettings = Annotated[
@@ -118,19 +135,22 @@ class BotCreate(_BotInput):
         return settings
 
 
-class BotUpdate(_BotInput):
+class BotUpdate(_BotInput, UpdateModel):
     """What is left out stays as it is. `metadata` can always be changed, the rest of a scheduled bot only.
 
     A further field replaces that one of `bot_settings`; null removes it.
     """
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"bot_name": "Notetaker of the team"}]})
+    model_config = ConfigDict(
+        extra="allow", json_schema_extra={"examples": [{"bot_name": "Notetaker of the team"}]}
+    )
 
-    # The defaults only say that a field may be left out; `model_fields_set` tells which were given.
     bot_name: _BotName = ""
     calendar_event_id: _EventId | None = Field(default=None, description="Another event to follow.")
     meeting_url: _MeetingUrl = Field(default="", description="Not of a bot that follows an event.")
-    join_at: InputTime | None = Field(default=None, description="Not of a bot that follows an event.")
+    join_at: Annotated[InputTime | None, NotNull] = Field(
+        default=None, description="Not of a bot that follows an event."
+    )
     metadata: _BotMetadata = None
     deduplication_key: DeduplicationKey | None = Field(default=None, description="null: none.")
     bot_settings: _BotSettings = Field(default_factory=dict, description="Replaces the old.")
@@ -168,7 +188,7 @@ class BotEntryRead(BaseModel):
     type: ShownEntryType
     sub_type: str | None = Field(description="Of `fatal_error`: why.", examples=["runner_refused"])
     metadata: dict[str, Any] | None = Field(description="What changed, or what the runner answered.")
-    created_at: str = Field(examples=["2026-01-31T09:00:00.000000Z"])
+    created_at: TimeText
 
 
 class BotRead(BaseModel):

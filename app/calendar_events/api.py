@@ -85,7 +85,7 @@ async def export_calendar_event(session: DbReadSession, project_id: ProjectId, e
     "/{event_id}",
     operation_id="get_calendar_event",
     response_model=CalendarEventRead,
-    responses=responses(404),
+    responses=responses(404, takes_input=False),
 )
 async def get_calendar_event(session: DbReadSession, project_id: ProjectId, event_id: EventId) -> Response:
     """One event."""

@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from app.api.pages import ListQuery, ShortText
-from app.api.schemas import InputModel, InputTime, OutputTime
+from app.api.schemas import InputModel, InputTime, NotNull, OutputTime, UpdateModel, shape
 from app.bots.schemas import BotRead
 from app.core.addresses import fold_address
 from app.hosted.expand import read_rule
@@ -84,6 +84,12 @@ def _rule(lines: list[str] | None) -> list[str] | None:
     return [read_rule(lines)] if lines else None
 
 
+_RuleLines = Annotated[
+    list[Annotated[str, Field(max_length=2000), shape(pattern=r"^\s*[Rr][Rr][Uu][Ll][Ee]:")]],
+    shape(maxItems=1),
+]
+
+
 class _EventFields(InputModel):
     is_all_day: bool = Field(
         default=False, description="Then the times are dates, `2026-11-24`, or midnights of `timezone`."
@@ -91,13 +97,13 @@ class _EventFields(InputModel):
     timezone: TimeZoneName | None = Field(
         default=None, examples=["Europe/Paris"], description="Default: the calendar's."
     )
-    location: Annotated[str, Field(max_length=2000), TextBlock] | None = None
-    description: Annotated[str, Field(max_length=8000), TextBlock] | None = None
+    location: Annotated[TextBlock, Field(max_length=2000)] | None = None
+    description: Annotated[TextBlock, Field(max_length=8000)] | None = None
     meeting_url: WebUrl | None = None
     attendees: Annotated[list[AttendeeInput], AfterValidator(_all_different)] = Field(
         default=[], max_length=MOST_ATTENDEES
     )
-    recurrence: Annotated[list[Annotated[str, Field(max_length=2000)]] | None, AfterValidator(_rule)] = Field(
+    recurrence: Annotated[_RuleLines | None, AfterValidator(_rule)] = Field(
         default=None,
         examples=[["RRULE:FREQ=WEEKLY;COUNT=10"]],
         description="One RRULE line (RFC 5545) makes it a series; null or an empty list: one event.",
@@ -114,12 +120,13 @@ class CalendarEventCreate(_EventFields):
     end_time: InputTime = Field(description="Exclusive, also of all-day events.")
 
 
-class CalendarEventUpdate(_EventFields):
+class CalendarEventUpdate(_EventFields, UpdateModel):
     """What is left out stays; of `start_time` alone, the length stays."""
 
-    name: EventName | None = None
-    start_time: InputTime | None = None
-    end_time: InputTime | None = None
+    name: Annotated[EventName | None, NotNull] = None
+    start_time: Annotated[InputTime | None, NotNull] = None
+    end_time: Annotated[InputTime | None, NotNull] = None
+    timezone: Annotated[TimeZoneName | None, NotNull] = None
 
 
 class ScopeQuery(BaseModel):

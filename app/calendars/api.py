@@ -116,7 +116,7 @@ async def _identity_of_new(state: State, body: LocalCalendarCreate) -> dict[str,
     return await default_identity(state.messages, body.owner_email)
 
 
-@router.get("/{calendar_id}", operation_id="get_calendar", responses=responses(404))
+@router.get("/{calendar_id}", operation_id="get_calendar", responses=responses(404, takes_input=False))
 async def get_calendar(
     session: DbReadSession, project_id: ProjectId, calendar_id: CalendarId
 ) -> CalendarRead:
@@ -172,7 +172,9 @@ async def update_calendar(
     body: CalendarUpdate,
     background_tasks: BackgroundTasks,
 ) -> CalendarRead:
-    """Changes metadata or secrets, and queues a sync at once. New secrets reconnect a disconnected calendar.
+    """Changes metadata or secrets, and queues a sync at once.
+
+    New secrets reconnect a disconnected calendar; without them, the sync does if it finds that access is back.
 
     Of a calendar that is hosted here: its name, owner's name, time zone, language and sending identity.
     """
@@ -196,7 +198,7 @@ async def update_calendar(
     "/{calendar_id}",
     operation_id="delete_calendar",
     response_class=Response,
-    responses={**responses(404), 200: {"description": "Gone; the body is empty."}},
+    responses={**responses(404, takes_input=False), 200: {"description": "Gone; the body is empty."}},
 )
 async def delete_calendar(
     session: DbSession, state: AppState, project_id: ProjectId, calendar_id: CalendarId

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import RowMapping, delete, func, literal_column, select, update
+from sqlalchemy import RowMapping, delete, func, literal_column, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from app.core.db import AnySession, ReadSession, Session
 from app.core.pagination import Cursor, Ordering, Page, page_of, seek_each
 from app.models import Calendar, Credentials
-from app.models.calendar import PLATFORMS, STATES
+from app.models.calendar import FAILING, PLATFORMS, STATES
 from app.sync.breakers import probe_client_now
 
 _FIRST_RETRY_AFTER = timedelta(seconds=30)
@@ -55,14 +55,25 @@ async def find_calendar(session: AnySession, project_id: str, calendar_id: str) 
 
 
 async def list_calendars(
-    session: ReadSession, project_id: str, filters: Mapping[str, str], cursor_text: str | None, limit: int
+    session: ReadSession,
+    project_id: str,
+    filters: Mapping[str, str],
+    cursor_text: str | None,
+    limit: int,
+    *,
+    failing: bool | None = None,
 ) -> Page[RowMapping]:
-    """`filters`: column names with the values they must have. Raises BadQuery for a bad cursor."""
-    conditions = [Calendar.project_id == project_id]
+    """`filters`: column names with the values they must have; `failing`: whether their syncs fail.
+
+    Raises BadQuery for a bad cursor.
+    """
+    conditions: list[Any] = [Calendar.project_id == project_id]
     for name, value in filters.items():
         # The state as a literal, as the index of the disconnected ones has it: they are few, and asked for.
         wanted = literal_column(f"'{value}'") if name == "state" and value in STATES else value
         conditions.append(getattr(Calendar, name) == wanted)
+    if failing is not None:
+        conditions.append(text(FAILING) if failing else text(f"NOT ({FAILING})"))
     platforms = [filters["platform"]] if "platform" in filters else PLATFORMS
     kinds = [Calendar.platform == platform for platform in platforms]
     cursor = Cursor.decode(cursor_text, ordering=_NEWEST_FIRST.name) if cursor_text is not None else None

@@ -7,8 +7,17 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WrapValidator
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
 from app.api.pages import ListQuery, ShortText
-from app.api.schemas import InputModel, Metadata, OutputTime, Trimmed
-from app.hosted.schemas import EmailAddress, Locale, OneLine, PersonName, TimeZoneName
+from app.api.schemas import (
+    NOT_BLANK,
+    InputModel,
+    Metadata,
+    NotNull,
+    OutputTime,
+    Trimmed,
+    UpdateModel,
+    shape,
+)
+from app.hosted.schemas import EmailAddress, Locale, PersonName, TimeZoneName, Title
 
 Platform = Literal["google", "microsoft", "ics", "local"]
 State = Literal["connected", "disconnected"]
@@ -23,13 +32,24 @@ def _indexable(value: str) -> str:
     return value
 
 
-DeduplicationKey = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_indexable), Trimmed]
-PlatformUuid = Annotated[str, Field(min_length=1, max_length=1024), Trimmed]
-ClientId = Annotated[str, Field(min_length=1, max_length=1024), Trimmed]
-Secret = Annotated[str, Field(min_length=1, max_length=10_000), Trimmed]
-_CalendarName = Annotated[str, Field(min_length=1, max_length=300), OneLine, Trimmed]
-_MailboxId = Annotated[str, Field(min_length=1, max_length=100), Trimmed]
-_FeedUrl = Annotated[str, Field(min_length=1, max_length=4096), Trimmed]
+DeduplicationKey = Annotated[
+    str,
+    Field(min_length=1, max_length=1024, examples=["user-42"]),
+    AfterValidator(_indexable),
+    Trimmed,
+    shape(pattern=NOT_BLANK),
+]
+PlatformUuid = Annotated[str, Field(min_length=1, max_length=1024), Trimmed, shape(pattern=NOT_BLANK)]
+ClientId = Annotated[str, Field(min_length=1, max_length=1024), Trimmed, shape(pattern=NOT_BLANK)]
+Secret = Annotated[str, Field(min_length=1, max_length=10_000), Trimmed, shape(pattern=NOT_BLANK)]
+_CalendarName = Annotated[Title, Field(max_length=300), Trimmed]
+_MailboxId = Annotated[str, Field(min_length=1, max_length=100), Trimmed, shape(pattern=NOT_BLANK)]
+_FeedUrl = Annotated[
+    str,
+    Field(min_length=1, max_length=4096, examples=["https://example.com/secret.ics"]),
+    Trimmed,
+    shape(format="uri", pattern=r"^\s*([Hh][Tt][Tt][Pp][Ss]?|[Ww][Ee][Bb][Cc][Aa][Ll][Ss]?)://"),
+]
 
 
 class ProviderCalendarCreate(InputModel):
@@ -144,17 +164,21 @@ CalendarCreate = Annotated[
 _FIXED = {"platform", "client_id", "platform_uuid", "deduplication_key", "owner_email"}
 
 
-class CalendarUpdate(InputModel):
+class CalendarUpdate(UpdateModel):
     """What can be changed. Any of the secrets reconnects the calendar; a secret that is left out stays."""
 
     client_secret: Secret | None = Field(default=None, description="google and microsoft.")
     refresh_token: Secret | None = Field(default=None, description="google and microsoft.")
     feed_url: _FeedUrl | None = Field(default=None, description="ics: the feed's new address.")
     metadata: Metadata | None = Field(default=None, description="Replaces the old; null removes it.")
-    name: _CalendarName | None = Field(default=None, description="local.")
+    name: Annotated[_CalendarName | None, NotNull] = Field(default=None, description="local.")
     owner_name: PersonName | None = Field(default=None, description="local.")
-    timezone: TimeZoneName | None = Field(default=None, description="local: for new events.")
-    locale: Locale | None = Field(default=None, description="local: language of its mails.")
+    timezone: Annotated[TimeZoneName | None, NotNull] = Field(
+        default=None, description="local: for new events."
+    )
+    locale: Annotated[Locale | None, NotNull] = Field(
+        default=None, description="local: language of its mails."
+    )
     sending_identity: _MailboxId | None = Field(
         default=None, description="local: id of a mailbox that the owner may send from; null: none."
     )
@@ -172,6 +196,10 @@ class CalendarsQuery(ListQuery):
     deduplication_key: ShortText | None = None
     state: State | None = None
     platform: Platform | None = None
+    failing: bool | None = Field(
+        default=None,
+        description="true: connected ones with a `sync_failure` or `sync_failing_since`; false: the others.",
+    )
 
 
 class SendingIdentity(BaseModel):

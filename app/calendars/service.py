@@ -87,9 +87,9 @@ async def list_calendars(session: ReadSession, project_id: str, query: Calendars
     """Raises BadQuery for a bad cursor."""
     if query.finds_nothing:
         return Page([], None, None)
-    filters = query.model_dump(exclude={"cursor", "page_size"}, exclude_none=True)
+    filters = query.model_dump(exclude={"cursor", "page_size", "failing"}, exclude_none=True)
     page = await repository.list_calendars(
-        session, project_id, filters, query.cursor, query.rows_of(PAGE_SIZE)
+        session, project_id, filters, query.cursor, query.rows_of(PAGE_SIZE), failing=query.failing
     )
     return Page([_read(row) for row in page.rows], page.next, page.previous)
 

@@ -6,6 +6,7 @@ Changes nothing. Every network check has a short limit of time.
 import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, timedelta
 from urllib.parse import urlsplit
 
 import aiosmtplib
@@ -20,36 +21,62 @@ from app.core.crypto import SecretBox
 from app.core.db import Sessions, create_engine, create_sessions, reading
 from app.core.http import httpx, is_public_address, operator_client
 from app.core.migrations import head_revision, is_behind
-from app.health.repository import count_workers, load_heartbeat_age
+from app.health.repository import (
+    COUNTED,
+    count_dead_endpoints,
+    count_failing_calendars,
+    count_in_doubt,
+    count_workers,
+    limit_time,
+    load_heartbeat_age,
+    load_outages,
+    load_used_platforms,
+)
 from app.keys.service import inspect
 from app.messages.smtp import connected, is_in_the_clear
 from app.providers.wire import load_json
-from app.settings import Settings, SettingsError, load_settings
+from app.settings import Settings, SettingsError, load_settings, misspelt_settings
 
 _OLDEST_POSTGRES = (14,)
 _LIMIT_SECONDS = 5.0
 _SECRETS_OPENED = 1000  # of each kind
+_OUTAGES_SHOWN = 10
 
 
 @dataclass(frozen=True)
 class Finding:
     """One line of the report; where something is wrong, `text` says how to mend it.
 
-    A note is fine, but something that the operator may want to know.
+    A note is fine, but something that the operator may want to know; a warning is something to look after, though
+    this service does what it can.
     """
 
     subject: str
     is_fine: bool
     text: str
     is_note: bool = False
+    is_warning: bool = False
+
+    @property
+    def level(self) -> str:
+        """ok, note, warn or WRONG."""
+        if not self.is_fine:
+            return "WRONG"
+        return "warn" if self.is_warning else "note" if self.is_note else "ok"
 
     def __str__(self) -> str:
-        word = "note " if self.is_note else "ok   " if self.is_fine else "WRONG"
-        return f"{word} {self.subject}: {self.text}"
+        return f"{self.level:5} {self.subject}: {self.text}"
+
+    def as_dict(self) -> dict[str, str]:
+        return {"level": self.level.lower(), "subject": self.subject, "text": self.text}
 
 
 def _note(subject: str, text: str) -> Finding:
     return Finding(subject, True, text, is_note=True)
+
+
+def _warning(subject: str, text: str) -> Finding:
+    return Finding(subject, True, text, is_warning=True)
 
 
 async def examine() -> list[Finding]:
@@ -59,6 +86,7 @@ async def examine() -> list[Finding]:
     except SettingsError as err:
         return [Finding("settings", False, line) for line in str(err).splitlines()]
     findings = [Finding("settings", True, f"environment {settings.environment}, APP_URL {settings.app_url}")]
+    findings += [_warning("settings", sentence) for sentence in misspelt_settings()]
     async with operator_client(timeout=_LIMIT_SECONDS) as client:
         groups = await asyncio.gather(
             _database(settings),
@@ -97,8 +125,10 @@ async def _database(settings: Settings) -> list[Finding]:
             findings.append(_note("migrations", text))
         sessions = create_sessions(engine)
         findings.append(await _workers(sessions))
+        findings += await _syncs(sessions)
         if settings.fernet_keys:
             findings.append(await _secrets(settings, sessions))
+        findings += await _endpoints(sessions)
         return findings
     except (*DATABASE_ERRORS, ValueError) as err:
         return [Finding("database", False, explain_database_error(err))]
@@ -117,6 +147,87 @@ async def _workers(sessions: Sessions) -> Finding:
         text = f"none was seen for {age:.0f} seconds, so nothing is synced or sent: start one with `calbridge worker`."
         return Finding("workers", False, text)
     return Finding("workers", True, "one runs" if count == 1 else f"{count} run")
+
+
+async def _syncs(sessions: Sessions) -> list[Finding]:
+    """What the syncs meet outside: outages, calendars that fail, deletions that are not believed yet."""
+    async with reading(sessions) as session:
+        await limit_time(session, timedelta(seconds=_LIMIT_SECONDS))
+        outages = await load_outages(session, limit=_OUTAGES_SHOWN)
+        failing = await count_failing_calendars(session)
+        in_doubt = await count_in_doubt(session)
+    findings = []
+    for row in outages:
+        why = f" ({row.code})" if row.code else ""
+        text = (
+            f"it fails since {row.outage_since.astimezone(UTC):%Y-%m-%d %H:%M} UTC{why}; calendars that wait: {row.held}. "
+            f"{_outage_help(row.scope)}"
+        )
+        findings.append(_warning(f"outage of {_shown(row.scope)}", text))
+    findings += [
+        _warning(
+            "calendars",
+            f"{_counted(row.rows, 'calendar')} of {row.platform}, in {_counted(row.projects, 'project')}, "
+            f"cannot be synced: {row.code}; for example {row.example}. "
+            "GET /api/v1/calendars?failing=true shows each with its reason.",
+        )
+        for row in failing
+    ]
+    if not failing and not outages:
+        findings.append(Finding("syncs", True, "no calendar failed at its last sync"))
+    if in_doubt:
+        text = (
+            f"calendars whose last answer left out most events: {in_doubt}. These are deleted when another answer, "
+            "CALENDAR_SHRINK_CONFIRM_SECONDS later, says the same."
+        )
+        findings.append(_note("deletions", text))
+    return findings
+
+
+def _shown(scope: str) -> str:
+    """A breaker's scope in words (app/sync/breakers.py)."""
+    kind, _, name = scope.partition(":")
+    project_id, _, client_id = name.partition(":")
+    return {"feed": f"feeds at {name}", "client": f"OAuth client {client_id} of {project_id}"}.get(kind, kind)
+
+
+def _outage_help(scope: str) -> str:
+    if scope.startswith("client:"):
+        return "Its secret is wrong or the client was disabled: the project must give a new one."
+    return "They are synced as soon as it answers again; check its status page, and the way there from here."
+
+
+async def _endpoints(sessions: Sessions) -> list[Finding]:
+    async with asyncio.timeout(_LIMIT_SECONDS), reading(sessions) as session:
+        found = await count_dead_endpoints(session)
+    if not found.projects:
+        return []
+    text = (
+        f"{found.failing} have failed for more than an hour and {found.switched_off} were switched off for failing, in "
+        f"{_counted(found.projects, 'project')}; for example {found.example}. GET /api/v1/webhooks shows them."
+    )
+    return [_warning("webhooks", text)]
+
+
+def _counted(number: int, noun: str) -> str:
+    if number >= COUNTED:
+        return f"{COUNTED} or more {noun}s"
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+async def _used_platforms(settings: Settings) -> set[str]:
+    """Those that calendars or OAuth apps need; all where the database cannot tell."""
+    try:
+        engine = create_engine(settings.required_database_url(), pool_size=1)
+    except (SettingsError, ValueError):
+        return {"google", "microsoft"}
+    try:
+        async with asyncio.timeout(_LIMIT_SECONDS), reading(create_sessions(engine)) as session:
+            return await load_used_platforms(session)
+    except DATABASE_ERRORS:
+        return {"google", "microsoft"}
+    finally:
+        await engine.dispose()
 
 
 async def _secrets(settings: Settings, sessions: Sessions) -> Finding:
@@ -199,7 +310,11 @@ async def _push(settings: Settings, client: httpx.AsyncClient) -> list[Finding]:
 
 
 async def _reachable(settings: Settings, client: httpx.AsyncClient) -> list[Finding]:
-    """Any HTTP answer counts: without credentials these addresses say 400, 401, 404 or 405."""
+    """Any HTTP answer counts: without credentials these addresses say 400, 401, 404 or 405.
+
+    A platform that nothing here uses may be out of reach: an installation for feeds needs no way to Google.
+    """
+    used = await _used_platforms(settings)
     addresses = {
         "GOOGLE_API_BASE_URL": f"{settings.google_api_base_url}/calendar/v3/users/me/calendarList",
         "GOOGLE_OAUTH_TOKEN_URL": settings.google_oauth_token_url,
@@ -216,6 +331,9 @@ async def _reachable(settings: Settings, client: httpx.AsyncClient) -> list[Find
         except httpx.HTTPError as err:
             reason = str(err) or type(err).__name__
             text = f"{host} does not answer ({reason}). Check the network, DNS and firewall, or the setting."
+            platform = name.partition("_")[0].lower()
+            if platform in {"google", "microsoft"} - used:
+                return _note(name, f"{text} No calendar or OAuth app needs it so far.")
             return Finding(name, False, text)
         return Finding(name, True, f"{host} answers ({response.status_code})")
 

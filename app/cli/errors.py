@@ -1,5 +1,7 @@
 """What makes a command end with exit code 1."""
 
+import re
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -7,6 +9,7 @@ import asyncpg
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 _UNDEFINED_TABLE = "42P01"
+_INSUFFICIENT_PRIVILEGE = "42501"
 
 
 class CommandFailed(Exception):
@@ -16,17 +19,53 @@ class CommandFailed(Exception):
 DATABASE_ERRORS = (OSError, TimeoutError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 
+_POOLER_REFUSES = re.compile(r"unsupported startup parameter(?: in options)?: \"?(\w+)")
+
+
 def explain_database_error(err: BaseException) -> str:
     """What to tell about one of DATABASE_ERRORS."""
     refused = isinstance(err, DBAPIError) and err.statement is not None
     if isinstance(err, DBAPIError) and err.orig is not None:
         err = err.orig.__cause__ or err.orig
-    if getattr(err, "sqlstate", None) == _UNDEFINED_TABLE:
-        return "The database has no tables yet: run `calbridge migrate` first."
+    if isinstance(err, ConnectionError) and isinstance(err.__cause__, OSError):
+        err = err.__cause__
     reason = (str(err) or type(err).__name__).splitlines()[0].rstrip(".")
+    sqlstate = getattr(err, "sqlstate", None)
+    if sqlstate == _UNDEFINED_TABLE:
+        return "The database has no tables yet: run `calbridge migrate` first."
+    if sqlstate == _INSUFFICIENT_PRIVILEGE:
+        return f"The database refused a statement: {reason}. {_grants(reason)}"
+    if isinstance(err, ssl.SSLCertVerificationError):
+        return (
+            f"The database's certificate is not believed: {err.verify_message.rstrip('.')}. Check sslrootcert in "
+            "DATABASE_URL, and that its host is the one in the certificate."
+        )
+    pooler = _POOLER_REFUSES.search(reason)
+    if pooler is not None:
+        return (
+            f"A connection pooler stands before PostgreSQL and refuses {pooler[1]}. Give DATABASE_URL the address of "
+            "PostgreSQL itself, since calbridge has a pool of its own; or let the pooler keep sessions and list in its "
+            "ignore_startup_parameters: statement_timeout, lock_timeout, idle_in_transaction_session_timeout."
+        )
     if refused:
         return f"The database refused a statement: {reason}."
     return f"The database cannot be used: {reason}. Check DATABASE_URL, and that PostgreSQL runs."
+
+
+def _grants(reason: str) -> str:
+    schema = re.search(r"permission denied for schema (\w+)", reason)
+    if schema is not None:
+        return (
+            "As a superuser or the schema's owner, connected to this database: GRANT USAGE, CREATE ON SCHEMA "
+            f"{schema[1]} TO the user of DATABASE_URL."
+        )
+    return "Let the user of DATABASE_URL own the tables, or give it the rights on them: GRANT ALL ON ALL TABLES IN SCHEMA public."
+
+
+def explain_redis_error(err: BaseException) -> str:
+    """What to tell about a Redis that does not answer."""
+    reason = (str(err) or "no answer in time").splitlines()[0].rstrip(".")
+    return f"Redis cannot be used: {reason}. Check REDIS_URL, and that Redis runs; `calbridge up` without it brings its own."
 
 
 @contextmanager

@@ -10,23 +10,34 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import asdict
+from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from app.cli.errors import CommandFailed, database_failures
+from app.core.clock import isoformat
 from app.core.db import Session, create_engine, create_sessions, transaction
 from app.core.errors import AppError
-from app.settings import Settings, SettingsError, load_settings
+from app.settings import Settings, SettingsError, load_settings, misspelt_settings
 
 DEFAULT_DATA_DIR = Path(".data")
 
+Result = TypeVar("Result")
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"calbridge {version('calbridge')}")
+        raise typer.Exit
+
+
 cli = typer.Typer(
     name="calbridge",
-    help="Calendar sync and change webhooks over one HTTP API. Settings are environment variables, or in ./.env.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -34,6 +45,18 @@ project_cli = typer.Typer(help="Projects: each has its own calendars and keys.",
 key_cli = typer.Typer(help="API keys of a project.", no_args_is_help=True)
 cli.add_typer(project_cli, name="project")
 cli.add_typer(key_cli, name="api-key")
+
+
+@cli.callback()
+def options(
+    *,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Calendar sync and change webhooks over one HTTP API. Settings are environment variables, or in ./.env."""
+
 
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)]
@@ -51,18 +74,19 @@ def up(
     """Start everything here: PostgreSQL and Redis (unless configured), migrations, API and worker."""
     from app.cli.up import run_up
 
+    _tell_misspelt_settings()
     run_up(host=host, port=port, data_dir=data_dir, as_json=as_json)
 
 
 @cli.command()
 def migrate() -> None:
     """Bring the database's schema to the newest revision."""
-    from app.core.migrations import upgrade_to_head
+    from app.core.migrations import NEWER_SCHEMA, upgrade_to_head
 
     url = _settings("database_url").required_database_url()
     with database_failures():
-        upgrade_to_head(url)
-    print("The schema is at the newest revision.", file=sys.stderr)
+        newer = upgrade_to_head(url)
+    print(NEWER_SCHEMA.format(newer) if newer else "The schema is at the newest revision.", file=sys.stderr)
 
 
 @cli.command()
@@ -144,10 +168,37 @@ def project_create(name: Annotated[str, typer.Argument(help="A name for people."
     from app.projects import service
 
     async def create(session: Session) -> dict[str, str]:
-        project_id, api_key = await service.create_project(session, name)
-        return {"project_id": project_id, "api_key": api_key}
+        return asdict(await service.create_project(session, name))
 
     print(json.dumps(_in_transaction(create)))
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON line for each.")]
+
+
+@project_cli.command("list")
+def project_list(as_json: AsJson = False) -> None:
+    """List the projects, and how many API keys of each work."""
+    from app.projects import service
+
+    async def load(session: Session) -> list[dict[str, Any]]:
+        return [asdict(row) for row in await service.list_projects(session)]
+
+    _print_rows(_in_transaction(load), as_json=as_json)
+
+
+@key_cli.command("list")
+def api_key_list(
+    project_id: Annotated[str | None, typer.Argument(help="proj_...; all projects without it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List API keys: when each was made, last used (to the minute) and disabled. The keys themselves are not stored."""
+    from app.projects import service
+
+    async def load(session: Session) -> list[dict[str, Any]]:
+        return [asdict(row) for row in await service.list_api_keys(session, project_id)]
+
+    _print_rows(_in_transaction(load), as_json=as_json)
 
 
 @key_cli.command("create")
@@ -159,8 +210,7 @@ def api_key_create(
     from app.projects import service
 
     async def create(session: Session) -> dict[str, str]:
-        key_id, api_key = await service.create_api_key(session, project_id, name)
-        return {"key_id": key_id, "project_id": project_id, "api_key": api_key}
+        return asdict(await service.create_api_key(session, project_id, name))
 
     print(json.dumps(_in_transaction(create)))
 
@@ -191,14 +241,23 @@ def rotate_keys() -> None:
 
 
 @cli.command()
-def doctor() -> None:
-    """Check settings, database, Redis, keys, Messages, mail and the providers; say how to mend what is wrong."""
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line with all findings.")] = False,
+) -> None:
+    """Check settings, database, Redis, keys, Messages, mail, providers, calendars and webhooks; say how to fix them.
+
+    Exit code 1 if anything is WRONG; notes and warnings are worth a look.
+    """
     from app.cli.doctor import examine
 
     _use_running_servers()
     findings = asyncio.run(examine())
-    for finding in findings:
-        print(finding)
+    if as_json:
+        is_fine = all(finding.is_fine for finding in findings)
+        print(json.dumps({"is_fine": is_fine, "findings": [finding.as_dict() for finding in findings]}))
+    else:
+        for finding in findings:
+            print(finding)
     if not all(finding.is_fine for finding in findings):
         raise typer.Exit(1)
 
@@ -210,6 +269,8 @@ def _settings(*needed: str) -> Settings:
     """
     _use_running_servers()
     settings = load_settings()
+    if settings.demo_feed_url is None:  # else `up` has started this process, and has said it
+        _tell_misspelt_settings()
     missing = []
     for name in needed:
         try:
@@ -219,6 +280,11 @@ def _settings(*needed: str) -> Settings:
     if missing:
         raise SettingsError("\n".join(missing))
     return settings
+
+
+def _tell_misspelt_settings() -> None:
+    for sentence in misspelt_settings():
+        print(f"Warning: {sentence}", file=sys.stderr)
 
 
 def _use_running_servers() -> None:
@@ -236,14 +302,41 @@ def _use_running_servers() -> None:
         print(f"(using the `calbridge up` that runs on {DEFAULT_DATA_DIR})", file=sys.stderr)
         os.environ["DATABASE_URL"] = found.database_url
         os.environ["REDIS_URL"] = found.redis_url
+        # A worker beside it reads the same feed, and mails links to the same API.
+        if found.demo_feed_url is not None:
+            os.environ["DEMO_FEED_URL"] = found.demo_feed_url
+        if found.app_url is not None and "app_url" not in settings.model_fields_set:
+            os.environ["APP_URL"] = found.app_url
         if not settings.fernet_keys:
             os.environ["CREDENTIALS_ENCRYPTION_KEYS"] = found.credentials_encryption_keys
 
 
-def _in_transaction(work: Callable[[Session], Awaitable[dict[str, str]]]) -> dict[str, str]:
+def _print_rows(rows: list[dict[str, Any]], *, as_json: bool) -> None:
+    """As a table with a line of names above it, or as a JSON line for each."""
+    if as_json:
+        for row in rows:
+            print(json.dumps({name: _shown(value) for name, value in row.items()}))
+        return
+    if not rows:
+        print("There are none.", file=sys.stderr)
+        return
+    table = [
+        list(rows[0]),
+        *(["-" if value is None else str(_shown(value)) for value in row.values()] for row in rows),
+    ]
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    for line in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _shown(value: Any) -> Any:
+    return isoformat(value) if isinstance(value, datetime) else value
+
+
+def _in_transaction(work: Callable[[Session], Awaitable[Result]]) -> Result:
     url = _settings("database_url").required_database_url()
 
-    async def run() -> dict[str, str]:
+    async def run() -> Result:
         engine = create_engine(url, pool_size=1)
         try:
             async with transaction(create_sessions(engine)) as session:

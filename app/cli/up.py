@@ -26,16 +26,15 @@ from typing import Any
 from cryptography.fernet import Fernet
 
 from app.cli.embedded import Server, socket_folder, spawn, start_postgres, start_redis
-from app.cli.errors import CommandFailed, database_failures
+from app.cli.errors import CommandFailed, database_failures, explain_redis_error
 from app.cli.shared_metrics import VARIABLE as METRICS_DIRECTORY
 from app.cli.shared_metrics import empty_directory
 from app.cli.supervisor import Child, end_together, say
-from app.core.crypto import sha256_hex
 from app.core.db import create_engine, create_sessions, transaction
-from app.core.migrations import upgrade_to_head
+from app.core.migrations import NEWER_SCHEMA, upgrade_to_head
 from app.demo.api import PATH as DEMO_FEED_PATH
-from app.projects.repository import find_project_of_key
-from app.projects.service import create_project
+from app.doorbell import REDIS_AWAY, Doorbell, connect_redis
+from app.projects.service import create_project, find_live_key
 from app.settings import Settings, load_settings
 
 # Files in the data folder; all but the lock hold secrets and are readable by their owner alone.
@@ -60,6 +59,9 @@ class Running:
     database_url: str
     redis_url: str
     credentials_encryption_keys: str
+    # Not there while an `up` of an older release runs.
+    app_url: str | None = None
+    demo_feed_url: str | None = None
 
 
 @dataclass
@@ -88,13 +90,17 @@ def run_up(*, host: str, port: int, data_dir: Path, as_json: bool) -> None:
         base_url = f"http://{_reachable(host)}:{port}"
         try:
             _signals_interrupt()
+            if settings.redis_url is not None:
+                asyncio.run(_check_redis(settings.required_redis_url()))
             try:
                 settings = _start_servers(settings, data_dir, base_url, children.servers)
             except OSError as err:
                 raise CommandFailed(f"The embedded servers cannot be started: {err}.") from None
             say("Bringing the database's schema up to date ...")
             with database_failures():
-                upgrade_to_head(settings.required_database_url())
+                newer = upgrade_to_head(settings.required_database_url())
+            if newer is not None:
+                say(NEWER_SCHEMA.format(newer))
             _write_running(data_dir, settings, base_url)
             say("Starting the API and a worker ...")
             _start_programs(settings, data_dir, host, port, children.programs)
@@ -178,6 +184,17 @@ def _only_one(data_dir: Path) -> Iterator[None]:
         yield
 
 
+async def _check_redis(url: str) -> None:
+    """Raises CommandFailed where a Redis that is configured does not answer."""
+    doorbell = Doorbell(connect_redis(url))
+    try:
+        await doorbell.ping()
+    except REDIS_AWAY as err:
+        raise CommandFailed(explain_redis_error(err)) from None
+    finally:
+        await doorbell.aclose()
+
+
 def _start_servers(settings: Settings, data_dir: Path, base_url: str, servers: list[Child]) -> Settings:
     """Starts what is not configured, and fills in the settings that are open."""
     values: dict[str, Any] = {"demo_feed_url": base_url + DEMO_FEED_PATH}
@@ -256,12 +273,13 @@ async def _demo_project(data_dir: Path, database_url: str) -> dict[str, str]:
         async with transaction(create_sessions(engine)) as session:
             if path.exists():
                 kept: dict[str, str] = json.loads(path.read_text())
-                if await find_project_of_key(session, sha256_hex(kept["api_key"])) == kept["project_id"]:
+                key = await find_live_key(session, kept["api_key"])
+                if key is not None and key.project_id == kept["project_id"]:
                     return kept
-            project_id, api_key = await create_project(session, "demo")
+            new = await create_project(session, "demo")
     finally:
         await engine.dispose()
-    made = {"project_id": project_id, "api_key": api_key}
+    made = {"project_id": new.project_id, "api_key": new.api_key}
     _write_secret(path, json.dumps(made))
     return made
 
@@ -280,6 +298,8 @@ def _write_running(data_dir: Path, settings: Settings, base_url: str) -> None:
         database_url=settings.required_database_url(),
         redis_url=settings.required_redis_url(),
         credentials_encryption_keys=",".join(settings.required_fernet_keys()),
+        app_url=settings.app_url,
+        demo_feed_url=settings.demo_feed_url,
     )
     _write_secret(data_dir / _RUNNING_FILE, json.dumps(asdict(running)))
 
@@ -320,23 +340,28 @@ def _reachable(host: str) -> str:
 
 def _welcome(started: dict[str, str], data_dir: Path) -> str:
     base_url, api_key = started["base_url"], started["api_key"]
-    curl = f"curl -sS -H 'Authorization: Token {api_key}'"
-    body = json.dumps({"platform": "ics", "feed_url": base_url + DEMO_FEED_PATH})
+    curl = 'curl -sS -H "Authorization: Token $KEY"'
+    # With the key, pasting it again makes no second calendar.
+    body = json.dumps(
+        {"platform": "ics", "feed_url": base_url + DEMO_FEED_PATH, "deduplication_key": "sample"}
+    )
     return f"""
 calbridge runs at {base_url} (all calls: {base_url}/docs). Ctrl-C ends it; the data stay in {data_dir}
 
   project  {started["project_id"]} (demo)
   API key  {api_key}
 
-Try it from another terminal:
+Try it from another terminal (all of it may be pasted at once):
+
+KEY={api_key}
 
 # 1. Connect a calendar. This feed is a sample; your own calendar's secret iCal address works too.
 {curl} -X POST {base_url}/api/v1/calendars -H 'Content-Type: application/json' -d '{body}'
 
-# 2. Its events, a moment later
-{curl} '{base_url}/api/v1/calendar_events?ordering=start_time'
+# 2. Its events, once they are synced
+sleep 3; {curl} '{base_url}/api/v1/calendar_events?ordering=start_time'
 
-# 3. How its syncs went: state, last_successful_sync_at, connection_failure_data
+# 3. How its syncs go: state, last_successful_sync_at, and what is wrong: sync_failure, connection_failure_data
 {curl} {base_url}/api/v1/calendars
 
 Next: have changes sent to you, POST {base_url}/api/v1/webhooks (README.md shows a receiver). Feeds and webhooks must

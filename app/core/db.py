@@ -4,14 +4,18 @@ One request or one step of a job is one transaction; application code never comm
 different session types, so that mypy sees a write through a read session.
 """
 
-from collections.abc import AsyncIterator
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import NewType
 
+import asyncpg
 import orjson
-from sqlalchemy import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from app.core.database_url import DatabaseUrl, parse_database_url
 
 Session = NewType("Session", AsyncSession)
 ReadSession = NewType("ReadSession", AsyncSession)
@@ -22,23 +26,23 @@ Sessions = async_sessionmaker[AsyncSession]
 AWAY = (SQLAlchemyError, OSError, TimeoutError)
 
 # PostgreSQL itself ends a transaction that waits for something else than the database, such as the network.
-_SERVER_SETTINGS = {
-    "application_name": "calbridge",
+_LIMITS = {
     "statement_timeout": "30000",
     "lock_timeout": "5000",
     "idle_in_transaction_session_timeout": "15000",
 }
 
-
-def database_url(value: str) -> URL:
-    """The configured DATABASE_URL with the asyncpg driver; `?host=/folder` means a socket."""
-    return make_url(value).set(drivername="postgresql+asyncpg")
+_DIALECT = "postgresql+asyncpg://"  # where to connect is asyncpg's own business: see _connecting
 
 
 def create_engine(value: str, *, pool_size: int = 10, pool_timeout: float = 10) -> AsyncEngine:
-    """`pool_timeout`: seconds to wait for a connection while all of them, half of `pool_size` more, are in use."""
+    """Connections to DATABASE_URL. Raises ValueError with a sentence for a URL that cannot be used.
+
+    `pool_timeout`: seconds to wait for a connection while all of them, half of `pool_size` more, are in use.
+    """
     return create_async_engine(
-        database_url(value),
+        _DIALECT,
+        async_creator=_connecting(value, _LIMITS, command_timeout=60),
         pool_size=pool_size,
         max_overflow=pool_size // 2,
         pool_recycle=1800,
@@ -46,8 +50,44 @@ def create_engine(value: str, *, pool_size: int = 10, pool_timeout: float = 10) 
         json_serializer=lambda item: orjson.dumps(item).decode(),
         json_deserializer=orjson.loads,
         hide_parameters=True,  # an exception must not carry row contents into a log
-        connect_args={"timeout": 10, "command_timeout": 60, "server_settings": _SERVER_SETTINGS},
     )
+
+
+def create_migration_engine(value: str) -> AsyncEngine:
+    """As `create_engine`, for statements that take as long as they take. It keeps no connection."""
+    return create_async_engine(_DIALECT, async_creator=_connecting(value, {}), poolclass=NullPool)
+
+
+def _connecting(
+    value: str, server_settings: Mapping[str, str], *, command_timeout: float | None = None
+) -> Callable[[], Awaitable[asyncpg.Connection]]:
+    url = parse_database_url(value)
+    settings = {"application_name": url.application_name or "calbridge", **server_settings}
+
+    async def connect() -> asyncpg.Connection:
+        try:
+            return await asyncpg.connect(
+                url.dsn,
+                ssl=_system_tls(url) if url.has_system_roots else None,
+                timeout=url.connect_within_seconds,
+                command_timeout=command_timeout,
+                server_settings=settings,
+            )
+        except ConnectionError:
+            raise
+        except OSError as err:
+            # No such name, no way to the host, no answer in time, a certificate that is not believed.
+            raise ConnectionError(str(err) or "no answer in time") from err
+
+    return connect
+
+
+def _system_tls(url: DatabaseUrl) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if url.certificate is not None:
+        file, key, password = url.certificate
+        context.load_cert_chain(file, keyfile=key, password=password)
+    return context
 
 
 def create_sessions(engine: AsyncEngine) -> Sessions:

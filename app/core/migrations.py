@@ -8,6 +8,10 @@ from alembic.script import ScriptDirectory
 
 import migrations
 
+NEWER_SCHEMA = (
+    "The schema is at revision {}, which a newer release than this one has made; this one works with it."
+)
+
 
 def _config(database_url: str | None = None) -> Config:
     config = Config()
@@ -17,9 +21,16 @@ def _config(database_url: str | None = None) -> Config:
     return config
 
 
-def upgrade_to_head(database_url: str) -> None:
-    """Brings the schema to the newest revision. Blocking, and starts its own event loop: call it in a thread."""
-    command.upgrade(_config(database_url), "head")
+def upgrade_to_head(database_url: str) -> str | None:
+    """Brings the schema to the newest revision. Blocking, and starts its own event loop: call it in a thread.
+
+    A schema that a newer release has made is left as it is, since this code can work with it: its revision is the
+    answer, and None otherwise.
+    """
+    config = _config(database_url)
+    command.upgrade(config, "head")
+    newer: str | None = config.attributes.get("newer_revision")
+    return newer
 
 
 def head_revision() -> str | None:
@@ -34,5 +45,11 @@ def is_behind(revision: str | None) -> bool:
     """
     if revision is None:
         return True
-    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
-    return revision in known and revision != head_revision()
+    return is_known(revision) and revision != head_revision()
+
+
+def is_known(revision: str) -> bool:
+    """Whether this code has the migration."""
+    return any(
+        script.revision == revision for script in ScriptDirectory.from_config(_config()).walk_revisions()
+    )

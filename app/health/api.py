@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, BeforeValidator
 
 from app.api.deps import AppState
-from app.api.schemas import FieldErrors
+from app.api.schemas import ErrorAnswer
 from app.core.metrics import render
 from app.health import service
 from app.health.gauges import GaugeReader
@@ -26,6 +26,14 @@ async def _gauge_reader(request: Request, state: AppState) -> GaugeReader:
         request.app.state.gauge_reader = GaugeReader(state.sessions, bot_lead=lead)
     reader: GaugeReader = request.app.state.gauge_reader
     return reader
+
+
+async def _readiness_checker(request: Request, state: AppState) -> service.ReadinessChecker:
+    if not hasattr(request.app.state, "readiness_checker"):
+        checker = service.ReadinessChecker(state.read_sessions, state.doorbell)
+        request.app.state.readiness_checker = checker
+    kept: service.ReadinessChecker = request.app.state.readiness_checker
+    return kept
 
 
 class Alive(BaseModel):
@@ -54,12 +62,12 @@ async def healthz() -> Alive:
     operation_id="readyz",
     response_model=Readiness,
     responses={
-        400: {"description": "Bad query", "model": FieldErrors},
+        400: {"description": "Bad query", "model": ErrorAnswer},
         503: {"description": "Not ready", "model": Readiness},
     },
 )
 async def readyz(
-    state: AppState,
+    checker: Annotated[service.ReadinessChecker, Depends(_readiness_checker)],
     strict: Annotated[
         bool,
         # `?strict` alone.
@@ -71,7 +79,7 @@ async def readyz(
 
     Without Redis or a live worker it still can, and says `degraded`: calls are answered, syncs and webhooks come late.
     """
-    found = await service.check_readiness(state.read_sessions, state.doorbell)
+    found = await checker.check()
     status = "unavailable" if not found.is_ready else "degraded" if found.degraded else "ok"
     body = {"status": status, "degraded": found.degraded, "checks": found.checks}
     is_fine = status == "ok" or (status == "degraded" and not strict)

@@ -7,6 +7,7 @@ One that cannot be read in time is left out, and `calbridge_gauge_read` says so.
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import timedelta
 
@@ -26,6 +27,7 @@ _NO_ANSWER_WITHIN_SECONDS = 2.0
 _KEPT_SECONDS = 10.0
 
 _SYNCED_PLATFORMS = ("google", "microsoft", "ics")
+_BREAKERS_OF = {"google": "google", "microsoft": "microsoft", "feed": "feed_host", "client": "oauth_client"}
 
 Families = list[GaugeMetricFamily]
 
@@ -65,6 +67,7 @@ class GaugeReader:
             "bot_lag": self._bot_lag,
             "outbox": _outbox,
             "calendars": _calendars,
+            "breakers": _breakers,
             "push_channels": _push_channels,
         }
         for name, read in readers.items():
@@ -144,22 +147,63 @@ async def _outbox(session: ReadSession) -> Families:
 
 async def _calendars(session: ReadSession) -> Families:
     rows = await repository.count_calendars(session)
-    failing: dict[str, float] = {}
+    counts: Counter[tuple[str, str]] = Counter()
+    failing: Counter[tuple[str, str]] = Counter()
+    held: Counter[str] = Counter()
+    in_doubt: Counter[str] = Counter()
     for row in rows:
+        counts[row.platform, row.state] += int(row.rows)
+        if row.failure is not None:
+            failing[row.platform, row.failure] += int(row.rows)
         if row.state == "connected":
-            failing[row.platform] = failing.get(row.platform, 0) + row.failing
+            held[row.platform] += int(row.held)
+            in_doubt[row.platform] += int(row.in_doubt)
     return [
         _labelled(
             "calbridge_calendars",
             "Calendars; of more than about ten thousand an estimate",
             ["platform", "state"],
-            (((row.platform, row.state), row.rows) for row in rows),
+            counts.items(),
         ),
         _labelled(
             "calbridge_calendars_failing",
             "Connected calendars whose last sync failed; of more than about ten thousand an estimate",
+            ["platform", "code"],
+            failing.items(),
+        ),
+        _labelled(
+            "calbridge_calendars_held",
+            "Connected calendars that wait for an outage to end; of more than about ten thousand an estimate",
             ["platform"],
-            (([platform], count) for platform, count in failing.items()),
+            (([platform], count) for platform, count in held.items()),
+        ),
+        _labelled(
+            "calbridge_calendars_in_doubt",
+            "Connected calendars whose last answer left out most events, which is not believed yet",
+            ["platform"],
+            (([platform], count) for platform, count in in_doubt.items()),
+        ),
+    ]
+
+
+async def _breakers(session: ReadSession) -> Families:
+    found = {row.kind: row for row in await repository.count_open_breakers(session)}
+
+    def each(field: str) -> Iterable[tuple[Sequence[str], float]]:
+        return (
+            ([of], float(getattr(found[kind], field)) if kind in found else 0)
+            for kind, of in _BREAKERS_OF.items()
+        )
+
+    return [
+        _labelled(
+            "calbridge_breakers_open",
+            "Platforms, hosts of feeds and OAuth clients that fail for many calendars, which wait for them",
+            ["of"],
+            each("rows"),
+        ),
+        _labelled(
+            "calbridge_outage_seconds", "How long the longest such outage has lasted", ["of"], each("seconds")
         ),
     ]
 

@@ -8,6 +8,7 @@ from sqlalchemy import Row, func, select, text
 
 from app.core.db import AnySession
 from app.models import WorkerHeartbeat
+from app.models.calendar import FAILING
 from app.models.invitation import LANE
 
 WORKER_SEEN_WITHIN = timedelta(seconds=30)
@@ -164,20 +165,121 @@ async def _sampled_percent(session: AnySession, table: str) -> float:
     return float(await session.scalar(_SAMPLED_PERCENT, {"pages": _SAMPLED_PAGES, "table": table}))
 
 
+# Null: the last sync did not fail.
+_FAILURE = "CASE WHEN state = 'connected' AND sync_failing_since IS NOT NULL THEN coalesce(sync_failure_code, 'unknown') END"
+# The code that the API shows as `sync_failure`.
+_FAILURE_SHOWN = f"coalesce({_FAILURE}, 'platform_outage')"
+
 _COUNT_CALENDARS = text(
-    """
-    SELECT platform, state, round(count(*) * 100 / :percent) AS rows,
-           round(count(sync_failing_since) * 100 / :percent) AS failing
+    f"""
+    SELECT platform, state, round(count(*) * 100 / :percent) AS rows, {_FAILURE} AS failure,
+           round(count(*) FILTER (WHERE outage_scope IN (SELECT scope FROM sync_breakers WHERE opened_at IS NOT NULL))
+                 * 100 / :percent) AS held,
+           round(count(held_back_since) * 100 / :percent) AS in_doubt
     FROM calendars TABLESAMPLE SYSTEM (CAST(:percent AS real)) REPEATABLE (1)
-    GROUP BY platform, state
-    """
+    GROUP BY platform, state, failure
+    """  # noqa: S608 - a condition of ours
 )
 
 
 async def count_calendars(session: AnySession) -> Sequence[Row[Any]]:
-    """(platform, state, rows, failing)"""
+    """(platform, state, rows, failure, held, in_doubt): `failure` is the code of those whose last sync failed, else null.
+
+    Held: they wait for an outage to end; those that failed before the breaker opened have their failure, too.
+    In doubt: their last answer left out most of their events, which is not believed yet.
+    """
     percent = await _sampled_percent(session, "calendars")
     return (await session.execute(_COUNT_CALENDARS, {"percent": percent})).all()
+
+
+# The part of a breaker's scope that names no tenant (app/sync/breakers.py).
+_COUNT_OPEN_BREAKERS = text(
+    """
+    SELECT split_part(scope, ':', 1) AS kind, count(*) AS rows,
+           coalesce(extract(epoch FROM now() - min(outage_since)), 0) AS seconds
+    FROM sync_breakers WHERE opened_at IS NOT NULL
+    GROUP BY kind
+    """
+)
+
+
+async def count_open_breakers(session: AnySession) -> Sequence[Row[Any]]:
+    """(kind, rows, seconds): `kind` is a platform, `feed` or `client`; `seconds` the age of the oldest outage."""
+    return (await session.execute(_COUNT_OPEN_BREAKERS)).all()
+
+
+_OUTAGES = text(
+    """
+    SELECT b.scope, b.outage_since, count(c.id) AS held,
+           mode() WITHIN GROUP (ORDER BY c.sync_failure_code) AS code
+    FROM sync_breakers b LEFT JOIN calendars c ON c.outage_scope = b.scope AND c.state = 'connected'
+    WHERE b.opened_at IS NOT NULL
+    GROUP BY b.scope, b.outage_since
+    ORDER BY held DESC, b.scope LIMIT :limit
+    """
+)
+
+
+async def load_outages(session: AnySession, *, limit: int) -> Sequence[Row[Any]]:
+    """(scope, outage_since, held, code) of open breakers, those that hold most first; `code`: the most frequent."""
+    return (await session.execute(_OUTAGES, {"limit": limit})).all()
+
+
+_IN_DOUBT = text("SELECT count(*) FROM calendars WHERE state = 'connected' AND held_back_since IS NOT NULL")
+
+
+async def count_in_doubt(session: AnySession) -> int:
+    """Connected calendars whose missing events are not believed to be deleted yet. Reads the whole table."""
+    return await session.scalar(_IN_DOUBT) or 0
+
+
+_USED_PLATFORMS = text(
+    """
+    SELECT platform FROM (VALUES ('google'), ('microsoft')) AS names(platform)
+    WHERE EXISTS (SELECT FROM calendars c WHERE c.platform = names.platform)
+       OR EXISTS (SELECT FROM oauth_apps a WHERE a.platform = names.platform)
+    """
+)
+
+
+async def load_used_platforms(session: AnySession) -> set[str]:
+    """Those with accounts (google, microsoft) that a calendar or an OAuth app has."""
+    return set(await session.scalars(_USED_PLATFORMS))
+
+
+COUNTED = 10_000
+
+_COUNT_FAILING = text(
+    f"""
+    SELECT platform, code, count(*) AS rows, count(DISTINCT project_id) AS projects, min(id) AS example
+    FROM (SELECT platform, project_id, id, {_FAILURE_SHOWN} AS code FROM calendars
+          WHERE {FAILING} LIMIT {COUNTED}) AS failing
+    GROUP BY platform, code
+    ORDER BY rows DESC, platform, code
+    LIMIT 20
+    """  # noqa: S608 - numbers and conditions of ours
+)
+
+
+async def count_failing_calendars(session: AnySession) -> Sequence[Row[Any]]:
+    """(platform, code, rows, projects, example: a calendar's id), the most frequent first; COUNTED at most in all."""
+    return (await session.execute(_COUNT_FAILING)).all()
+
+
+_DEAD_ENDPOINTS = text(
+    """
+    SELECT count(*) FILTER (WHERE is_active) AS failing, count(*) FILTER (WHERE NOT is_active) AS switched_off,
+           count(DISTINCT project_id) AS projects,
+           (array_agg(id ORDER BY is_active DESC, failing_since NULLS LAST))[1] AS example
+    FROM webhook_subscriptions
+    WHERE (is_active AND failing_since < now() - interval '1 hour') OR (NOT is_active AND disabled_reason IS NOT NULL)
+    """
+)
+
+
+async def count_dead_endpoints(session: AnySession) -> Row[Any]:
+    """(failing, switched_off, projects, example): webhooks that fail for an hour, or were switched off for failing."""
+    return (await session.execute(_DEAD_ENDPOINTS)).one()
 
 
 _COUNT_CHANNELS = text(

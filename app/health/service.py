@@ -40,25 +40,36 @@ class Readiness:
         return [name for name, found in self.checks.items() if found != _OK and name not in _NEEDED]
 
 
-async def check_readiness(sessions: Sessions, doorbell: Doorbell) -> Readiness:
-    checks: dict[str, Callable[[], Awaitable[str]]] = {
-        "database": lambda: _check_database(sessions),
-        "redis": lambda: _check_redis(doorbell),
-        "migrations": lambda: _check_migrations(sessions),
-        "worker": lambda: _check_worker(sessions),
-    }
-    outcomes = await asyncio.gather(*(_guarded(name, check) for name, check in checks.items()))
-    return Readiness(dict(zip(checks, outcomes, strict=True)))
+class ReadinessChecker:
+    """One per process: what fails is logged when it begins to, and when it is well again."""
 
+    def __init__(self, sessions: Sessions, doorbell: Doorbell) -> None:
+        self._checks: dict[str, Callable[[], Awaitable[str]]] = {
+            "database": lambda: _check_database(sessions),
+            "redis": lambda: _check_redis(doorbell),
+            "migrations": lambda: _check_migrations(sessions),
+            "worker": lambda: _check_worker(sessions),
+        }
+        self._failing: set[str] = set()
 
-async def _guarded(name: str, check: Callable[[], Awaitable[str]]) -> str:
-    """The check's outcome; a service that is away costs three seconds at most. Says nothing of addresses."""
-    try:
-        async with asyncio.timeout(_CHECK_WITHIN_SECONDS):
-            return await check()
-    except (*AWAY, *REDIS_AWAY) as err:
-        log.warning("check_failed", check=name, error=type(err).__name__)
-        return f"No answer ({type(err).__name__})."
+    async def check(self) -> Readiness:
+        outcomes = await asyncio.gather(*(self._guarded(name, check) for name, check in self._checks.items()))
+        return Readiness(dict(zip(self._checks, outcomes, strict=True)))
+
+    async def _guarded(self, name: str, check: Callable[[], Awaitable[str]]) -> str:
+        """The check's outcome; a service that is away costs three seconds at most. Says nothing of addresses."""
+        try:
+            async with asyncio.timeout(_CHECK_WITHIN_SECONDS):
+                found = await check()
+        except (*AWAY, *REDIS_AWAY) as err:
+            if name not in self._failing:
+                self._failing.add(name)
+                log.warning("check_failed", check=name, error=type(err).__name__)
+            return f"No answer ({type(err).__name__})."
+        if name in self._failing:
+            self._failing.remove(name)
+            log.info("check_well_again", check=name)
+        return found
 
 
 async def _check_database(sessions: Sessions) -> str:

@@ -6,17 +6,17 @@ from zoneinfo import available_timezones
 
 from pydantic import AfterValidator, Field
 
-from app.api.schemas import Trimmed
-from app.core.addresses import is_mail_address
+from app.api.schemas import Trimmed, shape
+from app.core.addresses import MAIL_ADDRESS, is_mail_address
 from app.itip.build import LONGEST_URL, safe_url
 
 MOST_ATTENDEES = 500  # what Messages takes for one mail (contract/messages.md)
 
 # Everything that could end a line of a mail's header or of an iCalendar file (NEL and the separators of Unicode too).
-_LINE_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_TEXT_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029]")
+_LINE_CONTROLS = r"\x00-\x1f\x7f-\x9f\u2028\u2029"
+_TEXT_CONTROLS = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029"
 # RFC 5646, roughly, and with the underscore that many programs write.
-_LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*")
+_LANGUAGE_TAG = r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*"
 
 
 def _address(value: str) -> str:
@@ -27,13 +27,13 @@ def _address(value: str) -> str:
 
 
 def _one_line(value: str) -> str:
-    if _LINE_CONTROLS.search(value):
+    if re.search(f"[{_LINE_CONTROLS}]", value):
         raise ValueError("Line breaks and control characters are not allowed.")
     return value
 
 
 def _text(value: str) -> str:
-    if _TEXT_CONTROLS.search(value):
+    if re.search(f"[{_TEXT_CONTROLS}]", value):
         raise ValueError("Control characters are not allowed.")
     return value
 
@@ -51,16 +51,42 @@ def _time_zone(value: str) -> str:
 
 
 def _language_tag(value: str) -> str:
-    if not _LANGUAGE_TAG.fullmatch(value):
+    if not re.fullmatch(_LANGUAGE_TAG, value):
         raise ValueError("Not a language tag, such as fr or fr-CA.")
     return value
 
 
-EmailAddress = Annotated[str, Field(min_length=1, max_length=320), AfterValidator(_address)]
+EmailAddress = Annotated[
+    str,
+    Field(min_length=1, max_length=254),
+    AfterValidator(_address),
+    shape(format="email", pattern=MAIL_ADDRESS, examples=["ada@example.com"]),
+]
 OneLine = AfterValidator(_one_line)
-TextBlock = AfterValidator(_text)
-PersonName = Annotated[str, Field(max_length=300), OneLine, Trimmed]
-EventName = Annotated[str, Field(min_length=1, max_length=1000), OneLine, Trimmed]
-TimeZoneName = Annotated[str, AfterValidator(_time_zone)]
-WebUrl = Annotated[str, Field(max_length=LONGEST_URL), AfterValidator(_web_url)]
-Locale = Annotated[str, Field(max_length=35), AfterValidator(_language_tag)]
+_ONE_LINE = f"^[^{_LINE_CONTROLS}]*$"
+_ONE_LINE_NOT_BLANK = rf"^[^{_LINE_CONTROLS}]*[^{_LINE_CONTROLS}\s][^{_LINE_CONTROLS}]*$"
+TextBlock = Annotated[str, AfterValidator(_text), shape(pattern=f"^[^{_TEXT_CONTROLS}]*$")]
+PersonName = Annotated[
+    str, Field(max_length=300), OneLine, Trimmed, shape(pattern=_ONE_LINE, examples=["Ada Lovelace"])
+]
+# Names of calendars and events; Trimmed comes last.
+Title = Annotated[str, Field(min_length=1), OneLine, shape(pattern=_ONE_LINE_NOT_BLANK)]
+EventName = Annotated[Title, Field(max_length=1000), Trimmed]
+TimeZoneName = Annotated[
+    str,
+    AfterValidator(_time_zone),
+    shape(pattern="^[A-Za-z][A-Za-z0-9_+/-]*$", examples=["Europe/Paris", "America/New_York", "UTC"]),
+]
+_NOT_IN_URL = r"""\s\x22'<>\\^`{|}"""
+WebUrl = Annotated[
+    str,
+    Field(max_length=LONGEST_URL, examples=["https://meet.google.com/abc-defg-hij"]),
+    AfterValidator(_web_url),
+    shape(format="uri", pattern=rf"^[Hh][Tt][Tt][Pp][Ss]?://[^{_NOT_IN_URL}/?#:@][^{_NOT_IN_URL}]*$"),
+]
+Locale = Annotated[
+    str,
+    Field(max_length=35),
+    AfterValidator(_language_tag),
+    shape(pattern=f"^{_LANGUAGE_TAG}$", examples=["fr", "fr-CA"]),
+]

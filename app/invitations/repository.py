@@ -483,7 +483,7 @@ READY = text(
 )
 _BEGIN_PROBE = text(
     f"""
-    UPDATE mail_lanes SET held_until = now() + CAST(:lease_for AS interval)
+    UPDATE mail_lanes SET held_until = now() + CAST(:lease_for AS interval), lease_token = :lease_token
     WHERE key = '{_ALL_MESSAGES}' AND hold_count > 0 AND held_until <= now()
     RETURNING key
     """  # noqa: S608 - a constant
@@ -545,9 +545,10 @@ async def claim_due(
     A lane has one lease for all workers, so that a mailbox has one submit at a time. Lanes that are held are passed
     by, but for mails that were asked for by hand. While all of Messages was held, one mail alone goes out to see.
     """
+    probe = None
     ready = (await session.execute(READY, {"by_messages": by_messages, "by_smtp": by_smtp})).all()
     if any(place.is_probe and not place.is_held for place in ready):
-        is_ours = await session.scalar(_BEGIN_PROBE, {"lease_for": lease_for})
+        is_ours = await session.scalar(_BEGIN_PROBE, {"lease_for": lease_for, "lease_token": lease_token})
         probe = next(place for place in ready if place.is_probe and not place.is_held) if is_ours else None
         ready = [place for place in ready if not place.is_probe or place.is_held or place is probe]
     places: dict[str, Any] = {}
@@ -574,6 +575,8 @@ async def claim_due(
     )
     found = [DueMail(**row) for row in rows.mappings()]
     await session.execute(_NOTE_TURNS, {"projects": sorted({mail.project_id for mail in found})})
+    if probe is not None and probe.lane not in {mail.lane for mail in found}:
+        await end_probe(session, lease_token)
     for lane in sorted(leased - {mail.lane for mail in found}):  # somebody else was faster
         await release_lane(session, lane, lease_token)
     return found
@@ -589,8 +592,18 @@ async def release_lane(session: Session, lane: str, lease_token: str) -> None:
     )
 
 
+async def end_probe(session: Session, lease_token: str) -> None:
+    """If this lease was to find out whether Messages can be asked again: it has not, so the next one may at once."""
+    await session.execute(
+        update(MailLane)
+        .where(MailLane.key == _ALL_MESSAGES, MailLane.lease_token == lease_token)
+        .values(lease_token=None, held_until=func.clock_timestamp())
+        .execution_options(synchronize_session=False)
+    )
+
+
 _HOLD = text(
-    """
+    f"""
     INSERT INTO mail_lanes AS known (key, held_until, hold_count, hold_reason)
     VALUES (:key, clock_timestamp() + least(CAST(:longest AS interval), CAST(:wait AS interval)), 1, :reason)
     ON CONFLICT (key) DO UPDATE
@@ -599,8 +612,9 @@ _HOLD = text(
             greatest(CAST(:wait AS interval), CAST(:first AS interval) * 2 ^ least(known.hold_count, 20))
         ),
         hold_count = known.hold_count + 1,
+        lease_token = CASE WHEN known.key = '{_ALL_MESSAGES}' THEN NULL ELSE known.lease_token END,
         hold_reason = excluded.hold_reason
-    """
+    """  # noqa: S608 - a constant
 )
 
 

@@ -115,7 +115,8 @@ class MailSender:
         by_messages = min(limit, _MOST_BY_MESSAGES - self._under_way[False])
         by_smtp = min(limit, _MOST_BY_SMTP - self._under_way[True])
         if by_messages + by_smtp > limit:
-            by_messages, by_smtp = (limit + 1) // 2, limit // 2
+            by_messages = min(by_messages, (limit + 1) // 2)
+            by_smtp = min(by_smtp, limit - by_messages)
         if by_messages + by_smtp <= 0:
             return []
         async with transaction(self._sessions) as session:
@@ -250,6 +251,8 @@ class MailSender:
     async def _leave(self, due: DueMail) -> None:
         """To whoever claims it after its lease; its lane goes on."""
         async with transaction(self._sessions) as session:
+            if due.mailbox_id is not None:
+                await repository.end_probe(session, due.lease_token)
             await repository.release_lane(session, due.lane, due.lease_token)
 
     async def _settle(self, due: DueMail, outcome: _Outcome) -> None:
@@ -302,6 +305,8 @@ class MailSender:
             if outcome.result == "sent":
                 await repository.end_holds(session, due)
             else:
+                if due.mailbox_id is not None and outcome.result != "all_throttled":
+                    await repository.end_probe(session, due.lease_token)
                 await repository.release_lane(session, due.lane, due.lease_token)
         if settled and result in {"sent", "unknown"} and due.follows_failure:
             # On its own: nothing may keep a mail that went out from being noted as such.

@@ -14,13 +14,14 @@ import hashlib
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 import structlog
 
+from app.core.clock import utcnow
 from app.itip.components import Component, Line, normalize, parse_lines, split
 from app.itip.event_fields import Reader
 from app.itip.moments import Moment, read_moment, read_moments
@@ -28,7 +29,7 @@ from app.itip.recurrence import Rule, RuleRefused
 from app.itip.timezones import ZoneTable
 from app.itip.values import parse_duration, wall_of
 from app.providers import limits
-from app.providers.base import RemoteEvent, Unavailable, Window
+from app.providers.base import KnownEvent, RemoteEvent, Unavailable, Window
 
 log = structlog.get_logger(__name__)
 
@@ -115,6 +116,22 @@ class Feed:
             [part for part in self._components if part.name == "VEVENT"], reader or Reader()
         )
 
+    def find(self, wanted: Sequence[KnownEvent], reader: Reader | None = None) -> "Selection":
+        """These events and instances, wherever they are now; those that the feed has no longer are left out.
+
+        Raises Unavailable (`feed_too_complex`). Takes long: call it in a thread.
+        """
+        zones = ZoneTable(
+            (part for part in self._components if part.name == "VTIMEZONE"), self._calendar_zone_name
+        )
+        slots = [event.original_start_time for event in wanted if event.original_start_time] or [utcnow()]
+        ids = frozenset(event.platform_uuid for event in wanted)
+        uids = {event.recurring_event_id or event.platform_uuid for event in wanted}
+        # Series are expanded where the instances were at first: their ids say when that is.
+        return _Selector(zones, Window(min(slots), max(slots)), wanted=ids).select(
+            [part for part in self._components if part.name == "VEVENT"], reader or Reader(), uids=uids
+        )
+
 
 class Selection:
     """The instances of a feed that matter, to be read in full page by page."""
@@ -165,20 +182,24 @@ class Selection:
 
 
 class _Selector:
-    """Finds the instances in a window. For one call of `select` only."""
+    """Finds the instances in a window, or those that are `wanted`. For one call of `select` only."""
 
-    def __init__(self, zones: ZoneTable, window: Window) -> None:
+    def __init__(self, zones: ZoneTable, window: Window, *, wanted: frozenset[str] | None = None) -> None:
+        self._wanted = wanted
         self._zones = zones
         self._window = window
         self._problems: Counter[str] = Counter()
         self._started = time.thread_time()
 
-    def select(self, components: Iterable[Component], reader: Reader) -> Selection:
+    def select(
+        self, components: Iterable[Component], reader: Reader, *, uids: Collection[str] | None = None
+    ) -> Selection:
+        """`uids`: the only ones to look at."""
         groups: dict[str, list[_Entry]] = defaultdict(list)
         for component in components:
             self._check_time()
             entry = self._read(component)
-            if entry:
+            if entry and (uids is None or entry.uid in uids):
                 groups[entry.uid].append(entry)
         instances: list[_Instance] = []
         for group in groups.values():
@@ -335,15 +356,17 @@ class _Selector:
         slot: Moment | None,
         length: timedelta | None = None,
     ) -> Iterator[_Instance]:
-        """The instance, if it is in the window or nowhere."""
+        """The instance, if it is wanted; or else if it is in the window or nowhere."""
         original = slot.utc if slot else None
+        if self._wanted is not None and platform_uuid not in self._wanted:
+            return
         if at is None:
             yield _Instance(entry, platform_uuid, None, None, original)
             return
         start = at.utc
         length = entry.length if length is None else length
         end = start + length if entry.is_exact else max(at.at(at.wall + length).utc, start)
-        if self._window.overlaps(start, end):
+        if self._wanted is not None or self._window.overlaps(start, end):
             yield _Instance(entry, platform_uuid, start, end, original)
 
 

@@ -34,6 +34,7 @@ _HIGHEST_SEQUENCE = 2**31 - 1
 _ADDRESS = re.compile(r"[!-~]{1,254}@[!-~]{1,254}")
 # `bob@example.org <bob@example.org>`: not RFC 5322, which wants the name quoted, but some clients write it.
 _BARE_NAME = re.compile(r"[^<>\"(),:;\\]*<([!-;=?-~]+)>\s*")
+_HEAD_END = re.compile(rb"\r?\n\r?\n")
 _CONTENT_TYPE = re.compile(rb"^content-type[ \t]*:[^\n]*(?:\n[ \t][^\n]*)*", re.IGNORECASE | re.MULTILINE)
 _METHOD = re.compile(rb"^METHOD[^:\n]*:(.*)$", re.IGNORECASE | re.MULTILINE)
 _SLOW_CODECS = frozenset({"punycode", "idna"})  # quadratic, and no charset of any mail
@@ -80,7 +81,7 @@ def parse_reply(mail: bytes) -> InboundReply | None:
     Counts: the first text/calendar part with METHOD:REPLY, at most 512 KiB, in which the sender is an ATTENDEE.
     An ORGANIZER may be missing (outlook.com leaves it out), and so may the SEQUENCE (0).
     """
-    if len(mail) > _LONGEST_MAIL_BYTES or not _is_cheap(mail):
+    if len(mail) > _LONGEST_MAIL_BYTES or not _is_cheap(mail) or _has_hidden_lines(mail):
         return None
     # The library's parser raises anything for what nobody has ever sent before.
     with suppress(
@@ -107,6 +108,14 @@ def _is_cheap(mail: bytes) -> bool:
     is_short = max(headers, default=0) <= _LONGEST_HEADER and lines <= _MOST_LINES
     has_few_parts = len(headers) <= _MOST_PARTS and text.count(b"\n--") <= _MOST_DASHES
     return is_short and has_few_parts and len(headers) * lines <= _MOST_WORK
+
+
+def _has_hidden_lines(mail: bytes) -> bool:
+    """Whether a CR alone is in the header. The library takes it for the end of a line, and many others do not: they would
+    have looked at another From, and at the signature of another mail.
+    """
+    head = _HEAD_END.split(mail, maxsplit=1)[0]
+    return b"\r" in head.replace(b"\r\n", b"")
 
 
 def _read(message: Message) -> InboundReply | None:

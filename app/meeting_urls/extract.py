@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html.entities import html5
 from urllib.parse import unquote
 
-from app.meeting_urls.platforms import DEFAULT_HOSTS, MeetingHosts, platform_of_host, recognise
+from app.meeting_urls.platforms import DEFAULT_HOSTS, MeetingHosts, believe, platform_of_host, recognise
 from app.meeting_urls.urls import Inner, MeetingLink, Outcome, Refusal, Url, split_url
 from app.meeting_urls.wrappers import unwrap
 
@@ -91,6 +91,7 @@ class Candidate:
 
 def find_meeting_link(
     *,
+    join_urls: Sequence[str] = (),
     conference: Sequence[str] = (),
     location: str | None = None,
     description: str | None = None,
@@ -99,27 +100,35 @@ def find_meeting_link(
 ) -> MeetingLink | None:
     """The link to join an event's meeting, or None.
 
-    `conference` are the provider's own fields (join URLs, names of the service), best first. The first supported
-    link of conference, location, description, title is taken; a link that is recognised only, if there is no other.
-    Within a text that has several, a link of the service which conference or location name goes first.
+    `join_urls` are the provider's own fields for a join URL, best first: such a link counts by its host alone,
+    whatever its code looks like. `conference` are further structured fields (links, names of the service). The first
+    supported link of join_urls, conference, location, description, title is taken; before it, the first one of
+    `hosts.preferred`; a link that is recognised only, if there is no other. Within a text that has several, a link
+    of the service which the structured fields or the location name goes first.
     """
     named: str | None = None
+    supported: MeetingLink | None = None
     recognised: MeetingLink | None = None
-    for text, is_structured in (
-        *((entry, True) for entry in conference),
-        (location, True),
-        (description, False),
-        (title, False),
+    for text, is_structured, is_own in (
+        *((entry, True, True) for entry in join_urls),
+        *((entry, True, False) for entry in conference),
+        (location, True, False),
+        (description, False, False),
+        (title, False, False),
     ):
         if not text:
             continue
-        link = _best_link(text, hosts, scheme_less=is_structured, preferred=named)
+        link = _best_link(text, hosts, scheme_less=is_structured, named=named)
+        if link is None and is_own:
+            link = _believed(text, hosts)
         if link is not None and link.is_supported:
-            return link
+            if not hosts.preferred or link.platform in hosts.preferred:
+                return link
+            supported = supported or link
         recognised = recognised or link
         if is_structured and named is None:
             named = link.platform if link else _named_platform(text)
-    return recognised
+    return supported or recognised
 
 
 def find_all_links(
@@ -153,11 +162,10 @@ def redact(url_or_text: str) -> str:
     return _BLUEJEANS_SECRET.sub(r"\1***", _SECRET.sub(r"\1***", url_or_text))
 
 
-def _best_link(
-    text: str, hosts: MeetingHosts, *, scheme_less: bool, preferred: str | None
-) -> MeetingLink | None:
-    """The first supported link of the preferred platform, else the first supported, else the first recognised."""
-    supported: MeetingLink | None = None
+def _best_link(text: str, hosts: MeetingHosts, *, scheme_less: bool, named: str | None) -> MeetingLink | None:
+    """The first supported link: of the preferred ones, then of the named one, then of any; else the first recognised."""
+    best: MeetingLink | None = None
+    best_rank = (False, False)
     recognised: MeetingLink | None = None
     for url in _links_in(text, hosts, scheme_less=scheme_less):
         link = _look_at(url, hosts).link
@@ -165,11 +173,23 @@ def _best_link(
             continue
         if not link.is_supported:
             recognised = recognised or link
-        elif preferred is None or link.platform == preferred:
+            continue
+        rank = not hosts.preferred or link.platform in hosts.preferred, named in {None, link.platform}
+        if rank == (True, True):
             return link
-        else:
-            supported = supported or link
-    return supported or recognised
+        if best is None or rank > best_rank:
+            best, best_rank = link, rank
+    return best or recognised
+
+
+def _believed(text: str, hosts: MeetingHosts) -> MeetingLink | None:
+    """A field that is one link, by its host."""
+    url = text.strip()
+    inner, _ = _unwrap_and_recognise(url, hosts)
+    parts = split_url(url if inner is None else inner)
+    if isinstance(parts, Refusal) or len(url.split()) != 1:
+        return None
+    return believe(parts, hosts)
 
 
 def _named_platform(text: str) -> str | None:

@@ -29,11 +29,13 @@ _JITSI_HOSTS = frozenset({"meet.jit.si"})
 class MeetingHosts:
     """Hosts of services that anybody can run: La Suite Meet ("Visio") and Jitsi Meet.
 
-    Host names without scheme, port or pattern; anything else raises ValueError.
+    Host names without scheme, port or pattern; anything else raises ValueError. `preferred`: platforms (the words of
+    `PLATFORMS`) of which a link is taken where an event has several; none: the first link.
     """
 
     visio: frozenset[str] = _VISIO_HOSTS
     jitsi: frozenset[str] = _JITSI_HOSTS
+    preferred: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         # Written by an operator: any case, perhaps in another script. Links are compared in the same form.
@@ -69,8 +71,10 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+# They join no meeting, however they are given.
 _REGISTRATION = Refusal("It is a registration page, which gives each person a link of their own.")
 _DIAL_IN = Refusal("It is a page of dial-in numbers, not a meeting.")
+_LIVE_STREAM = Refusal("It is a live stream to watch, not a meeting to join.")
 
 
 def _not_a_meeting(service: str) -> Refusal:
@@ -368,7 +372,7 @@ def _dial_in(_: Url) -> Outcome:
 
 
 def _meet_stream(_: Url) -> Outcome:
-    return Refusal("It is a live stream to watch, not a meeting to join.")
+    return _LIVE_STREAM
 
 
 _Recogniser = Callable[[Url], Outcome]
@@ -469,3 +473,21 @@ def _find_recogniser(host: str, hosts: MeetingHosts) -> _Recogniser | None:
         recogniser = _BY_DOMAIN.get(domain)
         domain = domain.partition(".")[2]
     return recogniser
+
+
+# Their links are believed where a provider gives them as an event's own: others are recognised only.
+_BELIEVED = frozenset({"zoom", "google_meet", "teams", "webex", "goto", "whereby", "jitsi", "visio"})
+
+
+def believe(url: Url, hosts: MeetingHosts) -> MeetingLink | None:
+    """A link that the provider itself gives as the one to join: it counts by its host, whatever form its path has."""
+    platform = platform_of_host(url.host, hosts)
+    if platform not in _BELIEVED or url.scheme in ZOOM_APP_SCHEMES or not url.segments():
+        return None
+    outcome = recognise(url, hosts)
+    if outcome in (_REGISTRATION, _DIAL_IN, _LIVE_STREAM):
+        return None
+    if not isinstance(outcome, MeetingLink):
+        drop = _ZOOM_DROPPED if platform == "zoom" else ()
+        outcome = _link(url, platform, quote_url(url.path.strip("/")), drop=drop)
+    return outcome if isinstance(outcome, MeetingLink) else None

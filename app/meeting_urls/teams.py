@@ -21,13 +21,11 @@ def recognise_teams(url: Url) -> Outcome:
     """A link on one of the hosts of Teams (contract/providers.md E.1, rows Teams)."""
     if url.fragment.startswith("/"):
         # `/_#/l/meetup-join/...`, `/v2/?meetingjoin=true#/l/...`: the page's script reads the rest.
-        return Inner(f"https://{url.host}{url.fragment}")
+        return _route(url.host, url.fragment)
     segments = url.segments()
     match [segment.lower() for segment in segments]:
         case ["meet", number] if _NUMBER.fullmatch(number):
-            passcode = url.raw_param("p")
-            query = f"?p={passcode}" if passcode else ""
-            return build_link(f"https://{url.host}/meet/{number}{query}", "teams", number)
+            return build_link(_as_written(url), "teams", number)
         case ["l", "meetup-join", _, *_]:
             return _meetup_join(url, segments)
         case ["dl", "launcher", *_]:
@@ -47,13 +45,31 @@ def _meetup_join(url: Url, segments: list[str]) -> MeetingLink | Refusal:
     tenant, organizer = context.get("tid", ""), context.get("oid", "")
     if not _IDENTIFIER.fullmatch(tenant) or not _IDENTIFIER.fullmatch(organizer):
         return _NO_ORGANIZER
-    # Launchers hold the thread unencoded: the link to hand out has it in the encoded form.
-    written = segments[2] if ":" not in segments[2] and "@" not in segments[2] else quote(thread, safe="")
-    return build_link(
-        f"https://{url.host}/l/meetup-join/{written}/{message}?context={quote(url.raw_param('context'), safe='%')}",
-        "teams",
-        f"{thread}/{tenant.lower()}/{organizer.lower()}",
-    )
+    return build_link(_as_written(url), "teams", f"{thread}/{tenant.lower()}/{organizer.lower()}")
+
+
+def _as_written(url: Url) -> str:
+    query = f"?{url.query}" if url.query else ""
+    fragment = f"#{url.fragment}" if url.fragment else ""
+    return f"https://{url.host}{url.path}{query}{fragment}"
+
+
+def _route(host: str, route: str) -> Inner:
+    """The link that a launcher's page leads to.
+
+    Launchers hold the thread unencoded, and parameters of their own: the link to hand out is the one of invitations.
+    """
+    path, _, query = route.partition("?")
+    inner = Url("https", host, path, query, "")
+    segments = inner.segments()
+    match [segment.lower() for segment in segments]:
+        case ["l", "meetup-join", _, *_]:
+            path = f"/l/meetup-join/{quote(unquote(segments[2]), safe='')}/{'/'.join(segments[3:4]) or '0'}"
+            query = f"context={quote(inner.raw_param('context'), safe='%')}"
+        case ["meet", number]:
+            path = f"/meet/{number}"
+            query = f"p={inner.raw_param('p')}" if inner.raw_param("p") else ""
+    return Inner(f"https://{host}{path}" + (f"?{query}" if query else ""))
 
 
 def _launcher(url: Url) -> Inner | Refusal:
@@ -62,7 +78,7 @@ def _launcher(url: Url) -> Inner | Refusal:
     for _ in range(_MAX_DECODINGS):
         page, separator, route = inner.partition("#")
         if separator and page.startswith("/") and route.startswith("/"):
-            return Inner(f"https://{url.host}{route}")
+            return _route(url.host, route)
         inner = unquote(inner)
     return _NOT_A_JOIN_LINK
 

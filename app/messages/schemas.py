@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from app.core.addresses import is_mail_address
+from app.api.schemas import shape
+from app.core.addresses import MAIL_ADDRESS, is_mail_address
 
 
 def _address(value: str) -> str:
@@ -16,9 +17,11 @@ def _address(value: str) -> str:
 class MailboxesQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    user_email: Annotated[str, AfterValidator(_address)] = Field(
-        max_length=254, description="Whose mailboxes; any case."
-    )
+    user_email: Annotated[
+        str,
+        AfterValidator(_address),
+        shape(format="email", pattern=MAIL_ADDRESS, examples=["ada@example.com"]),
+    ] = Field(max_length=254, description="Whose mailboxes; any case.")
 
 
 class MailboxRead(BaseModel):

@@ -12,6 +12,9 @@ from app.models.base import Base, CreatedAt, PublicId
 PLATFORMS = ("google", "microsoft", "ics", "local")
 STATES = ("connected", "disconnected")
 
+# What shows a `sync_failure`.
+FAILING = "state = 'connected' AND (sync_failing_since IS NOT NULL OR outage_scope IS NOT NULL)"
+
 
 class Calendar(Base):
     """One connected calendar.
@@ -22,7 +25,8 @@ class Calendar(Base):
     settles (app/sync/repository.py).
 
     `sync_started_at`: when the last sync was claimed. `sync_forced`: the next sync is one that a client asked
-    for, and that would not be due yet otherwise.
+    for, and that would not be due yet otherwise. `sync_trial`: a disconnected calendar is due all the same, once: a
+    client wants to know whether access is back.
 
     `sync_failure_code_since`, `_count`: how long and how often in a row the same code was the answer, attempts that
     a client forced left out. `sync_forced_before`: the due time that a client's request came before; an attempt
@@ -54,6 +58,14 @@ class Calendar(Base):
             postgresql_where=text("state = 'disconnected'"),
         ),
         Index(
+            "ix_calendars_project_failing",
+            "project_id",
+            "platform",
+            "created_at",
+            "id",
+            postgresql_where=text(FAILING),
+        ),
+        Index(
             "ix_calendars_due",
             "next_sync_at",
             postgresql_where=text("state = 'connected' AND platform <> 'local'"),
@@ -73,6 +85,7 @@ class Calendar(Base):
             "id",
             postgresql_where=text("outage_scope IS NOT NULL"),
         ),
+        Index("ix_calendars_trials", "next_sync_at", postgresql_where=text("sync_trial")),
         Index("ix_calendars_push_due", "push_due_at", postgresql_where=text("push_due_at IS NOT NULL")),
     )
 
@@ -115,6 +128,7 @@ class Calendar(Base):
     lease_until: Mapped[datetime | None]
     sync_started_at: Mapped[datetime | None]
     sync_forced: Mapped[bool] = mapped_column(server_default="false")
+    sync_trial: Mapped[bool] = mapped_column(server_default="false")
 
     push_due_at: Mapped[datetime | None]
 

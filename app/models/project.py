@@ -24,4 +24,5 @@ class ApiKey(Base):
     name: Mapped[str]
     key_sha256: Mapped[str] = mapped_column(unique=True)
     disabled_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]  # to the minute
     created_at: Mapped[CreatedAt]

@@ -72,7 +72,7 @@ _HEADERS = {
 }
 
 
-@router.get("/api/v1/oauth/apps", operation_id="list_oauth_apps", responses=responses())
+@router.get("/api/v1/oauth/apps", operation_id="list_oauth_apps", responses=responses(takes_input=False))
 async def list_apps(session: DbReadSession, state: AppState, project_id: ProjectId) -> OAuthAppsRead:
     """The project's OAuth apps, at most one for each platform."""
     return OAuthAppsRead(results=await service.list_apps(session, state.settings, project_id))
@@ -102,7 +102,9 @@ async def create_app(
     return await idempotent.once(work, status_code=201)
 
 
-@router.get("/api/v1/oauth/apps/{app}", operation_id="get_oauth_app", responses=responses(404))
+@router.get(
+    "/api/v1/oauth/apps/{app}", operation_id="get_oauth_app", responses=responses(404, takes_input=False)
+)
 async def get_app(session: DbReadSession, state: AppState, project_id: ProjectId, app: App) -> OAuthAppRead:
     """One OAuth app, by its id or its platform."""
     return await service.get_app(session, state.settings, project_id, app)
@@ -122,7 +124,7 @@ async def update_app(
     "/api/v1/oauth/apps/{app}",
     operation_id="delete_oauth_app",
     response_class=Response,
-    responses={**responses(404), 200: {"description": "Gone; the body is empty."}},
+    responses={**responses(404, takes_input=False), 200: {"description": "Gone; the body is empty."}},
 )
 async def delete_app(session: DbSession, project_id: ProjectId, app: App) -> Response:
     """Removes an app and its open sessions. Calendars that were connected with it go on."""

@@ -16,7 +16,6 @@ from typing import Any, Literal
 from sqlalchemy import and_, func, or_, select, update
 
 from app.core import metrics
-from app.core.clock import utcnow
 from app.core.crypto import SealBroken, SecretBox
 from app.core.db import AnySession, Sessions, transaction
 from app.core.http import httpx
@@ -54,9 +53,17 @@ async def load_credentials(
     session: AnySession, box: SecretBox, credentials_id: str
 ) -> tuple[Credentials, dict[str, Any]] | None:
     """The row and its secrets; the client's secret is the newest that is known. Raises SealBroken."""
+    found = await _load_at(session, box, credentials_id)
+    return None if found is None else found[:2]
+
+
+async def _load_at(
+    session: AnySession, box: SecretBox, credentials_id: str
+) -> tuple[Credentials, dict[str, Any], datetime] | None:
+    """As `load_credentials`, and the database's time: other workers have other clocks."""
     found = (
         await session.execute(
-            select(Credentials, OAuthClientSecret)
+            select(Credentials, OAuthClientSecret, func.clock_timestamp())
             .outerjoin(
                 OAuthClientSecret,
                 and_(
@@ -74,11 +81,11 @@ async def load_credentials(
     ).one_or_none()
     if found is None:
         return None
-    stored, newer = found
+    stored, newer, now = found
     secrets: dict[str, Any] = box.open(context_of(stored.id), stored.sealed)
     if newer is not None:
         secrets |= box.open(client_secret_context(newer.id), newer.sealed)
-    return stored, secrets
+    return stored, secrets, now
 
 
 def _access_context(credentials_id: str) -> str:
@@ -144,14 +151,14 @@ class CredentialStore:
         """The row, opened, and whether this call now holds the refresh lease."""
         async with transaction(self._sessions) as session:
             try:
-                found = await load_credentials(session, self._box, credentials_id)
+                found = await _load_at(session, self._box, credentials_id)
                 if found is None:
                     raise CredentialsGone("The credentials were deleted.")
-                stored, secrets = found
+                stored, secrets, now = found
                 row = self._open(stored, secrets)
             except SealBroken as err:
                 raise ClientMisconfigured(str(err), code="seal_broken") from None
-            if row.access_token is not None and (_expired(stored) or row.access_token == rejected):
+            if row.access_token is not None and (_expired(stored, now) or row.access_token == rejected):
                 row = replace(row, access_token=None)
             if row.access_token is not None or not lease_unless_cached:
                 return row, False
@@ -260,7 +267,7 @@ class CredentialStore:
         early = min(_EARLY_SECONDS, fresh.expires_in / 10)
         values: dict[str, Any] = {
             "access_token_sealed": self._box.seal(_access_context(credentials_id), fresh.access_token),
-            "access_token_expires_at": utcnow() + timedelta(seconds=fresh.expires_in - early),
+            "access_token_expires_at": (func.clock_timestamp() + timedelta(seconds=fresh.expires_in - early)),
             "refresh_lease_until": None,
         }
         if fresh.refresh_token and fresh.refresh_token != row.secrets["refresh_token"]:
@@ -282,9 +289,9 @@ class CredentialStore:
         return found is not None
 
 
-def _expired(stored: Credentials) -> bool:
+def _expired(stored: Credentials, now: datetime) -> bool:
     expires_at: datetime | None = stored.access_token_expires_at
-    return expires_at is None or expires_at <= utcnow()
+    return expires_at is None or expires_at <= now
 
 
 class CredentialTokens:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
-from app.api.schemas import InputModel, Metadata, NotBlank, OutputTime
+from app.api.schemas import InputModel, Metadata, NotBlank, OutputTime, UpdateModel, shape
 from app.calendars.schemas import ClientId, DeduplicationKey, PlatformUuid, Secret
 from app.core.http import httpx
 
@@ -41,7 +41,10 @@ def _each_once(values: list[str]) -> list[str]:
 _ClientId = Annotated[ClientId, Field(description="The OAuth client's id at the provider.")]
 _ClientSecret = Annotated[Secret, Field(description="Stored encrypted, never shown.")]
 _RedirectUri = Annotated[
-    str, Field(min_length=1, max_length=_LONGEST_URI), AfterValidator(_check_redirect_uri)
+    str,
+    Field(min_length=1, max_length=_LONGEST_URI),
+    AfterValidator(_check_redirect_uri),
+    shape(format="uri", pattern=r"^[Hh][Tt][Tt][Pp][Ss]?://[^/?#:@\\\s][^#\\\s]*$"),
 ]
 _RedirectUris = Annotated[
     list[_RedirectUri],
@@ -73,14 +76,13 @@ class OAuthAppCreate(InputModel):
     redirect_uris: _RedirectUris
 
 
-class OAuthAppUpdate(InputModel):
+class OAuthAppUpdate(UpdateModel):
     """What is left out stays as it is."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"redirect_uris": ["https://example.com/calendar-connected"]}]}
     )
 
-    # The defaults only say that a field may be left out; `exclude_unset` keeps them out of the database.
     client_id: _ClientId = ""
     client_secret: _ClientSecret = ""
     redirect_uris: _RedirectUris = Field(default_factory=list)

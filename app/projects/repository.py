@@ -1,16 +1,47 @@
 """SQL of projects and API keys."""
 
-from sqlalchemy import func, insert, select, update
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import NamedTuple
+
+from sqlalchemy import RowMapping, func, insert, or_, select, update
 
 from app.core.db import AnySession, Session
 from app.models import ApiKey, Project
 
+# `last_used_at` is not written more often.
+_USE_WRITTEN_EVERY = timedelta(minutes=1)
 
-async def find_project_of_key(session: AnySession, key_sha256: str) -> str | None:
-    """The id of the project that a live key belongs to."""
-    return await session.scalar(
-        select(ApiKey.project_id).where(ApiKey.key_sha256 == key_sha256, ApiKey.disabled_at.is_(None))
+
+class LiveKey(NamedTuple):
+    """A key that is not disabled. `is_use_due`: its use is to be written down again."""
+
+    id: str
+    project_id: str
+    is_use_due: bool
+
+
+_use_is_due = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < func.now() - _USE_WRITTEN_EVERY)
+
+
+async def find_live_key(session: AnySession, key_sha256: str) -> LiveKey | None:
+    found = await session.execute(
+        select(ApiKey.id, ApiKey.project_id, _use_is_due).where(
+            ApiKey.key_sha256 == key_sha256, ApiKey.disabled_at.is_(None)
+        )
     )
+    row = found.one_or_none()
+    return LiveKey(*row) if row is not None else None
+
+
+async def note_use(session: Session, key_id: str) -> None:
+    """Writes that the key was used now, unless that was done within the last minute. It waits for nobody's lock."""
+    free = (
+        select(ApiKey.id)
+        .where(ApiKey.id == key_id, _use_is_due)
+        .with_for_update(skip_locked=True, key_share=True)
+    )
+    await session.execute(update(ApiKey).where(ApiKey.id.in_(free)).values(last_used_at=func.now()))
 
 
 async def insert_project(session: Session, project_id: str, name: str) -> None:
@@ -19,6 +50,39 @@ async def insert_project(session: Session, project_id: str, name: str) -> None:
 
 async def project_exists(session: AnySession, project_id: str) -> bool:
     return await session.scalar(select(Project.id).where(Project.id == project_id)) is not None
+
+
+async def list_projects(session: AnySession) -> Sequence[RowMapping]:
+    """project_id, name, created_at, live_keys; oldest first."""
+    live_keys = (
+        select(func.count())
+        .where(ApiKey.project_id == Project.id, ApiKey.disabled_at.is_(None))
+        .scalar_subquery()
+    )
+    statement = select(
+        Project.id.label("project_id"), Project.name, Project.created_at, live_keys.label("live_keys")
+    )
+    return (await session.execute(statement.order_by(Project.created_at, Project.id))).mappings().all()
+
+
+async def list_api_keys(session: AnySession, project_id: str | None) -> Sequence[RowMapping]:
+    """key_id, name, project_id, project_name, created_at, last_used_at, disabled_at; oldest first."""
+    statement = (
+        select(
+            ApiKey.id.label("key_id"),
+            ApiKey.name,
+            ApiKey.project_id,
+            Project.name.label("project_name"),
+            ApiKey.created_at,
+            ApiKey.last_used_at,
+            ApiKey.disabled_at,
+        )
+        .join(Project, Project.id == ApiKey.project_id)
+        .order_by(ApiKey.created_at, ApiKey.id)
+    )
+    if project_id is not None:
+        statement = statement.where(ApiKey.project_id == project_id)
+    return (await session.execute(statement)).mappings().all()
 
 
 async def insert_api_key(

@@ -20,7 +20,7 @@ Errors:
         └── Unavailable         outage, timeout, HTML instead of JSON, a feed that is broken right now
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, Protocol
@@ -136,7 +136,8 @@ class RemoteOrganizer:
 class RemoteEvent:
     """One event, or one instance of a series, in the provider-neutral form (providers.md F.1).
 
-    Times are aware and in UTC, `end_time` exclusive; None where the provider gave nothing that can be read.
+    Times are aware and in UTC, `end_time` exclusive; None where the provider gave nothing that can be read. An event
+    does not end before it starts: lists rely on it (app/calendar_events/repository.py), whatever the provider says.
     `raw` is JSON text: the provider's own object after `app.providers.raw.dump_raw`.
     No text holds a NUL character; texts are cut at the lengths of `app.providers.limits`.
     """
@@ -160,23 +161,53 @@ class RemoteEvent:
     meeting_platform: str | None = None
     is_cancelled: bool = False
 
+    def __post_init__(self) -> None:
+        if self.end_time is not None and (self.start_time is None or self.end_time < self.start_time):
+            object.__setattr__(self, "end_time", self.start_time)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangePage:
     """A part of one round of changes. A round ends with exactly one page that has `is_last`.
 
     `events`      created or changed (a later page or entry of the same id wins)
-    `gone`        platform_uuids that no longer exist; an id may be a series' id: its instances go with it
-    `is_snapshot` the round lists everything in the window, so what is missing from it is gone;
-                  the same on every page of a round
+    `gone`        platform_uuids that no longer exist; an id may be a series' id: its instances go with it. With the
+                  `raw` of the cancelled event, where the provider sent more than its id
+    `unlisted`    platform_uuids that an earlier page of this snapshot had, and that are not in it after all
+    `is_snapshot` the round lists everything in the window: what is missing from it is gone, or has moved beyond
+                  the window (see `CalendarProvider.reread`); the same on every page of a round
     `next_cursor` on the last page: where the next round starts; None makes that one a full round again
     """
 
     events: list[RemoteEvent] = field(default_factory=list)
-    gone: list[str] = field(default_factory=list)
+    gone: dict[str, str | None] = field(default_factory=dict)
+    unlisted: list[str] = field(default_factory=list)
     is_snapshot: bool
     is_last: bool = False
     next_cursor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KnownEvent:
+    """An event that is stored, as far as it takes to find it again."""
+
+    platform_uuid: str
+    recurring_event_id: str | None = None
+    original_start_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reread:
+    """What became of events that a snapshot left out. What is in none of the three could not be read.
+
+    `found`    they exist, as these
+    `gone`     by platform_uuid, as in `ChangePage`
+    `unread`   platform_uuids that were not asked for, or without an answer for now: ask again in the next round
+    """
+
+    found: list[RemoteEvent] = field(default_factory=list)
+    gone: dict[str, str | None] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,5 +252,13 @@ class CalendarProvider(Protocol):
 
         With a cursor, changes outside the window may be in the answer: the engine filters.
         Raises any ProviderError while it is being iterated.
+        """
+        ...
+
+    async def reread(self, events: Sequence[KnownEvent]) -> Reread:
+        """What became of events that the snapshot just read with `changes` left out, wherever they are now.
+
+        Bounded: of very many, some are `unread`; the first ones are asked for first.
+        Raises CredentialsRevoked, ClientMisconfigured.
         """
         ...

@@ -31,7 +31,7 @@ import structlog
 from app.core.logging import configure_logging
 from app.itip.event_fields import Reader
 from app.itip.feed import Feed, Selection
-from app.providers.base import Unavailable, Window
+from app.providers.base import KnownEvent, Unavailable, Window
 
 EVENTS_PER_PAGE = 1_000
 # What a feed may take, whatever its rules are; reading it takes time by its size, which nobody can make more.
@@ -46,7 +46,10 @@ LENGTH = struct.Struct(">I")
 
 @dataclass(frozen=True, slots=True)
 class FeedJob:
-    """A body as transferred, with its Content-Encoding. `log_context`: what log lines are to carry."""
+    """A body as transferred, with its Content-Encoding. `log_context`: what log lines are to carry.
+
+    `wanted`: read these events, wherever they are, and not those of the window.
+    """
 
     body: bytes
     encoding: str
@@ -54,6 +57,7 @@ class FeedJob:
     window: Window
     reader: Reader
     log_context: dict[str, Any]
+    wanted: tuple[KnownEvent, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +189,11 @@ def _work(pipe: _Pipe, job: FeedJob) -> None:
         frames = [frame(Selected(0))]
         if pipe.receive():
             with _limited(max(allowed - (time.process_time() - started), 0.1)):
-                pages = _read_pages(feed.select(job.window, job.reader))
+                if job.wanted is None:
+                    selection = feed.select(job.window, job.reader)
+                else:
+                    selection = feed.find(job.wanted, job.reader)
+                pages = _read_pages(selection)
             frames = [frame(Selected(len(pages))), *pages]
     except Unavailable as err:
         frames = [frame(Refused(err.code, err.message))]

@@ -6,7 +6,8 @@ what is deleted is what is missing.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -25,18 +26,21 @@ from app.providers.base import (
     ClientMisconfigured,
     CredentialsRevoked,
     CursorExpired,
+    KnownEvent,
     ProviderError,
     RateLimited,
     RemoteAttendee,
     RemoteCalendar,
     RemoteEvent,
     RemoteOrganizer,
+    Reread,
     ResponseStatus,
     TokenSource,
     Unavailable,
     Window,
 )
 from app.providers.raw import dump_raw
+from app.providers.single_reads import read_singly
 from app.providers.wire import Answer, exchange, load_json, load_object, retry_after
 
 log = structlog.get_logger()
@@ -56,6 +60,9 @@ _RESPONSES: dict[str, ResponseStatus] = {
     "tentative": "tentative",
     "accepted": "accepted",
 }
+# What a cancelled entry has at the least: nothing of the event itself (A.7).
+_BARE = frozenset({"kind", "etag", "id", "status"})
+_READS_AT_ONCE = 4
 _NOT_MEETINGS = ("workingLocation", "birthday")
 
 _RATE_REASONS = frozenset(
@@ -99,9 +106,10 @@ class GoogleCalendar:
         self._client = client
         self._tokens = tokens
         self._base_url = base_url.rstrip("/") + "/calendar/v3"
-        self._calendar_id = calendar_id or "primary"
+        self._events_path = f"/calendars/{quote(calendar_id or 'primary', safe='', errors='replace')}/events"
         self._hosts = hosts
         self._page_size = page_size
+        self._time_zone = "UTC"  # the calendar's, as its lists tell it
 
     async def changes(self, *, cursor: str | None, window: Window) -> AsyncIterator[ChangePage]:
         """See `CalendarProvider.changes`. Cancelled entries of every shape are in `gone` (A.7).
@@ -110,13 +118,12 @@ class GoogleCalendar:
         Raises CursorExpired, CredentialsRevoked, AccessDenied, CalendarGone, ClientMisconfigured, RateLimited,
         Unavailable, and ProviderError (`bad_request`) for what only a change of this code can mend.
         """
-        path = f"/calendars/{quote(self._calendar_id, safe='', errors='replace')}/events"
         query = {"singleEvents": "true", "maxResults": str(self._page_size)}
         if cursor is None:
             query |= {"timeMin": _bound(window.start, -1), "timeMax": _bound(window.end, 1)}
         else:
             query["syncToken"] = _sync_token(cursor)
-        async for document in self._pages(path, query):
+        async for document in self._pages(self._events_path, query):
             is_last = not document["nextPageToken"]
             sync_token = document["nextSyncToken"]
             if is_last and not sync_token:
@@ -130,6 +137,26 @@ class GoogleCalendar:
                 is_last=is_last,
                 next_cursor=_CURSOR_PREFIX + sync_token if is_last else None,
             )
+
+    async def reread(self, events: Sequence[KnownEvent]) -> Reread:
+        """See `CalendarProvider.reread`."""
+        return await read_singly(self._read_one, events, at_once=_READS_AT_ONCE)
+
+    async def _read_one(self, event_id: str, *, is_series: bool) -> RemoteEvent | None:
+        """By events.get, which knows cancelled events too, for a while (A.8)."""
+        try:
+            item = await self._get(f"{self._events_path}/{quote(event_id, safe='')}", {})
+        except (
+            CalendarGone,
+            CursorExpired,
+        ):  # 404, and 410: the list of the same calendar was there just now
+            return None
+        if item.get("id") != event_id:
+            raise Unavailable("Google's answer is not the event that was asked for.", code="broken_answer")
+        if "recurrence" in item and not is_series:
+            return None  # it was made a series, whose instances are events of their own
+        event = self._read_event(item, event_id, self._time_zone)
+        return replace(event, is_cancelled=True) if item.get("status") == "cancelled" else event
 
     async def list_calendars(self) -> list[RemoteCalendar]:
         """The calendars of the account whose events can be read (A.3). Raises the same as `changes`."""
@@ -206,13 +233,14 @@ class GoogleCalendar:
             deadline_seconds=_DEADLINE_SECONDS,
         )
 
-    async def _read_items(self, document: dict[str, Any]) -> tuple[list[RemoteEvent], list[str]]:
+    async def _read_items(self, document: dict[str, Any]) -> tuple[list[RemoteEvent], dict[str, str | None]]:
         calendar_timezone = document.get("timeZone")
         if not isinstance(calendar_timezone, str):
             calendar_timezone = "UTC"
+        self._time_zone = calendar_timezone
         # An id may come twice, confirmed and cancelled: the later entry is the truth.
         events: dict[str, RemoteEvent] = {}
-        gone: dict[str, None] = {}
+        gone: dict[str, str | None] = {}
         items: list[Any] = document["items"]
         items.reverse()
         count = 0
@@ -228,10 +256,10 @@ class GoogleCalendar:
             events.pop(event_id, None)
             gone.pop(event_id, None)
             if item.get("status") == "cancelled":
-                gone[event_id] = None
+                gone[event_id] = dump_raw(item) if item.keys() - _BARE else None
             else:
                 events[event_id] = self._read_event(item, event_id, calendar_timezone)
-        return list(events.values()), list(gone)
+        return list(events.values()), gone
 
     def _read_event(self, item: dict[str, Any], event_id: str, calendar_timezone: str) -> RemoteEvent:
         try:
@@ -388,10 +416,11 @@ class _Reader:
             if isinstance(entry, dict) and entry.get("entryPointType") == "video"
         ]
         candidates.append(self._item.get("hangoutLink"))
-        candidates.append(solution.get("name") if isinstance(solution, dict) else None)
+        name = _whole(solution.get("name")) if isinstance(solution, dict) else None
         # Texts as long as they come: one cut in the middle of a link would give a link that leads nowhere.
         return find_meeting_link(
-            conference=[text for value in candidates if (text := _whole(value))],
+            join_urls=[text for value in candidates if (text := _whole(value))],
+            conference=[name] if name else [],
             location=_whole(self._item.get("location")),
             description=_whole(self._item.get("description")),
             title=_whole(self._item.get("summary")),

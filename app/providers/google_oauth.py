@@ -62,7 +62,9 @@ def _classify(status: int, fields: Mapping[str, Any], headers: Mapping[str, str]
         # By the word alone: the description of one and the same dead token changes.
         if word in _DEAD_GRANT:
             return CredentialsRevoked(
-                "Google does not accept the refresh token any more: connect again.", is_final=True
+                f"Google does not accept the refresh token any more: connect again ({word})",
+                code=word,
+                is_final=True,
             )
         if word in _CLIENT_FAULTS:
             return ClientMisconfigured(
@@ -71,7 +73,7 @@ def _classify(status: int, fields: Mapping[str, Any], headers: Mapping[str, str]
             )
         if word in _NOT_ALLOWED:
             return AccessDenied(
-                f"The Google account may not grant calendar access ({word}).", code=word, is_final=True
+                f"The Google account may not grant calendar access ({word})", code=word, is_final=True
             )
     # An answer that says nothing clear about the grant must never disconnect anybody.
     return Unavailable(

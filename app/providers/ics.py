@@ -8,8 +8,8 @@ The feed's address is a secret. It stands in the errors of the HTTP client, so n
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
@@ -25,14 +25,18 @@ from app.providers.base import (
     AccessDenied,
     CalendarGone,
     ChangePage,
+    KnownEvent,
     ProviderError,
     RateLimited,
+    Reread,
     Unavailable,
     Window,
 )
 from app.providers.feed_process import FeedJob, too_large
 from app.providers.feed_readers import FeedReaders
 from app.providers.wire import retry_after
+
+log = structlog.get_logger(__name__)
 
 MAX_BODY_BYTES = 20 * 1024 * 1024
 _DEADLINE_SECONDS = 60.0
@@ -128,6 +132,7 @@ class IcsFeed:
         self._feed_url = feed_url
         self._reader = Reader(owner_email=owner_email, hosts=hosts)
         self._allow_http = allow_http
+        self._last_job: FeedJob | None = None
 
     async def changes(self, *, cursor: str | None, window: Window) -> AsyncIterator[ChangePage]:
         """See `CalendarProvider.changes`. With a cursor, a feed that did not change gives one page without events.
@@ -153,6 +158,7 @@ class IcsFeed:
         next_cursor = _Cursor(
             etag=answer.headers.get("ETag"), last_modified=_settled(answer.headers), digest=read.digest
         ).dump()
+        self._last_job = job
         del answer, job
         if read.pages is None:
             yield ChangePage(is_snapshot=False, is_last=True, next_cursor=next_cursor)
@@ -166,6 +172,23 @@ class IcsFeed:
                 is_last=is_last,
                 next_cursor=next_cursor if is_last else None,
             )
+
+    async def reread(self, events: Sequence[KnownEvent]) -> Reread:
+        """See `CalendarProvider.reread`: all of them, in the file that was read last."""
+        wanted = [event.platform_uuid for event in events]
+        job, self._last_job = self._last_job, None
+        if job is None:
+            return Reread(unread=wanted)
+        try:
+            read = await self._readers.read(
+                replace(job, wanted=tuple(events)), project_id=self._project_id, known_digest=None
+            )
+        except Unavailable as err:
+            log.warning("ics.not_reread", code=err.code)
+            return Reread(unread=wanted)
+        pages = [await read.events(number) for number in range(len(read.pages or ()))]
+        found = {event.platform_uuid: event for page in pages for event in page}
+        return Reread(found=list(found.values()), gone={one: None for one in wanted if one not in found})
 
     async def _fetch(self, known: _Cursor) -> _Answer | None:
         """The feed, or None if it did not change."""

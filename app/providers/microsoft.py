@@ -11,7 +11,7 @@ Where delta itself fails, the window is read all the same: only calendarView dec
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -29,18 +29,21 @@ from app.providers.base import (
     ClientMisconfigured,
     CredentialsRevoked,
     CursorExpired,
+    KnownEvent,
     ProviderError,
     RateLimited,
     RemoteAttendee,
     RemoteCalendar,
     RemoteEvent,
     RemoteOrganizer,
+    Reread,
     ResponseStatus,
     TokenSource,
     Unavailable,
     Window,
 )
 from app.providers.raw import dump_raw
+from app.providers.single_reads import read_singly
 from app.providers.wire import Answer, exchange, load_json, load_object, retry_after
 
 log = structlog.get_logger(__name__)
@@ -80,7 +83,9 @@ _SELECT = (
 )
 # They change with a reminder, by themselves overnight (gdocs issue 14632), and on every occurrence of a series
 # as soon as one of them changes: in `raw` they would make events look changed that are not.
-_VOLATILE = frozenset({"@odata.etag", "@odata.type", "changeKey", "lastModifiedDateTime"})
+_VOLATILE = frozenset({"@odata.context", "@odata.etag", "@odata.type", "changeKey", "lastModifiedDateTime"})
+# Of the four that Graph allows an app in a mailbox (B.8). A $batch would count as many requests.
+_READS_AT_ONCE = 2
 
 _RESPONSES: dict[str, ResponseStatus] = {
     "organizer": "accepted",
@@ -144,6 +149,24 @@ class MicrosoftCalendar:
             return
         async for page in self._snapshot(reach, position):
             yield page
+
+    async def reread(self, events: Sequence[KnownEvent]) -> Reread:
+        """See `CalendarProvider.reread`. An event of the mailbox's other calendars may count as found."""
+        return await read_singly(self._read_one, events, at_once=_READS_AT_ONCE)
+
+    async def _read_one(self, event_id: str, *, is_series: bool) -> RemoteEvent | None:
+        url = f"{self._owner_url}/events/{quote(event_id, safe='')}"
+        try:
+            item = await self._get(url, {"$select": _SELECT}, _PREFER)
+        except CalendarGone as err:
+            if err.code != CalendarGone.code:
+                raise
+            return None  # the list of the same calendar was there just now
+        if item.get("id") != event_id:
+            raise Unavailable("Microsoft's answer is not the event that was asked for.", code="broken_answer")
+        if item.get("type") == "seriesMaster" and not is_series:
+            return None  # it was made a series, whose occurrences are events of their own
+        return self._read_event(item, event_id)
 
     async def list_calendars(self) -> list[RemoteCalendar]:
         """The account's calendars, those of every group (B.2). Raises the same as `changes`."""
@@ -223,7 +246,7 @@ class MicrosoftCalendar:
         changed meanwhile; otherwise it is read again, at last in the next round.
         """
         known: set[str] = set()
-        gone: list[str] = []
+        unlisted: list[str] = []
         link = position.link
         for walk in range(1, _MOST_WALKS + 1):
             listed: set[str] = set()
@@ -234,7 +257,7 @@ class MicrosoftCalendar:
                 yield ChangePage(events=events, is_snapshot=True)
             known |= listed
             if page_count == 1 or link is None or not position.delta_works:
-                gone = list(known - listed)
+                unlisted = list(known - listed)
                 break
             try:
                 after = await self._advance(link)
@@ -242,12 +265,12 @@ class MicrosoftCalendar:
                 link = None
                 break
             if not after.has_changes:
-                link, gone = after.link, list(known - listed)
+                link, unlisted = after.link, list(known - listed)
                 break
             if walk < _MOST_WALKS:
                 link = after.link
             # else still changing: nothing that was seen counts as gone, and the next round finds these changes.
-        yield ChangePage(gone=gone, is_snapshot=True, is_last=True, next_cursor=self._cursor(link))
+        yield ChangePage(unlisted=unlisted, is_snapshot=True, is_last=True, next_cursor=self._cursor(link))
 
     async def _walk(self, reach: Window, *, delta_works: bool) -> AsyncIterator[list[RemoteEvent]]:
         """The events of each page, read in smaller pages where one is too large. Events may come twice.
@@ -660,11 +683,8 @@ def _own_response(item: dict[str, Any]) -> ResponseStatus | None:
 
 
 def _meeting_link(item: dict[str, Any], hosts: MeetingHosts) -> MeetingLink | None:
-    conference = (
-        _part(item, "onlineMeeting", "joinUrl"),
-        item.get("onlineMeetingUrl"),
-        item.get("onlineMeetingProvider"),
-    )
+    join_urls = (_part(item, "onlineMeeting", "joinUrl"), item.get("onlineMeetingUrl"))
+    provider = _whole(item.get("onlineMeetingProvider"))
     places = item.get("locations")
     places = [item.get("location"), *(places[:_MOST_PLACES] if isinstance(places, list) else ())]
     texts = [
@@ -674,7 +694,8 @@ def _meeting_link(item: dict[str, Any], hosts: MeetingHosts) -> MeetingLink | No
         for member in ("displayName", "locationUri")
     ]
     return find_meeting_link(
-        conference=[text for value in conference if (text := _whole(value))],
+        join_urls=[text for value in join_urls if (text := _whole(value))],
+        conference=[provider] if provider else [],
         location="\n".join(text for text in texts if text),
         # The whole of it: a Teams block stands at the end, often behind what is kept of the description.
         description=_whole(_part(item, "body", "content")),

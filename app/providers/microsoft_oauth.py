@@ -60,28 +60,28 @@ _OPERATOR_FAULTS = {
 }
 _REQUEST_LOOP = 50196
 _PERSON_FAULTS = {
-    50020: ("account_unknown", "This account is not known in the organisation."),
-    50034: ("account_unknown", "This account does not exist any more."),
-    50053: ("account_locked", "This account is locked."),
-    50055: ("password_expired", "The account's password has expired."),
-    50057: ("account_disabled", "This account is disabled."),
-    50058: ("sign_in_required", "Microsoft wants this person to sign in again."),
-    50074: ("mfa_required", "Microsoft wants a second factor from this person."),
-    50076: ("mfa_required", "Microsoft wants a second factor from this person."),
-    50078: ("mfa_required", "Microsoft wants a second factor from this person."),
-    50079: ("mfa_required", "Microsoft wants this person to set up a second factor."),
-    50105: ("not_assigned", "An administrator has not assigned this person to the app."),
-    50173: ("grant_revoked", "The password was changed, or all sessions were signed out."),
-    53000: ("conditional_access", "The organisation's access rules do not allow this connection."),
-    53001: ("conditional_access", "The organisation's access rules do not allow this connection."),
-    53003: ("conditional_access", "The organisation's access rules do not allow this connection."),
-    65001: ("consent_required", "The app's access was not granted, or was taken back."),
-    65004: ("consent_required", "The person declined to give access."),
-    70008: ("grant_expired", "The grant has expired."),
-    70043: ("grant_expired", "The organisation's rules made the grant expire."),
-    700082: ("grant_expired", "The grant was not used for 90 days and has expired."),
-    90072: ("account_unknown", "This account is not known in the organisation."),
-    90094: ("consent_required", "An administrator has to allow the app."),
+    50020: "This account is not known in the organisation.",
+    50034: "This account does not exist any more.",
+    50053: "This account is locked.",
+    50055: "The account's password has expired.",
+    50057: "This account is disabled.",
+    50058: "Microsoft wants this person to sign in again.",
+    50074: "Microsoft wants a second factor from this person.",
+    50076: "Microsoft wants a second factor from this person.",
+    50078: "Microsoft wants a second factor from this person.",
+    50079: "Microsoft wants this person to set up a second factor.",
+    50105: "An administrator has not assigned this person to the app.",
+    50173: "The password was changed, or all sessions were signed out.",
+    53000: "The organisation's access rules do not allow this connection.",
+    53001: "The organisation's access rules do not allow this connection.",
+    53003: "The organisation's access rules do not allow this connection.",
+    65001: "The app's access was not granted, or was taken back.",
+    65004: "The person declined to give access.",
+    70008: "The grant has expired.",
+    70043: "The organisation's rules made the grant expire.",
+    700082: "The grant was not used for 90 days and has expired.",
+    90072: "This account is not known in the organisation.",
+    90094: "An administrator has to allow the app.",
 }
 _NUMBER = re.compile(r"AADSTS(\d{5,9})")
 
@@ -142,14 +142,14 @@ def _classify_refusal(word: str, numbers: list[int]) -> ProviderError | None:
             code=word,
         )
     if word in _DEAD_GRANT:
-        code, reason = next(
+        reason = next(
             (_PERSON_FAULTS[number] for number in numbers if number in _PERSON_FAULTS),
-            (word, "Microsoft does not accept the refresh token any more."),
+            "Microsoft does not accept the refresh token any more.",
         )
-        return CredentialsRevoked(f"{reason} Connect the calendar again.", code=code, is_final=True)
+        return CredentialsRevoked(f"{reason} Connect the calendar again ({word})", code=word, is_final=True)
     if word == "access_denied":
         return AccessDenied(
-            "Access to the calendar was refused in the Microsoft account.", code=word, is_final=True
+            f"Access to the calendar was refused in the Microsoft account ({word})", code=word, is_final=True
         )
     return None
 

@@ -18,7 +18,6 @@ _LONGEST_VALIDATION_TOKEN = 4096
 _BATCH = {
     "schema": {
         "type": "object",
-        "required": ["value"],
         "properties": {
             "value": {"type": "array", "items": {}, "description": "Items of another form are skipped."}
         },
@@ -110,13 +109,15 @@ async def receive_microsoft_notifications(
 
 
 def _items(body: bytes) -> list[Any]:
-    """No body is an empty batch. Raises InvalidFields."""
+    """No body, and one without `value`, is an empty batch. Raises InvalidFields."""
     if not body:
         return []
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
         raise InvalidFields.one("non_field_errors", "The body is not valid JSON.") from None
+    if isinstance(document, dict) and document.get("value") is None:
+        return []
     items = document.get("value") if isinstance(document, dict) else None
     if not isinstance(items, list):
         raise InvalidFields.one("value", "Send a list of notifications.")

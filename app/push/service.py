@@ -31,6 +31,8 @@ LEASE_FOR = timedelta(seconds=60)
 
 _CHANNEL_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _RESOURCE_ID = re.compile(r"[\x21-\x7e]{1,200}")
+# Of events only "exists" is documented; the others are what Google's channels of other resources say.
+_CHANGES = frozenset({"exists", "update", "not_exists"})
 
 
 def sealed_context(channel_id: str) -> str:
@@ -59,7 +61,7 @@ async def accept_google(
             outcome = "handshake"
             if channel.state == "opening" and _RESOURCE_ID.fullmatch(resource_id or ""):
                 await repository.note_resource(session, channel.id, resource_id or "")
-        elif resource_state != "exists":
+        elif resource_state not in _CHANGES:
             outcome = "ignored"
         elif channel.calendar_id is not None:
             moved = await repository.mark_due(session, sync_ids=[channel.calendar_id], delay=debounce)

@@ -115,7 +115,6 @@ async def answer_rsvp(
     responses=responses(413, 415),
     openapi_extra={
         "requestBody": {
-            "required": True,
             "content": {
                 "message/rfc822": {"schema": {"type": "string", "format": "binary"}},
                 "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},

@@ -40,9 +40,15 @@ _PROBE_EVERY_SECONDS = 1.0
 # Grows with the outage, by a sixtieth of its age: a host that is gone for good is not asked every second for ever.
 _PROBE_SELDOM_SECONDS = {"platform": 5.0, "feed": 60.0, "client": 60.0}
 _PROBE_LEASE = timedelta(seconds=10)
+# Where a calendar waits that has never been synced, its feed's host is asked this soon, however long it has failed.
+_PROBE_FOR_NEW_SECONDS = 5.0
+# So many scopes have a probe appointed in a look: each takes a few statements.
+_APPOINTED_AT_ONCE = 50
 _RELEASE_PER_SECOND = 50.0
 _RELEASE_LONGEST_SECONDS = 600.0
 _RELEASE_BATCH = 500
+# In one look: claims wait for it. Still many times more than are due in the meantime.
+_RELEASE_BATCHES = 4
 _LOOK_EVERY_SECONDS = 1.0
 _SAY_FINE_EVERY_SECONDS = 60.0
 _FORGET_EVERY_SECONDS = 600.0
@@ -155,40 +161,72 @@ _CLOSE = text(
     """
 )
 
+# Nobody waits any more, so that nobody would be appointed: there is nothing left to protect.
+_CLOSE_ABANDONED = text(
+    """
+    UPDATE sync_breakers SET opened_at = NULL, probe_until = NULL, closed_at = clock_timestamp()
+    WHERE scope = :scope AND opened_at IS NOT NULL
+      AND NOT EXISTS (SELECT FROM calendars WHERE outage_scope = :scope AND state = 'connected')
+    RETURNING true
+    """
+)
+
 _FORGET_VOTES_OF = text(
     "UPDATE sync_votes SET failing = 0, failing_since = NULL WHERE scope = :scope AND failing > 0"
 )
 
+# Feeds last: anybody can have any number of their hosts.
 _READY_FOR_PROBE = text(
     """
     SELECT scope, outage_since, probe_project_id FROM sync_breakers
     WHERE opened_at IS NOT NULL AND next_probe_at <= clock_timestamp()
       AND (probe_until IS NULL OR probe_until <= clock_timestamp())
+    ORDER BY scope LIKE 'feed:%', random() LIMIT :limit
     FOR UPDATE SKIP LOCKED
     """
 )
 
-_NEXT_PROJECT = text(
-    """
-    SELECT project_id FROM calendars WHERE outage_scope = :scope AND project_id > :after
-    ORDER BY project_id LIMIT 1
-    """
+_MAY_PROBE = """outage_scope = :scope AND state = 'connected'
+      AND (lease_until IS NULL OR lease_until <= clock_timestamp())"""
+
+# Whose answer says most about the platform comes first: one that went well when it was last asked; one that was never
+# asked; one that did not fail before the outage; then any, whose next answer may say nothing.
+_WITNESSES = (
+    "sync_failing_since IS NULL AND last_attempted_sync_at <= last_successful_sync_at",
+    "sync_failing_since IS NULL AND last_attempted_sync_at IS NULL",
+    "(sync_failing_since IS NULL OR sync_failing_since >= :outage_since)",
+    "true",
 )
 
-# Not one that failed before the outage, where there is another: its next answer would say nothing.
-_APPOINT = """
-    UPDATE calendars SET next_sync_at = clock_timestamp()
-    WHERE id = (SELECT id FROM calendars
-                WHERE outage_scope = :scope AND project_id = :project_id AND id > :after
-                  AND state = 'connected' AND (lease_until IS NULL OR lease_until <= clock_timestamp())
-                  {condition}
-                ORDER BY id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED)
-    RETURNING true
-"""
-_APPOINT_WELL = text(
-    _APPOINT.format(condition="AND (sync_failing_since IS NULL OR sync_failing_since >= :outage_since)")
+_APPOINT = tuple(
+    (
+        text(
+            f"""
+            SELECT project_id FROM calendars
+            WHERE {_MAY_PROBE} AND {witness} AND project_id > :after
+            ORDER BY project_id LIMIT 1
+            """  # noqa: S608 - constants
+        ),
+        text(
+            f"""
+            UPDATE calendars SET next_sync_at = clock_timestamp()
+            WHERE id = (SELECT id FROM calendars
+                        WHERE {_MAY_PROBE} AND {witness} AND project_id = :project_id AND id > :after
+                        ORDER BY id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED)
+            RETURNING true
+            """  # noqa: S608 - constants
+        ),
+    )
+    for witness in _WITNESSES
 )
-_APPOINT_ANY = text(_APPOINT.format(condition=""))
+
+_HASTEN_PROBE = text(
+    """
+    UPDATE sync_breakers SET next_probe_at = clock_timestamp() + make_interval(secs => :seconds)
+    WHERE scope = :scope AND opened_at IS NOT NULL
+      AND next_probe_at > clock_timestamp() + make_interval(secs => :seconds)
+    """
+)
 
 _RELEASING = text("SELECT scope FROM sync_breakers WHERE opened_at IS NULL AND release_until IS NOT NULL")
 
@@ -314,6 +352,13 @@ class Breakers:
         async with transaction(self._sessions) as session:
             await session.execute(_VOTE_FINE, {"scope": scope, "project_id": project_id})
 
+    async def hasten_probe(self, scope: str) -> None:
+        """A calendar waits that was never synced: it is not to wait as long as those that have failed for days."""
+        if not scope.startswith("feed:"):
+            return  # a platform is asked this often anyway; a client, once it has a new secret
+        async with transaction(self._sessions) as session:
+            await session.execute(_HASTEN_PROBE, {"scope": scope, "seconds": _PROBE_FOR_NEW_SECONDS})
+
     async def end_probe(self, scope: str) -> None:
         """The probe found nothing good: the next one may follow."""
         async with transaction(self._sessions) as session:
@@ -343,7 +388,7 @@ class Breakers:
             return
         self._looked_at = now
         async with transaction(self._sessions) as session:
-            for row in (await session.execute(_READY_FOR_PROBE)).all():
+            for row in (await session.execute(_READY_FOR_PROBE, {"limit": _APPOINTED_AT_ONCE})).all():
                 await _appoint(session, _Open(row.scope, row.outage_since, row.probe_project_id))
             releasing = list(await session.scalars(_RELEASING))
         for scope in releasing:
@@ -356,7 +401,7 @@ class Breakers:
                     await session.execute(statement, {"age": _FORGET_AFTER})
 
     async def _release(self, scope: str) -> None:
-        while True:
+        for _ in range(_RELEASE_BATCHES):
             async with transaction(self._sessions) as session:
                 released = await session.scalars(_RELEASE, {"scope": scope, "limit": _RELEASE_BATCH})
                 count = len(released.all())
@@ -369,20 +414,20 @@ class Breakers:
 
 
 async def _appoint(session: Session, breaker: _Open) -> None:
-    """Makes one of the calendars that wait for this breaker due; whoever claims it becomes the probe."""
-    for after in (breaker.probe_project_id or "", ""):
-        project_id = await session.scalar(_NEXT_PROJECT, {"scope": breaker.scope, "after": after})
-        if project_id is not None:
-            break
-    else:
-        return
-    values = {
-        "scope": breaker.scope,
-        "project_id": project_id,
-        "outage_since": breaker.outage_since,
-    }
-    # From a random place on, so that it is not always the same one.
-    for statement in (_APPOINT_WELL, _APPOINT_ANY):
-        for after in (new_id("cal"), ""):
-            if await session.scalar(statement, {**values, "after": after}):
-                return
+    """Makes one of the calendars that wait for this breaker due; whoever claims it becomes the probe.
+
+    Closes a breaker that no calendar waits for.
+    """
+    values = {"scope": breaker.scope, "outage_since": breaker.outage_since}
+    for next_project, appoint in _APPOINT:
+        for after in dict.fromkeys((breaker.probe_project_id or "", "")):
+            project_id = await session.scalar(next_project, {**values, "after": after})
+            if project_id is None:
+                continue
+            # From a random place on, so that it is not always the same one.
+            for after_id in (new_id("cal"), ""):
+                if await session.scalar(appoint, {**values, "project_id": project_id, "after": after_id}):
+                    return
+    if await session.scalar(_CLOSE_ABANDONED, {"scope": breaker.scope}):
+        await session.execute(_FORGET_VOTES_OF, {"scope": breaker.scope})
+        log.info("sync_breaker_abandoned", scope=breaker.scope)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from hashlib import sha256
 from typing import Any, Literal
 
@@ -24,8 +23,6 @@ class StoredEvent:
     platform_uuid: str
     content_hash: bytes
     is_deleted: bool
-    start_time: datetime | None
-    end_time: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,22 +90,10 @@ def content_hash(event: RemoteEvent) -> bytes:
     return digest.digest()[:16]
 
 
-def _in_window(window: Window, start: datetime | None, end: datetime | None) -> bool:
-    # What has no readable start cannot be placed: it is kept, since the provider listed it.
+def is_in_window(event: RemoteEvent, window: Window) -> bool:
+    """Whether it overlaps the window. What has no readable start cannot be placed: the provider listed it."""
+    start, end = event.start_time, event.end_time
     return start is None or window.overlaps(start, end if end is not None else start)
-
-
-def _is_gone(event: RemoteEvent, stored: StoredEvent, window: Window) -> bool:
-    """Whether a known event is to be shown as deleted: cancelled, or moved out of the window.
-
-    An event that lies in the past since the window rolled on keeps its state: it was not moved.
-    """
-    if event.is_cancelled:
-        return True
-    if _in_window(window, event.start_time, event.end_time):
-        return False
-    moved_ahead = event.start_time is not None and event.start_time >= window.end
-    return moved_ahead or stored.is_deleted or _in_window(window, stored.start_time, stored.end_time)
 
 
 def diff_events(
@@ -120,17 +105,18 @@ def diff_events(
     """The writes that bring `stored` to what `events` say; nothing for events that are the same.
 
     `hashes` and `stored` are keyed by platform_uuid; `stored` has every known one of `events`.
-    Unknown events that are cancelled or outside the window are left out: nobody has ever seen them.
+    Unknown events that are cancelled or outside the window are left out: nobody has ever seen them. Known ones
+    are followed wherever they move.
     """
     writes: list[EventWrite] = []
     for event in events:
         new_hash = hashes[event.platform_uuid]
         known = stored.get(event.platform_uuid)
         if known is None:
-            if not event.is_cancelled and _in_window(window, event.start_time, event.end_time):
+            if not event.is_cancelled and is_in_window(event, window):
                 writes.append(EventWrite(event, new_hash, is_deleted=False, change="created", stored_id=None))
             continue
-        gone = _is_gone(event, known, window)
+        gone = event.is_cancelled
         if known.content_hash == new_hash and known.is_deleted == gone:
             continue
         change: Change = "deleted" if gone and not known.is_deleted else "updated"

@@ -44,7 +44,7 @@ from app.settings import Settings
 from app.sync import breakers, repository
 from app.sync.breakers import Breakers
 from app.sync.changed_events import describe_changes
-from app.sync.diff import EventWrite, content_hash, diff_events
+from app.sync.diff import EventWrite, content_hash, diff_events, is_in_window
 from app.sync.providers import Providers
 from app.sync.repository import Claim, HeldBack, LeaseLost, Pick, Settled, SyncState, Unannounced
 from app.sync.turns import Kind, pick_oldest
@@ -77,6 +77,8 @@ _ALIKE_WITHIN = timedelta(minutes=30)
 # What a complete answer may not leave out without a second one: all of so many events ahead, most of so many.
 _SHRINKS_ALL_OF = 3
 _SHRINKS_MOST_OF = 5
+# The next round, where some of what an answer left out could not be asked for yet: Google counts by the minute.
+_READ_ON_AFTER = timedelta(minutes=1)
 
 # A hiccup: tried again within the same sync.
 _TRIES_AGAIN = 2
@@ -88,7 +90,13 @@ _LASTING = frozenset(
     {"address_refused", "answer_too_large", "feed_too_large", "feed_too_complex", "too_many_redirects"}
 )
 # Our own doing, or about this one calendar alone: says nothing about its platform.
-_NOT_THE_PLATFORMS = _LASTING | {"internal_error", "cursor_expired_again", "mailbox_moving", "seal_broken"}
+_NOT_THE_PLATFORMS = _LASTING | {
+    "cursor_expired_again",
+    "feed_reader_died",
+    "internal_error",
+    "mailbox_moving",
+    "seal_broken",
+}
 # A cursor that expires again so soon after a full round would have us list everything again and again.
 _FULL_ROUND_AGAIN_AFTER = timedelta(minutes=10)
 
@@ -98,12 +106,17 @@ class _Batch:
     """What the pages since the last write brought. A later entry of the same id wins."""
 
     events: dict[str, RemoteEvent] = field(default_factory=dict)
-    gone: dict[str, None] = field(default_factory=dict)
+    gone: dict[str, str | None] = field(
+        default_factory=dict
+    )  # to the cancelled event's `raw`, where there is one
     size: int = 0
 
     def add(self, page: ChangePage) -> None:
-        for platform_uuid in page.gone:
-            self.gone[platform_uuid] = None
+        for platform_uuid, raw in page.gone.items():
+            self.gone[platform_uuid] = raw
+            self.events.pop(platform_uuid, None)
+            self.size += len(raw or "")
+        for platform_uuid in page.unlisted:
             self.events.pop(platform_uuid, None)
         for event in page.events:
             self.events[event.platform_uuid] = event
@@ -113,6 +126,20 @@ class _Batch:
     @property
     def is_full(self) -> bool:
         return len(self.events) + len(self.gone) >= _BATCH_EVENTS or self.size >= _BATCH_BYTES
+
+
+@dataclass(slots=True)
+class _Absent:
+    """Live rows in the window that a full round did not list, by their ids.
+
+    `gone`: deleted or cancelled, each by the provider's own word; to the `raw` of the cancelled event, if any.
+    `unclear`: the provider has them in the window all the same, or does not say. `unread`: not asked for yet.
+    """
+
+    gone: dict[str, str | None] = field(default_factory=dict)
+    unclear: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+    count: int = 0
 
 
 @dataclass(slots=True)
@@ -180,8 +207,9 @@ class SyncEngine:
         started = time.perf_counter()
         attempt = _Attempt(claim)
         outcome = "ok"
+        within = asyncio.timeout(_SYNC_WITHIN_SECONDS)
         try:
-            async with self._kept_lease(claim), asyncio.timeout(_SYNC_WITHIN_SECONDS):
+            async with self._kept_lease(claim), within:
                 if not await self._sync(attempt):
                     outcome = "held"
         except LeaseLost:
@@ -197,14 +225,15 @@ class SyncEngine:
         except ProviderError as err:
             outcome = err.code
             await self._fail(attempt, err)
-        except TimeoutError:
-            outcome = "timeout"
-            await self._fail(attempt, Unavailable("The sync took too long.", code="timeout"))
         except Exception as err:
-            # One bad calendar must not hold up the others.
-            outcome = "internal_error"
-            log.exception("sync_crashed")
-            fault = Unavailable(f"Internal error: {type(err).__name__}.", code="internal_error")
+            # One bad calendar must not hold up the others. Another TimeoutError than ours is the database's.
+            if isinstance(err, TimeoutError) and within.expired():
+                outcome = "timeout"
+                fault = Unavailable("The sync took too long.", code=outcome)
+            else:
+                outcome = "internal_error"
+                log.exception("sync_crashed")
+                fault = Unavailable(f"Internal error: {type(err).__name__}.", code=outcome)
             await self._fail(attempt, fault)
         finally:
             metrics.SYNC_SECONDS.labels(claim.platform, outcome).observe(time.perf_counter() - started)
@@ -248,6 +277,7 @@ class SyncEngine:
         if breaker == "ready" and await self._breakers.take_probe(scope, claim.project_id):
             attempt.is_probe = True
             return True
+        is_held = False
         async with transaction(self._sessions) as session:
             await repository.lock_calendar(session, claim)
             if await breakers.stays_open(session, scope):
@@ -257,8 +287,10 @@ class SyncEngine:
                     next_in=self._next_in(self._settings.calendar_sync_interval_seconds),
                     outage_scope=scope,
                 )
-                return False
-        return True
+                is_held = True
+        if is_held and attempt.state is not None and attempt.state.window_start is None:
+            await self._breakers.hasten_probe(scope)
+        return not is_held
 
     async def _sync_with(self, attempt: _Attempt, provider: CalendarProvider, state: SyncState) -> None:
         kept = self._kept_window(state)
@@ -303,13 +335,16 @@ class SyncEngine:
             batch.add(page)
             if page.is_snapshot:
                 seen.update(event.platform_uuid for event in page.events)
-                seen.difference_update(page.gone)
+                seen.difference_update(page.gone, page.unlisted)
             if page.is_last:
+                absent = None
+                if page.is_snapshot:
+                    absent = await self._find_absent(attempt, provider, batch, seen, window)
                 await self._finish(
                     attempt,
                     batch,
                     cursor=page.next_cursor,
-                    snapshot=seen if page.is_snapshot else None,
+                    absent=absent,
                     window=window,
                     cursor_expired_at=cursor_expired_at,
                 )
@@ -320,30 +355,75 @@ class SyncEngine:
                 batch = _Batch()
         raise Unavailable("The provider's answer ended early.", code="round_incomplete")
 
+    async def _find_absent(
+        self, attempt: _Attempt, provider: CalendarProvider, batch: _Batch, seen: set[str], window: Window
+    ) -> _Absent:
+        """Asks for each live row that a full round did not list. Those that moved are put into the batch."""
+        async with transaction(self._sessions) as session:
+            missing = await repository.find_live_missing(session, attempt.claim.calendar_id, window, seen)
+        # What is named as gone needs no second word.
+        missing = {
+            event_id: known
+            for event_id, known in missing.items()
+            if known.platform_uuid not in batch.gone and known.recurring_event_id not in batch.gone
+        }
+        if not missing:
+            return _Absent()
+        reread = await provider.reread(list(missing.values()))
+        moved = {event.platform_uuid for event in reread.found if not is_in_window(event, window)}
+        batch.events.update(
+            {event.platform_uuid: event for event in reread.found if event.platform_uuid in moved}
+        )
+        unread = frozenset(reread.unread)
+        absent = _Absent(count=len(missing))
+        for event_id, known in missing.items():
+            platform_uuid = known.platform_uuid
+            if platform_uuid in reread.gone:
+                absent.gone[event_id] = reread.gone[platform_uuid]
+            elif platform_uuid in unread:
+                absent.unread.append(event_id)
+            elif platform_uuid not in moved:
+                absent.unclear.append(event_id)
+        log.info(
+            "sync_reread",
+            count=len(missing),
+            gone=len(absent.gone),
+            moved=len(moved),
+            unclear=len(absent.unclear),
+            unread=len(absent.unread),
+        )
+        return absent
+
     async def _finish(
         self,
         attempt: _Attempt,
         batch: _Batch,
         *,
         cursor: str | None,
-        snapshot: set[str] | None,
+        absent: _Absent | None,
         window: Window,
         cursor_expired_at: datetime | None,
     ) -> None:
         """The last batch, the cursor, the sync times and the outbox rows, in one transaction."""
         claim = attempt.claim
         async with self._writes, transaction(self._sessions) as session:
-            written = await self._write(session, attempt, batch, window, snapshot=snapshot)
+            written = await self._write(session, attempt, batch, window, absent=absent)
             unannounced, held_back = written.unannounced, written.held_back
             next_in = self._next_in(self._settings.calendar_sync_interval_seconds)
             next_in_with_push = self._next_in(self._settings.calendar_sync_interval_with_push_seconds)
-            if held_back is not None:
+            if absent is not None and absent.unread:
                 # The next round must be a full one: a cursor of this answer would never tell of them again.
                 cursor = None
+                if len(absent.unread) < absent.count:
+                    next_in = min(next_in, _READ_ON_AFTER)
+                    next_in_with_push = next_in
+            if held_back is not None:
+                # Here too.
+                cursor = None
                 confirm_for = timedelta(seconds=self._settings.calendar_shrink_confirm_seconds)
-                next_in = max(held_back.since + confirm_for - attempt.started_at, timedelta(0))
+                next_in = max(held_back.since + confirm_for - attempt.started_at, _READ_ON_AFTER)
                 next_in_with_push = next_in
-                log.warning("sync_mass_deletion_held_back", count=len(held_back.ids))
+                log.warning("sync_deletions_held_back", count=len(held_back.ids))
             settled = await repository.settle_success(
                 session,
                 claim,
@@ -356,10 +436,15 @@ class SyncEngine:
                 held_back=held_back,
                 cursor_expired_at=cursor_expired_at,
             )
+            if attempt.state is not None and attempt.state.is_trial:
+                await _announce_state(session, claim, settled)
+                log.info("reconnected")
             await _announce_changes(session, claim, settled, unannounced, written.changed_events)
         for change in ("created", "updated", "deleted"):
             count = getattr(unannounced, change)
             metrics.SYNC_EVENTS.labels(claim.platform, change).inc(count)
+        if attempt.state is not None and attempt.state.is_trial:
+            await self._doorbell.ring("deliveries")
         if unannounced.since is not None:
             log.info(
                 "synced",
@@ -376,9 +461,9 @@ class SyncEngine:
         batch: _Batch,
         window: Window,
         *,
-        snapshot: set[str] | None = None,
+        absent: _Absent | None = None,
     ) -> _Written:
-        """Writes what differs. With `snapshot` (all ids of a full round), the rows missing from it are gone."""
+        """Writes what differs. `absent`: what became of the rows that a full round did not list."""
         claim = attempt.claim
         held_back: HeldBack | None = None
         unannounced = await repository.lock_calendar(session, claim)
@@ -388,15 +473,16 @@ class SyncEngine:
         if events:
             stored = await repository.load_stored(session, claim.calendar_id, list(hashes))
             writes = diff_events(events, hashes, stored, window)
-        deleted_ids: list[str] = []
+        gone: dict[str, str | None] = {}
         if batch.gone:
-            deleted_ids = await repository.find_live_of(
-                session, claim.calendar_id, list(batch.gone), batch.events.keys()
+            named = await repository.find_live_of(session, claim.calendar_id, batch.gone, batch.events.keys())
+            gone = {event_id: batch.gone.get(platform_uuid) for event_id, platform_uuid in named.items()}
+        deleted_ids = list(gone)
+        if absent is not None:
+            gone |= absent.gone
+            deleted_ids, held_back = await self._believe(
+                session, attempt, list(gone), unclear=absent.unclear, unread=absent.unread
             )
-        if snapshot is not None:
-            missing = await repository.find_live_missing(session, claim.calendar_id, window, snapshot)
-            deleted_ids = list(dict.fromkeys([*deleted_ids, *missing]))
-            deleted_ids, held_back = await self._believe(session, attempt, deleted_ids)
         if not writes and not deleted_ids:
             return _Written(unannounced, [], held_back)
 
@@ -411,7 +497,7 @@ class SyncEngine:
         if writes:
             ids = await repository.write_events(session, claim, writes, times[: len(writes)])
         if deleted_ids:
-            await repository.mark_deleted(session, deleted_ids, times[len(writes) :])
+            await repository.mark_deleted(session, deleted_ids, times[len(writes) :], raws=gone)
         await follow_events(session, [*known, *deleted_ids])
         counts = Counter(write.change for write in writes)
         unannounced = Unannounced(
@@ -425,19 +511,19 @@ class SyncEngine:
         return _Written(unannounced, changed_events, held_back)
 
     async def _believe(
-        self, session: Session, attempt: _Attempt, missing: list[str]
+        self, session: Session, attempt: _Attempt, gone: list[str], *, unclear: list[str], unread: list[str]
     ) -> tuple[list[str], HeldBack | None]:
         """Which of the events that a complete answer leaves out are deleted now, and what is held back.
 
         An answer may leave out most of a calendar by mistake: a mass is believed once a second answer, a while
-        later, leaves out the same. Only omissions are doubted. In a list of changes each deletion is named by
-        itself, and no mistake of that kind makes a mass of them.
+        later, leaves out the same, and so is what is `unclear`. Only omissions are doubted. In a list of changes
+        each deletion is named by itself, and no mistake of that kind makes a mass of them. What is `unread` counts
+        for the mass, and is not deleted.
         """
+        missing = [*gone, *unclear, *unread]
         assert attempt.state is not None
         now, since = attempt.state.now, attempt.state.held_back_since
         held = set(attempt.state.held_back_ids or ())
-        same = [event_id for event_id in missing if event_id in held]
-        fresh = [event_id for event_id in missing if event_id not in held]
 
         async def is_mass(ids: list[str], *, besides: Sequence[str] = ()) -> bool:
             # What came while an answer was in doubt does not make the doubtful part smaller.
@@ -448,15 +534,27 @@ class SyncEngine:
             return (lost == ahead >= _SHRINKS_ALL_OF) or (ahead >= _SHRINKS_MOST_OF and lost * 2 > ahead)
 
         claim = attempt.claim
-        if not missing or not await is_mass(missing):
-            return missing, None
+        all_doubted = bool(missing) and await is_mass(missing)
+        doubted = missing if all_doubted else unclear
+        if not doubted:
+            return gone, None
+        same = [event_id for event_id in doubted if event_id in held]
+        fresh = [event_id for event_id in doubted if event_id not in held]
+        left = set(unread)
+        held_back: HeldBack | None
         if since is None or not same:
-            return [], HeldBack(missing, now)
-        if now - since < timedelta(seconds=self._settings.calendar_shrink_confirm_seconds):
-            return [], HeldBack(same, since)
-        if fresh and await is_mass(fresh, besides=same):
-            return same, HeldBack(fresh, now)
-        return missing, None
+            held_back = HeldBack(doubted, now)
+            left.update(doubted)
+        elif now - since < timedelta(seconds=self._settings.calendar_shrink_confirm_seconds):
+            held_back = HeldBack(same, since)
+            left.update(doubted)
+        elif fresh and (not all_doubted or await is_mass(fresh, besides=same)):
+            held_back = HeldBack(fresh, now)
+            left.update(fresh)
+        else:
+            # The rest of a mass that is believed by now.
+            held_back = HeldBack(unread, since) if all_doubted and unread else None
+        return [event_id for event_id in missing if event_id not in left], held_back
 
     async def _fail(self, attempt: _Attempt, err: ProviderError) -> None:
         """Notes the failure; disconnects where only the person can mend it. Announces what was written before."""
@@ -470,24 +568,26 @@ class SyncEngine:
             async with transaction(self._sessions) as session:
                 unannounced = await repository.lock_calendar(session, claim)
                 state = await repository.load_state(session, claim)
-                if attempt.is_probe and may_be_outage:
+                is_open = scope is not None and await breakers.load_state(session, scope) != "closed"
+                is_outage = is_open and await self._is_outage(session, scope, err)
+                if attempt.is_probe and may_be_outage and is_outage:
                     # It was asked on behalf of all, and goes on waiting with them.
                     await repository.put_off(
                         session,
                         claim,
                         next_in=self._next_in(self._settings.calendar_sync_interval_seconds),
                         outage_scope=scope,
+                        attempted_at=attempt.started_at,
                     )
                     return
-                is_open = scope is not None and await breakers.load_state(session, scope) != "closed"
-                begins = may_be_outage and not is_open and state.failure_count == 0
-                confirms = not attempt.is_forced and not is_open
+                begins = may_be_outage and not is_open and state.failure_count == 0 and not state.is_trial
+                confirms = not attempt.is_forced and not is_outage
                 is_same = state.failure_code == err.code
                 code_since = state.failure_code_since if is_same else None
                 code_count = state.failure_code_count if is_same else 0
                 if confirms:
                     code_since, code_count = code_since or attempt.started_at, code_count + 1
-                if isinstance(err, ConnectionLost):
+                if isinstance(err, ConnectionLost) and not state.is_trial:
                     disconnects = err.is_final or (
                         confirms
                         and code_count >= _GONE_CONFIRMATIONS
@@ -507,18 +607,14 @@ class SyncEngine:
                     started_at=attempt.started_at,
                     next_in=next_in,
                     failure_data=_failure_data(err) if disconnects else None,
+                    # A refusal stands; an outage says nothing, and is waited out.
+                    ends_trial=isinstance(err, ConnectionLost),
                 )
                 await _announce_changes(session, claim, settled, unannounced, [])
                 if disconnects:
                     await close_channels(session, claim.calendar_id)
                     await drop_bots_of_calendar(session, claim.calendar_id, "calendar_disconnected")
-                    await announce(
-                        session,
-                        project_id=claim.project_id,
-                        trigger="calendar.state_change",
-                        calendar=_facts(claim, settled),
-                        data=state_data(settled),
-                    )
+                    await _announce_state(session, claim, settled)
         except LeaseLost:
             return
         level = log.error if isinstance(err, ClientMisconfigured) else log.warning
@@ -537,6 +633,16 @@ class SyncEngine:
     def _is_long(self, since: datetime | None, now: datetime) -> bool:
         confirm_for = timedelta(seconds=self._settings.calendar_gone_confirm_seconds)
         return since is not None and now - since >= confirm_for
+
+    @staticmethod
+    async def _is_outage(session: Session, scope: str | None, err: ProviderError) -> bool:
+        """Whether the failure is that of an open breaker, and so not the calendar's.
+
+        A refusal is its own where only a few wait: those may be all that there are, and all of them gone.
+        """
+        if scope is None or not isinstance(err, ConnectionLost):
+            return True
+        return await repository.count_waiting(session, scope=scope, most=_ALIKE) >= _ALIKE
 
     @staticmethod
     async def _many_fail_alike(session: Session, scope: str | None, code: str, state: SyncState) -> bool:
@@ -660,6 +766,16 @@ def _failure_data(err: ProviderError) -> str:
 def _facts(claim: Claim, settled: Settled) -> CalendarFacts:
     return CalendarFacts(
         id=claim.calendar_id, deduplication_key=settled.deduplication_key, metadata=settled.metadata
+    )
+
+
+async def _announce_state(session: Session, claim: Claim, settled: Settled) -> None:
+    await announce(
+        session,
+        project_id=claim.project_id,
+        trigger="calendar.state_change",
+        calendar=_facts(claim, settled),
+        data=state_data(settled),
     )
 
 

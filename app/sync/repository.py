@@ -4,7 +4,7 @@ Locks, in this order everywhere: the calendar's row, then the writers' advisory 
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, Protocol
@@ -14,7 +14,7 @@ from sqlalchemy import ARRAY, JSON, DateTime, Interval, Text, bindparam, text
 
 from app.core.db import Session
 from app.core.ids import new_id
-from app.providers.base import Window
+from app.providers.base import KnownEvent, Window
 from app.sync.diff import EventWrite, StoredEvent, attendees_json, organizer_json
 from app.sync.turns import Due, Kind, pick_oldest
 
@@ -55,6 +55,7 @@ class SyncState:
     """What a sync starts from. `now` is the database's clock.
 
     `forced_before` is the time at which it would have been due, where a client's request came before that.
+    `is_trial`: the calendar is disconnected, and this sync tries whether access is back.
     """
 
     platform_uuid: str | None
@@ -73,6 +74,7 @@ class SyncState:
     cursor_expired_at: datetime | None
     held_back_ids: list[str] | None
     held_back_since: datetime | None
+    is_trial: bool
     now: datetime
 
 
@@ -117,17 +119,26 @@ _SPARE = 20
 # Google's and Microsoft's calendars, and feeds; local calendars have nothing to fetch.
 # now() and not clock_timestamp(), which as a volatile function could not be looked up in the index.
 _IS_SYNCED = "c.state = 'connected' AND c.platform <> 'local'"
+_IS_TRIAL = "(c.sync_trial AND c.state = 'disconnected')"
 _IS_FREE = "(c.lease_until IS NULL OR c.lease_until <= now())"
 _KIND = "(CASE c.platform WHEN 'ics' THEN 'feed' ELSE 'account' END)"  # as in ix_calendars_turns
 # The same account connected twice is one mailbox.
 _MAILBOX = "concat_ws(' ', c.platform, coalesce(lower(c.owner_email), c.credentials_id, c.id))"
 
+# And the disconnected ones that are to be tried, which are few.
 _FIND_OLDEST = text(
     f"""
-    SELECT c.id, c.project_id, {_MAILBOX} AS mailbox, c.next_sync_at, {_KIND} AS kind, {_IS_FREE} AS is_free
-    FROM calendars c
-    WHERE {_IS_SYNCED} AND c.next_sync_at <= now()
-    ORDER BY c.next_sync_at LIMIT :most
+    (SELECT c.id, c.project_id, {_MAILBOX} AS mailbox, c.next_sync_at, {_KIND} AS kind, {_IS_FREE} AS is_free,
+            false AS is_trial
+     FROM calendars c
+     WHERE {_IS_SYNCED} AND c.next_sync_at <= now()
+     ORDER BY c.next_sync_at LIMIT :most)
+    UNION ALL
+    (SELECT c.id, c.project_id, {_MAILBOX} AS mailbox, c.next_sync_at, {_KIND} AS kind, {_IS_FREE} AS is_free,
+            true AS is_trial
+     FROM calendars c
+     WHERE {_IS_TRIAL} AND c.next_sync_at <= now()
+     ORDER BY c.next_sync_at LIMIT :most)
     """  # noqa: S608 - constants
 )
 
@@ -175,7 +186,7 @@ _LEASE = text(
     f"""
     WITH due AS MATERIALIZED (
         SELECT c.id, c.sync_forced FROM calendars c
-        WHERE c.id = ANY(:ids) AND {_IS_SYNCED} AND c.next_sync_at <= clock_timestamp() AND {_IS_FREE}
+        WHERE c.id = ANY(:ids) AND ({_IS_SYNCED} OR {_IS_TRIAL}) AND c.next_sync_at <= clock_timestamp() AND {_IS_FREE}
         FOR UPDATE SKIP LOCKED)
     UPDATE calendars AS c
     SET lease_token = :lease_token, lease_until = now() + :lease_for, next_sync_at = now() + :lease_for,
@@ -231,7 +242,7 @@ async def _find_due(session: Session, limit: int, kinds: Collection[Kind]) -> li
         for row in oldest
         if row.is_free and row.kind in kinds
     }
-    if len(oldest) == _OLDEST:
+    if sum(not row.is_trial for row in oldest) == _OLDEST:
         for kind in kinds:
             values = {
                 "kind": kind,
@@ -284,11 +295,18 @@ _FORCE = text(
         SELECT id, greatest(clock_timestamp(), sync_started_at + least(
                    :pause * power(2, least(sync_failure_count, 10)),
                    CASE platform WHEN 'ics' THEN :longest_of_feeds ELSE :longest END)) AS at
-        FROM calendars WHERE id = :calendar_id
+        FROM calendars WHERE id = :calendar_id AND state = 'connected'
         FOR NO KEY UPDATE) AS asked
     WHERE c.id = asked.id AND asked.at < c.next_sync_at
     """
 ).bindparams(*(bindparam(name, type_=Interval()) for name in ("pause", "longest", "longest_of_feeds")))
+_TRY = text(
+    """
+    UPDATE calendars
+    SET sync_trial = true, next_sync_at = greatest(clock_timestamp(), sync_started_at + :pause)
+    WHERE id = :calendar_id AND state = 'disconnected' AND platform <> 'local' AND NOT sync_trial
+    """
+).bindparams(bindparam("pause", type_=Interval()))
 
 
 async def request_sync(
@@ -298,6 +316,7 @@ async def request_sync(
 
     `force`: a client asks. Its syncs begin at least 5 s apart; while they fail, up to a minute, and 5 minutes
     for a feed, whose server may take a minute to time out. One that is due earlier anyway stays as it is.
+    A disconnected calendar is tried once, at most every minute: it is connected again if access is back.
     """
     if not force:
         await session.execute(_REQUEST, {"calendar_id": calendar_id, "delay": delay})
@@ -311,6 +330,7 @@ async def request_sync(
             "longest_of_feeds": _LONGEST_FORCED_PAUSE_OF_FEEDS,
         },
     )
+    await session.execute(_TRY, {"calendar_id": calendar_id, "pause": _LONGEST_FORCED_PAUSE})
 
 
 _LOAD = text(
@@ -318,7 +338,7 @@ _LOAD = text(
     SELECT c.platform_uuid, c.owner_email, c.credentials_id, k.client_id, c.sync_cursor,
            c.window_start, c.window_end, c.sync_failure_count, c.sync_failure_code,
            c.sync_failure_code_since, c.sync_failure_code_count, c.sync_failing_since, c.sync_forced_before,
-           c.cursor_expired_at, c.held_back_ids, c.held_back_since, clock_timestamp()
+           c.cursor_expired_at, c.held_back_ids, c.held_back_since, c.state = 'disconnected', clock_timestamp()
     FROM calendars c LEFT JOIN credentials k ON k.id = c.credentials_id
     WHERE c.id = :calendar_id AND c.lease_token = :lease_token
     """
@@ -339,7 +359,7 @@ _LOCK = text(
     """
     SELECT unannounced_since, unannounced_created, unannounced_updated, unannounced_deleted
     FROM calendars
-    WHERE id = :calendar_id AND lease_token = :lease_token AND state = 'connected'
+    WHERE id = :calendar_id AND lease_token = :lease_token AND (state = 'connected' OR sync_trial)
     FOR NO KEY UPDATE
     """
 )
@@ -357,7 +377,7 @@ async def lock_calendar(session: Session, claim: Claim) -> Unannounced:
 
 _STORED = text(
     """
-    SELECT e.id, e.platform_uuid, e.content_hash, e.is_deleted, e.start_time, e.end_time
+    SELECT e.id, e.platform_uuid, e.content_hash, e.is_deleted
     FROM unnest(:platform_uuids) AS i(platform_uuid)
     JOIN calendar_events e ON e.calendar_id = :calendar_id AND e.platform_uuid = i.platform_uuid
     """
@@ -376,7 +396,7 @@ async def load_stored(
 
 _LIVE_GONE = text(
     """
-    SELECT id FROM calendar_events
+    SELECT id, platform_uuid FROM calendar_events
     WHERE calendar_id = :calendar_id AND NOT is_deleted
       AND (platform_uuid = ANY(:gone) OR recurring_event_id = ANY(:gone))
       AND NOT (platform_uuid = ANY(:kept))
@@ -386,18 +406,18 @@ _LIVE_GONE = text(
 
 
 async def find_live_of(
-    session: Session, calendar_id: str, gone: Sequence[str], kept: Collection[str]
-) -> list[str]:
-    """Ids of live rows that are named in `gone`, or are instances of a series named there, save `kept`."""
-    rows = await session.scalars(
+    session: Session, calendar_id: str, gone: Collection[str], kept: Collection[str]
+) -> dict[str, str]:
+    """Live rows that are named in `gone`, or are instances of a series named there, save `kept`: id to platform_uuid."""
+    rows = await session.execute(
         _LIVE_GONE, {"calendar_id": calendar_id, "gone": list(gone), "kept": list(kept)}
     )
-    return list(rows)
+    return {row.id: row.platform_uuid for row in rows}
 
 
 _LIVE_MISSING = text(
     """
-    SELECT id FROM calendar_events e
+    SELECT id, platform_uuid, recurring_event_id, original_start_time FROM calendar_events e
     WHERE calendar_id = :calendar_id AND NOT is_deleted
       -- The range of the index by end: what is over stays unread. Rows without an end stand behind all others.
       AND coalesce(end_time, 'infinity'::timestamptz) >= :window_start
@@ -406,16 +426,16 @@ _LIVE_MISSING = text(
                AND (coalesce(end_time, start_time) > :window_start
                     OR (coalesce(end_time, start_time) = start_time AND start_time >= :window_start))))
       AND NOT EXISTS (SELECT FROM unnest(:seen) AS s(platform_uuid) WHERE s.platform_uuid = e.platform_uuid)
-    ORDER BY id
+    ORDER BY start_time, id
     """
 ).bindparams(bindparam("seen", type_=ARRAY(Text())))
 
 
 async def find_live_missing(
     session: Session, calendar_id: str, window: Window, seen: Collection[str]
-) -> list[str]:
-    """Ids of live rows in the window that a full round did not list."""
-    rows = await session.scalars(
+) -> dict[str, KnownEvent]:
+    """Live rows in the window that a full round did not list, by id; the first to start comes first."""
+    rows = await session.execute(
         _LIVE_MISSING,
         {
             "calendar_id": calendar_id,
@@ -424,7 +444,9 @@ async def find_live_missing(
             "seen": list(seen),
         },
     )
-    return list(rows)
+    return {
+        row.id: KnownEvent(row.platform_uuid, row.recurring_event_id, row.original_start_time) for row in rows
+    }
 
 
 _COUNT_AHEAD = text(
@@ -570,15 +592,23 @@ async def load_content(session: Session, ids: Sequence[str]) -> dict[str, dict[s
 
 _MARK_DELETED = text(
     """
-    UPDATE calendar_events e SET is_deleted = true, updated_at = i.updated_at
-    FROM unnest(:ids, CAST(:times AS timestamptz[])) AS i(id, updated_at)
+    UPDATE calendar_events e
+    SET is_deleted = true, updated_at = i.updated_at, raw = coalesce(CAST(i.raw AS json), e.raw)
+    FROM unnest(:ids, CAST(:times AS timestamptz[]), :raws) AS i(id, updated_at, raw)
     WHERE e.id = i.id
     """
-).bindparams(bindparam("ids", type_=ARRAY(Text())))
+).bindparams(bindparam("ids", type_=ARRAY(Text())), bindparam("raws", type_=ARRAY(Text())))
 
 
-async def mark_deleted(session: Session, ids: Sequence[str], times: Sequence[datetime]) -> None:
-    await session.execute(_MARK_DELETED, {"ids": list(ids), "times": list(times)})
+async def mark_deleted(
+    session: Session,
+    ids: Sequence[str],
+    times: Sequence[datetime],
+    raws: Mapping[str, str | None] | None = None,
+) -> None:
+    """`raws`: the cancelled events' `raw` by id, of those that are not to keep theirs."""
+    values = {"ids": list(ids), "times": list(times), "raws": [(raws or {}).get(one) for one in ids]}
+    await session.execute(_MARK_DELETED, values)
 
 
 _RECORD_UNANNOUNCED = text(
@@ -621,7 +651,9 @@ _RELEASE = """
 _SETTLE_SUCCESS = text(
     f"""
     UPDATE calendars
-    SET sync_cursor = :cursor, window_start = :window_start, window_end = :window_end,
+    SET state = 'connected', connection_failure_data = NULL, sync_trial = false,
+        updated_at = CASE WHEN state = 'connected' THEN updated_at ELSE clock_timestamp() END,
+        sync_cursor = :cursor, window_start = :window_start, window_end = :window_end,
         last_attempted_sync_at = :started_at, last_successful_sync_at = clock_timestamp(),
         sync_failing_since = NULL, sync_failure_count = 0, sync_failure_code = NULL,
         sync_failure_message = NULL, sync_failure_code_since = NULL, sync_failure_code_count = 0,
@@ -707,6 +739,7 @@ _SETTLE_FAILURE = text(
         push_due_at = CASE WHEN :disconnects THEN NULL ELSE push_due_at END,
         -- Whoever asked meanwhile is served by the retry: notifications must not cut the backoff short.
         next_sync_at = clock_timestamp() + :next_in, sync_forced = false,
+        sync_trial = sync_trial AND state = 'disconnected' AND NOT :ends_trial,
         {_RELEASE}
     WHERE id = :calendar_id
     {_SETTLED_COLUMNS}
@@ -727,8 +760,11 @@ async def settle_failure(
     started_at: datetime,
     next_in: timedelta,
     failure_data: str | None,
+    ends_trial: bool = False,
 ) -> Settled:
     """Notes the failure and gives the lease back; the cursor stays. With `failure_data`, disconnects.
+
+    `ends_trial`: a disconnected calendar stays so, and is not tried again.
 
     `code_since`, `code_count`: for how long and how often in a row this code has been the answer.
     `outage_scope`: where an outage may be the cause.
@@ -748,6 +784,7 @@ async def settle_failure(
                 "next_in": next_in,
                 "disconnects": failure_data is not None,
                 "failure_data": failure_data,
+                "ends_trial": ends_trial,
             },
         )
     ).one()
@@ -759,18 +796,27 @@ _PUT_OFF = text(
     """
     UPDATE calendars
     SET next_sync_at = clock_timestamp() + :next_in, sync_forced = false,
-        lease_token = NULL, lease_until = NULL, outage_scope = coalesce(:outage_scope, outage_scope)
-    WHERE id = :calendar_id AND lease_token = :lease_token AND state = 'connected'
+        lease_token = NULL, lease_until = NULL, outage_scope = coalesce(:outage_scope, outage_scope),
+        last_attempted_sync_at = coalesce(:attempted_at, last_attempted_sync_at)
+    WHERE id = :calendar_id AND lease_token = :lease_token AND (state = 'connected' OR sync_trial)
     """
-).bindparams(bindparam("outage_scope", type_=Text()))
+).bindparams(
+    bindparam("outage_scope", type_=Text()), bindparam("attempted_at", type_=DateTime(timezone=True))
+)
 
 
 async def put_off(
-    session: Session, claim: Claim, *, next_in: timedelta, outage_scope: str | None = None
+    session: Session,
+    claim: Claim,
+    *,
+    next_in: timedelta,
+    outage_scope: str | None = None,
+    attempted_at: datetime | None = None,
 ) -> None:
-    """Gives the lease back without a word on how the calendar is doing: it was not asked.
+    """Gives the lease back without a word on how the calendar is doing: it was not asked, or on behalf of all.
 
-    `outage_scope`: it waits until that one's breaker closes, `next_in` at the longest.
+    `outage_scope`: it waits until that one's breaker closes, `next_in` at the longest. `attempted_at`: when it was
+    asked, if it was.
     """
     await session.execute(
         _PUT_OFF,
@@ -779,6 +825,7 @@ async def put_off(
             "lease_token": claim.lease_token,
             "next_in": next_in,
             "outage_scope": outage_scope,
+            "attempted_at": attempted_at,
         },
     )
 
@@ -799,6 +846,19 @@ async def count_alike(session: Session, *, scope: str, code: str, since: datetim
         _COUNT_ALIKE, {"scope": scope, "code": code, "since": since, "within": within}
     )
     return count or 0
+
+
+_COUNT_WAITING = text(
+    """
+    SELECT count(*) FROM (
+        SELECT FROM calendars WHERE outage_scope = :scope AND state = 'connected' LIMIT :most) AS waiting
+    """
+)
+
+
+async def count_waiting(session: Session, *, scope: str, most: int) -> int:
+    """How many calendars wait for this scope; counts up to `most`."""
+    return await session.scalar(_COUNT_WAITING, {"scope": scope, "most": most}) or 0
 
 
 _GIVE_BACK = text(

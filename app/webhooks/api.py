@@ -13,6 +13,7 @@ from app.core.db import reading
 from app.webhooks import service
 from app.webhooks.schemas import (
     DeliveriesQuery,
+    DeliveryDetail,
     DeliveryRead,
     ReplayQueued,
     ReplayRequest,
@@ -59,7 +60,7 @@ async def create_webhook(
     return await idempotent.once(work, status_code=201)
 
 
-@router.get("/webhooks/{webhook_id}", operation_id="get_webhook", responses=responses(404))
+@router.get("/webhooks/{webhook_id}", operation_id="get_webhook", responses=responses(404, takes_input=False))
 async def get_webhook(session: DbReadSession, project_id: ProjectId, webhook_id: WebhookId) -> WebhookRead:
     """One webhook."""
     return await service.get_webhook(session, project_id, webhook_id)
@@ -85,7 +86,7 @@ async def update_webhook(
     "/webhooks/{webhook_id}",
     operation_id="delete_webhook",
     response_class=Response,
-    responses={**responses(404), 200: {"description": "Gone; the body is empty."}},
+    responses={**responses(404, takes_input=False), 200: {"description": "Gone; the body is empty."}},
 )
 async def delete_webhook(session: DbSession, project_id: ProjectId, webhook_id: WebhookId) -> Response:
     """Removes the webhook, its log, and what was still to be delivered to it."""
@@ -116,10 +117,15 @@ async def rotate_secret(
     return await idempotent.once(work, status_code=200)
 
 
-@router.post("/webhooks/{webhook_id}/test", operation_id="test_webhook", responses=responses(404, 429))
+@router.post(
+    "/webhooks/{webhook_id}/test",
+    operation_id="test_webhook",
+    responses=responses(404, 429, takes_input=False),
+)
 async def test_webhook(state: AppState, project_id: ProjectId, webhook_id: WebhookId) -> TestResult:
-    """Sends a sample now, signed like the real thing, and answers with what came back. It is not logged.
+    """Sends a sample now, signed like the real thing, and answers with what came back.
 
+    It is not among the deliveries: it tells of no change, is never sent again, and the response has all there is to know.
     At most 30 a minute.
     """
     async with reading(state.read_sessions) as session:
@@ -167,6 +173,16 @@ async def replay(
 
     background_tasks.add_task(state.doorbell.ring, "deliveries")
     return await idempotent.once(work, status_code=202)
+
+
+@router.get(
+    "/webhook_deliveries/{delivery_id}", operation_id="get_webhook_delivery", responses=responses(404)
+)
+async def get_delivery(
+    session: DbReadSession, project_id: ProjectId, delivery_id: DeliveryId
+) -> DeliveryDetail:
+    """One delivery with its body, its headers and every attempt."""
+    return await service.get_delivery(session, project_id, delivery_id)
 
 
 @router.post(

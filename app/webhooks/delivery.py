@@ -52,6 +52,8 @@ _POOLS = 16
 # Retries come later than the schedule says, by up to this share, never earlier.
 _JITTER = 0.2
 
+BODY_HEADERS = {"Content-Type": "application/json"}
+
 Outcome = Literal["success", "status", "redirect", "timeout", "dns", "tls", "connection", "refused", "secret"]
 
 
@@ -155,7 +157,7 @@ async def send(
     if fault is not None:
         return Attempt(at, "refused", None, 0, None, f"refused: {fault}", None)
     headers = {
-        "Content-Type": "application/json",
+        **BODY_HEADERS,
         # A compressed answer could unpack to anything.
         "Accept-Encoding": "identity",
         **signature_headers(secrets, message_id=message_id, attempted_at=at, body=body),

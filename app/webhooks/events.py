@@ -166,8 +166,26 @@ def sample_body(*, idempotency_key: str, trigger: Trigger, now: datetime) -> byt
             "updated_after": at,
         },
         "calendar.state_change": state,
-        "bot.state_change": {"state": "scheduled"},
-        "event.rsvp_update": {"response_status": "accepted"},
+        "bot.state_change": {
+            "state": "scheduled",
+            "new_state": "scheduled",
+            "old_state": "scheduled",
+            "join_at": at,
+            "meeting_url": "https://meet.example.com/sample",
+            "event_type": "updated",
+            "event_sub_type": None,
+            "event_metadata": {"fields": ["bot_name"]},
+            "created_at": at,
+        },
+        "event.rsvp_update": {
+            "response_status": "accepted",
+            "previous_response_status": "needs_action",
+            "attendee": {"email": "ada@example.com", "name": "Ada Lovelace", "is_optional": False},
+            "ical_uid": "sample@calbridge",
+            "scope": "event",
+            "original_start_time": None,
+            "answered_at": at,
+        },
     }
     return build_body(
         idempotency_key=idempotency_key,

@@ -247,6 +247,15 @@ async def list_deliveries(
     return await _page(session, statement, _NEWEST_DELIVERIES, cursor, limit)
 
 
+async def find_delivery(session: AnySession, project_id: str, delivery_id: str) -> WebhookDelivery | None:
+    """The delivery with its body, if it is of this project."""
+    return await session.scalar(
+        select(_dlv)
+        .join(_sub, _sub.id == _dlv.subscription_id)
+        .where(_dlv.id == delivery_id, _sub.project_id == project_id)
+    )
+
+
 async def find_subscription_of(session: AnySession, project_id: str, delivery_id: str) -> str | None:
     """The id of the subscription that a delivery of this project belongs to."""
     return await session.scalar(

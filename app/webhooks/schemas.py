@@ -7,7 +7,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from app.api.pages import ListQuery
-from app.api.schemas import InputModel, InputTime, NotBlank, OutputTime
+from app.api.schemas import (
+    WEB_ADDRESS,
+    InputModel,
+    InputTime,
+    NotBlank,
+    OutputTime,
+    TimeText,
+    UpdateModel,
+    shape,
+)
 from app.core.http import httpx, is_public_address
 from app.settings import Settings
 from app.webhooks.events import TRIGGERS, Trigger
@@ -39,10 +48,13 @@ def url_fault(text: str, settings: Settings) -> str | None:
         return "Not a valid port."
     if settings.allow_private_network_targets or host in settings.webhook_allowed_hosts:
         return None
+    if not _may_be_public(host):
+        return (
+            "Must be on a public address. The operator can allow this host (WEBHOOK_ALLOWED_HOSTS) or, for development, "
+            "all private ones (ALLOW_PRIVATE_NETWORK_TARGETS=true)."
+        )
     if url.scheme != "https":
         return "Must begin with https://, so that nobody on the way can read or change what is sent."
-    if not _may_be_public(host):
-        return "Must be on a public address. Ask the operator (WEBHOOK_ALLOWED_HOSTS) to allow this host."
     return None
 
 
@@ -71,6 +83,7 @@ _Url = Annotated[
         description="https, on a public address.",
         examples=["https://example.com/webhooks"],
     ),
+    shape(format="uri", pattern=WEB_ADDRESS),
 ]
 _Triggers = Annotated[
     list[str],
@@ -104,12 +117,11 @@ class WebhookCreate(InputModel):
     include_events: _IncludeEvents = False
 
 
-class WebhookUpdate(InputModel):
+class WebhookUpdate(UpdateModel):
     """What is left out stays as it is."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"is_active": True}]})
 
-    # The defaults only say that a field may be left out; `exclude_unset` keeps them out of the database.
     url: _Url = ""
     triggers: _Triggers = Field(default_factory=list)
     is_active: _IsActive = True
@@ -157,7 +169,7 @@ class WebhookWithSecret(WebhookRead):
 class AttemptRead(BaseModel):
     """One POST to the endpoint."""
 
-    at: str = Field(examples=["2026-01-31T09:00:00.000000Z"])
+    at: TimeText
     status_code: int | None = Field(description="null: no answer came.")
     duration_ms: int
     response: str | None = Field(description="The answer's first 500 characters.")
@@ -183,6 +195,18 @@ class DeliveryRead(BaseModel):
         description="The newer delivery that told this one's changes too, when this one had not arrived yet."
     )
     attempts: list[AttemptRead] = Field(description="The last 50, oldest first.")
+
+
+class DeliveryDetail(DeliveryRead):
+    """A delivery with what is sent."""
+
+    webhook_id: str
+    body: str = Field(description="The exact text that is signed and sent, the same in every attempt.")
+    headers: dict[str, str] = Field(
+        description="Those that are the same in every attempt. `webhook-timestamp`, `webhook-signature` and "
+        "`X-Webhook-Signature` come anew with each.",
+        examples=[{"Content-Type": "application/json", "webhook-id": "5f1c8a3e-7b21-4c0e-9a55-0d2f6b7c8e90"}],
+    )
 
 
 class TestResult(AttemptRead):

@@ -28,7 +28,7 @@ from app.core.pagination import Page
 from app.models import WebhookSubscription
 from app.settings import Settings
 from app.webhooks import repository, requeue
-from app.webhooks.delivery import secrets_context
+from app.webhooks.delivery import BODY_HEADERS, secrets_context
 from app.webhooks.errors import (
     DeliveryNotFound,
     TooManyWebhooks,
@@ -49,6 +49,7 @@ from app.webhooks.events import (
 from app.webhooks.repository import Mergeable
 from app.webhooks.schemas import (
     DeliveriesQuery,
+    DeliveryDetail,
     DeliveryRead,
     WebhookCreate,
     WebhookRead,
@@ -56,7 +57,7 @@ from app.webhooks.schemas import (
     WebhookWithSecret,
     url_fault,
 )
-from app.webhooks.signing import new_secret
+from app.webhooks.signing import MESSAGE_ID_HEADER, new_secret
 
 __all__ = [
     "BotFacts",
@@ -67,6 +68,7 @@ __all__ = [
     "create_webhook",
     "delete_webhook",
     "find_webhook",
+    "get_delivery",
     "get_webhook",
     "list_deliveries",
     "list_webhooks",
@@ -243,6 +245,19 @@ async def list_deliveries(
         session, webhook_id, status=query.status, cursor=query.cursor, limit=query.rows_of(PAGE_SIZE)
     )
     return Page([DeliveryRead.model_validate(row) for row in page.rows], page.next, page.previous)
+
+
+async def get_delivery(session: ReadSession, project_id: str, delivery_id: str) -> DeliveryDetail:
+    """Raises DeliveryNotFound."""
+    row = await repository.find_delivery(session, project_id, delivery_id)
+    if row is None:
+        raise DeliveryNotFound
+    return DeliveryDetail(
+        **DeliveryRead.model_validate(row).model_dump(),
+        webhook_id=row.subscription_id,
+        body=row.body.decode(),
+        headers={**BODY_HEADERS, MESSAGE_ID_HEADER: row.idempotency_key},
+    )
 
 
 async def redeliver(session: Session, project_id: str, delivery_id: str) -> DeliveryRead:

@@ -9,6 +9,8 @@ from datetime import datetime
 
 from standardwebhooks import Webhook
 
+MESSAGE_ID_HEADER = "webhook-id"
+
 _PREFIX = "whsec_"
 _SECRET_BYTES = 32
 
@@ -34,7 +36,7 @@ def signature_headers(
     text = body.decode()
     return {
         "X-Webhook-Signature": body_signature(keys[0], body),
-        "webhook-id": message_id,
+        MESSAGE_ID_HEADER: message_id,
         "webhook-timestamp": str(int(attempted_at.timestamp())),
         "webhook-signature": " ".join(Webhook(key).sign(message_id, attempted_at, text) for key in keys),
     }

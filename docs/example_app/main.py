@@ -300,6 +300,14 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(lifespan=lifespan, openapi_url=None)
 
+    @app.exception_handler(httpx.HTTPError)
+    async def calbridge_failed(_request: Request, err: httpx.HTTPError) -> Response:
+        log.warning("calbridge at %s: %r", settings.calbridge_url, err)
+        text = (
+            f"calbridge at {settings.calbridge_url} could not do this: {html.escape(str(err) or repr(err))}"
+        )
+        return HTMLResponse(f"<p>{text}</p><p><a href='/'>Back</a></p>", status_code=502)
+
     def example_of(request: Request) -> Example:
         example: Example = request.app.state.example
         return example
@@ -428,11 +436,15 @@ def _page(example: Example, user: str) -> str:
 
 
 def load_settings() -> Settings:
-    """From the environment; the API key of `make run`'s demo project if none is given."""
+    """From the environment; the address of `make run` and the API key of its demo project where none are given."""
     api_key = os.environ.get("CALBRIDGE_API_KEY", "")
+    calbridge_url = os.environ.get("CALBRIDGE_URL", "")
     demo = Path(os.environ.get("CALBRIDGE_DEMO_FILE", ".data/demo_project.json"))
     if not api_key and demo.exists():
         api_key = json.loads(demo.read_text())["api_key"]
+        running = demo.with_name("up.json")  # as long as `make run` runs
+        if not calbridge_url and running.exists():
+            calbridge_url = json.loads(running.read_text())["base_url"]
     if not api_key:
         raise SystemExit("Start `make run` first, or set CALBRIDGE_API_KEY.")
     clients = {}
@@ -441,7 +453,7 @@ def load_settings() -> Settings:
         if client_id:
             clients[platform] = (client_id, os.environ.get(f"{platform.upper()}_CLIENT_SECRET", ""))
     return Settings(
-        calbridge_url=os.environ.get("CALBRIDGE_URL", "http://localhost:8000").rstrip("/"),
+        calbridge_url=(calbridge_url or "http://localhost:8000").rstrip("/"),
         api_key=api_key,
         own_url=os.environ.get("EXAMPLE_URL", "http://localhost:8001").rstrip("/"),
         database=os.environ.get("EXAMPLE_DATABASE", "example.sqlite3"),
@@ -453,7 +465,7 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     own = load_settings()
-    log.info("The example runs at %s", own.own_url)
+    log.info("The example runs at %s, with the calbridge at %s", own.own_url, own.calbridge_url)
     uvicorn.run(
         create_app(own), host="127.0.0.1", port=httpx.URL(own.own_url).port or 80, log_level="warning"
     )

@@ -1,57 +1,14 @@
 """The RSVP page in a real Chromium: it answers by one click, by mouse and by keyboard, and fits a phone."""
 
-import importlib.util
-import os
-import shutil
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.rsvp.tokens import RsvpTokens, Subject
-from tests.fakes.server import serve
+from tests.browser.conftest import NEEDS_CHROMIUM
 
-_CHROMIUM = next((p for p in ("/usr/bin/chromium", shutil.which("chromium")) if p and Path(p).exists()), None)
-_MISSING = [
-    name
-    for name, is_there in (
-        ("the package playwright", importlib.util.find_spec("playwright") is not None),
-        ("/usr/bin/chromium", _CHROMIUM is not None),
-    )
-    if not is_there
-]
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        bool(_MISSING), reason=f"`make test-browser` needs {' and '.join(_MISSING)}: install it first"
-    ),
-]
-
-
-@pytest.fixture
-def shots(tmp_path: Path) -> Path:
-    """Where screenshots go: BROWSER_SCREENSHOTS, to be looked at, or a temporary folder."""
-    folder = Path(os.environ.get("BROWSER_SCREENSHOTS", tmp_path))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-@pytest.fixture
-async def base_url(app):
-    async with serve(app, lifespan="off") as url:
-        yield url
-
-
-@pytest.fixture
-async def browser():
-    from playwright.async_api import async_playwright
-
-    async with async_playwright() as playwright:
-        chromium = await playwright.chromium.launch(executable_path=_CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        await chromium.close()
+pytestmark = [pytest.mark.browser, NEEDS_CHROMIUM]
 
 
 @pytest.fixture

@@ -160,7 +160,7 @@ class FakeMicrosoft(Faulty, IdentityPlatform, PushService):
                 for view in views
             ),
             *(Route(f"{view}/calendarView/delta", data(self._delta), name="delta") for view in views),
-            Route("/v1.0/me/events/{event}", data(self._get_event), name="events.get"),
+            *(Route(f"{view}/events/{{event}}", data(self._get_event), name="events.get") for view in views),
             Route("/v1.0/me/events/{event}/instances", data(self._instances), name="events.instances"),
             Route("/v1.0/subscriptions", data(self.subscribe), methods=["POST"], name="subscriptions.create"),
             Route("/v1.0/subscriptions", data(self.list_subscriptions), name="subscriptions.list"),
@@ -567,7 +567,8 @@ class FakeMicrosoft(Faulty, IdentityPlatform, PushService):
         preferences = preferences_of(request)
         select = _select(request, _EVENT_FIELDS | _DATES)
         resource = render(item.data(), preferences, select=select, all_day_style=self.all_day_style)
-        return self._answer(request, resource, preferences)
+        context = "https://graph.microsoft.com/v1.0/$metadata#users('ada')/events/$entity"
+        return self._answer(request, {"@odata.context": context, **resource}, preferences)
 
     async def _instances(self, request: Request, grant: Grant) -> Response:
         calendar, master = self._find_event(request, grant)

@@ -290,6 +290,43 @@ async def test_a_feeds_refusal_is_believed_after_hours_of_it(
     assert (await calendar.row()).state == "disconnected"
 
 
+@pytest.mark.parametrize("status", [401, 404])
+async def test_a_hosts_few_feeds_are_disconnected_although_all_of_them_fail(
+    settings: Settings, sessions: Sessions, project: TestProject, status: int
+) -> None:
+    """Three may be all that there are: a breaker that is open for days must not hide that they are gone."""
+    server = Feed()
+    server.status = status
+    async with serve(server) as url, factories.sync_engine(settings, sessions) as engine:
+        secrets = {"feed_url": f"{url}/secret.ics"}
+        ids = [
+            await factories.add_calendar(sessions, settings, project.id, platform="ics", secrets=secrets)
+            for _ in range(3)
+        ]
+
+        async def sync_all() -> set[str]:
+            for calendar_id in ids:
+                async with transaction(sessions) as session:
+                    await session.execute(
+                        text("UPDATE sync_breakers SET next_probe_at = now(), probe_until = NULL")
+                    )
+                    await session.execute(
+                        text("UPDATE calendars SET next_sync_at = now() + interval '1 hour'")
+                    )
+                await factories.sync_now(engine, sessions, calendar_id)
+            return {(await factories.load_calendar(sessions, calendar_id)).state for calendar_id in ids}
+
+        for _ in range(3):
+            assert await sync_all() == {"connected"}
+        async with transaction(sessions) as session:
+            opened = await session.scalar(text("SELECT opened_at FROM sync_breakers"))
+            await session.execute(
+                text("UPDATE calendars SET sync_failure_code_since = now() - interval '6 hours 1 minute'")
+            )
+        assert opened is not None
+        assert await sync_all() == {"disconnected"}
+
+
 # --- hiccups -----------------------------------------------------------------------------------------------
 
 

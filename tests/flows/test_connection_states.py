@@ -11,7 +11,9 @@ from sqlalchemy import text
 from app.core.clock import utcnow
 from app.core.crypto import SecretBox
 from app.core.db import transaction
-from app.core.http import operator_client
+from app.core.http import httpx, operator_client
+from app.core.ids import new_id
+from app.models import WebhookSubscription
 from app.oauth.credentials import CredentialStore
 from app.providers.base import CredentialsRevoked
 from app.sync import budgets
@@ -35,6 +37,8 @@ async def test_a_revoked_grant_disconnects_once_with_a_reason(google: GoogleCale
     assert row.state == "disconnected"
     assert row.connection_failure_data is not None
     assert set(row.connection_failure_data) == {"error", "code", "timestamp"}
+    assert row.connection_failure_data["code"] == "invalid_grant"
+    assert row.connection_failure_data["error"].endswith("(invalid_grant)")
     assert await google.names() == ["one"]
     async with transaction(google.sessions) as session:
         await session.execute(text("UPDATE calendars SET next_sync_at = now()"))
@@ -88,6 +92,17 @@ async def test_retry_after_is_honoured(google: GoogleCalendarUnderTest, seconds:
 async def test_access_tokens_are_cached_between_syncs(google: GoogleCalendarUnderTest) -> None:
     for _ in range(3):
         await google.sync()
+    assert len(google.fake.requests_to("token")) == 1
+
+
+async def test_a_worker_whose_clock_is_behind_stores_tokens_that_others_use(
+    google: GoogleCalendarUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        late = "app.oauth.credentials.utcnow"
+        patch.setattr(late, lambda: utcnow() - timedelta(hours=2), raising=False)
+        await google.sync()
+    await google.sync()
     assert len(google.fake.requests_to("token")) == 1
 
 
@@ -203,3 +218,142 @@ async def test_an_account_that_is_connected_twice_has_one_budget(
     rows = {one: await factories.load_calendar(google.sessions, one) for one in ids}
     synced = sorted((row.owner_email or "").lower() for row in rows.values() if row.last_successful_sync_at)
     assert synced == ["ada@example.org", "bob@example.org"]
+
+
+# --- PATCH of a disconnected calendar ----------------------------------------------------------------------
+
+
+async def listen(google: GoogleCalendarUnderTest) -> None:
+    async with transaction(google.sessions) as session:
+        session.add(
+            WebhookSubscription(
+                id=new_id("webhook"),
+                project_id=google.project_id,
+                url="https://example.com",
+                triggers=["calendar.state_change", "calendar.events_update"],
+                secrets_sealed=b"",
+            )
+        )
+
+
+async def told(google: GoogleCalendarUnderTest) -> list[tuple[str, str]]:
+    """The trigger and state of each webhook since the last time."""
+    async with transaction(google.sessions) as session:
+        rows = await session.execute(
+            text(
+                "DELETE FROM webhook_deliveries RETURNING created_at, trigger,"
+                " convert_from(body, 'UTF8')::json -> 'data' ->> 'state'"
+            )
+        )
+        return [(trigger, state) for _, trigger, state in sorted(tuple(row) for row in rows)]
+
+
+async def patch(google: GoogleCalendarUnderTest, api: httpx.AsyncClient) -> None:
+    """As if the last sync had been a while ago."""
+    async with transaction(google.sessions) as session:
+        await session.execute(text("UPDATE calendars SET sync_started_at = now() - interval '1 hour'"))
+    answer = await api.patch(f"/api/v1/calendars/{google.id}", json={"metadata": {"n": "1"}})
+    assert answer.status_code == 200
+
+
+async def run_due(google: GoogleCalendarUnderTest) -> int:
+    claims = await google.engine.claim(10)
+    for claim in claims:
+        await google.engine.handle(claim)
+    return len(claims)
+
+
+async def test_a_patch_reconnects_a_calendar_to_which_access_is_back(
+    google: GoogleCalendarUnderTest, api: httpx.AsyncClient
+) -> None:
+    await listen(google)
+    google.add("one")
+    await google.sync()
+    await google.disconnect()
+    assert (await google.row()).state == "disconnected"
+    await told(google)
+    google.add("two")
+    assert await run_due(google) == 0
+    before = await google.row()
+    await patch(google, api)
+    assert (await google.row()).state == "disconnected"
+    assert await run_due(google) == 1
+    row = await google.row()
+    assert (row.state, row.connection_failure_data, row.sync_trial) == ("connected", None, False)
+    assert row.updated_at > before.updated_at
+    assert await google.names() == ["one", "two"]
+    assert await told(google) == [
+        ("calendar.state_change", "connected"),
+        ("calendar.events_update", "connected"),
+    ]
+    await google.sync()
+    assert (await google.row()).state == "connected"
+
+
+async def test_a_patch_of_a_calendar_whose_grant_is_dead_changes_and_tells_nothing(
+    google: GoogleCalendarUnderTest, api: httpx.AsyncClient
+) -> None:
+    await listen(google)
+    await google.sync()
+    google.fake.revoke_grant(google.fake.refresh_token)
+    google.fake.expire_access_tokens()
+    await google.sync()
+    before = await google.row()
+    await told(google)
+    await patch(google, api)
+    asked = len(google.fake.requests_to("token"))
+    assert await run_due(google) == 1
+    assert len(google.fake.requests_to("token")) == asked + 1
+    row = await google.row()
+    assert (row.state, row.sync_trial) == ("disconnected", False)
+    assert row.connection_failure_data == before.connection_failure_data
+    assert await told(google) == []
+    # It is asked once for each request, and not again by itself.
+    async with transaction(google.sessions) as session:
+        await session.execute(text("UPDATE calendars SET next_sync_at = now()"))
+    assert await run_due(google) == 0
+
+
+async def test_a_trial_that_meets_an_outage_is_made_again(
+    google: GoogleCalendarUnderTest, api: httpx.AsyncClient
+) -> None:
+    await google.sync()
+    await google.disconnect()
+    await patch(google, api)
+    google.fake.inject_fault("token", 503, body=b"<html>", content_type="text/html")
+    assert await run_due(google) == 1
+    row = await google.row()
+    assert (row.state, row.sync_trial) == ("disconnected", True)
+    assert row.next_sync_at > utcnow()
+    async with transaction(google.sessions) as session:
+        await session.execute(text("UPDATE calendars SET next_sync_at = now()"))
+    assert await run_due(google) == 1
+    assert (await google.row()).state == "connected"
+
+
+async def test_a_worker_that_dies_in_a_trial_leaves_it_to_another(
+    google: GoogleCalendarUnderTest, api: httpx.AsyncClient
+) -> None:
+    await google.sync()
+    await google.disconnect()
+    await patch(google, api)
+    assert len(await google.engine.claim(10)) == 1
+    assert await run_due(google) == 0
+    async with transaction(google.sessions) as session:
+        await session.execute(text("UPDATE calendars SET lease_until = now(), next_sync_at = now()"))
+    assert await run_due(google) == 1
+    assert (await google.row()).state == "connected"
+
+
+async def test_many_patches_are_one_trial_a_minute(
+    google: GoogleCalendarUnderTest, api: httpx.AsyncClient
+) -> None:
+    await google.sync()
+    await google.disconnect()
+    for n in range(3):
+        answer = await api.patch(f"/api/v1/calendars/{google.id}", json={"metadata": {"n": f"{n}"}})
+        assert answer.status_code == 200
+    assert await run_due(google) == 0
+    row = await google.row()
+    assert row.sync_started_at is not None
+    assert row.next_sync_at - row.sync_started_at == timedelta(minutes=1)

@@ -17,6 +17,7 @@ from app.main import create_app
 from docs.example_app.main import Example, _tell_failure
 from docs.example_app.main import Settings as ExampleSettings
 from docs.example_app.main import create_app as create_example
+from docs.example_app.main import load_settings as load_example_settings
 from tests.conftest import _lifespan as running
 from tests.fakes.server import serve
 from tests.flows.test_oauth_flow import disconnect
@@ -294,3 +295,35 @@ async def test_after_a_restart_what_was_missed_is_brought_over(world):
     assert "Missed" in await world.page()
     webhooks = (await world.calbridge.get("/webhooks")).json()["results"]
     assert [webhook["url"] for webhook in webhooks] == [f"{world.url}/webhook"]
+
+
+def test_the_example_finds_the_address_of_make_run_beside_its_key(tmp_path, monkeypatch):
+    for name in ("CALBRIDGE_API_KEY", "CALBRIDGE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CALBRIDGE_DEMO_FILE", str(tmp_path / "demo_project.json"))
+    (tmp_path / "demo_project.json").write_text('{"project_id": "proj_x", "api_key": "the key"}')
+    assert load_example_settings().calbridge_url == "http://localhost:8000"
+    (tmp_path / "up.json").write_text('{"base_url": "http://127.0.0.1:8260"}')
+    found = load_example_settings()
+    assert (found.calbridge_url, found.api_key) == ("http://127.0.0.1:8260", "the key")
+    monkeypatch.setenv("CALBRIDGE_URL", "https://calbridge.example")
+    assert load_example_settings().calbridge_url == "https://calbridge.example"
+
+
+async def test_a_calbridge_that_is_away_is_a_page_and_not_an_internal_error(tmp_path):
+    settings = ExampleSettings(
+        calbridge_url="http://127.0.0.1:1",
+        api_key="x",
+        own_url="http://testserver",
+        database=str(tmp_path / "db"),
+    )
+    app = create_example(settings)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://testserver", cookies={"user": "u"}
+        ) as browser,
+    ):
+        answer = await browser.post("/connect/sample")
+    assert answer.status_code == 502
+    assert "calbridge at http://127.0.0.1:1 could not do this" in answer.text

@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given, settings, strategies
 
 from app.core.clock import utcnow
 from app.core.ids import new_id
+from app.providers.base import Window
 from app.sync import engine as sync_engine
 from tests import factories
 from tests.fakes.google import FakeGoogle
-from tests.fakes.google_store import instance_id
+from tests.fakes.google_store import Item, instance_id
 from tests.flows.checks import checked_sync, listen_to_changes
 from tests.flows.conftest import GoogleCalendarUnderTest
 
@@ -154,6 +155,10 @@ class Story:
         }
 
 
+def is_alive(item: Item | None) -> bool:
+    return item is not None and not item.is_cancelled
+
+
 @given(
     story=strategies.lists(steps, max_size=25),
     leak=strategies.booleans(),
@@ -209,10 +214,16 @@ async def test_what_is_stored_is_the_providers_window(
     assert row.state == "connected"
     assert row.window_start is not None
     assert row.window_end is not None
+    window = Window(row.window_start, row.window_end)
+    rows = await google.events()
+    items = fake.calendar(name).items
+    assert not [key for key, event in rows.items() if event.is_deleted and is_alive(items.get(key))]
     stored = {
         key: (event.name, event.start_time.astimezone().isoformat() if event.start_time else None)
-        for key, event in (await google.events()).items()
+        for key, event in rows.items()
         if not event.is_deleted
+        and event.start_time
+        and window.overlaps(event.start_time, event.end_time or event.start_time)
     }
     truth = {
         key: (title, datetime.fromisoformat(start).astimezone().isoformat())

@@ -10,6 +10,7 @@ from app.core.clock import utcnow
 from app.core.db import Session, transaction
 from app.sync import engine as sync_engine
 from app.sync import repository
+from tests import factories
 from tests.flows.conftest import GoogleCalendarUnderTest
 
 
@@ -137,12 +138,29 @@ async def test_events_move_out_of_the_window_and_back(google: GoogleCalendarUnde
     google.move(event, in_hours=24 * 60)
     await google.sync()
     away = (await google.events())[event]
-    assert away.is_deleted
+    assert not away.is_deleted
     google.move(event, in_hours=48)
     await google.sync()
     back = (await google.events())[event]
     assert not back.is_deleted
     assert back.id == away.id
+
+
+async def test_of_several_links_an_event_gets_one_that_the_runner_can_join(
+    google: GoogleCalendarUnderTest,
+) -> None:
+    room, meeting = "https://acme.webex.com/meet/ada", "https://zoom.us/j/5551112222"
+    event = google.add("two links", location=room, description=meeting)
+    await google.sync()
+    row = (await google.events())[event]
+    assert (row.meeting_url, row.meeting_platform) == (meeting, "zoom")
+    google.settings.bot_runner_platforms = frozenset({"webex"})
+    # Another runner tells no event as changed by itself; with its next change an event has the other link.
+    google.fake.update_event(event, summary="renamed")
+    async with factories.sync_engine(google.settings, google.sessions) as engine:
+        await factories.sync_now(engine, google.sessions, google.id)
+    row = (await google.events())[event]
+    assert (row.meeting_url, row.meeting_platform) == (room, "webex")
 
 
 async def test_the_window_rolls_on(google: GoogleCalendarUnderTest) -> None:

@@ -711,6 +711,39 @@ async def test_after_a_throttled_look_up_one_mail_finds_out(outbox):
     assert len(await outbox.sender.claim(10)) == 2
 
 
+async def test_mails_that_fail_by_themselves_do_not_keep_messages_held(outbox):
+    for number in range(4):
+        box = outbox.fake.add_mailbox(f"box{number}@example.com", admin=f"box{number}@example.com")
+        sender = Sender(mailbox_id=box.id, email=box.email, name=None, owner_email=box.email)
+        await outbox.queue(replace(EVENT, uid=f"uid-{number}"), sender=sender)
+    outbox.fake.look_up_faults.append(Fault(429, {"Retry-After": "90"}))
+    (claimed,) = await outbox.sender.claim(1)
+    await outbox.sender.handle(claimed)
+    assert await outbox.drain() == 0
+    last = claimed.due.sender_email
+    for box in outbox.fake.mailboxes.values():
+        box.users = {email: "viewer" if box.email != last else role for email, role in box.users.items()}
+    await outbox.end_holds()
+    assert await outbox.drain() == 4
+    assert sorted(row.status for row in await outbox.rows()) == ["failed", "failed", "failed", "sent"]
+
+
+async def test_a_probe_that_is_throttled_again_holds_as_long_as_told(outbox):
+    """Whatever else was claimed with it."""
+    smtp = Sender(mailbox_id=None, email="cal@example.net", name=None, owner_email=OWNER)
+    await outbox.queue()
+    outbox.fake.look_up_faults.extend([Fault(429, {"Retry-After": "90"})] * 2)
+    await outbox.drain()
+    await outbox.end_holds()
+    outbox.settings.smtp_url = None
+    await outbox.queue(replace(EVENT, uid="by-smtp"), sender=smtp)
+    claimed = sorted(await outbox.sender.claim(10), key=lambda mail: mail.due.mailbox_id is None)
+    assert len(claimed) == 2
+    for mail in claimed:
+        await outbox.sender.handle(mail)
+    assert await outbox.drain() == 0
+
+
 async def test_a_mailbox_has_one_submit_at_a_time_whatever_workers_there_are(outbox):
     guests = [replace(BOB, email=f"guest{number}@example.org") for number in range(12)]
     await outbox.queue(recipients=guests)
@@ -729,6 +762,22 @@ async def test_a_mailbox_has_one_submit_at_a_time_whatever_workers_there_are(out
         await asyncio.gather(*map(work, workers))
     assert outbox.fake.most_at_once == 1
     assert len({mail.recipients[0] for mail in outbox.fake.submitted}) == len(outbox.fake.submitted) == 12
+
+
+async def test_mailboxes_that_hang_keep_no_place_from_the_others(outbox):
+    for number in range(6):
+        box = outbox.fake.add_mailbox(f"box{number}@example.com", admin=f"box{number}@example.com")
+        sender = Sender(mailbox_id=box.id, email=box.email, name=None, owner_email=box.email)
+        for n in range(2):
+            await outbox.queue(replace(EVENT, uid=f"uid-{number}-{n}"), sender=sender)
+    assert len(await outbox.sender.claim(10)) == 3  # and there they hang
+    other = MailSender(settings=outbox.settings, sessions=outbox.sessions, messages=outbox.messages)
+    for _ in range(2):
+        claimed = await other.claim(10)
+        assert len(claimed) == 3
+        for mail in claimed:
+            await other.handle(mail)
+    assert await other.claim(10) == []
 
 
 async def test_mailboxes_and_projects_take_turns(outbox, other_project):

@@ -10,6 +10,7 @@ from pydantic import SecretStr
 from sqlalchemy import text
 
 from app.rsvp import service
+from app.rsvp.senders import SenderKeys, _signatures, _split, is_signed_by_sender
 from tests.factories import at
 from tests.fakes.dns import serve_dns, sign
 from tests.fakes.messages import FakeMessages, WebhookChannel
@@ -79,6 +80,16 @@ def append_to_signed_lines(event):
     return sign(lines, "example.org", length=True) + begin + rest
 
 
+def hide_the_sender(event):
+    """A mail of Eve's, which her domain has signed, behind one of Bob's that ends its lines with CR alone.
+
+    To who reads no line's end there, all of Bob's mail is one header field that nobody has signed.
+    """
+    return (
+        b"X: x\r" + reply(event).replace(b"\r\n", b"\r") + b"\r\n" + signed(event, sender="eve@example.org")
+    )
+
+
 def reason(incoming):
     """Of the last answer, which must let the mail pass, and ask for nothing else."""
     assert incoming.state == "delivered"
@@ -131,6 +142,16 @@ async def test_a_mail_that_its_senders_domain_did_not_sign_is_not_believed(
     for domain in ("eve.example", "org", "ample.org", "sub.example.org"):
         names.publish_key(domain)
     assert "no valid DKIM signature" in reason(await messages.deliver(box, forge(event)))
+    assert await bobs(api, event) == "needs_action"
+
+
+async def test_a_header_that_others_read_in_another_way_is_not_believed(api, messages, box, event):
+    """Neither by a signature of somebody else at the same domain, nor where Messages has looked at another From."""
+    mail = hide_the_sender(event)
+    assert "no calendar reply" in reason(await messages.deliver(box, mail))
+    assert not _signatures(_split(mail)[0], b"example.org")
+    assert not _signatures(b"From: bob@example.org\r\n" + _split(signed(event))[0], b"example.org")
+    assert _signatures(_split(signed(event))[0], b"example.org")
     assert await bobs(api, event) == "needs_action"
 
 
@@ -376,6 +397,18 @@ async def test_what_became_of_mailed_replies_is_counted(api, messages, box, even
     await messages.deliver(box, b"Subject: Lunch?\r\n\r\nAt twelve?")
     await messages.deliver(box, signed(event))
     assert {name: count(name) - before[name] for name in before} == dict.fromkeys(before, 1)
+
+
+class NoKeys(SenderKeys):
+    async def find(self, name: str) -> bytes | None:
+        raise AssertionError(name)
+
+
+@pytest.mark.parametrize("body", [b" x" * 1_100_000, b"\t\r\n" * 400_000])
+async def test_a_body_that_takes_long_to_check_is_not_checked(event, body):
+    """The library works on each blank and each line; mails with attachments have a few of these for their size."""
+    mail = signed(event) + body
+    assert not await is_signed_by_sender(mail, "bob@example.org", NoKeys())
 
 
 async def test_hostile_signatures_are_done_with_soon(api, messages, names, box, event):

@@ -3,13 +3,14 @@
 import dataclasses
 import random
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies
 
 from app.core.clock import utcnow
 from app.core.db import Sessions
+from app.providers.base import Window
 from app.settings import Settings
 from app.sync import engine as sync_engine
 from tests import factories
@@ -20,6 +21,7 @@ from tests.flows.checks import checked_sync, listen_to_changes
 
 _HOUR = timedelta(hours=1)
 _DAY = timedelta(days=1)
+EVER = datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
 
 
 @dataclasses.dataclass
@@ -177,10 +179,20 @@ async def test_what_is_stored_is_the_mailboxs_window(
     assert (row.state, row.sync_failure_code) == ("connected", None)
     assert row.window_start is not None
     assert row.window_end is not None
+    window = Window(row.window_start, row.window_end)
+    rows = await factories.load_events(sessions, calendar_id)
+    there = fake.window_events(*EVER, calendar_id=name)
+    assert not [
+        key
+        for key, event in rows.items()
+        if event.is_deleted and key in there and not there[key]["isCancelled"]
+    ]
     stored = {
         key: event.name
-        for key, event in (await factories.load_events(sessions, calendar_id)).items()
+        for key, event in rows.items()
         if not event.is_deleted
+        and event.start_time
+        and window.overlaps(event.start_time, event.end_time or event.start_time)
     }
     truth = {
         key: event["subject"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import func, select, text, update
+from starlette.responses import Response
 
 from app.core.clock import utcnow
 from app.core.db import Sessions, transaction
@@ -19,6 +20,7 @@ from app.sync.engine import LEASE_FOR, SyncEngine
 from tests import factories
 from tests.conftest import TestProject
 from tests.fakes.google import FakeGoogle
+from tests.fakes.server import serve
 
 FOREVER = 10**6
 
@@ -210,6 +212,23 @@ async def test_a_release_that_was_cut_short_is_gone_on_with_by_any_worker(
     assert breaker.release_until is None
 
 
+async def test_a_large_release_does_not_hold_up_claims(
+    fleet: Fleet, project: TestProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = await fleet.add(project, 8)
+    await fleet.shift("UPDATE calendars SET outage_scope = 'google'")
+    await fleet.shift(
+        "INSERT INTO sync_breakers (scope, opened_at, outage_since) VALUES ('google', now(), now())"
+    )
+    monkeypatch.setattr(breakers, "_RELEASE_BATCH", 1)
+    looking = breakers.Breakers(fleet.sessions)
+    await looking.close("google")
+    await looking.look()
+    waiting = [row for row in await fleet.rows(ids) if row.outage_scope is not None]
+    assert 0 < len(waiting) < 8
+    await fleet.work(ids)
+
+
 async def test_one_calendars_refusals_open_nothing(fleet: Fleet, project: TestProject) -> None:
     [broken] = await fleet.add(project, 1, missing=True)
     for _ in range(10):
@@ -263,14 +282,17 @@ async def test_a_project_full_of_broken_calendars_does_not_keep_the_breaker_open
 
 
 async def test_probes_take_turns_between_projects(
-    fleet: Fleet, project: TestProject, other_project: TestProject
+    fleet: Fleet, project: TestProject, other_project: TestProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ids = await fleet.add(project, 6) + await fleet.add(other_project, 2)
+    # No probe before the first of those that are looked at, however long all this takes.
+    monkeypatch.setattr(breakers, "_PROBE_EVERY_SECONDS", 3600.0)
+    ids = await fleet.add(project, 6) + await fleet.add(other_project, 6)
     fleet.fake.inject_fault("events.list", 503, "backendError", count=FOREVER)
     await fleet.sync(ids)
     assert await fleet.is_open()
     probes = []
     for _ in range(4):
+        await fleet.shift("UPDATE calendars SET next_sync_at = now() + interval '1 hour'")
         await fleet.shift("UPDATE sync_breakers SET next_probe_at = now(), probe_until = NULL")
         await asyncio.sleep(0.03)
         [claim] = await fleet.syncs.claim(16)
@@ -293,3 +315,128 @@ async def test_a_part_of_a_platform_that_fails_alike_disconnects_nobody(
             await fleet.sync(well)
     assert not await fleet.is_open()
     assert {row.state for row in await fleet.rows(broken)} == {"connected"}
+
+
+async def test_a_breaker_that_nobody_waits_for_closes(fleet: Fleet, project: TestProject, api: Any) -> None:
+    broken = await fleet.add(project, 4, missing=True)
+    await fleet.sync(broken)
+    assert await fleet.is_open()
+    for calendar_id in broken:
+        assert (await api.delete(f"/api/v1/calendars/{calendar_id}")).status_code == 200
+    await fleet.shift("UPDATE sync_breakers SET next_probe_at = now(), probe_until = NULL")
+    await breakers.Breakers(fleet.sessions).look()
+    assert not await fleet.is_open()
+    # Nor does the next failure open it again by the votes of those that are gone.
+    await fleet.sync(await fleet.add(project, 1, missing=True))
+    assert not await fleet.is_open()
+
+
+@pytest.mark.parametrize(
+    "cannot", ["state = 'disconnected'", "lease_until = now() + interval '1 minute', lease_token = 'other'"]
+)
+async def test_a_project_that_cannot_be_asked_does_not_take_the_probes_turn(
+    fleet: Fleet, project: TestProject, other_project: TestProject, cannot: str
+) -> None:
+    first, second = sorted((project, other_project), key=lambda one: one.id)
+    ids = await fleet.add(first, 3) + await fleet.add(second, 1)
+    fleet.fake.inject_fault("events.list", 503, "backendError", count=FOREVER)
+    await fleet.sync(ids)
+    await fleet.shift(f"UPDATE calendars SET {cannot} WHERE project_id = '{first.id}'")
+    await fleet.shift(
+        "UPDATE sync_breakers SET next_probe_at = now(), probe_until = NULL, probe_project_id = NULL"
+    )
+    await fleet.shift("UPDATE calendars SET next_sync_at = now() + interval '1 hour'")
+    [claim] = await fleet.syncs.claim(16)
+    assert claim.calendar_id == ids[-1]
+
+
+async def test_a_calendar_that_went_well_is_asked_before_those_that_fail(
+    fleet: Fleet, project: TestProject, other_project: TestProject
+) -> None:
+    """Whoever has many projects full of broken calendars has no more than a moment of the others' time."""
+    [well] = await fleet.add(other_project, 1)
+    await fleet.sync([well])
+    broken = []
+    for _ in range(5):
+        many = TestProject(new_id("proj"), "")
+        await fleet.shift(f"INSERT INTO projects (id, name) VALUES ('{many.id}', 'many')")
+        broken += await fleet.add(many, 3, missing=True)
+    await fleet.sync(broken)
+    assert await fleet.is_open()
+    await fleet.shift("UPDATE sync_breakers SET next_probe_at = now() + interval '1 hour'")
+    await fleet.sync([well])
+    assert (await fleet.rows([well]))[0].outage_scope == "google"
+    await fleet.shift("UPDATE calendars SET next_sync_at = now() + interval '1 hour'")
+    # Even where it was the last one's turn.
+    await fleet.shift(
+        "UPDATE sync_breakers SET next_probe_at = now(), probe_until = NULL, "
+        f"probe_project_id = '{other_project.id}'"
+    )
+    [claim] = await fleet.syncs.claim(16)
+    assert claim.calendar_id == well
+    await fleet.syncs.handle(claim)
+    assert not await fleet.is_open()
+
+
+async def test_our_own_database_is_no_fault_of_the_platform(
+    fleet: Fleet, project: TestProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = await fleet.add(project, 4)
+    load_state = repository.load_state
+    asked: set[str] = set()
+
+    async def slow_once(session: Any, claim: repository.Claim) -> Any:
+        if claim.calendar_id not in asked:
+            asked.add(claim.calendar_id)
+            raise TimeoutError  # as asyncpg does, of a connection or a statement
+        return await load_state(session, claim)
+
+    monkeypatch.setattr(repository, "load_state", slow_once)
+    await fleet.sync(ids[:1])  # and with it all that are due
+    assert {row.sync_failure_code for row in await fleet.rows(ids)} == {"internal_error"}
+    assert not await fleet.is_open()
+
+
+async def test_a_new_feed_waits_only_a_moment_for_a_host_that_others_feeds_have_left(
+    settings: Settings, sessions: Sessions, project: TestProject, other_project: TestProject
+) -> None:
+    answers = {"/well": Response(_FEED, media_type="text/calendar")}
+
+    async def host(scope: Any, receive: Any, send: Any) -> None:
+        await answers.get(scope["path"], Response(status_code=404))(scope, receive, send)
+
+    async with serve(host) as url, factories.sync_engine(settings, sessions) as syncs:
+
+        async def add(owner: TestProject, path: str) -> str:
+            secrets = {"feed_url": f"{url}/{path}"}
+            return await factories.add_calendar(sessions, settings, owner.id, platform="ics", secrets=secrets)
+
+        for n in range(3):
+            await factories.sync_now(syncs, sessions, await add(project, f"gone{n}"))
+        async with transaction(sessions) as session:
+            opened = await session.execute(
+                text(
+                    "UPDATE sync_breakers SET opened_at = now() - interval '1 day', probe_until = NULL, "
+                    "next_probe_at = now() + interval '1 minute' RETURNING scope"
+                )
+            )
+            assert [scope for (scope,) in opened] == ["feed:127.0.0.1"]
+        new = await add(other_project, "well")
+        await factories.sync_now(syncs, sessions, new)
+        async with transaction(sessions) as session:
+            wait = await session.scalar(text("SELECT next_probe_at - now() FROM sync_breakers"))
+        assert wait < timedelta(seconds=6)
+        async with transaction(sessions) as session:
+            await session.execute(text("UPDATE calendars SET next_sync_at = now() + interval '1 hour'"))
+            await session.execute(text("UPDATE sync_breakers SET next_probe_at = now()"))
+        [claim] = await syncs.claim(16)
+        await syncs.handle(claim)
+        assert (claim.calendar_id, await factories.live_names(sessions, new)) == (new, ["Well"])
+
+
+_FEED = "\r\n".join(
+    [
+        "BEGIN:VCALENDAR", "VERSION:2.0", "PRODID:-//tests//EN", "BEGIN:VEVENT", "UID:well", "SUMMARY:Well",
+        f"DTSTART:{utcnow() + timedelta(days=1):%Y%m%dT%H0000Z}", "DURATION:PT1H", "END:VEVENT", "END:VCALENDAR", "",
+    ]
+)  # fmt: skip

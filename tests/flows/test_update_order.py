@@ -3,15 +3,15 @@
 import asyncio
 import random
 from datetime import datetime, timedelta
+from urllib.parse import quote
 
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import create_async_engine
 
 from app.calendar_events.visibility import enter_as_writer, load_horizon
 from app.core.clock import isoformat, utcnow
-from app.core.db import ReadSession, Session, create_sessions, database_url, transaction
+from app.core.db import ReadSession, Session, create_engine, create_sessions, transaction
 from app.core.http import httpx
 from app.core.ids import new_id
 from app.core.migrations import upgrade_to_head
@@ -178,11 +178,9 @@ async def test_writers_that_come_while_the_horizon_is_looked_for_are_above_it(
     async with transaction(sessions) as session:
         for statement in _PAUSED:
             await session.execute(text(statement))
-    reader = create_async_engine(
-        database_url(settings.required_database_url()),
-        connect_args={"server_settings": {"search_path": "paused, pg_catalog, public"}},
-        isolation_level="AUTOCOMMIT",
-    )
+    options = quote("-c search_path=paused,pg_catalog,public")
+    paused = create_engine(f"{settings.required_database_url()}&options={options}")
+    reader = paused.execution_options(isolation_level="AUTOCOMMIT")
     async with sessions() as holder, transaction(sessions) as slow:
         await holder.execute(text("SELECT pg_advisory_lock(1, :gate)"), {"gate": gate})
         # Thousands of locks of other programs, as pg_dump or a job queue holds them.

@@ -31,7 +31,7 @@ async def test_posts_beyond_the_limit_are_told_to_wait(api, other_api, sessions,
     )
     assert await posts(other_api, 1) == [201]
     async with transaction(sessions) as session:
-        _, key = await create_api_key(session, project.id, "another")
+        key = (await create_api_key(session, project.id, "another")).api_key
     assert await posts(api, 5, headers={"Authorization": f"Bearer {key}"}) == [201] * 5, (
         "each key has its own"
     )

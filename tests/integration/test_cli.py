@@ -7,25 +7,27 @@ import socket
 import ssl
 import subprocess
 import sys
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
 from cryptography.fernet import Fernet
-from sqlalchemy import func
+from sqlalchemy import func, text
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from app.cli.doctor import Finding, _push, examine
-from app.core.crypto import sha256_hex
+from app.core.crypto import SecretBox
 from app.core.db import create_engine, create_sessions, reading, transaction
 from app.core.http import httpx
 from app.core.migrations import head_revision
-from app.models import WorkerHeartbeat
-from app.projects.repository import find_project_of_key
+from app.models import SyncBreaker, WebhookSubscription, WorkerHeartbeat
+from app.projects.service import find_live_key
 from app.settings import Settings
 from tests import factories
 from tests.conftest import FERNET_KEY
@@ -55,9 +57,9 @@ def calbridge(*arguments: str, **settings: str) -> subprocess.CompletedProcess[s
 async def project_of_key(database_url: str, api_key: str) -> str | None:
     engine = create_engine(database_url)
     async with reading(create_sessions(engine)) as session:
-        found = await find_project_of_key(session, sha256_hex(api_key))
+        found = await find_live_key(session, api_key)
     await engine.dispose()
-    return found
+    return found.project_id if found is not None else None
 
 
 @pytest.mark.parametrize("command", [["migrate"], ["worker"], ["up"]])
@@ -95,6 +97,32 @@ def test_a_database_without_tables_asks_for_migrate(empty_database_url):
     assert "run `calbridge migrate`" in done.stderr
 
 
+async def test_going_back_to_an_older_release_is_a_sentence(empty_database_url):
+    for _ in range(2):
+        done = calbridge("migrate", DATABASE_URL=empty_database_url)
+        assert (done.returncode, done.stderr) == (0, "The schema is at the newest revision.\n")
+    engine = create_engine(empty_database_url)
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = 'ofthefuture'"))
+    await engine.dispose()
+    done = calbridge("migrate", DATABASE_URL=empty_database_url)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == (
+        "The schema is at revision ofthefuture, which a newer release than this one has made; this one works with it.\n"
+    )
+
+
+def test_up_says_at_once_that_redis_is_away(empty_database_url):
+    done = calbridge(
+        "up", "--port", "0", DATABASE_URL=empty_database_url, REDIS_URL="redis://:hunter2@127.0.0.1:1"
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("Redis cannot be used: ")
+    assert "Check REDIS_URL" in done.stderr
+    assert "hunter2" not in done.stderr
+
+
 async def test_from_an_empty_database_to_a_disabled_key(empty_database_url):
     def command(*arguments: str) -> dict[str, str]:
         done = calbridge(*arguments, DATABASE_URL=empty_database_url)
@@ -107,7 +135,7 @@ async def test_from_an_empty_database_to_a_disabled_key(empty_database_url):
     assert (migrated.returncode, migrated.stdout) == (0, "")
 
     made = command("project", "create", "Größe; DROP TABLE projects")
-    assert set(made) == {"project_id", "api_key"}
+    assert set(made) == {"project_id", "api_key", "key_id"}
     assert made["project_id"].startswith("proj_")
     assert await project_of_key(empty_database_url, made["api_key"]) == made["project_id"]
 
@@ -118,6 +146,55 @@ async def test_from_an_empty_database_to_a_disabled_key(empty_database_url):
     command("api-key", "disable", second["key_id"])
     assert await project_of_key(empty_database_url, second["api_key"]) is None
     assert await project_of_key(empty_database_url, made["api_key"]) == made["project_id"]
+
+
+async def test_projects_and_keys_are_listed_and_the_first_key_can_be_disabled(api, project, database_url):
+    def command(*arguments: str) -> list[dict[str, Any]]:
+        done = calbridge(*arguments, DATABASE_URL=database_url)
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    (made,) = command("project", "create", " Two words ")
+    assert set(made) == {"project_id", "api_key", "key_id"}
+    listed = command("project", "list", "--json")
+    assert [(row["project_id"], row["name"], row["live_keys"]) for row in listed] == [
+        (project.id, "test", 1),
+        (made["project_id"], "Two words", 1),
+    ]
+    table = calbridge("api-key", "list", DATABASE_URL=database_url).stdout
+    assert [line.split()[0] for line in table.splitlines()][0::2] == ["key_id", made["key_id"]]
+    assert "Two words" in table
+    assert made["api_key"] not in table
+
+    # Seen by the API, which writes it down beside the request.
+    (unused,) = command("api-key", "list", project.id, "--json")
+    assert unused["last_used_at"] is None
+    assert (await api.get("/api/v1/calendars")).status_code == 200
+    for _ in range(60):
+        (used,) = await asyncio.to_thread(command, "api-key", "list", project.id, "--json")
+        if used["last_used_at"] is not None:
+            break
+    assert used["last_used_at"] >= used["created_at"]
+
+    command("api-key", "disable", used["key_id"])
+    (disabled,) = command("api-key", "list", project.id, "--json")
+    assert disabled["disabled_at"] is not None
+    assert (await api.get("/api/v1/calendars")).status_code == 401
+    assert command("project", "list", "--json")[0]["live_keys"] == 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("project", "create", " "),
+        ("api-key", "create", "proj_x", "--name", ""),
+        ("project", "create", "a\nb"),
+    ],
+)
+def test_names_that_nobody_could_read_are_refused(database_url, command):
+    done = calbridge(*command, DATABASE_URL=database_url)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("name: A name ")
 
 
 def test_an_unknown_id_is_a_sentence_and_1(database_url):
@@ -210,7 +287,8 @@ async def test_doctor_finds_nothing_wrong_with_a_healthy_installation():
     assert f"migrations: at the newest revision, {head_revision()}" in done.stdout
     assert "Redis 6." in done.stdout or "Redis 7." in done.stdout or "Redis 8." in done.stdout
     assert "ok    stored secrets: there are none yet" in lines
-    assert len(lines) == 12
+    assert "ok    syncs: no calendar failed at its last sync" in lines
+    assert len(lines) == 13
 
 
 @pytest.mark.usefixtures("outside")
@@ -225,6 +303,112 @@ async def test_doctor_tells_everything_that_is_missing_and_ends_with_1(monkeypat
         "WRONG encryption keys",
         "WRONG GOOGLE_API_BASE_URL",
     ]
+
+
+@pytest.mark.usefixtures("healthy")
+async def test_doctor_needs_no_provider_that_nothing_uses(monkeypatch, sessions, settings, project):
+    monkeypatch.setenv("GOOGLE_API_BASE_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("MICROSOFT_GRAPH_BASE_URL", "http://127.0.0.1:1")
+    await factories.add_calendar(sessions, settings, project.id, platform="ics", secrets={})
+    findings = {finding.subject: finding for finding in await examine()}
+    for name in ("GOOGLE_API_BASE_URL", "MICROSOFT_GRAPH_BASE_URL"):
+        assert findings[name].level == "note"
+        assert findings[name].text.endswith("No calendar or OAuth app needs it so far.")
+    await factories.add_calendar(sessions, settings, project.id, platform="google", secrets={})
+    assert set(wrong(await examine())) == {"GOOGLE_API_BASE_URL"}
+
+
+@pytest.mark.usefixtures("healthy")
+async def test_doctor_tells_which_calendars_fail_and_which_webhooks_are_dead(
+    sessions, settings, project, other_project
+):
+    failing: dict[str, Any] = {"sync_failing_since": func.now(), "sync_failure_code": "invalid_client"}
+    for owner in (project, project, other_project):
+        await factories.add_calendar(sessions, settings, owner.id, platform="google", secrets={}, **failing)
+    held = await factories.add_calendar(
+        sessions, settings, project.id, platform="ics", secrets={}, outage_scope="x"
+    )
+    await factories.add_calendar(sessions, settings, project.id, platform="google", secrets={})
+    async with transaction(sessions) as session:
+        webhooks_as: tuple[dict[str, Any], ...] = (
+            {"failing_since": func.now() - timedelta(hours=2)},
+            {"failing_since": func.now() - timedelta(minutes=5)},
+            {"is_active": False, "disabled_reason": "410"},
+            {"is_active": False},
+        )
+        for number, values in enumerate(webhooks_as):
+            session.add(
+                WebhookSubscription(
+                    id=f"webhook_{number}",
+                    project_id=project.id,
+                    url="https://hunter2.example/",
+                    triggers=["bot.state_change"],
+                    secrets_sealed=SecretBox([FERNET_KEY]).seal(
+                        f"webhook_subscriptions:webhook_{number}", [{"secret": "hunter2", "until": None}]
+                    ),
+                    **values,
+                )
+            )
+    done = await asyncio.to_thread(calbridge, "doctor", "--json")
+    assert done.returncode == 0, done.stdout
+    report = json.loads(done.stdout)
+    assert report["is_fine"] is True
+    told = {
+        level: [finding["text"] for finding in report["findings"] if finding["level"] == level]
+        for level in ("ok", "note", "warn", "wrong")
+    }
+    assert told["wrong"] == []
+    google, feed, webhooks = told["warn"]
+    assert google.startswith(
+        "3 calendars of google, in 2 projects, cannot be synced: invalid_client; for example cal_"
+    )
+    assert feed.startswith(
+        f"1 calendar of ics, in 1 project, cannot be synced: platform_outage; for example {held}."
+    )
+    assert webhooks.startswith(
+        "1 have failed for more than an hour and 1 were switched off for failing, in 1 project; for example webhook_0."
+    )
+    assert "hunter2" not in done.stdout
+
+
+@pytest.mark.usefixtures("healthy")
+async def test_a_misspelt_setting_is_pointed_out(monkeypatch, database_url):
+    Path(".env").write_text("WEBHOOK_TIMEOUT=hunter2\nSOMETHING_ELSE=1\n")
+    monkeypatch.setenv("CALENDER_SYNC_INTERVAL_SECONDS", "hunter2")
+    monkeypatch.setenv("CALENDAR_COLOUR", "of another program")
+    expected = [
+        "WEBHOOK_TIMEOUT in .env is no setting: WEBHOOK_TIMEOUT_SECONDS may be meant.",
+        "CALENDER_SYNC_INTERVAL_SECONDS in the environment is no setting: CALENDAR_SYNC_INTERVAL_SECONDS may be meant.",
+    ]
+    findings = await examine()
+    assert [str(one) for one in findings if one.level == "warn"] == [
+        f"warn  settings: {text}" for text in expected
+    ]
+    done = await asyncio.to_thread(calbridge, "project", "list")
+    assert done.returncode == 0
+    assert [line for line in done.stderr.splitlines() if "Warning" in line] == [
+        f"Warning: {one}" for one in expected
+    ]
+
+
+def test_the_version_is_printed():
+    done = calbridge("--version")
+    assert (done.returncode, done.stdout) == (0, f"calbridge {version('calbridge')}\n")
+
+
+async def test_a_user_without_rights_is_told_the_grant(empty_database_url):
+    engine = create_engine(empty_database_url)
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE ROLE plain LOGIN"))
+    try:
+        done = calbridge("migrate", DATABASE_URL=empty_database_url.replace("calbridge@", "plain@"))
+    finally:
+        async with engine.begin() as connection:
+            await connection.execute(text("DROP ROLE plain"))
+        await engine.dispose()
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "permission denied for schema public" in done.stderr
+    assert "GRANT USAGE, CREATE ON SCHEMA public TO the user of DATABASE_URL" in done.stderr
 
 
 async def test_doctor_reports_wrong_settings_as_findings(monkeypatch):
@@ -252,6 +436,53 @@ async def test_doctor_looks_at_workers(sessions):
     assert (await seen(300)).startswith("WRONG workers: none was seen for 30")
     assert await seen(3) == "ok    workers: one runs"
     assert await seen(2) == "ok    workers: 2 run"
+
+
+@pytest.mark.usefixtures("healthy")
+async def test_doctor_tells_of_outages_of_failing_calendars_and_of_deletions_in_doubt(
+    sessions, settings, project
+):
+    client = f"client:{project.id}:their-client"
+    failing: dict[str, Any] = {"sync_failing_since": func.now(), "sync_failure_code": "unavailable"}
+    cases: list[tuple[str | None, dict[str, Any]]] = [
+        ("google", failing),
+        ("google", {}),
+        (client, {**failing, "sync_failure_code": "invalid_client"}),
+        (None, {"held_back_ids": ["evt_1"], "held_back_since": func.now()}),
+    ]
+    for scope, fields in cases:
+        await factories.add_calendar(sessions, settings, project.id, secrets={}, outage_scope=scope, **fields)
+    found = await examine()
+    notes = {finding.subject: finding.text for finding in found if finding.is_note}
+    failing_texts = [finding.text for finding in found if finding.subject == "calendars"]
+    assert [text.partition("; ")[0] for text in failing_texts] == [
+        f"1 calendar of google, in 1 project, cannot be synced: {code}"
+        for code in ("invalid_client", "platform_outage", "unavailable")
+    ]
+    assert notes["deletions"].startswith("calendars whose last answer left out most events: 1.")
+    assert wrong(found) == {}
+    since = datetime(2031, 2, 3, 4, 5, tzinfo=UTC)
+    async with transaction(sessions) as session:
+        session.add_all(
+            [
+                SyncBreaker(scope=scope, opened_at=func.now(), outage_since=since)
+                for scope in ("google", client, "feed:calendars.example.org")
+            ]
+            + [SyncBreaker(scope="microsoft", closed_at=func.now(), outage_since=since)]
+        )
+    found = await examine()
+    assert wrong(found) == {}
+    outages = {one.subject: one.text for one in found if one.is_warning and one.subject != "calendars"}
+    assert set(outages) == {
+        "outage of google",
+        f"outage of OAuth client their-client of {project.id}",
+        "outage of feeds at calendars.example.org",
+    }
+    assert outages["outage of google"].startswith(
+        "it fails since 2031-02-03 04:05 UTC (unavailable); calendars that wait: 2. They are synced as soon as"
+    )
+    assert "must give a new one" in outages[f"outage of OAuth client their-client of {project.id}"]
+    assert "UTC; calendars that wait: 0." in outages["outage of feeds at calendars.example.org"]
 
 
 @pytest.mark.usefixtures("healthy")
@@ -426,7 +657,9 @@ def test_commands_beside_a_running_up_need_no_settings(tmp_path, database_url, r
         json.dumps(
             {
                 "pid": os.getpid(),
-                "base_url": "http://127.0.0.1:8000",
+                "base_url": "http://127.0.0.1:8123",
+                "app_url": "http://127.0.0.1:8123",
+                "demo_feed_url": "http://127.0.0.1:8123/demo/calendar.ics",
                 "database_url": database_url,
                 "redis_url": redis_url,
                 "credentials_encryption_keys": FERNET_KEY,
@@ -438,5 +671,12 @@ def test_commands_beside_a_running_up_need_no_settings(tmp_path, database_url, r
         done = calbridge("project", "create", "x")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["project_id"].startswith("proj_")
+        # A worker beside it reads the same feed, and mails links to the same API.
+        print_settings = "from app.cli.main import _settings; s = _settings('fernet_keys'); print(s.app_url, s.demo_feed_url)"
+        told = subprocess.run(
+            [sys.executable, "-c", print_settings], capture_output=True, text=True, check=True
+        ).stdout
+        assert told == "http://127.0.0.1:8123 http://127.0.0.1:8123/demo/calendar.ics\n"
+        assert "APP_URL http://127.0.0.1:8123" in calbridge("doctor").stdout
     # Without the lock the file is what a killed `up` left behind.
     assert calbridge("project", "create", "x").returncode == 2

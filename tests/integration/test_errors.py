@@ -2,7 +2,10 @@
 
 import httpx
 import pytest
+from sqlalchemy import text
+from structlog.testing import capture_logs
 
+from app.core.db import transaction
 from app.main import create_app
 from tests.fakes.server import serve
 
@@ -56,3 +59,26 @@ async def test_head_is_get_without_the_body(settings, project):
             for name in ("content-length", "content-type"):
                 assert head.headers[name] == get.headers[name], path
         assert (await client.head("/api/v1/calendars")).status_code == 401
+
+
+@pytest.mark.changes_schema
+@pytest.mark.parametrize("sqlstate", ["53100", "53200", "53400"])
+async def test_a_database_without_room_is_503_and_one_line_in_the_log(api, sessions, sqlstate):
+    async with transaction(sessions) as session:
+        await session.execute(
+            text(
+                "CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+                f"RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = '{sqlstate}'; END $$"
+            )
+        )
+        await session.execute(
+            text("CREATE TRIGGER no_room BEFORE INSERT ON calendars FOR EACH ROW EXECUTE FUNCTION no_room()")
+        )
+    with capture_logs() as logs:
+        answer = await api.post(
+            "/api/v1/calendars", json={"platform": "ics", "feed_url": "https://calendar.invalid/feed.ics"}
+        )
+    assert (answer.status_code, list(answer.json())) == (503, ["error"])
+    assert int(answer.headers["Retry-After"]) > 0
+    told = [log for log in logs if log["event"] != "request"]
+    assert [(log["event"], log["sqlstate"]) for log in told] == [("database_unavailable", sqlstate)]

@@ -749,7 +749,7 @@ async def test_the_fault_of_a_refused_refresh_is_told_apart(world: World) -> Non
     fake = world.fake
     assert await refused(world, client_id="nobody") == (ClientMisconfigured, "invalid_client")
     assert await refused(world, client_secret="wrong") == (ClientMisconfigured, "invalid_client")
-    assert await refused(world, refresh_token="1//0unknown") == (CredentialsRevoked, "credentials_revoked")
+    assert await refused(world, refresh_token="1//0unknown") == (CredentialsRevoked, "invalid_grant")
     assert await refused(world, refresh_token="") == (ClientMisconfigured, "invalid_request")
     fake.add_client("other", "secret")
     of_other = fake.add_grant(client_id="other")
@@ -757,7 +757,7 @@ async def test_the_fault_of_a_refused_refresh_is_told_apart(world: World) -> Non
     without_calendar = fake.add_grant(scopes=[EMAIL_SCOPE, "openid"])
     assert await refused(world, refresh_token=without_calendar) == (AccessDenied, "scope_missing")
     fake.revoke_grant(fake.refresh_token)
-    assert await refused(world) == (CredentialsRevoked, "credentials_revoked")
+    assert await refused(world) == (CredentialsRevoked, "invalid_grant")
     fake.delete_client(fake.client_id)
     assert await refused(world) == (ClientMisconfigured, "deleted_client")
 

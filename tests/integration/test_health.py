@@ -6,17 +6,20 @@ import pytest
 from alembic.script import ScriptDirectory
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import func, text
+from structlog.testing import capture_logs
 
 from app.core.clock import utcnow
 from app.core.db import transaction
 from app.core.ids import new_id
 from app.core.migrations import _config
+from app.doorbell import connect_redis
 from app.health import repository
 from app.models import (
     Bot,
     InvitationMail,
     MailLane,
     PushChannel,
+    SyncBreaker,
     WebhookDelivery,
     WebhookSubscription,
     WorkerHeartbeat,
@@ -133,6 +136,25 @@ async def test_without_redis_it_is_ready_but_degraded(visitor, api, sessions):
     assert created.status_code == 201, created.text
 
 
+@pytest.mark.settings(**NO_REDIS)
+async def test_what_is_away_is_logged_when_it_goes_and_when_it_comes_back(visitor, api, app, redis_url):
+    with capture_logs() as logs:
+        for _ in range(3):
+            await ask(visitor)
+            await api.post(
+                "/api/v1/calendars", json={"platform": "ics", "feed_url": "https://calendar.invalid/feed.ics"}
+            )
+        redis = connect_redis(redis_url)
+        app.state.calbridge.doorbell._redis, gone = redis, app.state.calbridge.doorbell._redis
+        await api.post(
+            "/api/v1/calendars", json={"platform": "ics", "feed_url": "https://calendar.invalid/feed.ics"}
+        )
+        await ask(visitor)
+        await gone.aclose(close_connection_pool=True)
+    told = [log["event"] for log in logs if log["event"] != "request"]
+    assert told == ["check_failed", "doorbell_not_rung", "doorbell_rings_again", "check_well_again"]
+
+
 @pytest.mark.settings(**NO_DATABASE)
 async def test_not_ready_without_a_database_and_nothing_is_told_of_its_address(visitor):
     answer = await visitor.get("/readyz")
@@ -149,6 +171,7 @@ async def test_not_ready_without_a_database_and_nothing_is_told_of_its_address(v
 
 
 async def test_an_empty_database_has_gauges_too(visitor):
+    await visitor.get("/healthz")
     found = await gauges(visitor)
     assert found["calbridge_database_up",] == 1
     for name in (
@@ -190,10 +213,58 @@ async def test_gauges_count_calendars_channels_and_workers(visitor, sessions, se
     assert found["calbridge_calendars", "google", "connected"] == 2
     assert found["calbridge_calendars", "google", "disconnected"] == 1
     assert found["calbridge_calendars", "ics", "connected"] == 1
-    assert found["calbridge_calendars_failing", "google"] == 1
-    assert found["calbridge_calendars_failing", "ics"] == 1
+    assert found["calbridge_calendars_failing", "unknown", "google"] == 1
+    assert found["calbridge_calendars_failing", "unknown", "ics"] == 1
     assert found["calbridge_push_channels_open", "google"] == 2
     assert found["calbridge_workers",] == 2
+
+
+async def test_gauges_tell_of_outages_and_of_the_calendars_that_wait_for_them(
+    visitor, sessions, settings, project, monkeypatch
+):
+    def ago(seconds):
+        return func.now() - timedelta(seconds=seconds)
+
+    found = await gauges(visitor)
+    for of in ("google", "microsoft", "feed_host", "oauth_client"):
+        assert (found["calbridge_breakers_open", of], found["calbridge_outage_seconds", of]) == (0, 0)
+    monkeypatch.setattr("app.health.gauges._KEPT_SECONDS", 0)
+    client = f"client:{project.id}:someones-client"
+    for platform, scope, fields in (
+        ("google", "google", {}),
+        ("google", "google", {"sync_failing_since": ago(60)}),
+        ("google", client, {"sync_failing_since": ago(60)}),
+        ("google", "google", {"state": "disconnected"}),
+        ("google", None, {"held_back_ids": ["evt_1"], "held_back_since": ago(60)}),
+        ("microsoft", "microsoft", {"sync_failing_since": ago(60)}),  # a failure, but no outage
+        ("ics", "feed:one.example.org", {}),
+    ):
+        await factories.add_calendar(
+            sessions, settings, project.id, platform=platform, secrets={}, outage_scope=scope, **fields
+        )
+    async with transaction(sessions) as session:
+        session.add_all(
+            [
+                SyncBreaker(scope="google", opened_at=ago(500), outage_since=ago(600)),
+                SyncBreaker(scope="microsoft", closed_at=ago(5), outage_since=ago(900)),
+                SyncBreaker(scope="feed:one.example.org", opened_at=ago(50), outage_since=ago(60)),
+                SyncBreaker(scope="feed:two.example.org", opened_at=ago(50), outage_since=ago(3600)),
+                SyncBreaker(scope=client, opened_at=ago(5), outage_since=ago(60)),
+            ]
+        )
+    found = await gauges(visitor)
+    opened = {of[0]: value for (name, *of), value in found.items() if name == "calbridge_breakers_open"}
+    assert opened == {"google": 1, "microsoft": 0, "feed_host": 2, "oauth_client": 1}
+    assert found["calbridge_outage_seconds", "google"] == pytest.approx(600, abs=30)
+    assert found["calbridge_outage_seconds", "feed_host"] == pytest.approx(3600, abs=30)
+    assert found["calbridge_outage_seconds", "microsoft"] == 0
+    held = {of[0]: value for (name, *of), value in found.items() if name == "calbridge_calendars_held"}
+    assert held == {"google": 3, "microsoft": 0, "ics": 1}
+    assert found["calbridge_calendars_failing", "unknown", "google"] == 2
+    assert found["calbridge_calendars_in_doubt", "google"] == 1
+    text_of_all = (await visitor.get("/metrics")).text
+    assert "example.org" not in text_of_all
+    assert "someones-client" not in text_of_all
 
 
 async def test_lag_is_of_what_could_have_been_done_by_now(visitor, sessions, settings, project):
@@ -338,6 +409,7 @@ async def test_an_unknown_method_makes_no_label_of_its_own(visitor):
 
 @pytest.mark.settings(**NO_DATABASE)
 async def test_without_a_database_the_process_still_tells_of_itself(visitor):
+    await visitor.get("/healthz")
     found = await gauges(visitor)
     assert found["calbridge_database_up",] == 0
     assert ("calbridge_outbox_pending",) not in found

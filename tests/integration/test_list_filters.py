@@ -21,6 +21,8 @@ INSERT INTO bots (id, project_id, bot_name, state, meeting_url, join_at, created
            CASE WHEN n > 19996 THEN 'https://meet.example/' || repeat('a', 4000) ELSE 'https://meet.example/' || n END,
            '2026-01-01T00:00:00Z'::timestamptz + n * interval '1 minute', now() + n * interval '1 second'
     FROM generate_series(0, 19999) n;
+UPDATE calendars SET sync_failing_since = now() WHERE id IN ('cal_3', 'cal_5');
+UPDATE calendars SET outage_scope = 'google' WHERE id = 'cal_6';
 ANALYZE calendars; ANALYZE bots;
 """
 
@@ -74,6 +76,9 @@ async def test_filters_of_calendars_are_index_bound(filled, sessions, project):
         ({"state": "connected"}, NEWEST),
         ({"state": "disconnected"}, ["3", "2", "1", "0"]),
         ({"state": "disconnected", "platform": "google"}, ["3", "2"]),
+        ({"failing": True}, ["6", "5"]),
+        ({"failing": True, "platform": "ics"}, []),
+        ({"failing": False}, NEWEST),
     ):
         async with reading(sessions) as session:
             asked = CalendarsQuery(**query)

@@ -188,6 +188,14 @@ async def test_only_public_https_urls_are_taken_save_for_allowed_hosts(api) -> N
     assert (await api.get(path)).json()["url"] == URL
 
 
+@pytest.mark.settings(allow_private_network_targets=False)
+async def test_a_receiver_on_this_machine_is_refused_with_the_settings_that_allow_it(api) -> None:
+    for url in ("http://localhost:8001/hook", "http://127.0.0.1:8001/hook", "https://localhost/hook"):
+        answer = await api.post("/api/v1/webhooks", json={"url": url, "triggers": ["bot.state_change"]})
+        assert "ALLOW_PRIVATE_NETWORK_TARGETS=true" in answer.json()["url"][0]
+        assert "WEBHOOK_ALLOWED_HOSTS" in answer.json()["url"][0]
+
+
 async def test_a_webhook_is_changed_in_part(api) -> None:
     webhook = await create(api)
     path = f"/api/v1/webhooks/{webhook['id']}"
@@ -539,6 +547,23 @@ async def test_the_log_has_filters_and_pages(api, sessions, project) -> None:
     assert len(pending["results"]) + len(pending_next["results"]) == 28
     assert (await api.get(path, params={"status": "lost"})).status_code == 400
     assert (await api.get(path, params={"cursor": "!"})).status_code == 400
+
+
+async def test_a_delivery_is_shown_with_what_is_sent(api, other_api, sessions, project) -> None:
+    secret = (await create(api))["secret"]
+    await tell(sessions, project)
+    (row,) = await stored(sessions)
+    path = f"/api/v1/webhook_deliveries/{row.id}"
+    shown = (await api.get(path)).json()
+    assert shown["body"].encode() == row.body
+    assert shown["webhook_id"] == row.subscription_id
+    assert shown["headers"] == {"Content-Type": "application/json", "webhook-id": row.idempotency_key}
+    assert secret not in str(shown)
+    (listed,) = (await api.get(f"/api/v1/webhooks/{row.subscription_id}/deliveries")).json()["results"]
+    assert shown.items() >= listed.items()
+    for client, missing in ((other_api, path), (api, "/api/v1/webhook_deliveries/dlv_aaaaaaaaaaaaaaaa")):
+        answer = await client.get(missing)
+        assert (answer.status_code, answer.json()) == (404, {"error": "Webhook delivery not found"})
 
 
 async def test_a_finished_delivery_is_made_due_again_with_its_id_and_bytes(api, sessions, project) -> None:

@@ -19,7 +19,7 @@ def event(*, starts_in_days: float = 1, hours: float = 1, **fields) -> RemoteEve
 
 
 def stored(of: RemoteEvent, *, is_deleted: bool = False) -> StoredEvent:
-    return StoredEvent("evt_1", of.platform_uuid, content_hash(of), is_deleted, of.start_time, of.end_time)
+    return StoredEvent("evt_1", of.platform_uuid, content_hash(of), is_deleted)
 
 
 def changes(new: RemoteEvent, old: StoredEvent | None) -> list[tuple[str, bool]]:
@@ -78,15 +78,16 @@ def test_a_deleted_event_that_comes_back_is_created() -> None:
 
 
 @pytest.mark.parametrize("days", [40, -5], ids=["ahead", "into the past"])
-def test_an_event_that_is_moved_out_of_the_window_is_deleted_with_its_new_time(days: float) -> None:
+def test_an_event_that_is_moved_out_of_the_window_goes_on_with_its_new_time(days: float) -> None:
     moved = event(starts_in_days=days)
     writes = diff_events([moved], {"e1": content_hash(moved)}, {"e1": stored(event())}, WINDOW)
-    assert [(write.change, write.is_deleted, write.event) for write in writes] == [("deleted", True, moved)]
+    assert [(write.change, write.is_deleted, write.event) for write in writes] == [("updated", False, moved)]
 
 
-def test_an_event_that_moves_back_into_the_window_is_created_again() -> None:
+def test_an_event_that_lives_beyond_the_window_is_no_deleted_one() -> None:
     away = event(starts_in_days=40)
-    assert changes(event(), stored(away, is_deleted=True)) == [("created", False)]
+    assert changes(away, stored(away, is_deleted=True)) == [("created", False)]
+    assert changes(event(), stored(away)) == [("updated", False)]
 
 
 def test_an_edit_of_a_past_event_does_not_delete_it() -> None:

@@ -169,6 +169,20 @@ def test_an_all_day_event_across_a_clock_change_is_25_hours_long() -> None:
             "zoom",
         ),
         (
+            {"hangoutLink": "https://meet.google.com/abc-def-hij"},
+            "https://meet.google.com/abc-def-hij",
+            "google_meet",
+        ),
+        (
+            {
+                "conferenceData": {
+                    "entryPoints": [{"entryPointType": "video", "uri": "https://zoom.us/j/12345?pwd=x"}]
+                }
+            },
+            "https://zoom.us/j/12345?pwd=x",
+            "zoom",
+        ),
+        (
             {"hangoutLink": None, "location": "https://us02web.zoom.us/j/81234567890"},
             "https://us02web.zoom.us/j/81234567890",
             "zoom",

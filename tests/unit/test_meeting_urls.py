@@ -96,11 +96,12 @@ JOINED = [
     ("https://meet.google.com/lookup/ada2026", SAME, "google_meet", "ada2026"),
     # Teams
     (TEAMS, SAME, "teams", TEAMS_ID),
-    (TEAMS.replace("%3A", "%3a").replace("%40", "@", 1), TEAMS.replace(CONTEXT, CONTEXT.replace("%3A", "%3a")), "teams", TEAMS_ID),
+    (TEAMS.replace("%3A", "%3a").replace("%40", "@", 1), SAME, "teams", TEAMS_ID),
     (TEAMS.replace("%", "%25"), TEAMS, "teams", TEAMS_ID),
     (TEAMS.replace("%3Ameeting", "%253Ameeting").replace("%40", "%2540"), None, "teams", TEAMS_ID),
-    (f"https://teams.microsoft.com/l/meetup-join/19:meeting_ABC@thread.v2/0?context={CONTEXT}&anon=true", TEAMS, "teams", TEAMS_ID),
-    (f'https://teams.microsoft.com/l/meetup-join/19:meeting_ABC@thread.v2/0?context={{"Tid":"{TID}","Oid":"{OID}"}}', TEAMS, "teams", TEAMS_ID),
+    (f"https://teams.microsoft.com/l/meetup-join/19:meeting_ABC@thread.v2/0?context={CONTEXT}&anon=true", SAME, "teams", TEAMS_ID),
+    (f"{TEAMS}&anon=true&uname=Ada#frag", SAME, "teams", TEAMS_ID),
+    (f'https://teams.microsoft.com/l/meetup-join/19:meeting_ABC@thread.v2/0?context={{"Tid":"{TID}","Oid":"{OID}"}}', f"https://teams.microsoft.com/l/meetup-join/19:meeting_ABC@thread.v2/0?context=%7B%22Tid%22:%22{TID}%22,%22Oid%22:%22{OID}%22%7D", "teams", TEAMS_ID),
     (f"https://teams.microsoft.com/l/meetup-join/19%3Aabc%40thread.tacv2/1700000000000?context={context(tid=TID, oid=OID, MessageId='1700000000000')}", SAME, "teams", f"19:abc@thread.tacv2/{TID}/{OID}"),
     (f"https://teams.microsoft.com/l/meetup-join/19%3Aabc%40thread.skype/0?context={context(Tid=TID, Oid=OID, IsBroadcastMeeting=True)}", SAME, "teams", f"19:abc@thread.skype/{TID}/{OID}"),
     (TEAMS.replace("teams.microsoft.com", "gov.teams.microsoft.us"), SAME, "teams", TEAMS_ID),
@@ -109,6 +110,7 @@ JOINED = [
     (TEAMS.replace("teams.microsoft.com", "teams.cloud.microsoft"), SAME, "teams", TEAMS_ID),
     (TEAMS.replace("teams.microsoft.com", "teams.live.com"), SAME, "teams", TEAMS_ID),
     (TEAMS_SHORT, SAME, "teams", "2345678901234"),
+    (f"{TEAMS_SHORT}&anon=true#x", SAME, "teams", "2345678901234"),
     ("https://teams.live.com/meet/9356969621606?p=08ogAW", SAME, "teams", "9356969621606"),
     ("https://teams.microsoft.com/meet/2345678901234", SAME, "teams", "2345678901234"),
     (f"https://teams.microsoft.com/dl/launcher/launcher.html?url={enc('/_#/l/meetup-join/19:meeting_ABC@thread.v2/0?context=' + CONTEXT + '&anon=true')}&type=meetup-join&deeplinkId=1", TEAMS, "teams", TEAMS_ID),
@@ -656,6 +658,83 @@ def test_in_a_text_the_service_that_the_structured_fields_name_goes_first(
     assert found.platform == platform
 
 
+@pytest.mark.parametrize(
+    ("url", "platform"),
+    [
+        ("https://teams.microsoft.com/meet/234567890?p=x", "teams"),
+        ("https://teams.microsoft.com/l/meetup-join/a/b?c=1#d", "teams"),
+        ("https://meet.google.com/abc-def-hij", "google_meet"),
+        ("https://zoom.us/j/12345", "zoom"),
+        ("https://us02web.zoom.us/j/123456789012?pwd=x", "zoom"),
+        ("https://acme.webex.com/acme/some/new/form?id=1", "webex"),
+    ],
+)
+def test_a_providers_own_join_url_counts_by_its_host(url: str, platform: str) -> None:
+    found = find_meeting_link(join_urls=["", "no link", url], location=ZOOM)
+    assert found is not None
+    assert (found.url, found.platform, found.is_supported) == (url, platform, True)
+    assert find_meeting_link(conference=[url], location=url, description=url, title=url) is None
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://zoom.us/",
+        "https://zoom.us/meeting/register/abc",
+        "https://zoom.us/u/abc",
+        "https://zoom.us.evil.example/j/12345",
+        "https://evil.example/j/123456789",
+        "https://ada@zoom.us/j/12345",
+        "https://zoom.us:99/j/12345",
+        "https://tel.meet/abc-def-hij",
+        "https://stream.meet.google.com/stream/x",
+        "zoommtg://zoom.us/12345",
+        "javascript:alert(1)",
+        "see https://zoom.us/j/12345 here",
+        "https://zoom.us/j/" + "1" * 5000,
+        "\ud800",
+    ],
+)
+def test_a_join_url_on_another_host_or_to_no_meeting_does_not_count(url: str) -> None:
+    assert find_meeting_link(join_urls=[url]) is None
+
+
+def test_a_join_url_gives_no_host_key_away() -> None:
+    found = find_meeting_link(join_urls=["https://zoom.us/j/12345?zak=key&pwd=p&uname=Ada"])
+    assert found is not None
+    assert found.url == "https://zoom.us/j/12345?pwd=p"
+
+
+WEBEX_ROOM = "https://acme.webex.com/meet/ada"
+RUNNER = MeetingHosts(preferred=frozenset({"zoom", "google_meet", "teams"}))
+
+
+@pytest.mark.parametrize(
+    ("texts", "url"),
+    [
+        ({"location": WEBEX_ROOM, "description": f"or {ZOOM}"}, ZOOM),
+        ({"description": f"{WEBEX_ROOM} or {ZOOM}"}, ZOOM),
+        ({"join_urls": [WEBEX_ROOM], "location": MEET}, MEET),
+        ({"location": "Webex", "description": f"{WEBEX_ROOM} or {ZOOM} or {MEET}"}, ZOOM),
+        ({"location": "Google Meet", "description": f"{WEBEX_ROOM} or {ZOOM} or {MEET}"}, MEET),
+        ({"location": WEBEX_ROOM, "description": "https://discord.gg/abc"}, WEBEX_ROOM),
+        ({"location": WEBEX_ROOM, "description": "https://whereby.com/ada"}, WEBEX_ROOM),
+        ({"location": ZOOM, "description": MEET}, ZOOM),
+        ({"location": "https://discord.gg/abc", "description": WEBEX_ROOM}, WEBEX_ROOM),
+    ],
+)
+def test_of_several_links_one_that_the_runner_can_join_goes_first(texts: Any, url: str) -> None:
+    found = find_meeting_link(**texts, hosts=RUNNER)
+    assert found is not None
+    assert found.url == url
+
+
+def test_without_a_runner_to_prefer_the_first_link_counts() -> None:
+    found = find_meeting_link(location=WEBEX_ROOM, description=ZOOM)
+    assert found is not None
+    assert found.url == WEBEX_ROOM
+
+
 def test_in_a_text_any_supported_link_goes_before_a_recognised_one() -> None:
     found = find_meeting_link(location="Webex", description=f"https://discord.gg/abc or {ZOOM}")
     assert found is not None
@@ -853,7 +932,7 @@ def can_backtrack_badly(pattern: re.Pattern[str]) -> bool:
 
     `(?:\\.[a-z]+)*` is fine: a dot must come before every round, which leaves one way.
     """
-    from re import _parser  # type: ignore[attr-defined]  # the standard library has no public one
+    from re import _parser
 
     return any(
         most > 1000 and list(repeats(body)) and str(next(iter(body))[0]) != "LITERAL"

@@ -266,6 +266,14 @@ SAFE_LINK = (
         ),
         # A link that is too long for a link is none; a part of it would be another one.
         ({**NO_TEAMS, "onlineMeetingUrl": f"{ZOOM}&x={'y' * 5_000}"}, None, None),
+        # What the provider itself calls the join link counts, whatever its code looks like.
+        ({**NO_TEAMS, "onlineMeetingUrl": "https://zoom.us/j/12345"}, "https://zoom.us/j/12345", "zoom"),
+        (
+            {"onlineMeeting": {"joinUrl": "https://teams.microsoft.com/meet/123456789?p=x"}},
+            "https://teams.microsoft.com/meet/123456789?p=x",
+            "teams",
+        ),
+        ({**NO_TEAMS, "location": {"displayName": "https://zoom.us/j/12345"}, "locations": []}, None, None),
         (NO_TEAMS, None, None),
         ({**NO_TEAMS, "onlineMeeting": "zoom", "location": [], "locations": {}, "body": 5}, None, None),
     ],
@@ -501,10 +509,10 @@ def test_no_message_repeats_what_the_server_wrote() -> None:
     ("fields", "expected", "code"),
     [
         # Where the list of numbers is missing, the description has one.
-        ({"error": "invalid_grant", "error_description": "AADSTS50057: The account is disabled."}, CredentialsRevoked, "account_disabled"),
+        ({"error": "invalid_grant", "error_description": "AADSTS50057: The account is disabled."}, CredentialsRevoked, "invalid_grant"),
         ({"error": "invalid_request", "error_description": "AADSTS50194: not multi-tenant."}, ClientMisconfigured, "invalid_request"),
         # Where it is there, the description is not looked at.
-        ({"error": "invalid_grant", "error_codes": [50173], "error_description": "AADSTS7000222"}, CredentialsRevoked, "grant_revoked"),
+        ({"error": "invalid_grant", "error_codes": [50173], "error_description": "AADSTS7000222"}, CredentialsRevoked, "invalid_grant"),
         ({"error": "invalid_grant", "error_codes": ["7000222", None]}, CredentialsRevoked, "invalid_grant"),
         ({"error": "invalid_grant", "error_codes": 5, "error_description": 5}, CredentialsRevoked, "invalid_grant"),
         ({"error": ["invalid_grant"]}, Unavailable, "unavailable"),

@@ -1,0 +1,152 @@
+"""What is really POSTed to subscribers is what the OpenAPI document describes."""
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from openapi_schema_validator import oas31_format_checker
+
+from app.core.clock import isoformat, utcnow
+from app.core.http import httpx
+from app.rsvp.tokens import RsvpTokens, Subject
+from app.settings import Settings
+from app.webhooks.events import TRIGGERS
+from tests.fakes.receiver import Receiver
+from tests.fakes.server import serve
+from tests.flows.conftest import GoogleCalendarUnderTest
+
+pytestmark = pytest.mark.settings(smtp_url="smtp://127.0.0.1:9", email_from="calendar@example.net")
+
+ZOOM = "https://zoom.us/j/5551112222"
+
+
+@pytest.fixture
+async def receiver(api: httpx.AsyncClient) -> AsyncIterator[Receiver]:
+    receiver = Receiver()
+    async with serve(receiver) as receiver.url:
+        for include_events in (True, False):
+            body = {
+                "url": f"{receiver.url}/{'with' if include_events else 'without'}_events",
+                "triggers": list(TRIGGERS),
+                "include_events": include_events,
+            }
+            assert (await api.post("/api/v1/webhooks", json=body)).status_code == 201
+        yield receiver
+
+
+class Described:
+    """The webhooks of the document, as a validator of bodies sees them."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self._document = document
+
+    def faults(self, body: dict[str, Any]) -> list[str]:
+        operation = self._document["webhooks"][body["trigger"]]["post"]
+        schema = operation["requestBody"]["content"]["application/json"]["schema"]
+        whole = {**schema, "components": self._document["components"]}
+        validator = Draft202012Validator(whole, format_checker=oas31_format_checker)
+        return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(body)]
+
+
+@pytest.fixture
+async def described(api: httpx.AsyncClient) -> Described:
+    return Described((await api.get("/openapi.json")).json())
+
+
+async def _until_told(receiver: Receiver, count: int) -> None:
+    """Both endpoints were told `count` times."""
+    await receiver.wait_for(2 * count)
+
+
+@pytest.mark.usefixtures("worker")
+async def test_everything_that_is_sent_is_described(
+    *, google: GoogleCalendarUnderTest, api: httpx.AsyncClient, receiver: Receiver, described: Described
+) -> None:
+    sync = f"/api/v1/calendars/{google.id}/sync"
+    moving = google.add("moving", location=ZOOM, attendees=[{"email": "bob@example.org", "optional": True}])
+    gone = google.add("gone")
+    today = utcnow().date()
+    google.fake.add_event(start=today + timedelta(days=2), end=today + timedelta(days=3), summary="a day")
+    await api.post(sync)
+    await _until_told(receiver, 1)
+
+    event_id = (await google.events())[moving].id
+    made = await api.post("/api/v1/bots", json={"calendar_event_id": event_id, "bot_name": "Notetaker"})
+    bot = f"/api/v1/bots/{made.json()['id']}"
+    by_hand = {"bot_name": "B", "meeting_url": ZOOM, "join_at": isoformat(utcnow() + timedelta(days=2))}
+    other = f"/api/v1/bots/{(await api.post('/api/v1/bots', json=by_hand)).json()['id']}"
+    google.move(moving, in_hours=48)
+    google.fake.delete_event(gone)
+    await api.post(sync)
+    await _until_told(receiver, 3)  # the events, and the bot that follows one of them
+    assert (await api.patch(bot, json={"bot_name": "Other"})).status_code == 200
+    assert (await api.patch(other, json={"metadata": {"a": "b"}})).status_code == 200
+    assert (await api.delete(other)).status_code == 200
+    await _until_told(receiver, 6)
+
+    google.fake.revoke_grant(google.fake.refresh_token)
+    google.fake.expire_access_tokens()
+    await api.post(sync)
+    await _until_told(receiver, 8)  # the calendar, and its bot that is gone
+    fresh = google.fake.add_grant()
+    await api.patch(f"/api/v1/calendars/{google.id}", json={"refresh_token": fresh})
+    await _until_told(receiver, 9)
+
+    faults = {received.body: described.faults(received.json) for received in receiver.received}
+    assert [fault for fault in faults.items() if fault[1]] == []
+    told = [received.json for received in receiver.received if received.path == "/with_events"]
+    assert {body["trigger"] for body in told} == {
+        "calendar.events_update",
+        "calendar.state_change",
+        "bot.state_change",
+    }
+    changes = [event["change"] for body in told for event in body["data"].get("events", [])]
+    assert sorted(changes) == ["created", "created", "created", "deleted", "updated"]
+    assert {body["data"]["event_type"] for body in told if "bot_id" in body} == {
+        "event_changed",
+        "updated",
+        "deleted",
+    }
+
+
+@pytest.mark.usefixtures("worker")
+async def test_what_a_guests_click_sends_is_described(
+    *, api: httpx.AsyncClient, app: Any, settings: Settings, receiver: Receiver, described: Described
+) -> None:
+    calendar = {"platform": "local", "name": "Lectures", "owner_email": "ada@example.com"}
+    calendar_id = (await api.post("/api/v1/calendars", json=calendar)).json()["id"]
+    body = {
+        "calendar_id": calendar_id,
+        "name": "Analysis",
+        "start_time": isoformat(utcnow() + timedelta(days=1)),
+        "end_time": isoformat(utcnow() + timedelta(days=1, hours=1)),
+        "attendees": [{"email": "bob@example.org"}],
+        "recurrence": ["RRULE:FREQ=WEEKLY;COUNT=2"],
+    }
+    event = (await api.post("/api/v1/calendar_events", json=body)).json()
+    await _until_told(receiver, 1)
+    subject = Subject(calendar_id, event["ical_uid"], "", "bob@example.org")
+    token = RsvpTokens(settings.fernet_keys).sign(subject)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://testserver") as guest:
+        page = await guest.post("/rsvp/", data={"token": token, "action": "accepted"})
+    assert page.status_code == 200
+    await _until_told(receiver, 3)  # the answer, and the events that it changed
+    bodies = [received.json for received in receiver.received]
+    assert {body["trigger"] for body in bodies} == {"calendar.events_update", "event.rsvp_update"}
+    assert [fault for body in bodies for fault in described.faults(body)] == []
+
+
+@pytest.mark.parametrize("trigger", TRIGGERS)
+async def test_a_test_message_is_described(
+    api: httpx.AsyncClient, receiver: Receiver, described: Described, trigger: str
+) -> None:
+    body = {"url": f"{receiver.url}/hook", "triggers": [trigger]}
+    webhook = (await api.post("/api/v1/webhooks", json=body)).json()
+    answer = await api.post(f"/api/v1/webhooks/{webhook['id']}/test")
+    assert answer.json()["status"] == "success"
+    (received,) = receiver.received
+    assert received.json["trigger"] == trigger
+    assert described.faults(received.json) == []
+    assert described.faults({**received.json, "data": {}}) != []
