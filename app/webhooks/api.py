@@ -176,7 +176,9 @@ async def replay(
 
 
 @router.get(
-    "/webhook_deliveries/{delivery_id}", operation_id="get_webhook_delivery", responses=responses(404)
+    "/webhook_deliveries/{delivery_id}",
+    operation_id="get_webhook_delivery",
+    responses=responses(404, takes_input=False),
 )
 async def get_delivery(
     session: DbReadSession, project_id: ProjectId, delivery_id: DeliveryId

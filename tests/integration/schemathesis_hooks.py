@@ -72,6 +72,8 @@ def valid_requests_are_taken(ctx: Any, response: Any, case: Any) -> bool | None:
 
 @schemathesis.check
 def invalid_requests_are_refused(ctx: Any, response: Any, case: Any) -> bool | None:
+    if case.operation.label == "POST /notifications/microsoft":
+        return None  # in the handshake the body does not count, and odd notifications are skipped
     if "" in (case.query or {}).values():
         return None  # a filter without a value counts as not given
     if "x-schemathesis-unknown-property" in (case.headers or {}):
