@@ -358,7 +358,9 @@ async def test_a_page_takes_three_statements_at_most(api, calendar_id, add_event
     seen = []
 
     def note(_connection, _cursor, statement, *_):
-        seen.append(statement)
+        # That a key is used is written once a minute, beside the request.
+        if not statement.startswith("UPDATE api_keys"):
+            seen.append(statement)
 
     event.listen(Engine, "before_cursor_execute", note)
     try:
