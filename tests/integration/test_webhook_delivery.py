@@ -907,7 +907,9 @@ async def test_a_url_that_is_no_longer_allowed_is_not_called(webhooks: Webhooks)
     options: dict[str, Any] = {"webhook_retry_schedule_seconds": (60.0,)}
     await webhooks.deliver(allow_private_network_targets=False, **options)
     assert webhooks.receiver.received == []
-    assert _last_attempt(await webhooks.row(delivery))["error"].startswith("refused: Must begin with https")
+    assert _last_attempt(await webhooks.row(delivery))["error"].startswith(
+        "refused: Must be on a public address"
+    )
     await webhooks.make_due()
     allowed = frozenset({"127.0.0.1"})
     await webhooks.deliver(allow_private_network_targets=False, webhook_allowed_hosts=allowed, **options)
