@@ -36,6 +36,7 @@ database.executescript("""
     CREATE TABLE IF NOT EXISTS bots (id TEXT PRIMARY KEY, state TEXT NOT NULL);
 """)
 received = asyncio.Event()
+MOST_BYTES = 1_000_000  # anybody can send something here: it is not kept before its signature is checked
 
 
 @contextlib.asynccontextmanager
@@ -50,7 +51,11 @@ app = FastAPI(lifespan=lifespan)
 
 @app.post("/webhook", status_code=204)
 async def receive(request: Request) -> None:
-    body = await request.body()
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MOST_BYTES:
+            raise HTTPException(413, "No delivery is that large.")
     try:
         # Refuses a wrong signature and a message that is more than five minutes old.
         webhook.verify(body, dict(request.headers))
