@@ -14,7 +14,7 @@ if (!CALBRIDGE_URL || !CALBRIDGE_API_KEY || !WEBHOOK_SECRET) {
   throw new Error("Set CALBRIDGE_URL, CALBRIDGE_API_KEY and WEBHOOK_SECRET.");
 }
 
-const MOST_BYTES = 1_000_000; // anybody can send something here: it is not kept before its signature is checked
+const MOST_BYTES = 1_000_000; // anybody can send something here, and it is read before its signature is checked
 const FILE = "receiver.json";
 const stored = existsSync(FILE)
   ? JSON.parse(readFileSync(FILE, "utf8"))
