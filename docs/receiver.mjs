@@ -14,6 +14,7 @@ if (!CALBRIDGE_URL || !CALBRIDGE_API_KEY || !WEBHOOK_SECRET) {
   throw new Error("Set CALBRIDGE_URL, CALBRIDGE_API_KEY and WEBHOOK_SECRET.");
 }
 
+const MOST_BYTES = 1_000_000; // anybody can send something here, and it is read before its signature is checked
 const FILE = "receiver.json";
 const stored = existsSync(FILE)
   ? JSON.parse(readFileSync(FILE, "utf8"))
@@ -40,7 +41,12 @@ function isGenuine(headers, rawBody, secret) {
 async function receive(request, response) {
   if (request.method !== "POST" || request.url !== "/webhook") return response.writeHead(404).end();
   const chunks = [];
-  for await (const chunk of request) chunks.push(chunk);
+  let size = 0;
+  for await (const chunk of request) {
+    size += chunk.length;
+    if (size > MOST_BYTES) return response.writeHead(413, { connection: "close" }).end();
+    chunks.push(chunk);
+  }
   const rawBody = Buffer.concat(chunks);
   if (!isGenuine(request.headers, rawBody, WEBHOOK_SECRET)) return response.writeHead(401).end();
   // Store the message and answer; the work is done afterwards. A repeated delivery has the same id.

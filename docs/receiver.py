@@ -20,6 +20,7 @@ import httpx
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 from standardwebhooks import Webhook, WebhookVerificationError
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 log = logging.getLogger("receiver")
 api = httpx.AsyncClient(  # noqa: TID251 - an application of its own
@@ -46,6 +47,8 @@ async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
 
 
 app = FastAPI(lifespan=lifespan)
+# Anybody can send something here, and it is read before its signature is checked. No delivery is larger.
+app.add_middleware(RequestBodyLimitMiddleware, max_body_size=1_000_000)
 
 
 @app.post("/webhook", status_code=204)

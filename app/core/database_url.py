@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode
 _URL = re.compile(
     r"postgres(?:ql)?(?:\+[a-z0-9_]+)?://"
     r"(?:(?P<user>[^:/@]*)(?::(?P<password>[^@]*))?@)?"
-    r"(?P<hosts>[^/?@]*)(?:/(?P<database>[^?]*))?(?:\?(?P<query>.*))?",
+    r"(?P<hosts>[^/?@]*)(?:/(?P<database>[^?@]*))?(?:\?(?P<query>.*))?",
     re.DOTALL,
 )
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[^:\[\]\s,]*)(?::(?P<port>\d{1,5}))?")
@@ -28,6 +28,8 @@ _CHOICES = {
     "ssl_min_protocol_version": ("TLSv1.2", "TLSv1.3"),
     "ssl_max_protocol_version": ("TLSv1.2", "TLSv1.3"),
 }
+_SYNONYMS = {"ssl": "sslmode", "database": "dbname"}
+_SSL_MODES = {"true": "require", "1": "require", "false": "disable", "0": "disable"}
 _FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl", "passfile")
 _OTHERS = ("host", "port", "user", "password", "dbname", "sslpassword", "krbsrvname", "gsslib", "options")
 # What asyncpg does not know. The connection is none the worse without them: it has keep-alives, and sends the server's
@@ -79,10 +81,14 @@ def parse_database_url(value: str) -> DatabaseUrl:
     if has_system_roots:
         if query.pop("sslmode", "verify-full") != "verify-full":
             raise ValueError("has sslrootcert=system, which needs sslmode=verify-full")
+        if "sslcrl" in query:
+            raise ValueError(
+                "has sslrootcert=system, with which sslcrl cannot be checked: give sslrootcert a file"
+            )
         del query["sslrootcert"]
-        if "sslcert" in query:
-            certificate = (query.pop("sslcert"), query.pop("sslkey", None), query.pop("sslpassword", None))
     _check_files(query)
+    if has_system_roots and "sslcert" in query:
+        certificate = (query.pop("sslcert"), query.pop("sslkey", None), query.pop("sslpassword", None))
     user, password, database = (found[name] for name in ("user", "password", "database"))
     login = _encoded(user) + ("" if password is None else ":" + _encoded(password))
     dsn = f"postgresql://{login}{'@' if login else ''}{found['hosts']}/{_encoded(database)}"
@@ -97,23 +103,20 @@ def _encoded(part: str | None) -> str:
 
 
 def _query(text: str) -> dict[str, str]:
-    query = {}
-    for name, value in parse_qsl(text, keep_blank_values=True):
-        match name, value:
-            case "ssl", "true" | "1":
-                query["sslmode"] = "require"
-            case "ssl", "false" | "0":
-                query["sslmode"] = "disable"
-            case "ssl", _:
-                query["sslmode"] = value
-            case "database", _:
-                query["dbname"] = value
-            case _:
-                query[name] = value
-    query = {name: value for name, value in query.items() if value}
+    query: dict[str, str] = {}
+    for given, value in parse_qsl(text):
+        name = _SYNONYMS.get(given, given)
+        if name == "sslmode":
+            mode = _SSL_MODES.get(value, value) if given == "ssl" else value
+            # Told twice, the stricter one counts: no connection is less safe than a part of its URL demands.
+            query[name] = max(query.get(name, mode), mode, key=_strictness)
+        else:
+            query[name] = value
     for name, value in query.items():
         if name not in _PASSED_ON and name not in _DROPPED and name not in _OURS:
-            shown = f"the parameter {name}" if re.fullmatch(r"[A-Za-z_]{1,40}", name) else "a parameter"
+            # With an @ in it, this is rather the rest of a password that was not encoded.
+            is_name = "@" not in text and re.fullmatch(r"[A-Za-z_]{1,40}", name)
+            shown = f"the parameter {name}" if is_name else "a parameter"
             raise ValueError(
                 f"has {shown}, which is not known here. Known are sslmode, sslrootcert, sslcert, sslkey, "
                 "application_name, connect_timeout, options, target_session_attrs and others of libpq; settings of "
@@ -122,6 +125,12 @@ def _query(text: str) -> dict[str, str]:
         if name in _CHOICES and value not in _CHOICES[name]:
             raise ValueError(f"has a wrong {name}: choose from {', '.join(_CHOICES[name])}")
     return {name: value for name, value in query.items() if name not in _DROPPED}
+
+
+def _strictness(mode: str) -> int:
+    """An unknown mode is the strictest, so that it is refused."""
+    modes = _CHOICES["sslmode"]
+    return modes.index(mode) if mode in modes else len(modes)
 
 
 def _connect_timeout(query: dict[str, str]) -> int:

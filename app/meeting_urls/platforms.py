@@ -477,6 +477,11 @@ def _find_recogniser(host: str, hosts: MeetingHosts) -> _Recogniser | None:
 
 # Their links are believed where a provider gives them as an event's own: others are recognised only.
 _BELIEVED = frozenset({"zoom", "google_meet", "teams", "webex", "goto", "whereby", "jitsi", "visio"})
+# A stranger's invitation may fill these fields, too. Pages of the services lead on to any address that they are given
+# (`meet.google.com/linkredirect?dest=`), and a short link leads anywhere.
+_ADDRESS_INSIDE = re.compile(r"//|\\")
+_SHORT_LINKS = frozenset({"g.co"})
+_MOST_DECODINGS = 3
 
 
 def believe(url: Url, hosts: MeetingHosts) -> MeetingLink | None:
@@ -488,6 +493,18 @@ def believe(url: Url, hosts: MeetingHosts) -> MeetingLink | None:
     if outcome in (_REGISTRATION, _DIAL_IN, _LIVE_STREAM):
         return None
     if not isinstance(outcome, MeetingLink):
+        if url.host in _SHORT_LINKS or _leads_on(url):
+            return None
         drop = _ZOOM_DROPPED if platform == "zoom" else ()
         outcome = _link(url, platform, quote_url(url.path.strip("/")), drop=drop)
     return outcome if isinstance(outcome, MeetingLink) else None
+
+
+def _leads_on(url: Url) -> bool:
+    """Whether another address stands in the link, as written or percent-encoded up to three times."""
+    text = f"{url.path}?{url.query}#{url.fragment}"
+    for _ in range(_MOST_DECODINGS + 1):
+        if _ADDRESS_INSIDE.search(text):
+            return True
+        text = unquote(text)
+    return False

@@ -300,11 +300,13 @@ _FORCE = text(
     WHERE c.id = asked.id AND asked.at < c.next_sync_at
     """
 ).bindparams(*(bindparam(name, type_=Interval()) for name in ("pause", "longest", "longest_of_feeds")))
+# One that comes during a trial moves `next_sync_at`, too: see _SETTLE_FAILURE.
 _TRY = text(
     """
     UPDATE calendars
     SET sync_trial = true, next_sync_at = greatest(clock_timestamp(), sync_started_at + :pause)
-    WHERE id = :calendar_id AND state = 'disconnected' AND platform <> 'local' AND NOT sync_trial
+    WHERE id = :calendar_id AND state = 'disconnected' AND platform <> 'local'
+      AND (NOT sync_trial OR greatest(clock_timestamp(), sync_started_at + :pause) < next_sync_at)
     """
 ).bindparams(bindparam("pause", type_=Interval()))
 
@@ -722,6 +724,8 @@ async def settle_success(
     return Settled(*row)
 
 
+_ASKED_IN_TRIAL = "(sync_trial AND state = 'disconnected' AND next_sync_at <> lease_until)"
+
 _SETTLE_FAILURE = text(
     f"""
     UPDATE calendars
@@ -738,8 +742,11 @@ _SETTLE_FAILURE = text(
         outage_scope = :outage_scope, sync_forced_before = NULL,
         push_due_at = CASE WHEN :disconnects THEN NULL ELSE push_due_at END,
         -- Whoever asked meanwhile is served by the retry: notifications must not cut the backoff short.
-        next_sync_at = clock_timestamp() + :next_in, sync_forced = false,
-        sync_trial = sync_trial AND state = 'disconnected' AND NOT :ends_trial,
+        -- Only the trial of a disconnected calendar ends, so that whoever asked meanwhile has one more.
+        next_sync_at = CASE WHEN {_ASKED_IN_TRIAL} AND :ends_trial THEN next_sync_at
+                            ELSE clock_timestamp() + :next_in END,
+        sync_forced = false,
+        sync_trial = {_ASKED_IN_TRIAL} OR (sync_trial AND state = 'disconnected' AND NOT :ends_trial),
         {_RELEASE}
     WHERE id = :calendar_id
     {_SETTLED_COLUMNS}
@@ -764,7 +771,7 @@ async def settle_failure(
 ) -> Settled:
     """Notes the failure and gives the lease back; the cursor stays. With `failure_data`, disconnects.
 
-    `ends_trial`: a disconnected calendar stays so, and is not tried again.
+    `ends_trial`: a disconnected calendar stays so, and is not tried again unless that was asked for meanwhile.
 
     `code_since`, `code_count`: for how long and how often in a row this code has been the answer.
     `outage_scope`: where an outage may be the cause.

@@ -331,6 +331,39 @@ async def test_a_trial_that_meets_an_outage_is_made_again(
     assert (await google.row()).state == "connected"
 
 
+async def test_a_patch_that_comes_during_a_trial_leads_to_one_more(
+    google: GoogleCalendarUnderTest, api: httpx.AsyncClient
+) -> None:
+    await google.sync()
+    await google.disconnect()
+    await patch(google, api)
+    google.fake.inject_fault("token", 400, "invalid_grant")
+    [claim] = await google.engine.claim(10)
+    await patch(google, api)
+    assert await google.engine.claim(10) == []
+    await google.engine.handle(claim)
+    assert (await google.row()).state == "disconnected"
+    # Access came back in between.
+    assert await run_due(google) == 1
+    assert (await google.row()).state == "connected"
+
+
+async def test_a_patch_does_not_wait_for_a_trial_that_was_put_off_for_long(
+    google: GoogleCalendarUnderTest, api: httpx.AsyncClient
+) -> None:
+    await google.sync()
+    await google.disconnect()
+    async with transaction(google.sessions) as session:
+        await session.execute(text("UPDATE calendars SET sync_failure_count = 6"))
+    await patch(google, api)
+    google.fake.inject_fault("token", 503, body=b"<html>", content_type="text/html")
+    assert await run_due(google) == 1
+    assert (await google.row()).next_sync_at > utcnow() + timedelta(minutes=10)
+    await patch(google, api)
+    assert await run_due(google) == 1
+    assert (await google.row()).state == "connected"
+
+
 async def test_a_worker_that_dies_in_a_trial_leaves_it_to_another(
     google: GoogleCalendarUnderTest, api: httpx.AsyncClient
 ) -> None:

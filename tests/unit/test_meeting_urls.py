@@ -693,6 +693,13 @@ def test_a_providers_own_join_url_counts_by_its_host(url: str, platform: str) ->
         "see https://zoom.us/j/12345 here",
         "https://zoom.us/j/" + "1" * 5000,
         "\ud800",
+        # Pages of the services that send on to wherever they are told.
+        "https://meet.google.com/linkredirect?dest=https://evil.example/j/1",
+        "https://meet.google.com/linkredirect?dest=https%3A%2F%2Fevil.example",
+        "https://zoom.us/signin?next=%252F%252Fevil.example",
+        "https://acme.webex.com/redirect#/to=//evil.example",
+        "https://zoom.us/open/https:%5C%5Cevil.example",
+        "https://g.co/abc",
     ],
 )
 def test_a_join_url_on_another_host_or_to_no_meeting_does_not_count(url: str) -> None:
