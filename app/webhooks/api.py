@@ -125,7 +125,7 @@ async def rotate_secret(
 async def test_webhook(state: AppState, project_id: ProjectId, webhook_id: WebhookId) -> TestResult:
     """Sends a sample now, signed like the real thing, and answers with what came back.
 
-    It is not among the deliveries: it tells of no change, is never sent again, and the response has all there is to know.
+    It is not among the deliveries: it announces no change, is never sent again, and the response has all there is to know.
     At most 30 a minute.
     """
     async with reading(state.read_sessions) as session:
