@@ -365,6 +365,6 @@ sleep 3; {curl} '{base_url}/api/v1/calendar_events?ordering=start_time'; echo
 {curl} {base_url}/api/v1/calendars; echo
 
 Next: have changes sent to you, POST {base_url}/api/v1/webhooks (README.md shows a receiver). Feeds and webhooks must
-be public addresses; for http:// or private ones, such as a receiver on this machine, start with
-ALLOW_PRIVATE_NETWORK_TARGETS=true. `.venv/bin/calbridge doctor` checks everything.
+be public https addresses, unless calbridge is started with ALLOW_PRIVATE_NETWORK_TARGETS=true: a receiver on this
+machine needs that. `.venv/bin/calbridge doctor` checks everything.
 """
