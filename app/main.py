@@ -92,7 +92,7 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(
         title="calbridge",
         version=package_version(),
-        summary="Calendar sync over one HTTP API, with a signed webhook for every change.",
+        summary="Calendar sync, hosted calendars and meeting bots over one HTTP API.",
         description=_DESCRIPTION,
         license_info={"name": "MIT", "identifier": "MIT"},
         contact={"name": "calbridge"},
