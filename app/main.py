@@ -39,12 +39,12 @@ from app.webhooks.payloads import router as webhook_payloads
 from app.webhooks.samples import SampleSender
 
 _DESCRIPTION = """
-Connect calendars (Google, Microsoft, any iCal feed), read their events, and be told of every change by signed webhooks.
+Connect calendars (Google, Microsoft, any iCal feed), read their events, and get a signed webhook for every change.
 
 Every call needs an API key: `Authorization: Bearer <api key>`, or `Token` in place of `Bearer`. Start with `POST /api/v1/calendars`.
 
-Texts may not have NUL characters. The sentences of errors are for people: programs look at the status code and the
-names of fields.
+Strings must not contain NUL characters. Error messages are written for people: programs should look at the status code
+and the field names.
 """
 
 _MAX_BODY_BYTES = 1_048_576
@@ -92,7 +92,7 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(
         title="calbridge",
         version=package_version(),
-        summary="Calendars in, signed webhooks out.",
+        summary="Calendar sync, hosted calendars and meeting bots over one HTTP API.",
         description=_DESCRIPTION,
         license_info={"name": "MIT", "identifier": "MIT"},
         contact={"name": "calbridge"},

@@ -57,7 +57,9 @@ def _validation_answer(err: RequestValidationError) -> tuple[int, dict[str, Any]
         if problem["type"] == "whole_sentence":
             return 400, {"error": problem["msg"]}
         if location[0] in {"query", "path", "header", "cookie"}:
-            return 400, {"error": f"{'.'.join(location[1:]) or location[0]}: {_sentence(problem)}"}
+            unknown = problem["type"] == "extra_forbidden"
+            sentence = "Unknown query parameter." if unknown else _sentence(problem)
+            return 400, {"error": f"{'.'.join(location[1:]) or location[0]}: {sentence}"}
         if problem["type"] == "json_invalid":
             return 400, {"non_field_errors": ["The body is not valid JSON."]}
         if len(location) == 1:

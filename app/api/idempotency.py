@@ -97,7 +97,7 @@ async def _idempotency(
         str | None,
         Header(
             alias="Idempotency-Key",
-            description="Same key and body within 24 h: the first answer again.",
+            description="A repeated request with the same key and body gets the first response again, for 24 hours.",
             json_schema_extra={"minLength": 1, "maxLength": _MAX_LENGTH, "pattern": "^[ -~]*$"},
         ),
     ] = None,

@@ -209,7 +209,7 @@ class FieldErrors(BaseModel):
 def responses(*codes: int, takes_input: bool = True) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's description of error answers: 401 and 503 always, 400 of what takes input, others by name."""
     known: dict[int, tuple[str, Any]] = {
-        400: ("Bad input: FieldErrors of a body, ErrorAnswer of a query", ErrorAnswer | FieldErrors),
+        400: ("Bad input: FieldErrors for a body, ErrorAnswer for a query", ErrorAnswer | FieldErrors),
         401: ("No, wrong or disabled API key", DetailAnswer),
         404: ("No such object in this project", ErrorAnswer),
         409: ("The Idempotency-Key was used with another body", ErrorAnswer),

@@ -40,7 +40,7 @@ async def create_bot(
     body: BotCreate,
     background_tasks: BackgroundTasks,
 ) -> Response:
-    """Schedules a bot: for an event, which it then follows, or for a meeting given by hand, at once without a time.
+    """Schedules a bot for an event, which it then follows, or for a `meeting_url`; without `join_at` it joins that at once.
 
     Fields that are not listed here are kept in `bot_settings` and handed to the runner.
     """
@@ -69,7 +69,7 @@ async def update_bot(
     body: BotUpdate,
     background_tasks: BackgroundTasks,
 ) -> BotRead:
-    """Changes a scheduled bot, by all fields that it can be created with; of one that is past that, the metadata alone."""
+    """Changes a scheduled bot, with the fields of its creation; of a bot past `scheduled`, only the metadata."""
     bot = await service.update_bot(session, state.settings, project_id, bot_id, body)
     background_tasks.add_task(state.doorbell.ring, "deliveries")
     background_tasks.add_task(state.doorbell.ring, "bots")

@@ -108,7 +108,7 @@ class _BotInput(InputModel):
 
 
 class BotCreate(_BotInput):
-    """A bot for an event of a calendar, or for a meeting given by hand.
+    """A bot for an event of a calendar, or for a `meeting_url`.
 
     Any further field (`recording_settings` and the like) is kept in `bot_settings`.
     """

@@ -75,7 +75,7 @@ async def list_calendar_events(
     },
 )
 async def export_calendar_event(session: DbReadSession, project_id: ProjectId, event_id: EventId) -> Response:
-    """The event as an iCalendar file. 400 for an event whose start the provider did not tell."""
+    """The event as an iCalendar file. 400 for an event for which the provider sent no start."""
     text = export_event(await service.get_exported(session, project_id, event_id))
     headers = {"Content-Disposition": f'attachment; filename="{event_id}.ics"'}
     return Response(text, media_type="text/calendar; charset=utf-8", headers=headers)
@@ -138,7 +138,7 @@ async def update_calendar_event(
     body: CalendarEventUpdate,
     background_tasks: BackgroundTasks,
 ) -> Response:
-    """Changes an event of a calendar that is hosted here; who is affected is told. Of a series, the instance alone.
+    """Changes an event of a hosted calendar and mails the guests concerned. Of a series, only this instance changes.
 
     `?scope=series` changes the series: `start_time` and `end_time` are then the new times of the named instance, and
     all others move as much. Calendars of a provider are read-only: 400.
@@ -166,7 +166,7 @@ async def delete_calendar_event(
     query: Annotated[DeleteQuery, Query()],
     background_tasks: BackgroundTasks,
 ) -> Response:
-    """Calls an event of a calendar that is hosted here off; of a series, the instance alone (or `?scope=series`).
+    """Cancels an event of a hosted calendar; of a series, only this instance (or all, with `?scope=series`).
 
     The row stays with `is_deleted`. Calendars of a provider are read-only: 400.
     """

@@ -85,7 +85,7 @@ async def create_calendar(
     body: Annotated[CalendarCreate, Body(openapi_examples=_CREATE_EXAMPLES)],
     background_tasks: BackgroundTasks,
 ) -> Response:
-    """Connects a calendar, whose first sync is queued at once; or (platform `local`) makes one that is hosted here."""
+    """Connects a calendar, whose first sync is queued at once; or, with platform `local`, creates a hosted one."""
     identity = None
     if isinstance(body, LocalCalendarCreate):
         # Messages is asked before the transaction begins: none is open across a network call.
@@ -135,7 +135,7 @@ async def get_calendar(
 async def list_remote_calendars(
     state: AppState, project_id: ProjectId, calendar_id: CalendarId
 ) -> RemoteCalendarsRead:
-    """The calendars of the account that this one is connected with, asked of the provider now."""
+    """The calendars of this one's account, as the provider lists them now."""
     async with reading(state.read_sessions) as session:
         platform, credentials_id = await service.find_account(session, project_id, calendar_id)
     # No session is held while the provider is asked.
@@ -203,7 +203,7 @@ async def update_calendar(
 async def delete_calendar(
     session: DbSession, state: AppState, project_id: ProjectId, calendar_id: CalendarId
 ) -> Response:
-    """Removes the calendar, its events, and what was still to be delivered about them."""
+    """Removes the calendar, its events, and pending deliveries about them."""
     await service.delete_calendar(session, state.box, project_id, calendar_id)
     return Response()
 
@@ -226,7 +226,7 @@ async def sync_calendar(
 ) -> Response:
     """Queues a sync; if one is running, one more follows it.
 
-    It begins now, or 5 seconds after the last one began: asks in between are one. While a calendar's syncs fail, that
+    It begins now, or 5 seconds after the last one began; requests in between are combined. While a calendar's syncs fail, that
     pause grows to a minute, and to 5 minutes for a feed.
     """
 

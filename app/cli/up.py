@@ -213,7 +213,8 @@ def _start_servers(settings: Settings, data_dir: Path, base_url: str, servers: l
     if not settings.fernet_keys:
         values["credentials_encryption_keys"] = _kept_encryption_keys(data_dir)
     if "app_url" not in settings.model_fields_set:
-        values["app_url"] = base_url
+        # Google and Microsoft take http in a redirect URI for localhost, and Microsoft's form takes it for no address.
+        values["app_url"] = base_url.replace("//127.0.0.1:", "//localhost:")
     return load_settings(**values)
 
 
@@ -340,31 +341,30 @@ def _reachable(host: str) -> str:
 
 def _welcome(started: dict[str, str], data_dir: Path) -> str:
     base_url, api_key = started["base_url"], started["api_key"]
+    # No comments among the commands: zsh, as macOS has it, takes them for commands too, and an apostrophe for a quote.
     curl = 'curl -sS -H "Authorization: Token $KEY"'
     # With the key, pasting it again makes no second calendar.
     body = json.dumps(
         {"platform": "ics", "feed_url": base_url + DEMO_FEED_PATH, "deduplication_key": "sample"}
     )
     return f"""
-calbridge runs at {base_url} (all calls: {base_url}/docs). Ctrl-C ends it; the data stay in {data_dir}
+calbridge runs at {base_url} (all calls: {base_url}/docs). Ctrl-C stops it; the data stay in {data_dir}
 
   project  {started["project_id"]} (demo)
   API key  {api_key}
 
-Try it from another terminal (all of it may be pasted at once):
+Try it: paste all of this into another terminal. It connects a sample calendar (your own calendar's secret iCal address
+works too), lists its events, and shows how its syncs go: state, last_successful_sync_at, sync_failure.
 
 KEY={api_key}
 
-# 1. Connect a calendar. This feed is a sample; your own calendar's secret iCal address works too.
-{curl} -X POST {base_url}/api/v1/calendars -H 'Content-Type: application/json' -d '{body}'
+{curl} -X POST {base_url}/api/v1/calendars -H 'Content-Type: application/json' -d '{body}'; echo
 
-# 2. Its events, once they are synced
-sleep 3; {curl} '{base_url}/api/v1/calendar_events?ordering=start_time'
+sleep 3; {curl} '{base_url}/api/v1/calendar_events?ordering=start_time'; echo
 
-# 3. How its syncs go: state, last_successful_sync_at, and what is wrong: sync_failure, connection_failure_data
-{curl} {base_url}/api/v1/calendars
+{curl} {base_url}/api/v1/calendars; echo
 
 Next: have changes sent to you, POST {base_url}/api/v1/webhooks (README.md shows a receiver). Feeds and webhooks must
-be public addresses; for http:// or private ones, such as a receiver on this machine, start with
-ALLOW_PRIVATE_NETWORK_TARGETS=true. `.venv/bin/calbridge doctor` checks everything.
+be public https addresses, unless calbridge is started with ALLOW_PRIVATE_NETWORK_TARGETS=true: a receiver on this
+machine needs that. `.venv/bin/calbridge doctor` checks everything.
 """

@@ -53,7 +53,7 @@ class Readiness(BaseModel):
 
 @router.get("/healthz", operation_id="healthz")
 async def healthz() -> Alive:
-    """200 as long as the process answers; it asks nothing and nobody."""
+    """200 as long as the process answers; nothing else is checked."""
     return Alive()
 
 
@@ -94,7 +94,7 @@ async def readyz(
 )
 async def metrics(gauges: Annotated[GaugeReader, Depends(_gauge_reader)]) -> Response:
     """Counters and histograms of the API (of all its processes: `calbridge api --workers N`), and gauges over the
-    whole database. Workers tell of theirs themselves: `calbridge worker --metrics-port`.
+    whole database. Workers serve their own: `calbridge worker --metrics-port`.
     """
     own = await asyncio.to_thread(render)
     return Response(own + await gauges.read(), media_type=CONTENT_TYPE_LATEST)

@@ -55,7 +55,7 @@ async def resend_invitation(
     idempotent: Idempotent,
     background_tasks: BackgroundTasks,
 ) -> Response:
-    """Sends a mail that failed again now, the same bytes; for example when the owner has the mailbox back.
+    """Sends a failed mail again now, with the same bytes; for example when the owner has access to the mailbox again.
 
     One attempt is made at once, even while the mailbox is held because of its sending limit. 409 for a mail that was
     sent, that a later one replaced, whose guest or event is gone, or whose calendar has another sending identity now.

@@ -127,7 +127,7 @@ async def update_app(
     responses={**responses(404, takes_input=False), 200: {"description": "Gone; the body is empty."}},
 )
 async def delete_app(session: DbSession, project_id: ProjectId, app: App) -> Response:
-    """Removes an app and its open sessions. Calendars that were connected with it go on."""
+    """Removes an app and its open sessions. Calendars that were connected with it keep working."""
     await service.delete_app(session, project_id, app)
     return Response()
 

@@ -51,7 +51,7 @@ async def create_webhook(
     idempotent: Idempotent,
     body: WebhookCreate,
 ) -> Response:
-    """Subscribes an endpoint. The answer alone carries the secret that its deliveries are signed with."""
+    """Subscribes an endpoint. Only this response has the secret that its deliveries are signed with."""
 
     async def work() -> bytes:
         webhook = await service.create_webhook(session, state.box, state.settings, project_id, body)
@@ -76,7 +76,7 @@ async def update_webhook(
     body: WebhookUpdate,
     background_tasks: BackgroundTasks,
 ) -> WebhookRead:
-    """Changes a webhook. Switched on again, it gets what is still pending at once."""
+    """Changes a webhook. When it is switched on again, pending deliveries are sent at once."""
     webhook = await service.update_webhook(session, state.settings, project_id, webhook_id, body)
     background_tasks.add_task(state.doorbell.ring, "deliveries")
     return webhook
@@ -89,7 +89,7 @@ async def update_webhook(
     responses={**responses(404, takes_input=False), 200: {"description": "Gone; the body is empty."}},
 )
 async def delete_webhook(session: DbSession, project_id: ProjectId, webhook_id: WebhookId) -> Response:
-    """Removes the webhook, its log, and what was still to be delivered to it."""
+    """Removes the webhook, its log and its pending deliveries."""
     await service.delete_webhook(session, project_id, webhook_id)
     return Response()
 
@@ -108,7 +108,7 @@ async def rotate_secret(
     webhook_id: WebhookId,
     idempotent: Idempotent,
 ) -> Response:
-    """A new secret, shown once. For 24 hours the old one signs along in `webhook-signature`."""
+    """Makes a new secret, shown once. For 24 hours `webhook-signature` also has a signature by the old one."""
 
     async def work() -> bytes:
         webhook = await service.rotate_secret(session, state.box, project_id, webhook_id)
@@ -123,9 +123,9 @@ async def rotate_secret(
     responses=responses(404, 429, takes_input=False),
 )
 async def test_webhook(state: AppState, project_id: ProjectId, webhook_id: WebhookId) -> TestResult:
-    """Sends a sample now, signed like the real thing, and answers with what came back.
+    """Sends a signed sample now, and returns how the endpoint responded.
 
-    It is not among the deliveries: it tells of no change, is never sent again, and the response has all there is to know.
+    It is not among the deliveries: it announces no change, is never sent again, and the response has all there is to know.
     At most 30 a minute.
     """
     async with reading(state.read_sessions) as session:
@@ -165,7 +165,7 @@ async def replay(
     body: ReplayRequest,
     background_tasks: BackgroundTasks,
 ) -> Response:
-    """Sends everything since a time again, with the same ids and bytes, oldest first. Workers queue it in batches."""
+    """Sends everything since a time again, oldest first, with the same ids and bytes. Workers queue it in batches."""
 
     async def work() -> bytes:
         count = await service.replay(session, project_id, webhook_id, body.since)
@@ -203,7 +203,7 @@ async def redeliver(
     idempotent: Idempotent,
     background_tasks: BackgroundTasks,
 ) -> Response:
-    """Sends a delivery again now, whatever became of it, with the same id and bytes."""
+    """Sends a delivery again now, whatever its status, with the same id and bytes."""
 
     async def work() -> bytes:
         delivery = await service.redeliver(session, project_id, delivery_id)

@@ -90,12 +90,12 @@ _Triggers = Annotated[
     Field(
         min_length=1,
         max_length=50,
-        description="What to be told of.",
+        description="The changes that this endpoint gets.",
         json_schema_extra={"items": {"type": "string", "enum": list(TRIGGERS)}},
     ),
     AfterValidator(_known_once),
 ]
-_IsActive = Annotated[bool, Field(description="Only active webhooks are told of anything.")]
+_IsActive = Annotated[bool, Field(description="Inactive webhooks get nothing.")]
 _IncludeEvents = Annotated[
     bool, Field(description="Whether `calendar.events_update` carries the changed events in `data.events`.")
 ]
@@ -107,7 +107,7 @@ _EXAMPLE: JsonDict = {
 
 
 class WebhookCreate(InputModel):
-    """An endpoint, and what it wants to be told of."""
+    """An endpoint, and the changes that are sent to it."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 

@@ -122,6 +122,21 @@ def test_it_brings_everything_and_goes_on_with_the_same_data_after_ctrl_c_and_af
         assert created.status_code == 201, created.text
         calendar_id = created.json()["id"]
 
+        # The redirect URI that docs/connect-google.md and docs/connect-microsoft.md say to register.
+        app = httpx.post(
+            f"{base_url}/api/v1/oauth/apps",
+            headers={"Authorization": f"Token {api_key}"},
+            json={
+                "platform": "google",
+                "client_id": "id",
+                "client_secret": "secret",
+                "redirect_uris": ["http://localhost:8001/connected"],
+            },
+        )
+        assert app.status_code == 201, app.text
+        port = base_url.rpartition(":")[2]
+        assert app.json()["callback_url"] == f"http://localhost:{port}/oauth/google/callback"
+
         # The API's /metrics has the worker's numbers too.
         wait_for(lambda: "calbridge_sync_seconds_count{" in metrics_of(base_url), "the sync was not counted")
         assert "calbridge_workers 1.0" in metrics_of(base_url)
@@ -167,6 +182,9 @@ def test_it_brings_everything_and_goes_on_with_the_same_data_after_ctrl_c_and_af
         pasted = [line for line in lines if "curl -" in line]
         assert len(pasted) == 3
         assert f"KEY={api_key}" in lines
+        # zsh takes a pasted comment for a command, and an apostrophe in it for the start of a string.
+        block = lines[lines.index(f"KEY={api_key}") : lines.index(pasted[-1]) + 1]
+        assert all(line.startswith(("KEY=", "curl ", "sleep ")) for line in block if line)
         if shutil.which("curl"):
             # All at once, as a newcomer does; and again, which makes no second calendar.
             start, end = lines.index(f"KEY={api_key}"), lines.index(pasted[-1])

@@ -305,7 +305,7 @@ BAD_QUERIES = [
     ("cursor=x", "The cursor is not one that this list gave out. Start again without it."),
     ("deduplication_key=a%00b", "query: NUL characters are not allowed."),
     ("deduplication_key=" + "x" * 1025, "deduplication_key: Longer than 1024 characters."),
-    ("colour=red", "colour: Unknown field."),
+    ("colour=red", "colour: Unknown query parameter."),
 ]
 
 

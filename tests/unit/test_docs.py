@@ -265,6 +265,14 @@ def test_quoted_receivers_are_those_that_are_tested(page: str, language: str, fi
 
 
 @every_page
+def test_commands_have_no_comments_beside_them(page: Path) -> None:
+    """zsh, the shell of macOS, passes them on as arguments when they are pasted."""
+    for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        shell = re.sub(r"<<'(\w+)'\n.*?^\1$", "", block, flags=re.MULTILINE | re.DOTALL)
+        assert re.findall(r"^.*(?:^|\s)#\s.*$", shell, re.MULTILINE) == []
+
+
+@every_page
 def test_json_is_json(page: Path) -> None:
     for block in re.findall(r"^```json\n(\{.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
         json.loads(block)
