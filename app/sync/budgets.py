@@ -2,7 +2,7 @@
 
 Google: 600 a minute for a user, 10,000 a minute for a project, here the OAuth client (providers.md A.10).
 Graph: 10,000 in ten minutes for an app and mailbox (B.8). A budget is kept below its limit, since windows are
-counted approximately. With Redis emptied or away nothing is held back: the providers' own 429 still counts.
+counted approximately. While Redis is away each process counts for itself; the providers' own 429 counts always.
 """
 
 from limits import RateLimitItem, RateLimitItemPerMinute

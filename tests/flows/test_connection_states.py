@@ -15,7 +15,7 @@ from app.core.http import httpx, operator_client
 from app.core.ids import new_id
 from app.models import WebhookSubscription
 from app.oauth.credentials import CredentialStore
-from app.providers.base import CredentialsRevoked
+from app.providers.base import CredentialsRevoked, NotAsked
 from app.sync import budgets
 from tests import factories
 from tests.flows.conftest import GoogleCalendarUnderTest
@@ -187,13 +187,16 @@ async def test_a_spent_budget_waits_and_disconnects_nobody(
     assert len(google.fake.requests_to("events.list")) == 2
 
 
-async def test_without_redis_requests_are_not_held_back(
+async def test_without_redis_each_process_counts_for_itself(
     google: GoogleCalendarUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(budgets._USER, "google", RateLimitItemPerMinute(1))
+    monkeypatch.setitem(budgets._USER, "google", RateLimitItemPerMinute(2))
     limiter = budgets.Budgets("redis://127.0.0.1:9/0")
-    for _ in range(3):
-        await limiter.spend("google", "cred_1", "client")
+    await limiter.spend("google", "one", "client")
+    with pytest.raises(NotAsked):
+        for _ in range(6):  # more than two minutes' worth: its windows begin with the minute
+            await limiter.spend("google", "one", "client")
+    await limiter.spend("google", "another", "client")
     await limiter.aclose()
 
 
