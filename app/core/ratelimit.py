@@ -33,16 +33,24 @@ class RateLimiter:
         self._shared = SlidingWindowCounterRateLimiter(storage)
         self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._ask_redis_at = 0.0  # on the clock of `time.monotonic`
+        self._is_away = False
 
     async def hit(self, item: RateLimitItem, *keys: str) -> bool:
         """Counts one, and tells whether it is within the limit."""
         if time.monotonic() >= self._ask_redis_at:
             try:
                 async with asyncio.timeout(_WITHIN_SECONDS):
-                    return await self._shared.hit(item, *keys)
+                    is_within = await self._shared.hit(item, *keys)
             except (RedisError, StorageError, OSError, TimeoutError) as err:
                 self._ask_redis_at = time.monotonic() + _AGAIN_AFTER_SECONDS
-                log.warning("rate_limit_not_shared", error=type(err).__name__)
+                if not self._is_away:
+                    log.warning("rate_limit_not_shared", error=type(err).__name__)
+                self._is_away = True
+            else:
+                if self._is_away:
+                    log.info("rate_limit_shared_again")
+                self._is_away = False
+                return is_within
         return await self._own.hit(item, *keys)
 
     async def retry_after(self, item: RateLimitItem, *keys: str) -> int:

@@ -152,7 +152,13 @@ async def test_what_is_away_is_logged_when_it_goes_and_when_it_comes_back(visito
         await ask(visitor)
         await gone.aclose(close_connection_pool=True)
     told = [log["event"] for log in logs if log["event"] != "request"]
-    assert told == ["check_failed", "doorbell_not_rung", "doorbell_rings_again", "check_well_again"]
+    assert told == [
+        "check_failed",
+        "rate_limit_not_shared",
+        "doorbell_not_rung",
+        "doorbell_rings_again",
+        "check_well_again",
+    ]
 
 
 @pytest.mark.settings(**NO_DATABASE)
