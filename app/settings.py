@@ -113,6 +113,13 @@ class Settings(BaseSettings):
         AnyHttpUrl(value)
         return value.rstrip("/")
 
+    @field_validator("app_url")
+    @classmethod
+    def _without_password(cls, value: str) -> str:
+        if "@" in urlsplit(value).netloc:
+            raise ValueError("must hold no user name and no password: it stands in mails and links")
+        return value
+
     @field_validator("messages_api_url")
     @classmethod
     def _without_api_path(cls, value: str | None) -> str | None:

@@ -11,6 +11,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
+from app.api.middleware import takes_head
 from app.api.openapi import methods_of_paths
 from app.core.errors import AppError
 
@@ -111,7 +112,7 @@ def _allowed_methods(request: Request, named: str) -> str:
     path = next((path for path in paths if compile_path(path)[0].fullmatch(request.url.path)), None)
     if path is not None:
         allowed |= paths[path]
-    if "GET" in allowed:
+    if "GET" in allowed and takes_head(request.url.path):
         allowed.add("HEAD")
     return ", ".join(sorted(allowed))
 

@@ -90,14 +90,19 @@ class TooLargeAsJson:
         await self._app(scope, receive, send_json if scope["type"] == "http" else send)
 
 
+def takes_head(path: str) -> bool:
+    """Whether HEAD is GET without a body there. Not where a browser comes back from OAuth: that GET uses up its state."""
+    return not path.startswith("/oauth/")
+
+
 class HeadAsGet:
-    """Answers HEAD as GET without its body (RFC 9110 9.3.2)."""
+    """Answers HEAD as GET without its body (RFC 9110 9.3.2), except where `takes_head` says no."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "HEAD":
+        if scope["type"] != "http" or scope["method"] != "HEAD" or not takes_head(scope["path"]):
             await self._app(scope, receive, send)
             return
         is_over = False

@@ -82,3 +82,9 @@ async def test_a_database_without_room_is_503_and_one_line_in_the_log(api, sessi
     assert int(answer.headers["Retry-After"]) > 0
     told = [log for log in logs if log["event"] != "request"]
     assert [(log["event"], log["sqlstate"]) for log in told] == [("database_unavailable", sqlstate)]
+
+
+async def test_head_does_not_use_up_a_browsers_way_back_from_oauth(api):
+    answer = await api.head("/oauth/google/callback?state=x&code=y")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
+    assert (await api.get("/oauth/google/callback?state=x&code=y")).status_code != 405

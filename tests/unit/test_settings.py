@@ -65,6 +65,7 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch):
         ("DATABASE_URL", "mysql://user:hunter2@host/db", "postgresql://user:password@host/database"),
         ("REDIS_URL", "http://hunter2", "redis://host:6379/0"),
         ("APP_URL", "hunter2", "URL"),
+        ("APP_URL", "https://ada:hunter2@calendars.example.org", "no user name and no password"),
         ("CREDENTIALS_ENCRYPTION_KEYS", f"{KEY},hunter2", "key 2 is not a Fernet key"),
         ("CALENDAR_SYNC_INTERVAL_SECONDS", "hunter2", "number"),
         ("CALENDAR_SYNC_INTERVAL_SECONDS", "0", "greater than 0"),
