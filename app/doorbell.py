@@ -12,7 +12,7 @@ from typing import Literal
 
 import orjson
 import structlog
-from arq.connections import ArqRedis, RedisSettings
+from arq.connections import ArqRedis
 from redis.asyncio import ConnectionPool
 from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError
@@ -70,11 +70,6 @@ def connect_redis(url: str) -> ArqRedis:
         job_deserializer=deserialize_job,
         default_queue_name=QUEUE,
     )
-
-
-def redis_settings(url: str) -> RedisSettings:
-    """The URL in arq's own form, for its worker."""
-    return RedisSettings.from_dsn(url)
 
 
 class Doorbell:

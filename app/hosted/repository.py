@@ -234,15 +234,6 @@ async def set_expand_at(session: Session, uid: str, expand_at: datetime | None) 
     )
 
 
-async def find_ends_at(session: AnySession, calendar_id: str, uid: str) -> datetime | None:
-    """When the event or series is over for good; None: never."""
-    return await session.scalar(
-        select(HostedEvent.ends_at).where(
-            HostedEvent.calendar_id == calendar_id, HostedEvent.uid == uid, HostedEvent.slot == ""
-        )
-    )
-
-
 async def note_inbound_reply(session: Session, calendar_id: str, message_id_sha256: bytes) -> bool:
     """Whether this mail was not seen before."""
     noted = await session.scalar(
