@@ -28,7 +28,7 @@ from app.core import metrics
 from app.core.clock import isoformat, utcnow
 from app.core.db import Sessions, transaction
 from app.core.http import httpx
-from app.doorbell import Doorbell
+from app.core.wakeups import Doorbell
 from app.providers.wire import retry_after
 from app.settings import Settings
 

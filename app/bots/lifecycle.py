@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from app.core.clock import isoformat
-from app.webhooks.events import CalendarFacts
+from app.webhooks.payloads import CalendarFacts
 
 State = Literal["scheduled", "launching", "launched", "fatal_error"]
 EntryType = Literal[

@@ -30,7 +30,7 @@ from app.core.clock import isoformat
 from app.core.db import AnySession, ReadSession, Session
 from app.core.pagination import Cursor, Ordering, Page, page_of, seek, seek_each
 from app.models import Bot, Calendar, CalendarEvent
-from app.webhooks.events import CalendarFacts
+from app.webhooks.payloads import CalendarFacts
 
 # A bot's log keeps its first entry and the last ones.
 _ENTRIES_KEPT = 100

@@ -22,7 +22,7 @@ from app.calendar_events.schemas import (
 from app.core.db import Session
 from app.hosted import service as hosted
 from app.hosted.service import Hosting
-from app.itip.export import export_event
+from app.ical.export import export_event
 
 router = APIRouter(prefix="/api/v1/calendar_events", tags=["calendar events"])
 

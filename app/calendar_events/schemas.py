@@ -5,12 +5,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from app.api.pages import ListQuery, ShortText
-from app.api.schemas import InputModel, InputTime, NotNull, OutputTime, UpdateModel, shape
-from app.bots.schemas import BotRead
-from app.core.addresses import fold_address
-from app.hosted.expand import read_rule
-from app.hosted.schemas import (
+from app.api.fields import (
     MOST_ATTENDEES,
     EmailAddress,
     EventName,
@@ -20,6 +15,11 @@ from app.hosted.schemas import (
     TimeZoneName,
     WebUrl,
 )
+from app.api.pages import ListQuery, ShortText
+from app.api.schemas import InputModel, InputTime, NotNull, OutputTime, UpdateModel, shape
+from app.bots.schemas import BotRead
+from app.core.addresses import fold_address
+from app.hosted.expand import read_rule
 
 OrderingName = Literal[
     "-updated_at",

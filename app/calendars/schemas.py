@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WrapValidator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
+from app.api.fields import EmailAddress, Locale, PersonName, TimeZoneName, Title
 from app.api.pages import ListQuery, ShortText
 from app.api.schemas import (
     NOT_BLANK,
@@ -17,7 +18,6 @@ from app.api.schemas import (
     UpdateModel,
     shape,
 )
-from app.hosted.schemas import EmailAddress, Locale, PersonName, TimeZoneName, Title
 
 Platform = Literal["google", "microsoft", "ics", "local"]
 State = Literal["connected", "disconnected"]

@@ -27,17 +27,17 @@ from app.core.errors import BadGateway, BadQuery, Conflict, InvalidFields, TooMa
 from app.core.http import httpx
 from app.core.ids import new_id
 from app.core.pagination import Page
+from app.credentials.account import Account
+from app.credentials.store import CredentialStore, context_of
 from app.hosted.repository import write_rows_soon
 from app.models import Calendar, Credentials
-from app.oauth.account import Account
-from app.oauth.credentials import CredentialStore, context_of
 from app.providers.base import ConnectionLost, ProviderError, RateLimited, RemoteCalendar
-from app.providers.ics import normalize_feed_url
+from app.providers.ics.feed import normalize_feed_url
 from app.push.service import release_channels
 from app.settings import Settings
 from app.sync.providers import AccountPlatform, account_calendar, meeting_hosts
 from app.sync.repository import request_sync
-from app.webhooks.events import CalendarFacts
+from app.webhooks.payloads import CalendarFacts
 from app.webhooks.repository import delete_pending_of_calendar
 from app.webhooks.service import announce
 

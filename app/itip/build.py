@@ -17,10 +17,10 @@ from icalendar.enums import CUTYPE, PARTSTAT, ROLE
 from icalendar.parser import Contentline
 
 from app.core.addresses import fold_address, mailto, same_address
+from app.ical.timezones import named_zone
+from app.ical.values import Written, parse_time
+from app.ical.vtimezone import vtimezone
 from app.itip.event import Guest, HostedEvent, Person
-from app.itip.timezones import named_zone
-from app.itip.values import Written, parse_time
-from app.itip.vtimezone import vtimezone
 from app.providers.base import ResponseStatus
 
 Method = Literal["REQUEST", "CANCEL", "REPLY"]

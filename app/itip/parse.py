@@ -14,9 +14,9 @@ from typing import Literal
 from urllib.parse import unquote
 
 from app.core.addresses import same_address
-from app.itip.components import Component, Line, normalize, split
-from app.itip.timezones import ZoneTable
-from app.itip.values import parse_time
+from app.ical.components import Component, Line, normalize, split
+from app.ical.timezones import ZoneTable
+from app.ical.values import parse_time
 from app.providers.base import ResponseStatus, Unavailable
 
 LONGEST_CALENDAR_BYTES = 512 * 1024

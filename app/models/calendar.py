@@ -33,7 +33,7 @@ class Calendar(Base):
     before that time is a forced one. `cursor_expired_at`: when an expired cursor was last followed by a full round.
     `held_back_ids`: events that a complete answer left out in a mass, which is not believed yet.
     `outage_scope`: the scope whose outage may be the cause of the failures, or that the calendar is held for
-    (app/sync/breakers.py).
+    (app/outages/breakers.py).
 
     `push_due_at`: when a push channel is to be opened or renewed; null before the first sync and when
     disconnected (app/push/).

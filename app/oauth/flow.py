@@ -14,9 +14,9 @@ from authlib.oauth2.auth import ClientAuth
 from authlib.oauth2.client import OAuth2Client
 
 from app.core.http import httpx
-from app.oauth.account import Account
+from app.credentials.account import Account
+from app.events import limits
 from app.oauth.schemas import OAuthPlatform
-from app.providers import limits
 from app.providers.base import Unavailable
 from app.providers.wire import Answer, exchange, load_json
 from app.settings import Settings

@@ -91,7 +91,7 @@ class NotAsked(Transient):
         retry_after: float | None = None,
         scope: str | None = None,
     ) -> None:
-        """`scope`: of the breaker that it waits for (app/sync/breakers.py)."""
+        """`scope`: of the breaker that it waits for (app/outages/breakers.py)."""
         super().__init__(message, code=code, retry_after=retry_after)
         self.scope = scope
 
@@ -138,8 +138,8 @@ class RemoteEvent:
 
     Times are aware and in UTC, `end_time` exclusive; None where the provider gave nothing that can be read. An event
     does not end before it starts: lists rely on it (app/calendar_events/repository.py), whatever the provider says.
-    `raw` is JSON text: the provider's own object after `app.providers.raw.dump_raw`.
-    No text holds a NUL character; texts are cut at the lengths of `app.providers.limits`.
+    `raw` is JSON text: the provider's own object after `app.events.raw.dump_raw`.
+    No text holds a NUL character; texts are cut at the lengths of `app.events.limits`.
     """
 
     platform_uuid: str

@@ -20,12 +20,16 @@ import orjson
 import structlog
 
 from app.bots.service import drop_bots_of_calendar, follow_events
-from app.calendar_events.visibility import enter_as_writer
 from app.calendars.service import state_data
 from app.core import metrics
 from app.core.clock import isoformat, utcnow
 from app.core.db import Session, Sessions, transaction
-from app.doorbell import Doorbell
+from app.core.wakeups import Doorbell
+from app.events.changes import describe_changes
+from app.events.diff import EventWrite, content_hash, diff_events, is_in_window
+from app.events.visibility import enter_as_writer
+from app.outages import breakers
+from app.outages.breakers import Breakers
 from app.providers.base import (
     CalendarProvider,
     ChangePage,
@@ -41,10 +45,7 @@ from app.providers.base import (
 )
 from app.push.repository import close_channels
 from app.settings import Settings
-from app.sync import breakers, repository
-from app.sync.breakers import Breakers
-from app.sync.changed_events import describe_changes
-from app.sync.diff import EventWrite, content_hash, diff_events, is_in_window
+from app.sync import repository
 from app.sync.providers import Providers
 from app.sync.repository import Claim, HeldBack, LeaseLost, Pick, Settled, SyncState, Unannounced
 from app.sync.turns import Kind, pick_oldest

@@ -4,16 +4,16 @@ from collections import OrderedDict
 from typing import Literal
 
 from app.core.http import httpx
+from app.credentials.budgets import Budgets, MeteredTokens
+from app.credentials.store import CredentialStore
 from app.meeting_urls.extract import MeetingHosts
-from app.oauth.credentials import CredentialStore
+from app.outages.breakers import feed_scope
 from app.providers.base import CalendarProvider, ClientMisconfigured, TokenSource
-from app.providers.feed_readers import FeedReaders
-from app.providers.google import GoogleCalendar
-from app.providers.ics import IcsFeed
-from app.providers.microsoft import MicrosoftCalendar
+from app.providers.google.calendar import GoogleCalendar
+from app.providers.ics.feed import IcsFeed
+from app.providers.ics.readers import FeedReaders
+from app.providers.microsoft.calendar import MicrosoftCalendar
 from app.settings import Settings
-from app.sync.breakers import feed_scope
-from app.sync.budgets import Budgets, MeteredTokens
 from app.sync.repository import Claim, SyncState
 
 AccountPlatform = Literal["google", "microsoft"]

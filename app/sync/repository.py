@@ -14,8 +14,8 @@ from sqlalchemy import ARRAY, JSON, DateTime, Interval, Text, bindparam, text
 
 from app.core.db import Session
 from app.core.ids import new_id
+from app.events.diff import EventWrite, StoredEvent, attendees_json, organizer_json
 from app.providers.base import KnownEvent, Window
-from app.sync.diff import EventWrite, StoredEvent, attendees_json, organizer_json
 from app.sync.turns import Due, Kind, pick_oldest
 
 Platform = Literal["google", "microsoft", "ics"]
@@ -170,7 +170,7 @@ _FIND_IN_TURNS = text(
     """  # noqa: S608 - constants
 ).bindparams(*(bindparam(name, type_=Text()) for name in ("kind", "start")))
 
-# Two keys, so that it is not taken for a writer's (app/calendar_events/visibility.py).
+# Two keys, so that it is not taken for a writer's (app/events/visibility.py).
 _ONE_CLAIM_AT_ONCE = text("SELECT pg_advisory_xact_lock(7142, 1)")
 _COUNT_RUNNING = text(
     f"""

@@ -19,7 +19,7 @@ from app.api.schemas import (
 )
 from app.core.http import httpx, is_public_address
 from app.settings import Settings
-from app.webhooks.events import TRIGGERS, Trigger
+from app.webhooks.payloads import TRIGGERS, Trigger
 
 DeliveryStatus = Literal["pending", "success", "failed"]
 

@@ -36,7 +36,7 @@ from app.webhooks.errors import (
     WebhookInactive,
     WebhookNotFound,
 )
-from app.webhooks.events import (
+from app.webhooks.payloads import (
     BotFacts,
     CalendarFacts,
     ChangedEvent,

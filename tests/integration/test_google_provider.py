@@ -12,7 +12,6 @@ import pytest
 import structlog
 
 from app.core.http import httpx, operator_client
-from app.providers import google as google_module
 from app.providers.base import (
     AccessDenied,
     CalendarGone,
@@ -29,8 +28,9 @@ from app.providers.base import (
     Unavailable,
     Window,
 )
-from app.providers.google import GoogleCalendar
-from app.providers.google_oauth import refresh_access_token
+from app.providers.google import calendar as google_module
+from app.providers.google.calendar import GoogleCalendar
+from app.providers.google.oauth import refresh_access_token
 from app.providers.wire import exchange
 from tests.fakes.google import CALENDAR_SCOPE, EMAIL_SCOPE, FakeGoogle
 from tests.fakes.google_store import instance_id

@@ -14,8 +14,8 @@ from app.calendar_events.schemas import CalendarEventUpdate
 from app.calendars.schemas import LocalCalendarCreate
 from app.core.clock import utcnow
 from app.oauth.schemas import OAuthAppUpdate
-from app.webhooks import payloads
-from app.webhooks.events import TRIGGERS, sample_body
+from app.webhooks import payload_schemas as payloads
+from app.webhooks.payloads import TRIGGERS, sample_body
 from app.webhooks.schemas import WebhookUpdate
 
 

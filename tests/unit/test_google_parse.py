@@ -19,7 +19,7 @@ from app.providers.base import (
     RemoteOrganizer,
     Unavailable,
 )
-from app.providers.google import classify_error, parse_event, read_event
+from app.providers.google.calendar import classify_error, parse_event, read_event
 from app.providers.wire import load_json, retry_after
 
 PARIS = "Europe/Paris"

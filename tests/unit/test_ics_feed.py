@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from app.itip import feed as feed_module
-from app.itip.components import Line, parse_lines, split
-from app.itip.event_fields import Reader
-from app.itip.feed import Feed
-from app.itip.recurrence import Rule, RuleRefused
-from app.itip.timezones import ZoneTable, named_zone
+from app.ical import feed as feed_module
+from app.ical.components import Line, parse_lines, split
+from app.ical.event_fields import Reader
+from app.ical.feed import Feed
+from app.ical.recurrence import Rule, RuleRefused
+from app.ical.timezones import ZoneTable, named_zone
 from app.providers.base import (
     ProviderError,
     RemoteAttendee,

@@ -19,8 +19,8 @@ from app.providers.base import (
     Transient,
     Unavailable,
 )
-from app.providers.microsoft import classify_error, parse_event
-from app.providers.microsoft_oauth import classify_token_error
+from app.providers.microsoft.calendar import classify_error, parse_event
+from app.providers.microsoft.oauth import classify_token_error
 
 PARIS = "Europe/Paris"
 TEAMS_URL = (

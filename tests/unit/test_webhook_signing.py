@@ -11,7 +11,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from app.core.clock import utcnow
 from app.settings import Settings
-from app.webhooks.events import (
+from app.webhooks.payloads import (
     MOST_EVENTS,
     MOST_EVENTS_BYTES,
     TRIGGERS,
