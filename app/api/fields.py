@@ -1,14 +1,18 @@
 """Types of fields that hosted calendars and their events add: addresses, one-line texts, zones, rules, links."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 from zoneinfo import available_timezones
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BaseModel, Field
 
-from app.api.schemas import Trimmed, shape
+from app.api.schemas import (
+    NOT_BLANK,
+    Trimmed,
+    shape,
+)
 from app.core.addresses import MAIL_ADDRESS, is_mail_address
-from app.itip.build import LONGEST_URL, safe_url
+from app.core.web_urls import LONGEST_URL, safe_url
 
 MOST_ATTENDEES = 500  # what Messages takes for one mail (contract/messages.md)
 
@@ -90,3 +94,41 @@ Locale = Annotated[
     AfterValidator(_language_tag),
     shape(pattern=f"^{_LANGUAGE_TAG}$", examples=["fr", "fr-CA"]),
 ]
+
+# PostgreSQL cannot index a longer value (2,704 bytes for all columns of an entry).
+_LONGEST_KEY_BYTES = 2000
+
+
+def _indexable(value: str) -> str:
+    if len(value.encode()) > _LONGEST_KEY_BYTES:
+        raise ValueError(f"Longer than {_LONGEST_KEY_BYTES} bytes in UTF-8.")
+    return value
+
+
+DeduplicationKey = Annotated[
+    str,
+    Field(min_length=1, max_length=1024, examples=["user-42"]),
+    AfterValidator(_indexable),
+    Trimmed,
+    shape(pattern=NOT_BLANK),
+]
+
+PlatformUuid = Annotated[str, Field(min_length=1, max_length=1024), Trimmed, shape(pattern=NOT_BLANK)]
+
+ClientId = Annotated[str, Field(min_length=1, max_length=1024), Trimmed, shape(pattern=NOT_BLANK)]
+
+Secret = Annotated[str, Field(min_length=1, max_length=10_000), Trimmed, shape(pattern=NOT_BLANK)]
+
+ResponseStatus = Literal["needs_action", "accepted", "tentative", "declined"]
+
+
+class OrganizerRead(BaseModel):
+    email: str | None
+    name: str | None
+
+
+class AttendeeRead(OrganizerRead):
+    response_status: ResponseStatus
+    is_organizer: bool
+    is_optional: bool
+    is_resource: bool

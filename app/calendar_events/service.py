@@ -6,14 +6,14 @@ from typing import Any
 import orjson
 from sqlalchemy import Row
 
+from app.api.not_found import CalendarEventNotFound, CalendarNotFound
 from app.bots.words import shown_bot
 from app.calendar_events import repository
 from app.calendar_events.repository import FIELDS, JSON_TEXTS, TIMES
 from app.calendar_events.schemas import CalendarEventsQuery
-from app.calendars.errors import CalendarNotFound
 from app.calendars.repository import find_connection
 from app.core.db import AnySession, ReadSession
-from app.core.errors import BadQuery, InvalidFields, NotFound
+from app.core.errors import BadQuery, InvalidFields
 from app.core.pagination import Page
 from app.events.visibility import load_horizon
 from app.ical.export import ExportedEvent, ExportedPerson
@@ -21,11 +21,6 @@ from app.ical.export import ExportedEvent, ExportedPerson
 PAGE_SIZE = 100
 
 _PROVIDERS = {"google": "Google", "microsoft": "Microsoft", "ics": "its iCal feed"}
-
-
-class CalendarEventNotFound(NotFound):
-    def __init__(self) -> None:
-        super().__init__("Calendar event not found")
 
 
 async def list_events(session: ReadSession, project_id: str, query: CalendarEventsQuery) -> Page[Row[Any]]:

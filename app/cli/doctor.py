@@ -20,6 +20,7 @@ from app.cli.keys import BROKEN_HELP
 from app.core.crypto import SecretBox
 from app.core.db import Sessions, create_engine, create_sessions, reading
 from app.core.http import httpx, is_public_address, operator_client
+from app.core.http_json import load_json
 from app.health.repository import (
     COUNTED,
     count_dead_endpoints,
@@ -33,7 +34,6 @@ from app.health.repository import (
 )
 from app.keys.service import inspect
 from app.mail.smtp import connected, is_in_the_clear
-from app.providers.wire import load_json
 from app.settings import Settings, SettingsError, load_settings, misspelt_settings
 from migrations.revisions import head_revision, is_behind
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import orjson
 
-from app.providers.base import RemoteEvent, Window
+from app.events.data import RemoteEvent, Window
 
 Change = Literal["created", "updated", "deleted"]
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from app.core.addresses import fold_address
+from app.events.data import RemoteAttendee, RemoteEvent, RemoteOrganizer, Window
 from app.events.raw import dump_raw
 from app.hosted.entries import Entry, instant, wall
 from app.ical.feed import Feed
@@ -19,7 +20,6 @@ from app.ical.values import parse_time
 from app.invitations.repository import Undelivered
 from app.itip.event import Person
 from app.meeting_urls.extract import MeetingHosts, find_meeting_link
-from app.providers.base import RemoteAttendee, RemoteEvent, RemoteOrganizer, Window
 
 MOST_OCCURRENCES = 1_000
 LAST_YEAR = 2199

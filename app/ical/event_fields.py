@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 
 from app.events import limits
+from app.events.data import RemoteAttendee, RemoteEvent, RemoteOrganizer, ResponseStatus
 from app.events.raw import dump_raw
 from app.ical.components import Component, Line
 from app.meeting_urls.extract import DEFAULT_HOSTS, MeetingHosts, find_meeting_link
-from app.providers.base import RemoteAttendee, RemoteEvent, RemoteOrganizer, ResponseStatus
 
 _RESPONSES: dict[str, ResponseStatus] = {
     "ACCEPTED": "accepted",

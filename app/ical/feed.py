@@ -23,13 +23,14 @@ import structlog
 
 from app.core.clock import utcnow
 from app.events import limits
+from app.events.data import KnownEvent, RemoteEvent, Window
 from app.ical.components import Component, Line, normalize, parse_lines, split
 from app.ical.event_fields import Reader
 from app.ical.moments import Moment, read_moment, read_moments
 from app.ical.recurrence import Rule, RuleRefused
 from app.ical.timezones import ZoneTable
 from app.ical.values import parse_duration, wall_of
-from app.providers.base import KnownEvent, RemoteEvent, Unavailable, Window
+from app.providers.base import Unavailable
 
 log = structlog.get_logger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import structlog
 
-from app.calendar_events.service import CalendarEventNotFound
+from app.api.not_found import CalendarEventNotFound
 from app.core.addresses import fold_address, is_address
 from app.core.clock import isoformat, utcnow
 from app.core.db import AnySession, Session

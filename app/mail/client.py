@@ -16,7 +16,7 @@ from typing import Any
 
 from app.core.errors import BadGateway, NotFound, TooManyRequests
 from app.core.http import BodyTooLarge, httpx, read_capped
-from app.providers.wire import load_json, retry_after
+from app.core.http_json import load_json, retry_after
 from app.settings import Settings
 
 _LARGEST_ANSWER_BYTES = 8 * 1024 * 1024

@@ -11,13 +11,14 @@ from zoneinfo import ZoneInfo
 from css_inline import CSSInliner
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from app.core.languages import Language, language_of
+from app.core.web_urls import safe_url
+from app.events.data import ResponseStatus
 from app.ical.values import parse_time
-from app.itip.build import MOST_GUESTS_LISTED, Method, clean_line, clean_text, safe_url
+from app.itip.build import MOST_GUESTS_LISTED, Method, clean_line, clean_text
 from app.itip.event import Guest, HostedEvent
 from app.mail.texts import TEXTS, Texts
-from app.providers.base import ResponseStatus
 
-Language = Literal["en", "fr"]
 Kind = Literal["invitation", "update", "cancelled", "uninvited", "reply"]
 
 _GUESTS_SHOWN = 20
@@ -43,11 +44,6 @@ class Rendered:
     thread_subject: str
     text: str
     html: str
-
-
-def language_of(locale: str | None) -> Language:
-    """`fr`, `fr-CA` and `fr_FR` are French; everything else is English."""
-    return "fr" if (locale or "").replace("_", "-").partition("-")[0].lower() == "fr" else "en"
 
 
 def kind_of(method: Method, *, is_update: bool, is_whole: bool) -> Kind:

@@ -1,7 +1,7 @@
 """Calendars: what the API shows, and the state of their sync."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import ARRAY, CheckConstraint, ForeignKey, Index, Text, text
 from sqlalchemy.dialects.postgresql import JSONB
@@ -137,3 +137,8 @@ class Calendar(Base):
     unannounced_created: Mapped[int] = mapped_column(server_default="0")
     unannounced_updated: Mapped[int] = mapped_column(server_default="0")
     unannounced_deleted: Mapped[int] = mapped_column(server_default="0")
+
+
+Platform = Literal["google", "microsoft", "ics", "local"]
+
+State = Literal["connected", "disconnected"]

@@ -18,7 +18,8 @@ from typing import Any
 
 import structlog
 
-from app.calendars.errors import CalendarNotFound, DeduplicationKeyTaken, OtherAccount
+from app.api.not_found import CalendarNotFound
+from app.calendars.errors import DeduplicationKeyTaken, OtherAccount
 from app.calendars.repository import set_metadata
 from app.calendars.schemas import ProviderCalendarCreate
 from app.calendars.service import create_calendar, reconnect_calendar

@@ -5,11 +5,11 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.api.fields import AttendeeRead, ResponseStatus
 from app.api.schemas import OutputTime
-from app.bots.lifecycle import EntryType
-from app.bots.lifecycle import State as BotState
-from app.calendar_events.schemas import AttendeeRead, ResponseStatus
-from app.calendars.schemas import State as CalendarState
+from app.models.bot import EntryType
+from app.models.bot import State as BotState
+from app.models.calendar import State as CalendarState
 from app.webhooks.payloads import MOST_EVENTS, MOST_EVENTS_BYTES, Change
 
 router = APIRouter(tags=["webhooks"])

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import orjson
 
@@ -195,3 +195,25 @@ def sample_body(*, idempotency_key: str, trigger: Trigger, now: datetime) -> byt
         bot=BotFacts("bot_0000000000000000", metadata=None) if trigger == "bot.state_change" else None,
         calendar_event_id="evt_0000000000000000" if trigger == "event.rsvp_update" else None,
     )
+
+
+class _WithState(Protocol):
+    @property
+    def state(self) -> str: ...
+    @property
+    def connection_failure_data(self) -> dict[str, Any] | None: ...
+    @property
+    def last_successful_sync_at(self) -> datetime | None: ...
+    @property
+    def last_attempted_sync_at(self) -> datetime | None: ...
+
+
+def state_data(calendar: _WithState) -> dict[str, Any]:
+    """What webhooks about a calendar tell in `data` (contract 6), times as text."""
+    succeeded_at, attempted_at = calendar.last_successful_sync_at, calendar.last_attempted_sync_at
+    return {
+        "state": calendar.state,
+        "connection_failure_data": calendar.connection_failure_data,
+        "last_successful_sync_at": isoformat(succeeded_at) if succeeded_at is not None else None,
+        "last_attempted_sync_at": isoformat(attempted_at) if attempted_at is not None else None,
+    }

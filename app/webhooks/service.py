@@ -55,9 +55,9 @@ from app.webhooks.schemas import (
     WebhookRead,
     WebhookUpdate,
     WebhookWithSecret,
-    url_fault,
 )
 from app.webhooks.signing import MESSAGE_ID_HEADER, new_secret
+from app.webhooks.targets import url_fault
 
 __all__ = [
     "BotFacts",

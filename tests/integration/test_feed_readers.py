@@ -14,8 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from app.events.data import Window
 from app.ical.event_fields import Reader
-from app.providers.base import Unavailable, Window
+from app.providers.base import Unavailable
 from app.providers.ics.process import MAX_MEMORY_BYTES, FeedJob
 from app.providers.ics.readers import FeedRead, FeedReaders
 
@@ -62,7 +63,7 @@ def children() -> list[psutil.Process]:
     return [
         child
         for child in psutil.Process().children(recursive=True)
-        if "feed_process" in " ".join(child.cmdline())
+        if "app.providers.ics.process" in " ".join(child.cmdline())
     ]
 
 

@@ -12,6 +12,7 @@ import pytest
 import structlog
 
 from app.core.http import httpx, operator_client
+from app.events.data import RemoteEvent, Window
 from app.providers.base import (
     AccessDenied,
     CalendarGone,
@@ -24,9 +25,7 @@ from app.providers.base import (
     ProviderError,
     RateLimited,
     RemoteCalendar,
-    RemoteEvent,
     Unavailable,
-    Window,
 )
 from app.providers.google import calendar as google_module
 from app.providers.google.calendar import GoogleCalendar

@@ -11,6 +11,7 @@ import pytest
 import structlog
 
 from app.core.http import httpx, operator_client
+from app.events.data import RemoteEvent, Window
 from app.ical.timezones import named_zone
 from app.providers.base import (
     AccessDenied,
@@ -25,9 +26,7 @@ from app.providers.base import (
     ProviderError,
     RateLimited,
     RemoteCalendar,
-    RemoteEvent,
     Unavailable,
-    Window,
 )
 from app.providers.microsoft import calendar as microsoft_module
 from app.providers.microsoft.calendar import MicrosoftCalendar

@@ -11,8 +11,9 @@ import recurring_ical_events
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.core.web_urls import safe_url
 from app.ical.vtimezone import vtimezone
-from app.itip.build import RequestsToOne, build_cancel, build_reply, build_request, is_whole_cancel, safe_url
+from app.itip.build import RequestsToOne, build_cancel, build_reply, build_request, is_whole_cancel
 from app.itip.event import Guest, HostedEvent, Person
 
 STAMP = datetime(2026, 11, 20, 10, tzinfo=UTC)

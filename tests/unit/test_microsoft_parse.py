@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.events.data import RemoteAttendee, RemoteOrganizer
 from app.providers.base import (
     AccessDenied,
     CalendarGone,
@@ -14,8 +15,6 @@ from app.providers.base import (
     CursorExpired,
     ProviderError,
     RateLimited,
-    RemoteAttendee,
-    RemoteOrganizer,
     Transient,
     Unavailable,
 )

@@ -25,8 +25,8 @@ from app.webhooks.payloads import (
     sample_body,
     with_events,
 )
-from app.webhooks.schemas import url_fault
 from app.webhooks.signing import body_signature, new_secret, signature_headers
+from app.webhooks.targets import url_fault
 
 SECRET = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 

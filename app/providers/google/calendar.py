@@ -17,7 +17,9 @@ from zoneinfo import ZoneInfo
 import structlog
 
 from app.core.http import httpx
+from app.core.http_json import load_json, retry_after
 from app.events import limits
+from app.events.data import KnownEvent, RemoteAttendee, RemoteEvent, RemoteOrganizer, ResponseStatus, Window
 from app.events.raw import dump_raw
 from app.meeting_urls.extract import DEFAULT_HOSTS, MeetingHosts, MeetingLink, find_meeting_link
 from app.providers.base import (
@@ -27,21 +29,15 @@ from app.providers.base import (
     ClientMisconfigured,
     CredentialsRevoked,
     CursorExpired,
-    KnownEvent,
     ProviderError,
     RateLimited,
-    RemoteAttendee,
     RemoteCalendar,
-    RemoteEvent,
-    RemoteOrganizer,
     Reread,
-    ResponseStatus,
     TokenSource,
     Unavailable,
-    Window,
 )
 from app.providers.single_reads import read_singly
-from app.providers.wire import Answer, exchange, load_json, load_object, retry_after
+from app.providers.wire import Answer, exchange, load_object
 
 log = structlog.get_logger()
 

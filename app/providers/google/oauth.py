@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.core.http import httpx
+from app.core.http_json import retry_after
 from app.providers.base import (
     AccessDenied,
     ClientMisconfigured,
@@ -14,7 +15,6 @@ from app.providers.base import (
     Unavailable,
 )
 from app.providers.token_endpoint import refresh
-from app.providers.wire import retry_after
 
 _CALENDAR_SCOPE = "https://www.googleapis.com/auth/calendar"
 

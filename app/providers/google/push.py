@@ -9,10 +9,11 @@ from urllib.parse import quote
 
 from app.core.clock import utcnow
 from app.core.http import httpx
+from app.core.http_json import load_json
 from app.providers.base import ClientMisconfigured, TokenSource, Unavailable
 from app.providers.google.calendar import classify_error
 from app.providers.push import MAX_BODY_BYTES, OpenedChannel, PushRefused, send_authorized
-from app.providers.wire import Answer, exchange, load_json
+from app.providers.wire import Answer, exchange
 
 _LIFE = timedelta(days=7)
 _DEADLINE_SECONDS = 20.0

@@ -18,23 +18,22 @@ import orjson
 import structlog
 
 from app.core.http import TargetRefused, httpx
+from app.core.http_json import retry_after
 from app.events import limits
+from app.events.data import KnownEvent, Window
 from app.ical.event_fields import Reader
 from app.meeting_urls.extract import DEFAULT_HOSTS, MeetingHosts
 from app.providers.base import (
     AccessDenied,
     CalendarGone,
     ChangePage,
-    KnownEvent,
     ProviderError,
     RateLimited,
     Reread,
     Unavailable,
-    Window,
 )
 from app.providers.ics.process import FeedJob, too_large
 from app.providers.ics.readers import FeedReaders
-from app.providers.wire import retry_after
 
 log = structlog.get_logger(__name__)
 

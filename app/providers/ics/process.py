@@ -1,4 +1,4 @@
-"""A process that reads feeds, one after the other; `FeedReaders` (feed_readers.py) has some of them.
+"""A process that reads feeds, one after the other; `FeedReaders` (readers.py) has some of them.
 
 Frames on stdin and stdout: four bytes with the length of the pickle that follows.
 
@@ -29,9 +29,10 @@ from typing import Any, BinaryIO
 import structlog
 
 from app.core.logging import configure_logging
+from app.events.data import KnownEvent, Window
 from app.ical.event_fields import Reader
 from app.ical.feed import Feed, Selection
-from app.providers.base import KnownEvent, Unavailable, Window
+from app.providers.base import Unavailable
 
 EVENTS_PER_PAGE = 1_000
 # What a feed may take, whatever its rules are; reading it takes time by its size, which nobody can make more.

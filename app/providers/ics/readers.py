@@ -20,7 +20,8 @@ from typing import Any
 import structlog
 
 from app.core.logging import is_json_logging
-from app.providers.base import RemoteEvent, Unavailable
+from app.events.data import RemoteEvent
+from app.providers.base import Unavailable
 from app.providers.ics.process import LENGTH, TOO_COMPLEX, Digest, Done, FeedJob, Refused, Selected, frame
 
 log = structlog.get_logger()

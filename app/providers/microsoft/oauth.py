@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.core.http import httpx
+from app.core.http_json import retry_after
 from app.providers.base import (
     AccessDenied,
     ClientMisconfigured,
@@ -15,7 +16,6 @@ from app.providers.base import (
     Unavailable,
 )
 from app.providers.token_endpoint import refresh
-from app.providers.wire import retry_after
 
 _LOOP_PAUSE_SECONDS = 3600.0
 # `.default` stands for whatever the app registration lists, which the answer then does not spell out.
