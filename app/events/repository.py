@@ -1,36 +1,15 @@
 """SQL of calendar_events: every insert, update and look-up of the sync and of hosted calendars."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
 from sqlalchemy import ARRAY, JSON, Text, bindparam, text
 
 from app.core.db import Session
 from app.core.ids import new_id
-from app.events.data import KnownEvent, Window
+from app.events.data import CalendarRef, KnownEvent, Unannounced, Window
 from app.events.diff import EventWrite, StoredEvent, attendees_json, organizer_json
-
-
-class CalendarRef(Protocol):
-    """Whose events are written: a `Claim`, or a local calendar whose row the caller has locked."""
-
-    @property
-    def calendar_id(self) -> str: ...
-    @property
-    def project_id(self) -> str: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Unannounced:
-    """Changes that are written but not yet told by webhook, those of this transaction included."""
-
-    since: datetime | None = None
-    created: int = 0
-    updated: int = 0
-    deleted: int = 0
-
 
 _STORED = text(
     """

@@ -5,7 +5,6 @@ too, where they still had what the series had. A change of the series' times mak
 cancellations of single instances are dropped. Another rule keeps those whose original start it still has.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -15,18 +14,13 @@ from uuid import uuid4
 import structlog
 
 from app.api.not_found import CalendarEventNotFound, CalendarNotFound
-from app.bots.service import follow_events
 from app.core.addresses import fold_address
 from app.core.clock import isoformat, utcnow
 from app.core.db import AnySession, Session, Sessions, reading, transaction
 from app.core.errors import InvalidFields
 from app.core.wakeups import Doorbell
-from app.events import repository as events
-from app.events.changes import describe_changes
-from app.events.data import ResponseStatus, Window
-from app.events.diff import content_hash, diff_events
-from app.events.repository import Unannounced
-from app.events.visibility import enter_as_writer
+from app.events.data import ResponseStatus, Unannounced, Window
+from app.events.writer import announce_changes, apply_changes
 from app.hosted import repository
 from app.hosted.entries import Attendee, Entry, instance_of, instant, midnight, wall
 from app.hosted.expand import LAST_YEAR, expand, fit_rule, has_slot, last_end, move_until, slot_of
@@ -57,8 +51,7 @@ from app.invitations.service import (
 from app.itip.event import Person
 from app.meeting_urls.hosts import meeting_hosts
 from app.settings import Settings
-from app.webhooks.payloads import state_data
-from app.webhooks.service import CalendarFacts, announce, wants_events
+from app.webhooks.service import CalendarFacts, announce
 
 log = structlog.get_logger()
 
@@ -66,7 +59,6 @@ Scope = Literal["instance", "series"]
 
 _PROVIDERS = {"google": "Google", "microsoft": "Microsoft", "ics": "its iCal feed"}
 
-_MICROSECOND = timedelta(microseconds=1)
 _DAY = timedelta(days=1)
 _LONGEST = timedelta(days=366)
 # Series are expanded this much further than promised, and again before that is used up.
@@ -716,16 +708,12 @@ async def _write_rows(
         hosts=meeting_hosts(settings),
         undelivered=await find_undelivered(session, calendar.calendar_id, master.uid),
     )
-    hashes = {event.platform_uuid: content_hash(event) for event in remote}
-    stored = await events.load_stored(session, calendar.calendar_id, list(hashes))
-    # Hosted events are shown wherever they are: the window bounds the instances of series alone.
-    everywhere = Window(datetime.min.replace(tzinfo=now.tzinfo), datetime.max.replace(tzinfo=now.tzinfo))
-    writes = diff_events(remote, hashes, stored, everywhere)
+    listed = {event.platform_uuid for event in remote}
     live = await repository.load_live_rows(session, calendar.calendar_id, master.uid)
-    gone = [
+    removed = [
         event_id
         for event_id, platform_uuid, start in live
-        if platform_uuid not in hashes
+        if platform_uuid not in listed
         # What was in the past when the series changed stays; a series that is called off goes as a whole.
         and (
             master.is_cancelled
@@ -736,40 +724,23 @@ async def _write_rows(
         )
     ]
     cancelled = {f"{entry.uid}_{slot}" for slot, entry in entries.items() if slot and entry.is_cancelled}
-    gone += [
-        event_id for event_id, platform_uuid, _ in live if platform_uuid in cancelled and event_id not in gone
+    removed += [
+        event_id
+        for event_id, platform_uuid, _ in live
+        if platform_uuid in cancelled and event_id not in removed
     ]
-    if not writes and not gone:
-        return
-    wanted = await wants_events(session, calendar.project_id)
-    known_ids = [write.stored_id for write in writes if write.stored_id is not None]
-    content = await events.load_content(session, [*known_ids, *gone]) if wanted else {}
-    first = await enter_as_writer(session, project_id=calendar.project_id, calendar_id=calendar.calendar_id)
-    times = [first + n * _MICROSECOND for n in range(len(writes) + len(gone))]
-    ids: list[str] = []
-    if writes:
-        ids = await events.write_events(session, calendar, writes, times[: len(writes)])
-    if gone:
-        await events.mark_deleted(session, gone, times[len(writes) :])
-    await follow_events(session, [*known_ids, *gone])
-    await events.record_changes(session, calendar, Unannounced(), last_change_at=times[-1])
-    counts = Counter(write.change for write in writes)
-    await announce(
+    # Hosted events are shown wherever they are: the window bounds the instances of series alone.
+    everywhere = Window(datetime.min.replace(tzinfo=now.tzinfo), datetime.max.replace(tzinfo=now.tzinfo))
+    written = await apply_changes(
         session,
-        project_id=calendar.project_id,
-        trigger="calendar.events_update",
-        calendar=_facts(calendar),
-        data={
-            **state_data(calendar),
-            "changes": {
-                "created": counts["created"],
-                "updated": counts["updated"],
-                "deleted": counts["deleted"] + len(gone),
-            },
-            "updated_after": isoformat(first),
-        },
-        changed_events=describe_changes(writes, ids, gone, content) if wanted else [],
+        calendar,
+        remote,
+        window=everywhere,
+        removed=dict.fromkeys(removed),
+        earlier=Unannounced(),
+        is_announced_now=True,
     )
+    await announce_changes(session, calendar.project_id, _facts(calendar), calendar, written)
 
 
 def _facts(calendar: LocalCalendar) -> CalendarFacts:

@@ -9,27 +9,23 @@ in the calendar's row, and announced by whatever ends the sync, or by the next o
 import asyncio
 import random
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
 
 import orjson
 import structlog
 
-from app.bots.service import drop_bots_of_calendar, follow_events
+from app.bots.service import drop_bots_of_calendar
 from app.core import metrics
 from app.core.clock import isoformat, utcnow
 from app.core.db import Session, Sessions, transaction
 from app.core.wakeups import Doorbell
-from app.events import repository as event_rows
-from app.events.changes import describe_changes
+from app.events import service as stored_events
 from app.events.data import RemoteEvent, Window
-from app.events.diff import EventWrite, content_hash, diff_events, is_in_window
-from app.events.repository import Unannounced
-from app.events.visibility import enter_as_writer
+from app.events.diff import is_in_window
+from app.events.writer import WrittenChanges, announce_changes, apply_changes
 from app.outages import breakers
 from app.outages.breakers import Breakers
 from app.providers.base import (
@@ -50,7 +46,7 @@ from app.sync.providers import Providers
 from app.sync.repository import Claim, HeldBack, LeaseLost, Pick, Settled, SyncState
 from app.sync.turns import Kind, pick_oldest
 from app.webhooks.payloads import state_data
-from app.webhooks.service import CalendarFacts, ChangedEvent, announce, wants_events
+from app.webhooks.service import CalendarFacts, announce
 
 log = structlog.get_logger()
 
@@ -66,7 +62,6 @@ _BATCH_BYTES = 8_000_000
 # varies, so that calendars which were connected together do not do their full rounds together.
 _WINDOW_MARGIN = timedelta(hours=6)
 _WINDOW_MARGIN_LEAST = timedelta(hours=4.5)
-_MICROSECOND = timedelta(microseconds=1)
 
 _RETRY_FIRST_SECONDS = 30.0
 _RETRY_LONGEST_SECONDS = 1800.0
@@ -167,15 +162,6 @@ class _Attempt:
         """Whether a client's request made it start before it was due."""
         forced_before = self.state.forced_before if self.state is not None else None
         return forced_before is not None and forced_before > self.started_at
-
-
-@dataclass(frozen=True, slots=True)
-class _Written:
-    """Everything that is not announced yet, the content of changes where a webhook wants it, and what was held back."""
-
-    unannounced: Unannounced
-    changed_events: list[ChangedEvent]
-    held_back: HeldBack | None = None
 
 
 class SyncEngine:
@@ -362,7 +348,7 @@ class SyncEngine:
     ) -> _Absent:
         """Asks for each live row that a full round did not list. Those that moved are put into the batch."""
         async with transaction(self._sessions) as session:
-            missing = await event_rows.find_live_missing(session, attempt.claim.calendar_id, window, seen)
+            missing = await stored_events.find_live_missing(session, attempt.claim.calendar_id, window, seen)
         # What is named as gone needs no second word.
         missing = {
             event_id: known
@@ -409,8 +395,7 @@ class SyncEngine:
         """The last batch, the cursor, the sync times and the outbox rows, in one transaction."""
         claim = attempt.claim
         async with self._writes, transaction(self._sessions) as session:
-            written = await self._write(session, attempt, batch, window, absent=absent)
-            unannounced, held_back = written.unannounced, written.held_back
+            written, held_back = await self._write(session, attempt, batch, window, absent=absent)
             next_in = self._next_in(self._settings.calendar_sync_interval_seconds)
             next_in_with_push = self._next_in(self._settings.calendar_sync_interval_with_push_seconds)
             if absent is not None and absent.unread:
@@ -441,7 +426,8 @@ class SyncEngine:
             if attempt.state is not None and attempt.state.is_trial:
                 await _announce_state(session, claim, settled)
                 log.info("reconnected")
-            await _announce_changes(session, claim, settled, unannounced, written.changed_events)
+            await announce_changes(session, claim.project_id, _facts(claim, settled), settled, written)
+        unannounced = written.unannounced
         for change in ("created", "updated", "deleted"):
             count = getattr(unannounced, change)
             metrics.SYNC_EVENTS.labels(claim.platform, change).inc(count)
@@ -464,53 +450,33 @@ class SyncEngine:
         window: Window,
         *,
         absent: _Absent | None = None,
-    ) -> _Written:
-        """Writes what differs. `absent`: what became of the rows that a full round did not list."""
+    ) -> tuple[WrittenChanges, HeldBack | None]:
+        """Write what differs. `absent`: what became of the rows that a full round did not list."""
         claim = attempt.claim
         held_back: HeldBack | None = None
         unannounced = await repository.lock_calendar(session, claim)
-        events = list(batch.events.values())
-        hashes = {event.platform_uuid: content_hash(event) for event in events}
-        writes: list[EventWrite] = []
-        if events:
-            stored = await event_rows.load_stored(session, claim.calendar_id, list(hashes))
-            writes = diff_events(events, hashes, stored, window)
-        gone: dict[str, str | None] = {}
+        removed: dict[str, str | None] = {}
         if batch.gone:
-            named = await event_rows.find_live_of(session, claim.calendar_id, batch.gone, batch.events.keys())
-            gone = {event_id: batch.gone.get(platform_uuid) for event_id, platform_uuid in named.items()}
-        deleted_ids = list(gone)
-        if absent is not None:
-            gone |= absent.gone
-            deleted_ids, held_back = await self._believe(
-                session, attempt, list(gone), unclear=absent.unclear, unread=absent.unread
+            named = await stored_events.find_live_of(
+                session, claim.calendar_id, batch.gone, batch.events.keys()
             )
-        if not writes and not deleted_ids:
-            return _Written(unannounced, [], held_back)
-
-        wanted = await wants_events(session, claim.project_id)
-        known = [write.stored_id for write in writes if write.stored_id is not None]
-        before: dict[str, dict[str, Any]] = {}
-        if wanted:
-            before = await event_rows.load_content(session, [*known, *deleted_ids])
-        first = await enter_as_writer(session, project_id=claim.project_id, calendar_id=claim.calendar_id)
-        times = [first + n * _MICROSECOND for n in range(len(writes) + len(deleted_ids))]
-        ids: list[str] = []
-        if writes:
-            ids = await event_rows.write_events(session, claim, writes, times[: len(writes)])
-        if deleted_ids:
-            await event_rows.mark_deleted(session, deleted_ids, times[len(writes) :], raws=gone)
-        await follow_events(session, [*known, *deleted_ids])
-        counts = Counter(write.change for write in writes)
-        unannounced = Unannounced(
-            since=unannounced.since or first,
-            created=unannounced.created + counts["created"],
-            updated=unannounced.updated + counts["updated"],
-            deleted=unannounced.deleted + counts["deleted"] + len(deleted_ids),
+            removed = {event_id: batch.gone.get(platform_uuid) for event_id, platform_uuid in named.items()}
+        if absent is not None:
+            removed |= absent.gone
+            believed, held_back = await self._believe(
+                session, attempt, list(removed), unclear=absent.unclear, unread=absent.unread
+            )
+            removed = {event_id: removed.get(event_id) for event_id in believed}
+        written = await apply_changes(
+            session,
+            claim,
+            batch.events.values(),
+            window=window,
+            removed=removed,
+            earlier=unannounced,
+            is_announced_now=False,
         )
-        await event_rows.record_changes(session, claim, unannounced, last_change_at=times[-1])
-        changed_events = describe_changes(writes, ids, deleted_ids, before) if wanted else []
-        return _Written(unannounced, changed_events, held_back)
+        return written, held_back
 
     async def _believe(
         self, session: Session, attempt: _Attempt, gone: list[str], *, unclear: list[str], unread: list[str]
@@ -529,7 +495,7 @@ class SyncEngine:
 
         async def is_mass(ids: list[str], *, besides: Sequence[str] = ()) -> bool:
             # What came while an answer was in doubt does not make the doubtful part smaller.
-            ahead, lost, others = await event_rows.count_ahead(
+            ahead, lost, others = await stored_events.count_ahead(
                 session, claim.calendar_id, ids, besides, known_before=since or now
             )
             ahead -= others
@@ -612,7 +578,13 @@ class SyncEngine:
                     # A refusal stands; an outage says nothing, and is waited out.
                     ends_trial=isinstance(err, ConnectionLost),
                 )
-                await _announce_changes(session, claim, settled, unannounced, [])
+                await announce_changes(
+                    session,
+                    claim.project_id,
+                    _facts(claim, settled),
+                    settled,
+                    WrittenChanges(unannounced, []),
+                )
                 if disconnects:
                     await close_channels(session, claim.calendar_id)
                     await drop_bots_of_calendar(session, claim.calendar_id, "calendar_disconnected")
@@ -778,29 +750,4 @@ async def _announce_state(session: Session, claim: Claim, settled: Settled) -> N
         trigger="calendar.state_change",
         calendar=_facts(claim, settled),
         data=state_data(settled),
-    )
-
-
-async def _announce_changes(
-    session: Session,
-    claim: Claim,
-    settled: Settled,
-    unannounced: Unannounced,
-    changed_events: Sequence[ChangedEvent],
-) -> None:
-    """One `calendar.events_update` for everything that is written and not yet announced."""
-    if unannounced.since is None:
-        return
-    changes = {
-        "created": unannounced.created,
-        "updated": unannounced.updated,
-        "deleted": unannounced.deleted,
-    }
-    await announce(
-        session,
-        project_id=claim.project_id,
-        trigger="calendar.events_update",
-        calendar=_facts(claim, settled),
-        data={**state_data(settled), "changes": changes, "updated_after": isoformat(unannounced.since)},
-        changed_events=changed_events,
     )

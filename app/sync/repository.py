@@ -14,8 +14,7 @@ from sqlalchemy import ARRAY, DateTime, Interval, Text, bindparam, text
 
 from app.core.db import Session
 from app.core.ids import new_id
-from app.events.data import Window
-from app.events.repository import Unannounced
+from app.events.data import Unannounced, Window
 from app.sync.turns import Due, Kind, pick_oldest
 
 Platform = Literal["google", "microsoft", "ics"]
