@@ -103,37 +103,37 @@ class _Batch:
     """What the pages since the last write brought. A later entry of the same id wins."""
 
     events: dict[str, RemoteEvent] = field(default_factory=dict)
-    gone: dict[str, str | None] = field(
+    removed: dict[str, str | None] = field(
         default_factory=dict
     )  # to the cancelled event's `raw`, where there is one
     size: int = 0
 
     def add(self, page: ChangePage) -> None:
-        for platform_uuid, raw in page.gone.items():
-            self.gone[platform_uuid] = raw
+        for platform_uuid, raw in page.removed.items():
+            self.removed[platform_uuid] = raw
             self.events.pop(platform_uuid, None)
             self.size += len(raw or "")
         for platform_uuid in page.unlisted:
             self.events.pop(platform_uuid, None)
         for event in page.events:
             self.events[event.platform_uuid] = event
-            self.gone.pop(event.platform_uuid, None)
+            self.removed.pop(event.platform_uuid, None)
             self.size += len(event.raw)
 
     @property
     def is_full(self) -> bool:
-        return len(self.events) + len(self.gone) >= _BATCH_EVENTS or self.size >= _BATCH_BYTES
+        return len(self.events) + len(self.removed) >= _BATCH_EVENTS or self.size >= _BATCH_BYTES
 
 
 @dataclass(slots=True)
 class _Absent:
     """Live rows in the window that a full round did not list, by their ids.
 
-    `gone`: deleted or cancelled, each by the provider's own word; to the `raw` of the cancelled event, if any.
+    `removed`: deleted or cancelled, each by the provider's own word; to the `raw` of the cancelled event, if any.
     `unclear`: the provider has them in the window all the same, or does not say. `unread`: not asked for yet.
     """
 
-    gone: dict[str, str | None] = field(default_factory=dict)
+    removed: dict[str, str | None] = field(default_factory=dict)
     unclear: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
     count: int = 0
@@ -323,7 +323,7 @@ class SyncEngine:
             batch.add(page)
             if page.is_snapshot:
                 seen.update(event.platform_uuid for event in page.events)
-                seen.difference_update(page.gone, page.unlisted)
+                seen.difference_update(page.removed, page.unlisted)
             if page.is_last:
                 absent = None
                 if page.is_snapshot:
@@ -349,11 +349,11 @@ class SyncEngine:
         """Asks for each live row that a full round did not list. Those that moved are put into the batch."""
         async with transaction(self._sessions) as session:
             missing = await stored_events.find_live_missing(session, attempt.claim.calendar_id, window, seen)
-        # What is named as gone needs no second word.
+        # What is named as removed needs no second word.
         missing = {
             event_id: known
             for event_id, known in missing.items()
-            if known.platform_uuid not in batch.gone and known.recurring_event_id not in batch.gone
+            if known.platform_uuid not in batch.removed and known.recurring_event_id not in batch.removed
         }
         if not missing:
             return _Absent()
@@ -366,8 +366,8 @@ class SyncEngine:
         absent = _Absent(count=len(missing))
         for event_id, known in missing.items():
             platform_uuid = known.platform_uuid
-            if platform_uuid in reread.gone:
-                absent.gone[event_id] = reread.gone[platform_uuid]
+            if platform_uuid in reread.removed:
+                absent.removed[event_id] = reread.removed[platform_uuid]
             elif platform_uuid in unread:
                 absent.unread.append(event_id)
             elif platform_uuid not in moved:
@@ -375,7 +375,7 @@ class SyncEngine:
         log.info(
             "sync_reread",
             count=len(missing),
-            gone=len(absent.gone),
+            removed=len(absent.removed),
             moved=len(moved),
             unclear=len(absent.unclear),
             unread=len(absent.unread),
@@ -456,13 +456,15 @@ class SyncEngine:
         held_back: HeldBack | None = None
         unannounced = await repository.lock_calendar(session, claim)
         removed: dict[str, str | None] = {}
-        if batch.gone:
+        if batch.removed:
             named = await stored_events.find_live_of(
-                session, claim.calendar_id, batch.gone, batch.events.keys()
+                session, claim.calendar_id, batch.removed, batch.events.keys()
             )
-            removed = {event_id: batch.gone.get(platform_uuid) for event_id, platform_uuid in named.items()}
+            removed = {
+                event_id: batch.removed.get(platform_uuid) for event_id, platform_uuid in named.items()
+            }
         if absent is not None:
-            removed |= absent.gone
+            removed |= absent.removed
             believed, held_back = await self._believe(
                 session, attempt, list(removed), unclear=absent.unclear, unread=absent.unread
             )
@@ -479,7 +481,13 @@ class SyncEngine:
         return written, held_back
 
     async def _believe(
-        self, session: Session, attempt: _Attempt, gone: list[str], *, unclear: list[str], unread: list[str]
+        self,
+        session: Session,
+        attempt: _Attempt,
+        removed: list[str],
+        *,
+        unclear: list[str],
+        unread: list[str],
     ) -> tuple[list[str], HeldBack | None]:
         """Which of the events that a complete answer leaves out are deleted now, and what is held back.
 
@@ -488,7 +496,7 @@ class SyncEngine:
         each deletion is named by itself, and no mistake of that kind makes a mass of them. What is `unread` counts
         for the mass, and is not deleted.
         """
-        missing = [*gone, *unclear, *unread]
+        missing = [*removed, *unclear, *unread]
         assert attempt.state is not None
         now, since = attempt.state.now, attempt.state.held_back_since
         held = set(attempt.state.held_back_ids or ())
@@ -505,7 +513,7 @@ class SyncEngine:
         all_doubted = bool(missing) and await is_mass(missing)
         doubted = missing if all_doubted else unclear
         if not doubted:
-            return gone, None
+            return removed, None
         same = [event_id for event_id in doubted if event_id in held]
         fresh = [event_id for event_id in doubted if event_id not in held]
         left = set(unread)
@@ -612,7 +620,7 @@ class SyncEngine:
     async def _is_outage(session: Session, scope: str | None, err: ProviderError) -> bool:
         """Whether the failure is that of an open breaker, and so not the calendar's.
 
-        A refusal is its own where only a few wait: those may be all that there are, and all of them gone.
+        A refusal is its own where only a few wait: those may be all that there are, and all of them removed.
         """
         if scope is None or not isinstance(err, ConnectionLost):
             return True
