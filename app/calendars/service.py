@@ -35,8 +35,8 @@ from app.providers.base import ConnectionLost, ProviderError, RateLimited, Remot
 from app.providers.factory import AccountPlatform, account_calendar
 from app.providers.ics.feed import normalize_feed_url
 from app.push.service import release_channels
+from app.schedule import request_sync
 from app.settings import Settings
-from app.sync.repository import request_sync
 from app.webhooks.payloads import CalendarFacts, state_data
 from app.webhooks.repository import delete_pending_of_calendar
 from app.webhooks.service import announce
@@ -207,7 +207,7 @@ async def update_calendar(
         reconnected = await _renew_secrets(session, box, project_id, calendar_id, secrets)
     if "metadata" in body.model_fields_set:
         await repository.set_metadata(session, calendar_id, body.metadata)
-    await request_sync(session, calendar_id, force=True)
+    await request_sync(session, calendar_id)
     await _announce_reconnected(session, reconnected)
     return await get_calendar(session, project_id, calendar_id)
 
@@ -347,7 +347,7 @@ async def queue_sync(session: Session, project_id: str, calendar_id: str) -> Non
     calendar = await get_calendar(session, project_id, calendar_id)
     if calendar.state == "disconnected":
         raise CalendarDisconnected
-    await request_sync(session, calendar_id, force=True)
+    await request_sync(session, calendar_id)
 
 
 async def _share_credentials(session: Session, project_id: str, body: SharedCalendarCreate) -> CalendarRead:

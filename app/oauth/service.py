@@ -43,8 +43,8 @@ from app.oauth.schemas import (
     OAuthSessionRead,
 )
 from app.outages.breakers import probe_client_now
+from app.schedule import request_sync
 from app.settings import Settings
-from app.sync.repository import request_sync
 
 log = structlog.get_logger()
 
@@ -403,7 +403,7 @@ async def _write(
             return await _ask_again(session, box, settings, used, client)
         if used.metadata_ is not None:
             await set_metadata(session, holder.id, used.metadata_)
-        await request_sync(session, holder.id, force=True)
+        await request_sync(session, holder.id)
         return _Connected(holder.id)
     if holder is not None:
         await reconnect_calendar(

@@ -41,6 +41,7 @@ from app.providers.push import ChannelExists, ChannelGone, OpenedChannel, PushRe
 from app.push import repository
 from app.push.repository import ClosingChannel, DueCalendar, Platform
 from app.push.service import LEASE_FOR, sealed_context
+from app.schedule import mark_due, sync_within
 from app.settings import Settings
 
 log = structlog.get_logger()
@@ -149,7 +150,7 @@ class ChannelKeeper:
             expires_at = await push.renew(provider_id, address=self._address(due.platform))
         except ChannelGone:
             async with transaction(self._sessions) as session:
-                await repository.poll_again(session, due.id, self._poll_in())
+                await sync_within(session, due.id, self._poll_in())
                 await repository.drop_channels(session, [channel_id])
             return False
         async with transaction(self._sessions) as session:
@@ -179,7 +180,7 @@ class ChannelKeeper:
             await repository.schedule(session, due, _renewal_in(opened.expires_at))
             wants_sync = state == "open" and not was_notified
             if wants_sync:
-                await repository.mark_due(session, sync_ids=[due.id], delay=timedelta(0))
+                await mark_due(session, sync_ids=[due.id], delay=timedelta(0))
         if wants_sync:
             await self._doorbell.ring("syncs")
         if state is None:

@@ -23,6 +23,7 @@ from app.credentials.store import load_credentials
 from app.push import repository
 from app.push.repository import KnownChannel
 from app.push.schemas import Notification
+from app.schedule import mark_due
 
 log = structlog.get_logger()
 
@@ -64,7 +65,7 @@ async def accept_google(
         elif resource_state not in _CHANGES:
             outcome = "ignored"
         elif channel.calendar_id is not None:
-            moved = await repository.mark_due(session, sync_ids=[channel.calendar_id], delay=debounce)
+            moved = await mark_due(session, sync_ids=[channel.calendar_id], delay=debounce)
         if outcome != "ignored" and _proves(channel):
             await repository.note_verified(session, [channel.id])
     metrics.PUSH_NOTIFICATIONS.labels("google", outcome).inc()
@@ -113,7 +114,7 @@ async def accept_microsoft(
                     sync_ids.add(channel.calendar_id)
     moved = 0
     if sync_ids or renew_ids:
-        moved = await repository.mark_due(session, sync_ids=sync_ids, renew_ids=renew_ids, delay=debounce)
+        moved = await mark_due(session, sync_ids=sync_ids, renew_ids=renew_ids, delay=debounce)
     if unverified - removed:
         await repository.note_verified(session, unverified - removed)
     if removed:

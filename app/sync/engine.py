@@ -42,7 +42,7 @@ from app.providers.base import (
 from app.push.repository import close_channels
 from app.settings import Settings
 from app.sync import repository
-from app.sync.providers import Providers
+from app.sync.providers import ProviderFactory
 from app.sync.repository import Claim, HeldBack, LeaseLost, Pick, Settled, SyncState
 from app.sync.turns import Kind, pick_oldest
 from app.webhooks.payloads import state_data
@@ -168,7 +168,7 @@ class SyncEngine:
     """Claims due calendars and syncs them; any number of engines may run."""
 
     def __init__(
-        self, *, settings: Settings, sessions: Sessions, providers: Providers, doorbell: Doorbell
+        self, *, settings: Settings, sessions: Sessions, providers: ProviderFactory, doorbell: Doorbell
     ) -> None:
         self._settings = settings
         self._sessions = sessions
@@ -237,7 +237,7 @@ class SyncEngine:
             breaker = await breakers.load_state(session, claim.platform)
         if not await self._admit(attempt, claim.platform, breaker):
             return False
-        provider, scope = await self._providers.open(claim, state)
+        provider, scope = await self._providers.for_calendar(claim, state)
         if scope != claim.platform:
             async with transaction(self._sessions) as session:
                 breaker = await breakers.load_state(session, scope)
