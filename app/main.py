@@ -19,13 +19,14 @@ from app.core.db import create_engine, create_sessions
 from app.core.http import operator_client
 from app.core.logging import configure_logging
 from app.core.ratelimit import RateLimiter
+from app.core.wakeups import Doorbell, connect_redis
 from app.demo.api import router as demo
-from app.doorbell import Doorbell, connect_redis
 from app.health.api import router as health
+from app.hosted.api import router as hosted
 from app.invitations.api import router as invitations
+from app.mail.api import router as mailboxes
+from app.mail.mailboxes import Messages
 from app.meeting_urls.api import router as meeting_urls
-from app.messages.api import router as mailboxes
-from app.messages.mailboxes import Messages
 from app.oauth.api import router as oauth
 from app.projects.service import KeyCheck
 from app.push.api import router as push
@@ -35,7 +36,7 @@ from app.rsvp.limits import RsvpLimiter
 from app.rsvp.senders import SenderKeys
 from app.settings import Settings, load_settings
 from app.webhooks.api import router as webhooks
-from app.webhooks.payloads import router as webhook_payloads
+from app.webhooks.payload_schemas import router as webhook_payloads
 from app.webhooks.samples import SampleSender
 
 _DESCRIPTION = """
@@ -75,12 +76,12 @@ def create_app(settings: Settings) -> FastAPI:
                 box=box,
                 doorbell=doorbell,
                 http=http,
-                messages=Messages(settings, http),
-                rsvp_limiter=rsvp_limiter,
                 post_limiter=post_limiter,
-                samples=samples,
-                sender_keys=SenderKeys(),
             )
+            app.state.messages = Messages(settings, http)
+            app.state.rsvp_limiter = rsvp_limiter
+            app.state.samples = samples
+            app.state.sender_keys = SenderKeys()
             yield
             await keys.aclose()
             await samples.aclose()
@@ -109,6 +110,7 @@ def create_app(settings: Settings) -> FastAPI:
     for router in (
         calendars,
         calendar_events,
+        hosted,
         invitations,
         mailboxes,
         bots,

@@ -8,12 +8,7 @@ AppError (app/core/errors.py)
     └── CalendarDisconnected    400, `non_field_errors`
 """
 
-from app.core.errors import InvalidFields, NotFound
-
-
-class CalendarNotFound(NotFound):
-    def __init__(self) -> None:
-        super().__init__("Calendar not found")
+from app.core.errors import InvalidFields
 
 
 class DeduplicationKeyTaken(InvalidFields):

@@ -1,92 +1,102 @@
-"""Types of fields that hosted calendars and their events add: addresses, one-line texts, zones, rules, links."""
+"""Requests that write events of hosted calendars."""
 
-import re
-from typing import Annotated
-from zoneinfo import available_timezones
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from app.api.schemas import Trimmed, shape
-from app.core.addresses import MAIL_ADDRESS, is_mail_address
-from app.itip.build import LONGEST_URL, safe_url
-
-MOST_ATTENDEES = 500  # what Messages takes for one mail (contract/messages.md)
-
-# Everything that could end a line of a mail's header or of an iCalendar file (NEL and the separators of Unicode too).
-_LINE_CONTROLS = r"\x00-\x1f\x7f-\x9f\u2028\u2029"
-_TEXT_CONTROLS = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029"
-# RFC 5646, roughly, and with the underscore that many programs write.
-_LANGUAGE_TAG = r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*"
-
-
-def _address(value: str) -> str:
-    # Without a dot it is a host of the local network, which no invitation is meant for.
-    if not is_mail_address(value) or "." not in value.rpartition("@")[2]:
-        raise ValueError("Not an e-mail address, such as ada@example.com.")
-    return value
+from app.api.fields import (
+    MOST_ATTENDEES,
+    EmailAddress,
+    EventName,
+    Locale,
+    PersonName,
+    TextBlock,
+    TimeZoneName,
+    WebUrl,
+)
+from app.api.pages import ShortText
+from app.api.schemas import InputModel, InputTime, NotNull, UpdateModel, shape
+from app.core.addresses import fold_address
+from app.hosted.expand import read_rule
 
 
-def _one_line(value: str) -> str:
-    if re.search(f"[{_LINE_CONTROLS}]", value):
-        raise ValueError("Line breaks and control characters are not allowed.")
-    return value
+class AttendeeInput(InputModel):
+    """Someone to invite."""
+
+    email: EmailAddress
+    name: PersonName | None = None
+    is_optional: bool = False
+    locale: Locale | None = Field(
+        default=None, description="Language of the mails; null: the calendar's `locale`."
+    )
 
 
-def _text(value: str) -> str:
-    if re.search(f"[{_TEXT_CONTROLS}]", value):
-        raise ValueError("Control characters are not allowed.")
-    return value
+def _all_different(attendees: list[AttendeeInput]) -> list[AttendeeInput]:
+    seen: set[str] = set()
+    for person in attendees:
+        key = fold_address(person.email)
+        if key in seen:
+            raise ValueError(f"{person.email} is in the list twice.")
+        seen.add(key)
+    return attendees
 
 
-def _web_url(value: str) -> str:
-    if safe_url(value) != value:
-        raise ValueError("Not a web address: it must start with https:// (or http://) and have no blanks.")
-    return value
+def _rule(lines: list[str] | None) -> list[str] | None:
+    return [read_rule(lines)] if lines else None
 
 
-def _time_zone(value: str) -> str:
-    if value not in available_timezones() or value in {"localtime", "Factory"}:
-        raise ValueError("Not a time zone of the IANA database, such as Europe/Paris.")
-    return value
-
-
-def _language_tag(value: str) -> str:
-    if not re.fullmatch(_LANGUAGE_TAG, value):
-        raise ValueError("Not a language tag, such as fr or fr-CA.")
-    return value
-
-
-EmailAddress = Annotated[
-    str,
-    Field(min_length=1, max_length=254),
-    AfterValidator(_address),
-    shape(format="email", pattern=MAIL_ADDRESS, examples=["ada@example.com"]),
+_RuleLines = Annotated[
+    list[Annotated[str, Field(max_length=2000), shape(pattern=r"^\s*[Rr][Rr][Uu][Ll][Ee]:")]],
+    shape(maxItems=1),
 ]
-OneLine = AfterValidator(_one_line)
-_ONE_LINE = f"^[^{_LINE_CONTROLS}]*$"
-_ONE_LINE_NOT_BLANK = rf"^[^{_LINE_CONTROLS}]*[^{_LINE_CONTROLS}\s][^{_LINE_CONTROLS}]*$"
-TextBlock = Annotated[str, AfterValidator(_text), shape(pattern=f"^[^{_TEXT_CONTROLS}]*$")]
-PersonName = Annotated[
-    str, Field(max_length=300), OneLine, Trimmed, shape(pattern=_ONE_LINE, examples=["Ada Lovelace"])
-]
-# Names of calendars and events; Trimmed comes last.
-Title = Annotated[str, Field(min_length=1), OneLine, shape(pattern=_ONE_LINE_NOT_BLANK)]
-EventName = Annotated[Title, Field(max_length=1000), Trimmed]
-TimeZoneName = Annotated[
-    str,
-    AfterValidator(_time_zone),
-    shape(pattern="^[A-Za-z][A-Za-z0-9_+/-]*$", examples=["Europe/Paris", "America/New_York", "UTC"]),
-]
-_NOT_IN_URL = r"""\s\x22'<>\\^`{|}"""
-WebUrl = Annotated[
-    str,
-    Field(max_length=LONGEST_URL, examples=["https://meet.google.com/abc-defg-hij"]),
-    AfterValidator(_web_url),
-    shape(format="uri", pattern=rf"^[Hh][Tt][Tt][Pp][Ss]?://[^{_NOT_IN_URL}/?#:@][^{_NOT_IN_URL}]*$"),
-]
-Locale = Annotated[
-    str,
-    Field(max_length=35),
-    AfterValidator(_language_tag),
-    shape(pattern=f"^{_LANGUAGE_TAG}$", examples=["fr", "fr-CA"]),
-]
+
+
+class _EventFields(InputModel):
+    is_all_day: bool = Field(
+        default=False, description="Then the times are dates, `2026-11-24`, or midnights of `timezone`."
+    )
+    timezone: TimeZoneName | None = Field(
+        default=None, examples=["Europe/Paris"], description="Default: the calendar's."
+    )
+    location: Annotated[TextBlock, Field(max_length=2000)] | None = None
+    description: Annotated[TextBlock, Field(max_length=8000)] | None = None
+    meeting_url: WebUrl | None = None
+    attendees: Annotated[list[AttendeeInput], AfterValidator(_all_different)] = Field(
+        default=[], max_length=MOST_ATTENDEES
+    )
+    recurrence: Annotated[_RuleLines | None, AfterValidator(_rule)] = Field(
+        default=None,
+        examples=[["RRULE:FREQ=WEEKLY;COUNT=10"]],
+        description="One RRULE line (RFC 5545) makes it a series; null or an empty list: one event.",
+    )
+    send_invitations: bool = Field(default=True, description="Whether those affected are told by mail.")
+
+
+class CalendarEventCreate(_EventFields):
+    """An event of a calendar that is hosted here (platform `local`)."""
+
+    calendar_id: ShortText
+    name: EventName
+    start_time: InputTime
+    end_time: InputTime = Field(description="Exclusive, also of all-day events.")
+
+
+class CalendarEventUpdate(_EventFields, UpdateModel):
+    """What is left out stays; of `start_time` alone, the length stays."""
+
+    name: Annotated[EventName | None, NotNull] = None
+    start_time: Annotated[InputTime | None, NotNull] = None
+    end_time: Annotated[InputTime | None, NotNull] = None
+    timezone: Annotated[TimeZoneName | None, NotNull] = None
+
+
+class ScopeQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    scope: Literal["instance", "series"] = Field(
+        default="instance", description="Of a series: this instance, or all of them."
+    )
+
+
+class DeleteQuery(ScopeQuery):
+    send_invitations: bool = Field(default=True, description="Whether the attendees are told by mail.")

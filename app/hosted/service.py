@@ -14,17 +14,19 @@ from uuid import uuid4
 
 import structlog
 
+from app.api.not_found import CalendarEventNotFound, CalendarNotFound
 from app.bots.service import follow_events
-from app.calendar_events.schemas import AttendeeInput, CalendarEventCreate, CalendarEventUpdate
-from app.calendar_events.service import CalendarEventNotFound
-from app.calendar_events.visibility import enter_as_writer
-from app.calendars.errors import CalendarNotFound
-from app.calendars.service import state_data
 from app.core.addresses import fold_address
 from app.core.clock import isoformat, utcnow
 from app.core.db import AnySession, Session, Sessions, reading, transaction
 from app.core.errors import InvalidFields
-from app.doorbell import Doorbell
+from app.core.wakeups import Doorbell
+from app.events import repository as events
+from app.events.changes import describe_changes
+from app.events.data import ResponseStatus, Window
+from app.events.diff import content_hash, diff_events
+from app.events.repository import Unannounced
+from app.events.visibility import enter_as_writer
 from app.hosted import repository
 from app.hosted.entries import Attendee, Entry, instance_of, instant, midnight, wall
 from app.hosted.expand import LAST_YEAR, expand, fit_rule, has_slot, last_end, move_until, slot_of
@@ -41,6 +43,8 @@ from app.hosted.mails import (
     without,
 )
 from app.hosted.repository import EventPlace, LocalCalendar
+from app.hosted.schemas import AttendeeInput, CalendarEventCreate, CalendarEventUpdate
+from app.invitations.links import RsvpTokens, Subject
 from app.invitations.repository import find_undelivered
 from app.invitations.service import (
     RsvpLinks,
@@ -51,19 +55,16 @@ from app.invitations.service import (
     queue_mails,
 )
 from app.itip.event import Person
-from app.providers.base import ResponseStatus, Window
-from app.rsvp.tokens import RsvpTokens, Subject
+from app.meeting_urls.hosts import meeting_hosts
 from app.settings import Settings
-from app.sync import repository as events
-from app.sync.changed_events import describe_changes
-from app.sync.diff import content_hash, diff_events
-from app.sync.providers import meeting_hosts
-from app.sync.repository import Unannounced
+from app.webhooks.payloads import state_data
 from app.webhooks.service import CalendarFacts, announce, wants_events
 
 log = structlog.get_logger()
 
 Scope = Literal["instance", "series"]
+
+_PROVIDERS = {"google": "Google", "microsoft": "Microsoft", "ics": "its iCal feed"}
 
 _MICROSECOND = timedelta(microseconds=1)
 _DAY = timedelta(days=1)
@@ -86,6 +87,31 @@ class Hosting:
     @property
     def tokens(self) -> RsvpTokens:
         return RsvpTokens(self.settings.required_fernet_keys())
+
+
+async def require_local(session: AnySession, project_id: str, calendar_id: str) -> None:
+    """Check that the calendar is hosted here. Raises CalendarNotFound; InvalidFields for a provider's calendar."""
+    platform = await repository.find_platform(session, project_id, calendar_id)
+    if platform is None:
+        raise CalendarNotFound
+    if platform != "local":
+        raise InvalidFields.one("calendar_id", _read_only(platform))
+
+
+async def require_local_event(session: AnySession, project_id: str, event_id: str) -> None:
+    """Check that the event's calendar is hosted here. Raises CalendarEventNotFound; InvalidFields for a provider's event."""
+    place = await repository.find_place(session, project_id, event_id)
+    if place is None:
+        raise CalendarEventNotFound
+    if place.platform != "local":
+        raise InvalidFields.one("non_field_errors", _read_only(place.platform))
+
+
+def _read_only(platform: str) -> str:
+    return (
+        f"This is a {platform} calendar, and access to it is read-only: change its events at "
+        f"{_PROVIDERS.get(platform, platform)}."
+    )
 
 
 async def create_event(session: Session, hosting: Hosting, project_id: str, body: CalendarEventCreate) -> str:
@@ -335,6 +361,11 @@ async def keep_expanded(session: Session, hosting: Hosting, calendar_id: str, ui
         # First: what happens from here on sets it anew.
         await repository.set_expand_at(session, uid, _expand_at(entries[""]))
         await _write_rows(session, hosting, calendar, entries)
+
+
+async def write_rows_soon(session: Session, calendar_id: str, uid: str | None = None) -> None:
+    """Have a worker write the rows of this event anew, or of all of the calendar's events."""
+    await repository.write_rows_soon(session, calendar_id, uid)
 
 
 async def keep_all_expanded(sessions: Sessions, hosting: Hosting, doorbell: Doorbell) -> None:
