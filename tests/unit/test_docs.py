@@ -13,7 +13,7 @@ from typer.main import get_command
 from app.cli.main import cli
 from app.main import create_app
 from app.settings import Settings
-from app.webhooks.events import canonical_json
+from app.webhooks.payloads import canonical_json
 from app.webhooks.signing import body_signature
 from tests.conftest import FERNET_KEY
 
