@@ -20,7 +20,6 @@ from app.core.addresses import fold_address
 from app.core.clock import isoformat, utcnow
 from app.core.db import AnySession, Session, Sessions, reading, transaction
 from app.core.errors import InvalidFields
-from app.core.wakeups import Doorbell
 from app.events import repository as events
 from app.events.changes import describe_changes
 from app.events.data import ResponseStatus, Window
@@ -115,7 +114,7 @@ def _read_only(platform: str) -> str:
 
 
 async def create_event(session: Session, hosting: Hosting, project_id: str, body: CalendarEventCreate) -> str:
-    """The id of the event, or of the series' first instance. The caller rings "deliveries" and "mails".
+    """The id of the event, or of the series' first instance.
 
     Raises CalendarNotFound, InvalidFields (also where mails would be needed and there is no way out).
     """
@@ -154,7 +153,7 @@ async def update_event(
     *,
     scope: Scope,
 ) -> str:
-    """The id of the event, or of an instance of the changed series. The caller rings "deliveries" and "mails".
+    """The id of the event, or of an instance of the changed series.
 
     Raises CalendarEventNotFound, InvalidFields.
     """
@@ -283,7 +282,7 @@ async def record_answer(
 ) -> Recorded:
     """Writes the answer, announces it, and with `tell_organizer` mails the organizer a REPLY.
 
-    The caller holds the calendar's row lock, and rings "deliveries" and "mails".
+    The caller holds the calendar's row lock.
     """
     entries = await repository.load_entries(session, calendar.calendar_id, answer.uid)
     entry = find_entry(entries, answer.slot)
@@ -368,7 +367,7 @@ async def write_rows_soon(session: Session, calendar_id: str, uid: str | None = 
     await repository.write_rows_soon(session, calendar_id, uid)
 
 
-async def keep_all_expanded(sessions: Sessions, hosting: Hosting, doorbell: Doorbell) -> None:
+async def keep_all_expanded(sessions: Sessions, hosting: Hosting) -> None:
     """The events that are due for it. Each in a transaction of its own; a worker's upkeep calls it now and then."""
     while True:
         async with reading(sessions) as read_session:
@@ -381,8 +380,6 @@ async def keep_all_expanded(sessions: Sessions, hosting: Hosting, doorbell: Door
                 log.warning("event_not_expanded", calendar_id=calendar_id, uid=uid, error=type(err).__name__)
                 async with transaction(sessions) as session:
                     await repository.set_expand_at(session, uid, utcnow() + _EXPAND_AGAIN)
-        if due:
-            await doorbell.ring("deliveries")
         if len(due) < _EXPANDED_AT_ONCE:
             return
 

@@ -8,6 +8,7 @@ from typing import Literal
 from sqlalchemy import ARRAY, Interval, Text, bindparam, text
 
 from app.core.db import Session
+from app.core.wakeups import wake_after_commit
 
 Platform = Literal["google", "microsoft"]
 
@@ -368,6 +369,7 @@ _CLOSE_ALL = text(
 async def close_channels(session: Session, calendar_id: str) -> None:
     """Of a calendar that stays. The caller holds the lock of its row, and sets its `push_due_at` to null."""
     await session.execute(_CLOSE_ALL, {"calendar_id": calendar_id})
+    wake_after_commit(session, "channels")
 
 
 _LOCK_CHANNELS = text("SELECT id FROM push_channels WHERE calendar_id = :calendar_id FOR UPDATE")
@@ -395,6 +397,7 @@ async def release_channel(
 ) -> None:
     """Lets a channel outlive its calendar, with what closing it takes."""
     await session.execute(_RELEASE, {"id": channel_id, "sealed": sealed, "opens_within": opens_within})
+    wake_after_commit(session, "channels")
 
 
 # --- notifications ---------------------------------------------------------------------------------------
@@ -489,4 +492,9 @@ async def mark_due(
             "delay": delay,
         },
     )
-    return len(rows.all())
+    moved = len(rows.all())
+    if moved and sync_ids:
+        wake_after_commit(session, "syncs", after=delay.total_seconds())
+    if moved and renew_ids:
+        wake_after_commit(session, "channels")
+    return moved

@@ -14,6 +14,7 @@ from sqlalchemy import ARRAY, DateTime, Interval, Text, bindparam, text
 
 from app.core.db import Session
 from app.core.ids import new_id
+from app.core.wakeups import wake_after_commit
 from app.events.data import Window
 from app.events.repository import Unannounced
 from app.sync.turns import Due, Kind, pick_oldest
@@ -301,6 +302,7 @@ async def request_sync(
     for a feed, whose server may take a minute to time out. One that is due earlier anyway stays as it is.
     A disconnected calendar is tried once, at most every minute: it is connected again if access is back.
     """
+    wake_after_commit(session, "syncs", after=delay.total_seconds())
     if not force:
         await session.execute(_REQUEST, {"calendar_id": calendar_id, "delay": delay})
         return
