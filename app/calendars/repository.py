@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from app.core.db import AnySession, ReadSession, Session
 from app.core.pagination import Cursor, Ordering, Page, page_of, seek_each
+from app.core.wakeups import wake_after_commit
 from app.models import Calendar, Credentials
 from app.models.calendar import FAILING, PLATFORMS, STATES
 from app.outages.breakers import probe_client_now
@@ -115,6 +116,8 @@ async def insert_calendar(session: Session, values: Mapping[str, Any]) -> bool:
         .on_conflict_do_nothing(index_elements=[Calendar.project_id, Calendar.deduplication_key])
         .returning(Calendar.id)
     )
+    if inserted is not None and values["platform"] != "local":
+        wake_after_commit(session, "syncs")
     return inserted is not None
 
 
@@ -258,6 +261,7 @@ async def reconnect(session: Session, calendar_ids: Sequence[str]) -> None:
         )
         .execution_options(synchronize_session=False)
     )
+    wake_after_commit(session, "syncs")
 
 
 async def set_metadata(session: Session, calendar_id: str, metadata: dict[str, Any] | None) -> None:

@@ -18,7 +18,6 @@ from app.core.addresses import fold_address
 from app.core.clock import isoformat, utcnow
 from app.core.db import AnySession, Session, Sessions, reading, transaction
 from app.core.errors import InvalidFields
-from app.core.wakeups import Doorbell
 from app.events.data import ResponseStatus, Unannounced, Window
 from app.events.writer import announce_changes, apply_changes
 from app.hosted import repository
@@ -107,7 +106,7 @@ def _read_only(platform: str) -> str:
 
 
 async def create_event(session: Session, hosting: Hosting, project_id: str, body: CalendarEventCreate) -> str:
-    """The id of the event, or of the series' first instance. The caller rings "deliveries" and "mails".
+    """The id of the event, or of the series' first instance.
 
     Raises CalendarNotFound, InvalidFields (also where mails would be needed and there is no way out).
     """
@@ -146,7 +145,7 @@ async def update_event(
     *,
     scope: Scope,
 ) -> str:
-    """The id of the event, or of an instance of the changed series. The caller rings "deliveries" and "mails".
+    """The id of the event, or of an instance of the changed series.
 
     Raises CalendarEventNotFound, InvalidFields.
     """
@@ -275,7 +274,7 @@ async def record_answer(
 ) -> Recorded:
     """Writes the answer, announces it, and with `tell_organizer` mails the organizer a REPLY.
 
-    The caller holds the calendar's row lock, and rings "deliveries" and "mails".
+    The caller holds the calendar's row lock.
     """
     entries = await repository.load_entries(session, calendar.calendar_id, answer.uid)
     entry = find_entry(entries, answer.slot)
@@ -360,7 +359,7 @@ async def write_rows_soon(session: Session, calendar_id: str, uid: str | None = 
     await repository.write_rows_soon(session, calendar_id, uid)
 
 
-async def keep_all_expanded(sessions: Sessions, hosting: Hosting, doorbell: Doorbell) -> None:
+async def keep_all_expanded(sessions: Sessions, hosting: Hosting) -> None:
     """The events that are due for it. Each in a transaction of its own; a worker's upkeep calls it now and then."""
     while True:
         async with reading(sessions) as read_session:
@@ -373,8 +372,6 @@ async def keep_all_expanded(sessions: Sessions, hosting: Hosting, doorbell: Door
                 log.warning("event_not_expanded", calendar_id=calendar_id, uid=uid, error=type(err).__name__)
                 async with transaction(sessions) as session:
                     await repository.set_expand_at(session, uid, utcnow() + _EXPAND_AGAIN)
-        if due:
-            await doorbell.ring("deliveries")
         if len(due) < _EXPANDED_AT_ONCE:
             return
 

@@ -5,7 +5,7 @@ import hashlib
 import html
 from typing import Annotated, Any
 
-from fastapi import APIRouter, BackgroundTasks, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from pydantic import AfterValidator
 
@@ -182,7 +182,6 @@ async def finish_session(
     *,
     request: Request,
     state: AppState,
-    background_tasks: BackgroundTasks,
     platform: str,
     state_text: Annotated[str, Query(alias="state")] = "",
     code: str | None = None,
@@ -193,7 +192,7 @@ async def finish_session(
     if platform not in known:
         return _page(request)
     try:
-        finished = await service.finish_session(
+        location = await service.finish_session(
             sessions=state.sessions,
             box=state.box,
             settings=state.settings,
@@ -205,11 +204,8 @@ async def finish_session(
         )
     except service.StateRefused:
         return _page(request)
-    if finished.connected:
-        background_tasks.add_task(state.doorbell.ring, "syncs")
-        background_tasks.add_task(state.doorbell.ring, "deliveries")
     return RedirectResponse(
-        finished.location, 302, headers={"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+        location, 302, headers={"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
     )
 
 

@@ -60,14 +60,6 @@ class StateRefused(Exception):
     """The state is unknown, used, expired or another platform's: the browser is sent nowhere."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """Where the browser goes now. `connected`: a calendar was created or reconnected."""
-
-    location: str
-    connected: bool
-
-
 # --- apps ------------------------------------------------------------------------------------------------
 
 
@@ -286,8 +278,8 @@ async def finish_session(
     state: str,
     code: str | None,
     error: str | None,
-) -> Finished:
-    """Redeems the code and connects the calendar. Raises StateRefused.
+) -> str:
+    """Redeem the code and connect the calendar; the URL that the browser goes to now. Raises StateRefused.
 
     Every other failure is told to the application, at the session's redirect_uri.
     """
@@ -300,10 +292,10 @@ async def finish_session(
             "oauth_session.failed", project_id=started.session.project_id, platform=platform, error=err.error
         )
         told = {"error": err.error, "error_description": err.description}
-        return Finished(flow.with_query(redirect_uri, told), connected=False)
+        return flow.with_query(redirect_uri, told)
     if connected.again_at is not None:
-        return Finished(connected.again_at, connected=False)
-    return Finished(flow.with_query(redirect_uri, {"calendar_id": connected.calendar_id}), connected=True)
+        return connected.again_at
+    return flow.with_query(redirect_uri, {"calendar_id": connected.calendar_id})
 
 
 @dataclass(frozen=True, slots=True)

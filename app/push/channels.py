@@ -21,7 +21,6 @@ from app.core.clock import utcnow
 from app.core.crypto import SealBroken, SecretBox, sha256_hex
 from app.core.db import Sessions, transaction
 from app.core.http import httpx
-from app.core.wakeups import Doorbell
 from app.credentials.budgets import Budgets, MeteredTokens
 from app.credentials.store import CredentialStore
 from app.providers.base import (
@@ -73,7 +72,6 @@ class ChannelKeeper:
         credentials: CredentialStore,
         budgets: Budgets,
         client: httpx.AsyncClient,
-        doorbell: Doorbell,
     ) -> None:
         self._settings = settings
         self._sessions = sessions
@@ -81,7 +79,6 @@ class ChannelKeeper:
         self._credentials = credentials
         self._budgets = budgets
         self._client = client
-        self._doorbell = doorbell
 
     async def claim(self, limit: int) -> Sequence[DueCalendar | ClosingChannel]:
         """With push switched off nothing is opened or renewed: the channels that are left run out."""
@@ -178,11 +175,8 @@ class ChannelKeeper:
                 poll_in=self._poll_in(),
             )
             await repository.schedule(session, due, _renewal_in(opened.expires_at))
-            wants_sync = state == "open" and not was_notified
-            if wants_sync:
+            if state == "open" and not was_notified:
                 await mark_due(session, sync_ids=[due.id], delay=timedelta(0))
-        if wants_sync:
-            await self._doorbell.ring("syncs")
         if state is None:
             # Its row was cleared away as another worker's leftover: nobody else knows of the channel.
             with suppress(ProviderError):

@@ -8,6 +8,7 @@ from typing import Literal
 from sqlalchemy import ARRAY, Interval, Text, bindparam, text
 
 from app.core.db import Session
+from app.core.wakeups import wake_after_commit
 from app.schedule import sync_within
 
 Platform = Literal["google", "microsoft"]
@@ -356,6 +357,7 @@ _CLOSE_ALL = text(
 async def close_channels(session: Session, calendar_id: str) -> None:
     """Of a calendar that stays. The caller holds the lock of its row, and sets its `push_due_at` to null."""
     await session.execute(_CLOSE_ALL, {"calendar_id": calendar_id})
+    wake_after_commit(session, "channels")
 
 
 _LOCK_CHANNELS = text("SELECT id FROM push_channels WHERE calendar_id = :calendar_id FOR UPDATE")
@@ -383,6 +385,7 @@ async def release_channel(
 ) -> None:
     """Lets a channel outlive its calendar, with what closing it takes."""
     await session.execute(_RELEASE, {"id": channel_id, "sealed": sealed, "opens_within": opens_within})
+    wake_after_commit(session, "channels")
 
 
 # --- notifications ---------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ async def show(session: AnySession, hosting: Hosting, token: str, action: str) -
 
 
 async def answer(session: Session, hosting: Hosting, token: str, action: str, *, seen: str = "") -> Page:
-    """Records what was clicked. The caller rings "deliveries" and "mails".
+    """Records what was clicked.
 
     `seen`: the `when` of the event that was shown. An answer to a former time is none to the new one.
     """
@@ -150,7 +150,7 @@ def read_webhook_token(token: str, secrets: Sequence[str]) -> tuple[str, str]:
 async def take_in(
     sessions: Sessions, hosting: Hosting, keys: SenderKeys, source: Source, mail: bytes
 ) -> InboundAnswer:
-    """Applies a mailed reply; committed when this returns. The caller rings "deliveries".
+    """Applies a mailed reply; committed when this returns.
 
     Ignored, with the reason: whatever no retry would mend. Raises Unauthorized for a mail that is not the source's,
     and TryLater where the sender's DNS does not answer.

@@ -21,7 +21,6 @@ from app.bots.service import drop_bots_of_calendar
 from app.core import metrics
 from app.core.clock import isoformat, utcnow
 from app.core.db import Session, Sessions, transaction
-from app.core.wakeups import Doorbell
 from app.events import service as stored_events
 from app.events.data import RemoteEvent, Window
 from app.events.diff import is_in_window
@@ -167,13 +166,10 @@ class _Attempt:
 class SyncEngine:
     """Claims due calendars and syncs them; any number of engines may run."""
 
-    def __init__(
-        self, *, settings: Settings, sessions: Sessions, providers: ProviderFactory, doorbell: Doorbell
-    ) -> None:
+    def __init__(self, *, settings: Settings, sessions: Sessions, providers: ProviderFactory) -> None:
         self._settings = settings
         self._sessions = sessions
         self._providers = providers
-        self._doorbell = doorbell
         self._breakers = Breakers(sessions)
         # Writing thousands of events takes seconds: half of the connections are left for everything else.
         self._writes = asyncio.Semaphore(max(1, settings.database_pool_size // 2))
@@ -431,8 +427,6 @@ class SyncEngine:
         for change in ("created", "updated", "deleted"):
             count = getattr(unannounced, change)
             metrics.SYNC_EVENTS.labels(claim.platform, change).inc(count)
-        if attempt.state is not None and attempt.state.is_trial:
-            await self._doorbell.ring("deliveries")
         if unannounced.since is not None:
             log.info(
                 "synced",
@@ -440,7 +434,6 @@ class SyncEngine:
                 updated=unannounced.updated,
                 deleted=unannounced.deleted,
             )
-            await self._doorbell.ring("deliveries")
 
     async def _write(
         self,
@@ -608,7 +601,6 @@ class SyncEngine:
             disconnected=disconnects,
             next_attempt_in=None if disconnects else round(next_in.total_seconds()),
         )
-        await self._doorbell.ring("deliveries")
         if begins and scope is not None:
             await self._breakers.vote_failing(scope, claim.project_id)
 
