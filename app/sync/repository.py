@@ -14,6 +14,7 @@ from sqlalchemy import ARRAY, DateTime, Interval, Text, bindparam, text
 
 from app.core.db import Session
 from app.core.ids import new_id
+from app.core.lease import LeaseLost
 from app.events.data import Window
 from app.events.repository import Unannounced
 from app.sync.turns import Due, Kind, pick_oldest
@@ -23,10 +24,6 @@ Platform = Literal["google", "microsoft", "ics"]
 _FORCED_PAUSE = timedelta(seconds=5)
 _LONGEST_FORCED_PAUSE = timedelta(minutes=1)
 _LONGEST_FORCED_PAUSE_OF_FEEDS = timedelta(minutes=5)
-
-
-class LeaseLost(Exception):
-    """The calendar was deleted, disconnected, or is another worker's by now: write nothing more."""
 
 
 @dataclass(frozen=True, slots=True)
