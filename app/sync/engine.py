@@ -9,8 +9,7 @@ in the calendar's row, and announced by whatever ends the sync, or by the next o
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -18,9 +17,11 @@ import orjson
 import structlog
 
 from app.bots.service import drop_bots_of_calendar
-from app.core import metrics
+from app.core import lease, metrics
+from app.core.backoff import Backoff, respect_retry_after, spread
 from app.core.clock import isoformat, utcnow
 from app.core.db import Session, Sessions, transaction
+from app.core.lease import LeaseLost
 from app.events import service as stored_events
 from app.events.data import RemoteEvent, Window
 from app.events.diff import is_in_window
@@ -42,7 +43,7 @@ from app.push.repository import close_channels
 from app.settings import Settings
 from app.sync import repository
 from app.sync.providers import ProviderFactory
-from app.sync.repository import Claim, HeldBack, LeaseLost, Pick, Settled, SyncState
+from app.sync.repository import Claim, HeldBack, Pick, Settled, SyncState
 from app.sync.turns import Kind, pick_oldest
 from app.webhooks.payloads import state_data
 from app.webhooks.service import CalendarFacts, announce
@@ -64,7 +65,8 @@ _WINDOW_MARGIN_LEAST = timedelta(hours=4.5)
 
 _RETRY_FIRST_SECONDS = 30.0
 _RETRY_LONGEST_SECONDS = 1800.0
-_RETRY_AFTER_LONGEST_SECONDS = 86_400.0
+_RETRY_JITTER = (0.75, 1.25)
+_INTERVAL_JITTER = (0.8, 1.0)
 # A refusal is believed after so many attempts, at the least.
 _GONE_CONFIRMATIONS = 3
 # So many calendars that began to fail alike at about the same time are an outage, or might be one.
@@ -193,7 +195,10 @@ class SyncEngine:
         outcome = "ok"
         within = asyncio.timeout(_SYNC_WITHIN_SECONDS)
         try:
-            async with self._kept_lease(claim), within:
+            async with (
+                lease.extending(lambda: self._extend_lease(claim), every_seconds=_EXTEND_EVERY_SECONDS),
+                within,
+            ):
                 if not await self._sync(attempt):
                     outcome = "held"
         except LeaseLost:
@@ -641,27 +646,9 @@ class SyncEngine:
         async with transaction(self._sessions) as session:
             await repository.give_back(session, claim)
 
-    @asynccontextmanager
-    async def _kept_lease(self, claim: Claim) -> AsyncIterator[None]:
-        """Extends the lease while the block runs, so that a slow provider does not cost it."""
-
-        async def extend() -> None:
-            while True:
-                await asyncio.sleep(_EXTEND_EVERY_SECONDS)
-                try:
-                    async with transaction(self._sessions) as session:
-                        await repository.extend_lease(session, claim)
-                except LeaseLost:
-                    return  # shows at the next write, which is fenced by it
-                except Exception as err:  # noqa: BLE001 - the database may be restarting: the lease lasts a while yet
-                    log.warning("lease_not_extended", error=type(err).__name__)
-
-        extending = asyncio.create_task(extend())
-        try:
-            yield
-        finally:
-            extending.cancel()
-            await asyncio.wait([extending])
+    async def _extend_lease(self, claim: Claim) -> None:
+        async with transaction(self._sessions) as session:
+            await repository.extend_lease(session, claim)
 
     def _new_window(self, now: datetime) -> Window:
         margin = _WINDOW_MARGIN - (_WINDOW_MARGIN - _WINDOW_MARGIN_LEAST) * random.random()  # noqa: S311 - jitter
@@ -693,7 +680,7 @@ class SyncEngine:
 
     def _next_in(self, seconds: float) -> timedelta:
         """The time to the next sync, spread so that calendars connected together do not stay in step."""
-        return timedelta(seconds=seconds * random.uniform(0.8, 1.0))  # noqa: S311 - jitter
+        return timedelta(seconds=spread(seconds, _INTERVAL_JITTER))
 
 
 def _is_hiccup(err: Unavailable, attempt: _Attempt, state: SyncState) -> bool:
@@ -719,17 +706,18 @@ def _retry_in(err: ProviderError, attempt: _Attempt, state: SyncState, settings:
 
     An attempt that a client forced leaves the next one where it was.
     """
-    first = min(_RETRY_FIRST_SECONDS, settings.calendar_sync_interval_seconds)
-    seconds = min(first * 2 ** min(state.failure_count, 10), _RETRY_LONGEST_SECONDS)
+    interval = settings.calendar_sync_interval_seconds
     if isinstance(err, ClientMisconfigured):
-        seconds = min(_RETRY_LONGEST_SECONDS, settings.calendar_sync_interval_seconds)
-    seconds *= random.uniform(0.75, 1.25)  # noqa: S311 - jitter
+        seconds = spread(min(_RETRY_LONGEST_SECONDS, interval), _RETRY_JITTER)
+    else:
+        first = min(_RETRY_FIRST_SECONDS, interval)
+        backoff = Backoff.exponential(first, _RETRY_LONGEST_SECONDS, jitter=_RETRY_JITTER)
+        seconds = backoff.delay(state.failure_count + 1)
     if attempt.is_forced and attempt.state is not None and attempt.state.forced_before is not None:
         due_in = max((attempt.state.forced_before - state.now).total_seconds(), 0)
         seconds = due_in if state.failure_count else min(seconds, due_in)
-    if isinstance(err, Transient) and err.retry_after is not None:
-        seconds = max(seconds, min(err.retry_after, _RETRY_AFTER_LONGEST_SECONDS))
-    return timedelta(seconds=seconds)
+    retry_after = err.retry_after if isinstance(err, Transient) else None
+    return timedelta(seconds=respect_retry_after(seconds, retry_after))
 
 
 def _failure_data(err: ProviderError) -> str:
