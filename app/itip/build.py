@@ -21,7 +21,7 @@ from app.events.data import ResponseStatus
 from app.ical.timezones import named_zone
 from app.ical.values import Written, parse_time
 from app.ical.vtimezone import vtimezone
-from app.itip.event import Guest, HostedEvent, Person
+from app.itip.event import Guest, MailedEvent, Person
 
 Method = Literal["REQUEST", "CANCEL", "REPLY"]
 
@@ -60,13 +60,13 @@ def clean_line(value: str | None) -> str:
     return " ".join(clean_text(value).split())
 
 
-def is_whole_cancel(event: HostedEvent, recipients: Sequence[Guest | Person]) -> bool:
+def is_whole_cancel(event: MailedEvent, recipients: Sequence[Guest | Person]) -> bool:
     """Whether a CANCEL to `recipients` calls the event off, and does not only uninvite some of its guests."""
     reached = {fold_address(person.email) for person in recipients}
     return bool(event.guests) and all(fold_address(guest.email) in reached for guest in event.guests)
 
 
-def build_request(event: HostedEvent, *, stamp: datetime, sent_by: str | None = None) -> bytes:
+def build_request(event: MailedEvent, *, stamp: datetime, sent_by: str | None = None) -> bytes:
     """An invitation, or the same event changed. `stamp`: the time of this message, aware.
 
     Changed instances in `event.overrides` follow the series in the same object (RFC 5546 3.2.2). `sent_by`: the
@@ -79,7 +79,7 @@ def build_request(event: HostedEvent, *, stamp: datetime, sent_by: str | None = 
 class RequestsToOne:
     """REQUESTs of one event that list their recipient as the only guest. The object is built once, whoever gets it."""
 
-    def __init__(self, event: HostedEvent, *, stamp: datetime, sent_by: str | None = None) -> None:
+    def __init__(self, event: MailedEvent, *, stamp: datetime, sent_by: str | None = None) -> None:
         events = (event, *event.overrides)
         bare = tuple(replace(one, guests=()) for one in event.overrides)
         ics = build_request(replace(event, guests=(), overrides=bare), stamp=stamp, sent_by=sent_by)
@@ -106,7 +106,7 @@ class RequestsToOne:
         return self._lines[guest]
 
 
-def _requested(event: HostedEvent, stamp: datetime, sent_by: str | None) -> Event:
+def _requested(event: MailedEvent, stamp: datetime, sent_by: str | None) -> Event:
     vevent = _vevent(event, stamp, sent_by)
     vevent.add("status", "CONFIRMED")
     if not any(same_address(guest.email, event.organizer.email) for guest in event.guests):
@@ -118,7 +118,7 @@ def _requested(event: HostedEvent, stamp: datetime, sent_by: str | None) -> Even
 
 
 def build_cancel(
-    event: HostedEvent,
+    event: MailedEvent,
     *,
     stamp: datetime,
     uninvited: Sequence[Guest | Person],
@@ -137,7 +137,7 @@ def build_cancel(
     return _calendar("CANCEL", event, stamp, vevent)
 
 
-def build_reply(event: HostedEvent, *, stamp: datetime, replying: Guest) -> bytes:
+def build_reply(event: MailedEvent, *, stamp: datetime, replying: Guest) -> bytes:
     """A guest's answer: exactly one ATTENDEE, and the SEQUENCE that was answered (RFC 5546 3.2.3)."""
     vevent = _vevent(event, stamp)
     address = _address(replying.email, replying.name)
@@ -146,7 +146,7 @@ def build_reply(event: HostedEvent, *, stamp: datetime, replying: Guest) -> byte
     return _calendar("REPLY", event, stamp, vevent)
 
 
-def _calendar(method: Method, event: HostedEvent, stamp: datetime, *vevents: Event) -> bytes:
+def _calendar(method: Method, event: MailedEvent, stamp: datetime, *vevents: Event) -> bytes:
     calendar = Calendar()
     calendar.add("prodid", _PRODUCT)
     calendar.add("version", "2.0")
@@ -165,7 +165,7 @@ def _calendar(method: Method, event: HostedEvent, stamp: datetime, *vevents: Eve
     return text
 
 
-def _vevent(event: HostedEvent, stamp: datetime, sent_by: str | None = None) -> Event:
+def _vevent(event: MailedEvent, stamp: datetime, sent_by: str | None = None) -> Event:
     vevent = Event()
     vevent.add("uid", clean_line(event.uid))
     vevent.add("dtstamp", stamp.astimezone(UTC).replace(microsecond=0))
@@ -187,7 +187,7 @@ def _vevent(event: HostedEvent, stamp: datetime, sent_by: str | None = None) -> 
     return vevent
 
 
-def _add_place(vevent: Event, event: HostedEvent) -> None:
+def _add_place(vevent: Event, event: MailedEvent) -> None:
     """The meeting's address is in LOCATION and DESCRIPTION too: most clients do not show CONFERENCE."""
     url = safe_url(event.meeting_url)
     location = clean_line(event.location) or url
@@ -233,17 +233,17 @@ def _attendee(guest: Guest, *, with_rsvp: bool) -> vCalAddress:
 # Times
 
 
-def _is_zoned(event: HostedEvent) -> bool:
+def _is_zoned(event: MailedEvent) -> bool:
     """A series keeps its hour over a change of the clocks, so it is written in its zone; all else in UTC."""
     is_of_series = bool(event.recurrence) or event.recurrence_id is not None
     return is_of_series and not event.is_all_day and event.timezone != "UTC"
 
 
-def _local(event: HostedEvent, at: datetime) -> datetime:
+def _local(event: MailedEvent, at: datetime) -> datetime:
     return at.astimezone(ZoneInfo(event.timezone))
 
 
-def _moment(event: HostedEvent, at: datetime) -> date | datetime:
+def _moment(event: MailedEvent, at: datetime) -> date | datetime:
     if event.is_all_day:
         return _local(event, at).date()
     if _is_zoned(event):
@@ -251,12 +251,12 @@ def _moment(event: HostedEvent, at: datetime) -> date | datetime:
     return at.astimezone(UTC)
 
 
-def _original_start(event: HostedEvent, at: datetime) -> datetime:
+def _original_start(event: MailedEvent, at: datetime) -> datetime:
     """Of an instance of a series with times: a time too, even if the instance is all-day by now (RFC 5545 3.8.4.4)."""
     return _local(event, at) if _is_zoned(event) else at.astimezone(UTC)
 
 
-def _end(event: HostedEvent) -> date | datetime:
+def _end(event: MailedEvent) -> date | datetime:
     """Exclusive; an all-day event has at least one day."""
     if not event.is_all_day:
         return _moment(event, event.end)
@@ -264,7 +264,7 @@ def _end(event: HostedEvent) -> date | datetime:
     return max(_local(event, event.end).date(), first + timedelta(days=1))
 
 
-def _add_recurrence(vevent: Event, event: HostedEvent, line: str) -> None:
+def _add_recurrence(vevent: Event, event: MailedEvent, line: str) -> None:
     """One RRULE, RDATE or EXDATE line in the form that DTSTART has. Raises ValueError for anything else."""
     match = _RECURRENCE_LINE.fullmatch(line.strip())
     if match is None:
@@ -281,7 +281,7 @@ def _add_recurrence(vevent: Event, event: HostedEvent, line: str) -> None:
         vevent.add(name, _in_form(event, written, zone[1] if zone else event.timezone))
 
 
-def _rule(event: HostedEvent, text: str) -> vRecur:
+def _rule(event: MailedEvent, text: str) -> vRecur:
     if not _RULE_TEXT.fullmatch(text):
         raise ValueError("not a recurrence rule")
     rule: vRecur = vRecur.from_ical(text)
@@ -299,7 +299,7 @@ def _rule(event: HostedEvent, text: str) -> vRecur:
     return rule
 
 
-def _in_form(event: HostedEvent, written: Written, zone_name: str) -> date | datetime:
+def _in_form(event: MailedEvent, written: Written, zone_name: str) -> date | datetime:
     if event.is_all_day and written.is_date:
         return written.wall.date()
     if written.is_date:

@@ -51,7 +51,7 @@ SenderDoubt = Literal["none", "fail"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InboundReply:
+class ParsedReply:
     """One guest's answer. `attendee_email` is as written in From.
 
     `recurrence_id`: the one instance that it is about, aware, UTC; if `recurrence_is_date`, the midnight (UTC) of
@@ -73,10 +73,10 @@ class InboundReply:
     message_id: str | None
     organizer_email: str | None
     sender_doubt: SenderDoubt | None = None
-    others: tuple["InboundReply", ...] = ()
+    others: tuple["ParsedReply", ...] = ()
 
 
-def parse_reply(mail: bytes) -> InboundReply | None:
+def parse_reply(mail: bytes) -> ParsedReply | None:
     """The answer in an RFC 5322 message; None where there is none that counts (contract/messages.md).
 
     Counts: the first text/calendar part with METHOD:REPLY, at most 512 KiB, in which the sender is an ATTENDEE.
@@ -119,7 +119,7 @@ def _has_hidden_lines(mail: bytes) -> bool:
     return b"\r" in head.replace(b"\r\n", b"")
 
 
-def _read(message: Message) -> InboundReply | None:
+def _read(message: Message) -> ParsedReply | None:
     from_email = _only_sender(message)
     body = _first_reply(message)
     if from_email is None or body is None:
@@ -207,7 +207,7 @@ def _as_utf8(payload: bytes, charset: str | None) -> bytes:
         return payload
 
 
-def _answer(event: Component, zones: ZoneTable, message: Message, from_email: str) -> InboundReply | None:
+def _answer(event: Component, zones: ZoneTable, message: Message, from_email: str) -> ParsedReply | None:
     uid = _text(event, "UID")
     attendee = _own_attendee(event, from_email)
     dtstamp = _dtstamp(event, message)
@@ -220,7 +220,7 @@ def _answer(event: Component, zones: ZoneTable, message: Message, from_email: st
         # An answer to an instance that cannot be told must not become one to the series.
         return None
     organizer = _find(event, "ORGANIZER")
-    return InboundReply(
+    return ParsedReply(
         uid=uid,
         recurrence_id=recurrence_id,
         recurrence_is_date=is_date,
