@@ -11,53 +11,29 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Literal
 from zoneinfo import ZoneInfo
 
-from icalendar import Calendar, Event, vCalAddress, vRecur, vUri
-from icalendar.enums import CUTYPE, PARTSTAT, ROLE
+from icalendar import Event, vCalAddress, vRecur, vUri
 from icalendar.parser import Contentline
 
-from app.core.addresses import fold_address, mailto, same_address
+from app.core.addresses import fold_address, same_address
 from app.core.web_urls import safe_url
-from app.events.data import ResponseStatus
+from app.ical.participation import PARTSTATS
 from app.ical.timezones import named_zone
 from app.ical.values import Written, parse_time
 from app.ical.vtimezone import vtimezone
+from app.ical.writer import attendee, cal_address, chair, write_calendar
+from app.itip.clean import clean_line, clean_text
 from app.itip.event import Guest, MailedEvent, Person
 
 Method = Literal["REQUEST", "CANCEL", "REPLY"]
 
 _END = b"\r\nEND:VEVENT\r\n"
-_PRODUCT = "-//calbridge//calbridge//EN"
-_CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160), 0x2028, 0x2029])  # all but tab and LF
-# `data:` is a word too ("Data:Science"): it is an address only where a media type or its parameters follow.
-_SCRIPT = re.compile(
-    r"\b(?:(javascript|vbscript):(?=\S)|(data):(?=//|[;,]|[\w.+-]+/[\w.+-]+[;,]))", re.IGNORECASE
-)
 _RECURRENCE_LINE = re.compile(r"(RRULE|RDATE|EXDATE)((?:;[A-Z-]+=[^;:]+)*):(.+)", re.IGNORECASE)
 _TZID = re.compile(r";TZID=\"?([^;:\"]+)", re.IGNORECASE)
 _RULE_TEXT = re.compile(r"[A-Z0-9=;,+-]+")
-_PARTSTATS: dict[ResponseStatus, PARTSTAT] = {
-    "needs_action": PARTSTAT.NEEDS_ACTION,
-    "accepted": PARTSTAT.ACCEPTED,
-    "tentative": PARTSTAT.TENTATIVE,
-    "declined": PARTSTAT.DECLINED,
-}
 # Larger events list each guest alone: 500 mails with 500 guests each are 100 MB, and nobody reads them.
 MOST_GUESTS_LISTED = 100
 # The definition of a zone must hold for all instances; older ones than this nobody is invited to.
 _LAST_ZONE_YEAR = 2100
-
-
-def clean_text(value: str | None) -> str:
-    """A text of several lines without control characters, and without addresses that run scripts."""
-    if not value:
-        return ""
-    lines = value.replace("\r\n", "\n").replace("\r", "\n").translate(_CONTROLS)
-    return _SCRIPT.sub(lambda found: f"{found[1] or found[2]} ", lines).strip()
-
-
-def clean_line(value: str | None) -> str:
-    """The same on one line, for names, subjects and places."""
-    return " ".join(clean_text(value).split())
 
 
 def is_whole_cancel(event: MailedEvent, recipients: Sequence[Guest | Person]) -> bool:
@@ -133,36 +109,27 @@ def build_cancel(
         if isinstance(person, Guest):
             vevent.add("attendee", _attendee(person, with_rsvp=False))
         else:
-            vevent.add("attendee", _address(person.email, person.name))
+            vevent.add("attendee", _address(person))
     return _calendar("CANCEL", event, stamp, vevent)
 
 
 def build_reply(event: MailedEvent, *, stamp: datetime, replying: Guest) -> bytes:
     """A guest's answer: exactly one ATTENDEE, and the SEQUENCE that was answered (RFC 5546 3.2.3)."""
     vevent = _vevent(event, stamp)
-    address = _address(replying.email, replying.name)
-    address.params["PARTSTAT"] = _PARTSTATS[replying.response_status]
+    address = _address(replying)
+    address.params["PARTSTAT"] = PARTSTATS[replying.response_status]
     vevent.add("attendee", address)
     return _calendar("REPLY", event, stamp, vevent)
 
 
 def _calendar(method: Method, event: MailedEvent, stamp: datetime, *vevents: Event) -> bytes:
-    calendar = Calendar()
-    calendar.add("prodid", _PRODUCT)
-    calendar.add("version", "2.0")
-    calendar.add("calscale", "GREGORIAN")
-    calendar.add("method", method)
     firsts: dict[str, int] = {}
     for one in (event, *event.overrides):
         if _is_zoned(one):
             first = _local(one, min(one.start, one.recurrence_id or one.start)).year
             firsts[one.timezone] = min(first, firsts.get(one.timezone, _LAST_ZONE_YEAR))
-    for name, first_year in firsts.items():
-        calendar.add_component(vtimezone(name, first_year, stamp.year))
-    for vevent in vevents:
-        calendar.add_component(vevent)
-    text: bytes = calendar.to_ical()
-    return text
+    zones = [vtimezone(name, first_year, stamp.year) for name, first_year in firsts.items()]
+    return write_calendar([*zones, *vevents], method=method)
 
 
 def _vevent(event: MailedEvent, stamp: datetime, sent_by: str | None = None) -> Event:
@@ -180,7 +147,7 @@ def _vevent(event: MailedEvent, stamp: datetime, sent_by: str | None = None) -> 
     vevent.add("summary", clean_line(event.name))
     _add_place(vevent, event)
     vevent.add("transp", "OPAQUE")
-    organizer = _address(event.organizer.email, event.organizer.name)
+    organizer = _address(event.organizer)
     if sent_by is not None and not same_address(sent_by, event.organizer.email):
         organizer.params["SENT-BY"] = f"mailto:{sent_by}"
     vevent.add("organizer", organizer)
@@ -204,30 +171,27 @@ def _add_place(vevent: Event, event: MailedEvent) -> None:
         vevent.add("conference", conference)
 
 
-def _address(email: str, name: str | None) -> vCalAddress:
-    address = vCalAddress(mailto("".join(clean_line(email).split())))
+def _address(person: Guest | Person) -> vCalAddress:
+    return cal_address(clean_line(person.email), _shown_name(person))
+
+
+def _shown_name(person: Guest | Person) -> str | None:
     # Many readers take a backslash for an escape here, and the parameters after it for the name.
-    shown = clean_line(name).replace('"', "'").replace("\\", "/")
-    if shown:
-        address.params["CN"] = shown
-    return address
+    return clean_line(person.name).replace('"', "'").replace("\\", "/") or None
 
 
 def _host(person: Guest | Person) -> vCalAddress:
-    """Without RSVP: the organizer is not asked."""
-    address = _address(person.email, person.name)
-    address.params.update({"ROLE": ROLE.CHAIR, "PARTSTAT": PARTSTAT.ACCEPTED})
-    return address
+    return chair(clean_line(person.email), _shown_name(person))
 
 
 def _attendee(guest: Guest, *, with_rsvp: bool) -> vCalAddress:
-    address = _address(guest.email, guest.name)
-    address.params["CUTYPE"] = CUTYPE.INDIVIDUAL
-    address.params["ROLE"] = ROLE.OPT_PARTICIPANT if guest.is_optional else ROLE.REQ_PARTICIPANT
-    address.params["PARTSTAT"] = _PARTSTATS[guest.response_status]
-    if with_rsvp:
-        address.params["RSVP"] = "TRUE"
-    return address
+    return attendee(
+        clean_line(guest.email),
+        _shown_name(guest),
+        status=guest.response_status,
+        is_optional=guest.is_optional,
+        with_rsvp=with_rsvp,
+    )
 
 
 # Times

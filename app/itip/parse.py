@@ -17,6 +17,7 @@ from app.core.addresses import same_address
 from app.events.data import ResponseStatus
 from app.ical.components import Component, Line, normalize, split
 from app.ical.errors import CalendarUnreadable
+from app.ical.participation import parse_partstat
 from app.ical.timezones import ZoneTable
 from app.ical.values import parse_time
 
@@ -39,13 +40,6 @@ _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _CONTENT_TYPE = re.compile(rb"^content-type[ \t]*:[^\n]*(?:\n[ \t][^\n]*)*", re.IGNORECASE | re.MULTILINE)
 _METHOD = re.compile(rb"^METHOD[^:\n]*:(.*)$", re.IGNORECASE | re.MULTILINE)
 _SLOW_CODECS = frozenset({"punycode", "idna"})  # quadratic, and no charset of any mail
-_ANSWERS: dict[str, ResponseStatus] = {
-    "ACCEPTED": "accepted",
-    "TENTATIVE": "tentative",
-    "DECLINED": "declined",
-    "NEEDS-ACTION": "needs_action",
-}
-
 
 SenderDoubt = Literal["none", "fail"]
 
@@ -213,7 +207,7 @@ def _answer(event: Component, zones: ZoneTable, message: Message, from_email: st
     dtstamp = _dtstamp(event, message)
     if uid is None or attendee is None or dtstamp is None:
         return None
-    partstat = _ANSWERS.get((attendee.parameter("PARTSTAT") or "").strip().upper())
+    partstat = parse_partstat(attendee.parameter("PARTSTAT"))
     written = _find(event, "RECURRENCE-ID")
     recurrence_id, is_date = _instance(written, zones) if written is not None else (None, False)
     if partstat is None or (written is not None and recurrence_id is None):

@@ -15,7 +15,8 @@ from app.core.languages import Language, language_of
 from app.core.web_urls import safe_url
 from app.events.data import ResponseStatus
 from app.ical.values import parse_time
-from app.itip.build import MOST_GUESTS_LISTED, Method, clean_line, clean_text
+from app.itip.build import MOST_GUESTS_LISTED, Method
+from app.itip.clean import clean_line, clean_text
 from app.itip.event import Guest, MailedEvent
 from app.mail.texts import TEXTS, Texts
 
