@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 from app.core.addresses import fold_address
 from app.core.clock import isoformat
 from app.events.data import ResponseStatus
-from app.itip.event import Guest, HostedEvent, Person
+from app.itip.event import Guest, MailedEvent, Person
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +136,7 @@ class Entry:
         excluded: Sequence[datetime] = (),
         guests: tuple[Attendee, ...] | None = None,
         overrides: Sequence["Entry"] = (),
-    ) -> HostedEvent:
+    ) -> MailedEvent:
         """The event of a mail. `hosts` are the calendar's own addresses, `guests` others than its attendees.
 
         Of a series: `excluded` are the original starts of instances that are left out, `overrides` changed instances
@@ -146,7 +146,7 @@ class Entry:
         if self.rrule is not None:
             recurrence = (f"RRULE:{self.rrule}", *(f"EXDATE{self.moment(at)}" for at in excluded))
         keys = {fold_address(email) for email in hosts}
-        return HostedEvent(
+        return MailedEvent(
             uid=self.uid,
             sequence=self.sequence,
             name=self.name,

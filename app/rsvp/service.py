@@ -23,7 +23,7 @@ from app.hosted.expand import last_end
 from app.hosted.service import Answer, Hosting, find_entry, has_no_instance, organizer_of, record_answer
 from app.invitations.links import Subject
 from app.invitations.repository import find_organizers
-from app.itip.parse import InboundReply, parse_reply
+from app.itip.parse import ParsedReply, parse_reply
 from app.rsvp.schemas import ACTIONS, Action, IgnoredCode, InboundAnswer, Page, ignored
 from app.rsvp.senders import LookupFailed, SenderKeys, is_signed_by_sender
 from app.settings import Settings
@@ -184,7 +184,7 @@ async def take_in(
 
 
 async def _doubt(
-    settings: Settings, keys: SenderKeys, source: Source, reply: InboundReply, mail: bytes
+    settings: Settings, keys: SenderKeys, source: Source, reply: ParsedReply, mail: bytes
 ) -> IgnoredCode | None:
     """Why the sender is not believed. Raises TryLater.
 
@@ -211,7 +211,7 @@ async def _apply(
     session: Session,
     hosting: Hosting,
     calendar: events.LocalCalendar,
-    reply: InboundReply,
+    reply: ParsedReply,
     *,
     mailbox: str | None,
     mail: bytes,
@@ -255,7 +255,7 @@ async def _apply(
     return ignored("no_instance" if first == "unknown_event" else first)
 
 
-def _slot(reply: InboundReply, series: Entry) -> str:
+def _slot(reply: ParsedReply, series: Entry) -> str:
     """Of the instance that is answered. A date stands for that day's instance, and a time for its day."""
     at = reply.recurrence_id
     if at is None:
