@@ -1,7 +1,7 @@
 """Pure: from the entries of a hosted event to the rows that applications see, and what a rule may look like.
 
-A series is expanded by the reader of feeds (app/ical/feed.py), so that hosted and connected calendars agree about
-slots, clock changes and identities.
+Series are expanded by app/ical/series.py, as those of feeds are: hosted and connected calendars agree about slots,
+clock changes and identities.
 """
 
 import itertools
@@ -9,13 +9,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 from app.core.addresses import fold_address
 from app.events.data import RemoteAttendee, RemoteEvent, RemoteOrganizer, Window
 from app.events.raw import dump_raw
 from app.hosted.entries import Entry, instant, wall
-from app.ical.feed import Feed
+from app.ical.moments import Moment
 from app.ical.recurrence import Rule, RuleRefused
+from app.ical.series import Occurrence, expand_series, find_next_occurrence
+from app.ical.timezones import Zone
 from app.ical.values import parse_time
 from app.invitations.repository import Undelivered
 from app.itip.event import Person
@@ -42,7 +45,6 @@ _VALUES = {
     "WKST": re.compile(_WEEKDAY),
 }
 _SAME_CALENDAR = 7_600  # years: the calendar repeats itself, weekdays too, every 400
-_EVER = Window(datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC))
 
 
 def read_rule(lines: Sequence[str]) -> str:
@@ -190,11 +192,11 @@ def expand(
     rows = [
         replace(
             common,
-            platform_uuid=instance.platform_uuid,
-            start_time=instance.start_time,
-            end_time=instance.end_time,
+            platform_uuid=f"{master.uid}_{instance.recurrence_key}",
+            start_time=instance.start,
+            end_time=instance.end,
             recurring_event_id=master.uid,
-            original_start_time=instance.original_start_time,
+            original_start_time=instance.start,
         )
         for instance in instances
     ]
@@ -244,53 +246,29 @@ def has_slot(master: Entry, slot: str) -> bool:
         return False
     at = written.wall.replace(tzinfo=UTC) if written.is_utc else instant(written.wall, master.timezone)
     around = Window(at - timedelta(days=1), at + timedelta(days=1))
-    return f"{master.uid}_{slot}" in {
-        event.platform_uuid for event in _instances(master, (), around, reach=False)
-    }
+    found = expand_series(_first_moment(master), _length(master), Rule(master.rrule), around)
+    return any(occurrence.recurrence_key == slot for occurrence in found)
 
 
-def _instances(
-    master: Entry, overrides: Sequence[Entry], window: Window, *, reach: bool = True
-) -> list[RemoteEvent]:
-    """The instances that follow the series itself. With `reach`, the first after the window if none is before."""
-    excluded = "".join(
-        f"EXDATE{master.moment(entry.recurrence_id)}\r\n"
-        for entry in overrides
-        if entry.recurrence_id is not None
-    )
-    text = (
-        f"BEGIN:VCALENDAR\r\nVERSION:2.0\r\nX-WR-TIMEZONE:{master.timezone}\r\nBEGIN:VEVENT\r\nUID:{master.uid}\r\n"
-        f"DTSTART{master.moment(master.start)}\r\nDTEND{master.moment(master.end)}\r\n"
-        f"RRULE:{master.rrule}\r\n{excluded}END:VEVENT\r\nEND:VCALENDAR\r\n"
-    )
-    feed = Feed(text.encode())
-    selection = feed.select(window)
-    if reach and not len(selection):
-        after = _first_after(master, window.end, overrides)
-        if after is not None:
-            selection = feed.select(Window(after, after + timedelta(seconds=1)))
-    return selection.page(0, len(selection))
+def _instances(master: Entry, overrides: Sequence[Entry], window: Window) -> list[Occurrence]:
+    """The instances that follow the series itself; the first after the window if none is in it."""
+    start, length, rule = _first_moment(master), _length(master), Rule(master.rrule or "")
+    excluded = {entry.slot for entry in overrides}
+    found = expand_series(start, length, rule, window, excluded=excluded)
+    if found:
+        return found
+    after = find_next_occurrence(start, length, rule, window.end, last=_LAST_DAY, excluded=excluded)
+    return [] if after is None else [after]
 
 
-def _first_after(master: Entry, at: datetime, overrides: Sequence[Entry]) -> datetime | None:
-    """The start of the series' next instance at or after `at` that is not replaced."""
-    taken = {entry.recurrence_id for entry in overrides}
-    first = max(wall(at, master.timezone), master.local(master.start))
-    rule = Rule(master.rrule or "")
-    until = _EVER.end
-    if rule.until is not None:
-        local = rule.until.wall
-        until = local.replace(tzinfo=UTC) if rule.until.is_utc else instant(local, master.timezone)
-    try:
-        for local in rule.walls(master.local(master.start), first=first, last=_LAST_DAY):
-            start = instant(local, master.timezone)
-            if start > until:
-                return None
-            if start not in taken:
-                return start
-    except RuleRefused:
-        return None
-    return None
+def _first_moment(master: Entry) -> Moment:
+    # In the hour that comes twice, a clock on the wall means the first one.
+    local = master.local(master.start).replace(fold=0)
+    return Moment(local, Zone(ZoneInfo(master.timezone), master.timezone), is_date=master.is_all_day)
+
+
+def _length(master: Entry) -> timedelta:
+    return max(master.local(master.end) - master.local(master.start), timedelta(0))
 
 
 def _row(
