@@ -19,7 +19,7 @@ from app.core.ids import new_id
 from app.core.wakeups import WakeUps, connect_redis, wake_after_commit
 from app.invitations import repository as mails
 from app.invitations.service import Sender, queue_mails
-from app.itip.event import Guest, HostedEvent, Person
+from app.itip.event import Guest, MailedEvent, Person
 from app.models import Calendar, WebhookSubscription
 from app.push import repository as channels
 from app.schedule import mark_due, request_sync, sync_within
@@ -123,7 +123,7 @@ class World:
             session,
             project_id=self.project_id,
             calendar_id=self.calendar_id,
-            event=HostedEvent(
+            event=MailedEvent(
                 uid="uid-1",
                 sequence=0,
                 name="Weekly",
