@@ -296,3 +296,14 @@ def _of_each_kind(filters: frozenset[str], columns: str, conditions: Sequence[st
 
 def _select(columns: str, conditions: Sequence[str], table: str = "calendar_events AS e") -> str:
     return f"SELECT {columns} FROM {table} WHERE {' AND '.join(conditions)}"  # noqa: S608 - made of constants
+
+
+async def count_events(session: AnySession, calendar_id: str) -> tuple[int, int]:
+    """Return how many events the calendar has, and how many deleted ones are still kept."""
+    statement = (
+        select(CalendarEvent.is_deleted, func.count())
+        .where(CalendarEvent.calendar_id == calendar_id)
+        .group_by(CalendarEvent.is_deleted)
+    )
+    counts = {is_deleted: count for is_deleted, count in (await session.execute(statement)).tuples()}
+    return counts.get(False, 0), counts.get(True, 0)

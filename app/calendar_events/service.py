@@ -149,3 +149,8 @@ def _read_only(platform: str) -> str:
         f"This is a {platform} calendar, and access to it is read-only: change its events at "
         f"{_PROVIDERS.get(platform, platform)}."
     )
+
+
+async def count_events(session: AnySession, calendar_id: str) -> tuple[int, int]:
+    """Return how many events the calendar has, and how many deleted ones are still kept."""
+    return await repository.count_events(session, calendar_id)

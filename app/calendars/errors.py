@@ -1,14 +1,17 @@
 """What can be wrong with a request about a calendar, beyond the form of its fields.
 
 AppError (app/core/errors.py)
+├── BadQuery
+│   └── CalendarNotSynced       (command line)
 ├── NotFound
 │   └── CalendarNotFound        404
 └── InvalidFields
     ├── DeduplicationKeyTaken   400 on `deduplication_key`
-    └── CalendarDisconnected    400, `non_field_errors`
+    ├── CalendarDisconnected    400, `non_field_errors`
+    └── CalendarNotSynced       of the command line alone
 """
 
-from app.core.errors import InvalidFields, NotFound
+from app.core.errors import BadQuery, InvalidFields, NotFound
 
 
 class CalendarNotFound(NotFound):
@@ -28,6 +31,11 @@ class CalendarDisconnected(InvalidFields):
             "The calendar is disconnected. PATCH it with new credentials: that reconnects and syncs it."
         )
         super().__init__({"non_field_errors": [sentence]})
+
+
+class CalendarNotSynced(BadQuery):
+    def __init__(self) -> None:
+        super().__init__("A local calendar has no provider to sync from.")
 
 
 class OtherAccount(Exception):
