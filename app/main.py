@@ -19,13 +19,13 @@ from app.core.db import create_engine, create_sessions
 from app.core.http import operator_client
 from app.core.logging import configure_logging
 from app.core.ratelimit import RateLimiter
+from app.core.wakeups import Doorbell, connect_redis
 from app.demo.api import router as demo
-from app.doorbell import Doorbell, connect_redis
 from app.health.api import router as health
 from app.invitations.api import router as invitations
+from app.mail.api import router as mailboxes
+from app.mail.mailboxes import Messages
 from app.meeting_urls.api import router as meeting_urls
-from app.messages.api import router as mailboxes
-from app.messages.mailboxes import Messages
 from app.oauth.api import router as oauth
 from app.projects.service import KeyCheck
 from app.push.api import router as push
@@ -35,7 +35,7 @@ from app.rsvp.limits import RsvpLimiter
 from app.rsvp.senders import SenderKeys
 from app.settings import Settings, load_settings
 from app.webhooks.api import router as webhooks
-from app.webhooks.payloads import router as webhook_payloads
+from app.webhooks.payload_schemas import router as webhook_payloads
 from app.webhooks.samples import SampleSender
 
 _DESCRIPTION = """

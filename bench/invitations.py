@@ -18,9 +18,9 @@ import asyncpg
 from app.core.db import create_engine, create_sessions, transaction
 from app.core.http import httpx
 from app.invitations import repository
+from app.invitations.links import RsvpTokens, Subject
 from app.main import create_app
 from app.projects.service import create_project
-from app.rsvp.tokens import RsvpTokens, Subject
 from app.settings import Settings
 from bench.support import measured, quantile, servers, settings_for, worker
 from tests.fakes.messages import FakeMessages

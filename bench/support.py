@@ -18,9 +18,9 @@ from typing import Any
 
 from cryptography.fernet import Fernet
 
-from app.cli.embedded import start_postgres, start_redis
-from app.core.migrations import upgrade_to_head
+from app.cli.devserver.embedded import start_postgres, start_redis
 from app.settings import Settings
+from migrations.revisions import upgrade_to_head
 from tests.fakes.google import FakeGoogle
 from tests.fakes.microsoft import FakeMicrosoft
 from tests.fakes.server import serve

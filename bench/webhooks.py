@@ -16,10 +16,10 @@ import asyncpg
 
 from app.core.crypto import SecretBox
 from app.core.db import Sessions, create_engine, create_sessions, transaction
-from app.doorbell import Doorbell, connect_redis
+from app.core.wakeups import Doorbell, connect_redis
 from app.webhooks import repository, service
 from app.webhooks.delivery import secrets_context
-from app.webhooks.events import CalendarFacts
+from app.webhooks.payloads import CalendarFacts
 from app.webhooks.requeue import requeue_next
 from app.webhooks.signing import new_secret
 from app.webhooks.turns import Slots

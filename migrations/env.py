@@ -7,12 +7,12 @@ from alembic import context
 from sqlalchemy import Connection, text
 
 from app.core.db import create_migration_engine
-from app.core.migrations import is_known
 from app.models import Base
 from app.settings import load_settings
+from migrations.revisions import is_known
 
 # Two processes that start together migrate one after the other. A lock of the session, since a migration may commit
-# in between; with two keys, since one 64-bit key could be taken for a writer's (app/calendar_events/visibility.py).
+# in between; with two keys, since one 64-bit key could be taken for a writer's (app/events/visibility.py).
 _TRY_LOCK = text("SELECT pg_try_advisory_lock(7142201, 1)")
 _UNLOCK = text("SELECT pg_advisory_unlock(7142201, 1)")
 _LOOK_AGAIN_SECONDS = 0.2

@@ -109,7 +109,7 @@ def servers_dir() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def redis_server(servers_dir: Path) -> Iterator[str]:
     """URL of the test process's Redis."""
-    from app.cli.embedded import start_redis
+    from app.cli.devserver.embedded import start_redis
 
     server = start_redis(servers_dir)
     yield server.url
@@ -119,8 +119,8 @@ def redis_server(servers_dir: Path) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def postgres_server(servers_dir: Path) -> Iterator[str]:
     """Folder of the socket of the test process's PostgreSQL, with a migrated template database."""
-    from app.cli.embedded import start_postgres
-    from app.core.migrations import upgrade_to_head
+    from app.cli.devserver.embedded import start_postgres
+    from migrations.revisions import upgrade_to_head
 
     server = start_postgres(servers_dir, durable=False)
     sockets = server.url.partition("?host=")[2]
@@ -132,7 +132,7 @@ def postgres_server(servers_dir: Path) -> Iterator[str]:
 
 def _sql(sockets: str, statement: str, *, database: str = "postgres") -> None:
     """Outside any event loop and transaction."""
-    from app.cli.embedded import postgres_binaries
+    from app.cli.devserver.embedded import postgres_binaries
 
     subprocess.run(
         [postgres_binaries() / "psql", "-h", sockets, "-U", "calbridge", "-d", database, "-qXc", statement],

@@ -11,13 +11,13 @@ from app.core.crypto import SecretBox
 from app.core.db import Sessions, transaction
 from app.core.http import operator_client, public_client
 from app.core.ids import new_id
-from app.doorbell import Doorbell, connect_redis
+from app.core.wakeups import Doorbell, connect_redis
+from app.credentials.budgets import Budgets
+from app.credentials.store import CredentialStore, context_of
 from app.models import Calendar, CalendarEvent, Credentials
-from app.oauth.credentials import CredentialStore, context_of
+from app.outages.breakers import Breakers
 from app.settings import Settings
 from app.sync import repository
-from app.sync.breakers import Breakers
-from app.sync.budgets import Budgets
 from app.sync.engine import LEASE_FOR, SyncEngine
 from app.sync.providers import Providers
 

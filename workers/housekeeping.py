@@ -14,9 +14,9 @@ from sqlalchemy import CursorResult, TextClause, func, text
 from sqlalchemy.dialects.postgresql import insert
 
 from app.api.idempotency import KEPT_FOR
-from app.calendar_events.retention import clear_deleted, clear_expired
 from app.core.db import Session, Sessions, transaction
-from app.doorbell import Doorbell
+from app.core.wakeups import Doorbell
+from app.events.retention import clear_deleted, clear_expired
 from app.hosted.repository import forget_inbound_replies
 from app.hosted.service import Hosting, keep_all_expanded
 from app.invitations.repository import forget_contents, forget_lanes

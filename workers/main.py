@@ -18,15 +18,15 @@ from app.bots.launch import Launcher
 from app.core.crypto import SecretBox
 from app.core.db import create_engine, create_sessions
 from app.core.http import httpx, operator_client, public_client
-from app.doorbell import QUEUE, Doorbell, connect_redis, deserialize_job, serialize_job
+from app.core.wakeups import QUEUE, Doorbell, connect_redis, deserialize_job, serialize_job
+from app.credentials.budgets import Budgets
+from app.credentials.store import CredentialStore
 from app.invitations.sender import CONCURRENCY as MAIL_CONCURRENCY
 from app.invitations.sender import MailSender
-from app.messages.mailboxes import Messages
-from app.oauth.credentials import CredentialStore
+from app.mail.mailboxes import Messages
+from app.outages.breakers import Breakers
 from app.push.channels import ChannelKeeper
 from app.settings import Settings
-from app.sync.breakers import Breakers
-from app.sync.budgets import Budgets
 from app.sync.engine import SyncEngine
 from app.sync.providers import Providers
 from app.sync.queue import SyncQueue

@@ -14,8 +14,8 @@ from app.core.db import ReadSession, Session, Sessions, reading, transaction
 from app.core.errors import TooManyRequests, Unauthorized
 from app.core.http import httpx
 from app.core.ratelimit import RateLimiter
-from app.doorbell import Doorbell
-from app.messages.mailboxes import Messages
+from app.core.wakeups import Doorbell
+from app.mail.mailboxes import Messages
 from app.projects.service import KeyCheck, LiveKey
 from app.rsvp.limits import RsvpLimiter
 from app.rsvp.senders import SenderKeys

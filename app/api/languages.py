@@ -2,7 +2,7 @@
 
 from fastapi import Request
 
-from app.messages.rendering import Language, language_of
+from app.core.languages import Language, language_of
 
 _KNOWN = {"en", "fr"}
 

@@ -28,8 +28,8 @@ from app.core import metrics
 from app.core.clock import isoformat, utcnow
 from app.core.db import Sessions, transaction
 from app.core.http import httpx
-from app.doorbell import Doorbell
-from app.providers.wire import retry_after
+from app.core.http_json import retry_after
+from app.core.wakeups import Doorbell
 from app.settings import Settings
 
 log = structlog.get_logger()

@@ -7,19 +7,9 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from app.core.clock import isoformat
-from app.webhooks.events import CalendarFacts
+from app.models.bot import EntryType, State
+from app.webhooks.payloads import CalendarFacts
 
-State = Literal["scheduled", "launching", "launched", "fatal_error"]
-EntryType = Literal[
-    "scheduled",
-    "updated",
-    "event_changed",
-    "launching",
-    "launch_failed",
-    "launched",
-    "fatal_error",
-    "deleted",
-]
 Gone = Literal["event_cancelled", "event_over", "calendar_disconnected", "calendar_deleted"]
 
 # Failed hand-overs are tried again for this long after the time to join (contract 5).

@@ -25,13 +25,14 @@ from sqlalchemy import (
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import aggregate_order_by, insert
 
-from app.bots.lifecycle import RETRY_FOR, USUAL_LENGTH, BotState, Entry, FollowedEvent, State, Step
+from app.bots.lifecycle import RETRY_FOR, USUAL_LENGTH, BotState, Entry, FollowedEvent, Step
 from app.core.backlog import Backlog
 from app.core.clock import isoformat
 from app.core.db import AnySession, ReadSession, Session
 from app.core.pagination import Cursor, Ordering, Page, page_of, seek, seek_each
 from app.models import Bot, Calendar, CalendarEvent
-from app.webhooks.events import CalendarFacts
+from app.models.bot import State
+from app.webhooks.payloads import CalendarFacts
 
 # A bot's log keeps its first entry and the last ones.
 _ENTRIES_KEPT = 100

@@ -3,8 +3,8 @@
 from typing import Any
 
 from app.meeting_urls.extract import find_platform
+from app.meeting_urls.hosts import meeting_hosts
 from app.settings import Settings
-from app.sync.providers import meeting_hosts
 
 LONGEST_NAME = 255
 _LAST_OF_BASIC_PLANE = 0xFFFF

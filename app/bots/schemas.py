@@ -16,6 +16,7 @@ from pydantic import (
 )
 from pydantic.config import JsonDict
 
+from app.api.fields import DeduplicationKey
 from app.api.pages import ListQuery, ShortText
 from app.api.schemas import (
     NOT_BLANK,
@@ -32,7 +33,6 @@ from app.api.schemas import (
 )
 from app.bots.runner import LONGEST_NAME, check_name, check_setting, drop_nulls
 from app.bots.words import AskedState, ShownEntryType, ShownState
-from app.calendars.schemas import DeduplicationKey
 
 _LONGEST_URL = 4096
 _OPTIONAL_TEXTS = ("calendar_event_id", "meeting_url", "join_at", "deduplication_key")

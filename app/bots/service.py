@@ -28,7 +28,7 @@ from app.core.ids import new_id
 from app.core.pagination import Page
 from app.settings import Settings
 from app.webhooks import repository as webhooks
-from app.webhooks.events import BotFacts, Trigger, build_body
+from app.webhooks.payloads import BotFacts, Trigger, build_body
 
 PAGE_SIZE = 25
 

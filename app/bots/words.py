@@ -7,7 +7,7 @@ write the same rows.
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from app.bots.lifecycle import EntryType, State
+from app.models.bot import EntryType, State
 
 ShownState = Literal["scheduled", "staged", "joining", "fatal_error"]
 ShownEntryType = Literal[

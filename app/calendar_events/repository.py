@@ -305,5 +305,5 @@ async def count_events(session: AnySession, calendar_id: str) -> tuple[int, int]
         .where(CalendarEvent.calendar_id == calendar_id)
         .group_by(CalendarEvent.is_deleted)
     )
-    counts = {is_deleted: count for is_deleted, count in (await session.execute(statement)).tuples()}
+    counts = dict((await session.execute(statement)).tuples().all())
     return counts.get(False, 0), counts.get(True, 0)

@@ -6,33 +6,28 @@ from typing import Any
 import orjson
 from sqlalchemy import Row
 
+from app.api.not_found import CalendarEventNotFound, CalendarNotFound
 from app.bots.words import shown_bot
 from app.calendar_events import repository
 from app.calendar_events.repository import FIELDS, JSON_TEXTS, TIMES
 from app.calendar_events.schemas import CalendarEventsQuery
-from app.calendar_events.visibility import load_horizon
-from app.calendars.errors import CalendarNotFound
 from app.calendars.repository import find_connection
 from app.core.db import AnySession, ReadSession
-from app.core.errors import BadQuery, InvalidFields, NotFound
+from app.core.errors import BadQuery, InvalidFields
 from app.core.pagination import Page
-from app.itip.export import ExportedEvent, ExportedPerson
+from app.events.visibility import load_horizon
+from app.ical.export import ExportedEvent, ExportedPerson
 
 PAGE_SIZE = 100
 
 _PROVIDERS = {"google": "Google", "microsoft": "Microsoft", "ics": "its iCal feed"}
 
 
-class CalendarEventNotFound(NotFound):
-    def __init__(self) -> None:
-        super().__init__("Calendar event not found")
-
-
 async def list_events(session: ReadSession, project_id: str, query: CalendarEventsQuery) -> Page[Row[Any]]:
     """A page of rows for `event_body`, at most two statements. Raises BadQuery for a bad cursor.
 
     Over a whole project, changes that an older one in flight could still undercut are held back
-    (app/calendar_events/visibility.py); within a calendar there are none.
+    (app/events/visibility.py); within a calendar there are none.
     """
     if query.finds_nothing:
         return Page([], None, None)
@@ -69,7 +64,7 @@ async def get_event(session: AnySession, project_id: str, event_id: str) -> Row[
 
 
 async def get_exported(session: AnySession, project_id: str, event_id: str) -> ExportedEvent:
-    """The event in the form of app/itip/export.py. Raises CalendarEventNotFound; BadQuery if it has no start."""
+    """The event in the form of app/ical/export.py. Raises CalendarEventNotFound; BadQuery if it has no start."""
     row = await get_event(session, project_id, event_id)
     if row.start_time is None:
         raise BadQuery(

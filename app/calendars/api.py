@@ -21,8 +21,8 @@ from app.calendars.schemas import (
     SyncQueued,
 )
 from app.core.db import reading
+from app.credentials.store import CredentialStore
 from app.hosted.identity import chosen_identity, default_identity
-from app.oauth.credentials import CredentialStore
 
 router = APIRouter(prefix="/api/v1/calendars", tags=["calendars"])
 

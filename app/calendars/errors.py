@@ -7,16 +7,10 @@ AppError (app/core/errors.py)
 │   └── CalendarNotFound        404
 └── InvalidFields
     ├── DeduplicationKeyTaken   400 on `deduplication_key`
-    ├── CalendarDisconnected    400, `non_field_errors`
-    └── CalendarNotSynced       of the command line alone
+    └── CalendarDisconnected    400, `non_field_errors`
 """
 
-from app.core.errors import BadQuery, InvalidFields, NotFound
-
-
-class CalendarNotFound(NotFound):
-    def __init__(self) -> None:
-        super().__init__("Calendar not found")
+from app.core.errors import BadQuery, InvalidFields
 
 
 class DeduplicationKeyTaken(InvalidFields):

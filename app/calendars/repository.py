@@ -15,7 +15,7 @@ from app.core.db import AnySession, ReadSession, Session
 from app.core.pagination import Cursor, Ordering, Page, page_of, seek_each
 from app.models import Calendar, Credentials, Project
 from app.models.calendar import FAILING, PLATFORMS, STATES
-from app.sync.breakers import probe_client_now
+from app.outages.breakers import probe_client_now
 
 _FIRST_RETRY_AFTER = timedelta(seconds=30)
 

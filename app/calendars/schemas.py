@@ -3,9 +3,20 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WrapValidator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, WrapValidator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
+from app.api.fields import (
+    ClientId,
+    DeduplicationKey,
+    EmailAddress,
+    Locale,
+    PersonName,
+    PlatformUuid,
+    Secret,
+    TimeZoneName,
+    Title,
+)
 from app.api.pages import ListQuery, ShortText
 from app.api.schemas import (
     NOT_BLANK,
@@ -17,31 +28,8 @@ from app.api.schemas import (
     UpdateModel,
     shape,
 )
-from app.hosted.schemas import EmailAddress, Locale, PersonName, TimeZoneName, Title
+from app.models.calendar import Platform, State
 
-Platform = Literal["google", "microsoft", "ics", "local"]
-State = Literal["connected", "disconnected"]
-
-# PostgreSQL cannot index a longer value (2,704 bytes for all columns of an entry).
-_LONGEST_KEY_BYTES = 2000
-
-
-def _indexable(value: str) -> str:
-    if len(value.encode()) > _LONGEST_KEY_BYTES:
-        raise ValueError(f"Longer than {_LONGEST_KEY_BYTES} bytes in UTF-8.")
-    return value
-
-
-DeduplicationKey = Annotated[
-    str,
-    Field(min_length=1, max_length=1024, examples=["user-42"]),
-    AfterValidator(_indexable),
-    Trimmed,
-    shape(pattern=NOT_BLANK),
-]
-PlatformUuid = Annotated[str, Field(min_length=1, max_length=1024), Trimmed, shape(pattern=NOT_BLANK)]
-ClientId = Annotated[str, Field(min_length=1, max_length=1024), Trimmed, shape(pattern=NOT_BLANK)]
-Secret = Annotated[str, Field(min_length=1, max_length=10_000), Trimmed, shape(pattern=NOT_BLANK)]
 _CalendarName = Annotated[Title, Field(max_length=300), Trimmed]
 _MailboxId = Annotated[str, Field(min_length=1, max_length=100), Trimmed, shape(pattern=NOT_BLANK)]
 _FeedUrl = Annotated[

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
-from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
 from sqlalchemy import RowMapping
 
+from app.api.not_found import CalendarNotFound
 from app.bots.service import drop_bots_of_calendar
 from app.calendars import repository
-from app.calendars.errors import CalendarDisconnected, CalendarNotFound, DeduplicationKeyTaken, OtherAccount
+from app.calendars.errors import CalendarDisconnected, DeduplicationKeyTaken, OtherAccount
 from app.calendars.schemas import (
     CalendarRead,
     CalendarsQuery,
@@ -20,24 +20,24 @@ from app.calendars.schemas import (
     SharedCalendarCreate,
     SyncFailure,
 )
-from app.core.clock import isoformat
 from app.core.crypto import SealBroken, SecretBox
 from app.core.db import AnySession, ReadSession, Session
 from app.core.errors import BadGateway, BadQuery, Conflict, InvalidFields, TooManyRequests
 from app.core.http import httpx
 from app.core.ids import new_id
 from app.core.pagination import Page
+from app.credentials.account import Account
+from app.credentials.store import CredentialStore, context_of
 from app.hosted.repository import write_rows_soon
+from app.meeting_urls.hosts import meeting_hosts
 from app.models import Calendar, Credentials
-from app.oauth.account import Account
-from app.oauth.credentials import CredentialStore, context_of
 from app.providers.base import ConnectionLost, ProviderError, RateLimited, RemoteCalendar
-from app.providers.ics import normalize_feed_url
+from app.providers.factory import AccountPlatform, account_calendar
+from app.providers.ics.feed import normalize_feed_url
 from app.push.service import release_channels
 from app.settings import Settings
-from app.sync.providers import AccountPlatform, account_calendar, meeting_hosts
 from app.sync.repository import request_sync
-from app.webhooks.events import CalendarFacts
+from app.webhooks.payloads import CalendarFacts, state_data
 from app.webhooks.repository import delete_pending_of_calendar
 from app.webhooks.service import announce
 
@@ -51,28 +51,6 @@ _SECRETS_OF = {
 _OUTAGE = "The platform fails for many calendars: this one is synced as soon as the platform answers again."
 _UNTOLD_FAILURE = "The last sync failed."
 _LOCAL_FIELDS = {"name", "owner_name", "timezone", "locale", "sending_identity"}
-
-
-class _WithState(Protocol):
-    @property
-    def state(self) -> str: ...
-    @property
-    def connection_failure_data(self) -> dict[str, Any] | None: ...
-    @property
-    def last_successful_sync_at(self) -> datetime | None: ...
-    @property
-    def last_attempted_sync_at(self) -> datetime | None: ...
-
-
-def state_data(calendar: _WithState) -> dict[str, Any]:
-    """What webhooks about a calendar tell in `data` (contract 6), times as text."""
-    succeeded_at, attempted_at = calendar.last_successful_sync_at, calendar.last_attempted_sync_at
-    return {
-        "state": calendar.state,
-        "connection_failure_data": calendar.connection_failure_data,
-        "last_successful_sync_at": isoformat(succeeded_at) if succeeded_at is not None else None,
-        "last_attempted_sync_at": isoformat(attempted_at) if attempted_at is not None else None,
-    }
 
 
 async def get_calendar(session: AnySession, project_id: str, calendar_id: str) -> CalendarRead:

@@ -20,7 +20,7 @@ from app.cli.keys import BROKEN_HELP
 from app.core.crypto import SecretBox
 from app.core.db import Sessions, create_engine, create_sessions, reading
 from app.core.http import httpx, is_public_address, operator_client
-from app.core.migrations import head_revision, is_behind
+from app.core.http_json import load_json
 from app.health.repository import (
     COUNTED,
     count_dead_endpoints,
@@ -33,9 +33,9 @@ from app.health.repository import (
     load_used_platforms,
 )
 from app.keys.service import inspect
-from app.messages.smtp import connected, is_in_the_clear
-from app.providers.wire import load_json
+from app.mail.smtp import connected, is_in_the_clear
 from app.settings import Settings, SettingsError, load_settings, misspelt_settings
+from migrations.revisions import head_revision, is_behind
 
 _OLDEST_POSTGRES = (14,)
 _LIMIT_SECONDS = 5.0
@@ -185,7 +185,7 @@ async def _syncs(sessions: Sessions) -> list[Finding]:
 
 
 def _shown(scope: str) -> str:
-    """A breaker's scope in words (app/sync/breakers.py)."""
+    """A breaker's scope in words (app/outages/breakers.py)."""
     kind, _, name = scope.partition(":")
     project_id, _, client_id = name.partition(":")
     return {"feed": f"feeds at {name}", "client": f"OAuth client {client_id} of {project_id}"}.get(kind, kind)

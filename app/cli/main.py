@@ -72,7 +72,7 @@ def up(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line when ready.")] = False,
 ) -> None:
     """Start everything here: PostgreSQL and Redis (unless configured), migrations, API and worker."""
-    from app.cli.up import run_up
+    from app.cli.devserver.up import run_up
 
     _tell_misspelt_settings()
     run_up(host=host, port=port, data_dir=data_dir, as_json=as_json)
@@ -81,7 +81,7 @@ def up(
 @cli.command()
 def migrate() -> None:
     """Bring the database's schema to the newest revision."""
-    from app.core.migrations import NEWER_SCHEMA, upgrade_to_head
+    from migrations.revisions import NEWER_SCHEMA, upgrade_to_head
 
     url = _settings("database_url").required_database_url()
     with database_failures():
@@ -98,8 +98,8 @@ def api(
     """Serve the HTTP API alone."""
     import uvicorn
 
+    from app.cli.devserver.up import check_port
     from app.cli.shared_metrics import shared_metrics
-    from app.cli.up import check_port
     from app.core.logging import configure_logging
 
     settings = _settings("database_url", "redis_url", "fernet_keys")
@@ -133,7 +133,7 @@ def worker(
     """Run one worker, scheduler included. Any number may run."""
     settings = _settings("database_url", "redis_url", "fernet_keys")
     if metrics_port is not None:
-        from app.cli.up import check_port
+        from app.cli.devserver.up import check_port
 
         check_port(metrics_host, metrics_port, names=("--metrics-host", "--metrics-port"))
 
@@ -289,7 +289,7 @@ def _tell_misspelt_settings() -> None:
 
 def _use_running_servers() -> None:
     """Lets a command beside a running `calbridge up` work on the same servers without any settings."""
-    from app.cli.up import running_up
+    from app.cli.devserver.up import running_up
 
     try:
         settings = load_settings()

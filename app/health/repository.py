@@ -192,7 +192,7 @@ async def count_calendars(session: AnySession) -> Sequence[Row[Any]]:
     return (await session.execute(_COUNT_CALENDARS, {"percent": percent})).all()
 
 
-# The part of a breaker's scope that names no tenant (app/sync/breakers.py).
+# The part of a breaker's scope that names no tenant (app/outages/breakers.py).
 _COUNT_OPEN_BREAKERS = text(
     """
     SELECT split_part(scope, ':', 1) AS kind, count(*) AS rows,

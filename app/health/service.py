@@ -9,9 +9,9 @@ import structlog
 from sqlalchemy.exc import ProgrammingError
 
 from app.core.db import AWAY, Sessions, reading
-from app.core.migrations import is_behind
-from app.doorbell import REDIS_AWAY, Doorbell
+from app.core.wakeups import REDIS_AWAY, Doorbell
 from app.health import repository
+from migrations.revisions import is_behind
 
 log = structlog.get_logger()
 

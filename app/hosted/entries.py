@@ -8,8 +8,8 @@ from zoneinfo import ZoneInfo
 
 from app.core.addresses import fold_address
 from app.core.clock import isoformat
+from app.events.data import ResponseStatus
 from app.itip.event import Guest, HostedEvent, Person
-from app.providers.base import ResponseStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Pure: from the entries of a hosted event to the rows that applications see, and what a rule may look like.
 
-A series is expanded by the reader of feeds (app/itip/feed.py), so that hosted and connected calendars agree about
+A series is expanded by the reader of feeds (app/ical/feed.py), so that hosted and connected calendars agree about
 slots, clock changes and identities.
 """
 
@@ -11,15 +11,15 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from app.core.addresses import fold_address
+from app.events.data import RemoteAttendee, RemoteEvent, RemoteOrganizer, Window
+from app.events.raw import dump_raw
 from app.hosted.entries import Entry, instant, wall
+from app.ical.feed import Feed
+from app.ical.recurrence import Rule, RuleRefused
+from app.ical.values import parse_time
 from app.invitations.repository import Undelivered
 from app.itip.event import Person
-from app.itip.feed import Feed
-from app.itip.recurrence import Rule, RuleRefused
-from app.itip.values import parse_time
 from app.meeting_urls.extract import MeetingHosts, find_meeting_link
-from app.providers.base import RemoteAttendee, RemoteEvent, RemoteOrganizer, Window
-from app.providers.raw import dump_raw
 
 MOST_OCCURRENCES = 1_000
 LAST_YEAR = 2199

@@ -14,17 +14,19 @@ from uuid import uuid4
 
 import structlog
 
+from app.api.not_found import CalendarEventNotFound, CalendarNotFound
 from app.bots.service import follow_events
-from app.calendar_events.schemas import AttendeeInput, CalendarEventCreate, CalendarEventUpdate
-from app.calendar_events.service import CalendarEventNotFound
-from app.calendar_events.visibility import enter_as_writer
-from app.calendars.errors import CalendarNotFound
-from app.calendars.service import state_data
 from app.core.addresses import fold_address
 from app.core.clock import isoformat, utcnow
 from app.core.db import AnySession, Session, Sessions, reading, transaction
 from app.core.errors import InvalidFields
-from app.doorbell import Doorbell
+from app.core.wakeups import Doorbell
+from app.events import repository as events
+from app.events.changes import describe_changes
+from app.events.data import ResponseStatus, Window
+from app.events.diff import content_hash, diff_events
+from app.events.repository import Unannounced
+from app.events.visibility import enter_as_writer
 from app.hosted import repository
 from app.hosted.entries import Attendee, Entry, instance_of, instant, midnight, wall
 from app.hosted.expand import LAST_YEAR, expand, fit_rule, has_slot, last_end, move_until, slot_of
@@ -41,6 +43,8 @@ from app.hosted.mails import (
     without,
 )
 from app.hosted.repository import EventPlace, LocalCalendar
+from app.hosted.schemas import AttendeeInput, CalendarEventCreate, CalendarEventUpdate
+from app.invitations.links import RsvpTokens, Subject
 from app.invitations.repository import find_undelivered
 from app.invitations.service import (
     RsvpLinks,
@@ -51,14 +55,9 @@ from app.invitations.service import (
     queue_mails,
 )
 from app.itip.event import Person
-from app.providers.base import ResponseStatus, Window
-from app.rsvp.tokens import RsvpTokens, Subject
+from app.meeting_urls.hosts import meeting_hosts
 from app.settings import Settings
-from app.sync import repository as events
-from app.sync.changed_events import describe_changes
-from app.sync.diff import content_hash, diff_events
-from app.sync.providers import meeting_hosts
-from app.sync.repository import Unannounced
+from app.webhooks.payloads import state_data
 from app.webhooks.service import CalendarFacts, announce, wants_events
 
 log = structlog.get_logger()

@@ -29,16 +29,11 @@ from app.core.errors import AppError
 from app.hosted.repository import write_rows_soon
 from app.invitations import repository
 from app.invitations.repository import DueMail
-from app.messages.check import MailUnsafe, check_mail
-from app.messages.client import (
-    SUBMIT_WITHIN_SECONDS,
-    MailRefused,
-    MessagesThrottled,
-    MessagesUnavailable,
-)
-from app.messages.mailboxes import Messages
-from app.messages.mime import is_to_itself
-from app.messages.smtp import SmtpFailed, send_by_smtp
+from app.mail.check import MailUnsafe, check_mail
+from app.mail.client import SUBMIT_WITHIN_SECONDS, MailRefused, MessagesThrottled, MessagesUnavailable
+from app.mail.mailboxes import Messages
+from app.mail.mime import is_to_itself
+from app.mail.smtp import SmtpFailed, send_by_smtp
 from app.settings import Settings
 
 log = structlog.get_logger()

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import structlog
 
-from app.calendar_events.service import CalendarEventNotFound
+from app.api.not_found import CalendarEventNotFound
 from app.core.addresses import fold_address, is_address
 from app.core.clock import isoformat, utcnow
 from app.core.db import AnySession, Session
@@ -35,9 +35,9 @@ from app.itip.build import (
     is_whole_cancel,
 )
 from app.itip.event import Guest, HostedEvent, Person
-from app.messages.check import MailUnsafe, check_addressing
-from app.messages.mime import Mailing, compose, make_message_id
-from app.messages.rendering import Kind, RsvpLinks, first_subject, kind_of, render
+from app.mail.check import MailUnsafe, check_addressing
+from app.mail.mime import Mailing, compose, make_message_id
+from app.mail.rendering import Kind, RsvpLinks, first_subject, kind_of, render
 from app.models import InvitationMail
 
 __all__ = [

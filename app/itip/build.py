@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Literal
-from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from icalendar import Calendar, Event, vCalAddress, vRecur, vUri
@@ -17,11 +16,12 @@ from icalendar.enums import CUTYPE, PARTSTAT, ROLE
 from icalendar.parser import Contentline
 
 from app.core.addresses import fold_address, mailto, same_address
+from app.core.web_urls import safe_url
+from app.events.data import ResponseStatus
+from app.ical.timezones import named_zone
+from app.ical.values import Written, parse_time
+from app.ical.vtimezone import vtimezone
 from app.itip.event import Guest, HostedEvent, Person
-from app.itip.timezones import named_zone
-from app.itip.values import Written, parse_time
-from app.itip.vtimezone import vtimezone
-from app.providers.base import ResponseStatus
 
 Method = Literal["REQUEST", "CANCEL", "REPLY"]
 
@@ -32,8 +32,6 @@ _CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160), 0x2028, 
 _SCRIPT = re.compile(
     r"\b(?:(javascript|vbscript):(?=\S)|(data):(?=//|[;,]|[\w.+-]+/[\w.+-]+[;,]))", re.IGNORECASE
 )
-_HTTP_URL = re.compile(r"https?://[^\s\"'<>\\^`{|}]+", re.IGNORECASE)
-LONGEST_URL = 2048
 _RECURRENCE_LINE = re.compile(r"(RRULE|RDATE|EXDATE)((?:;[A-Z-]+=[^;:]+)*):(.+)", re.IGNORECASE)
 _TZID = re.compile(r";TZID=\"?([^;:\"]+)", re.IGNORECASE)
 _RULE_TEXT = re.compile(r"[A-Z0-9=;,+-]+")
@@ -60,21 +58,6 @@ def clean_text(value: str | None) -> str:
 def clean_line(value: str | None) -> str:
     """The same on one line, for names, subjects and places."""
     return " ".join(clean_text(value).split())
-
-
-def safe_url(value: str | None) -> str | None:
-    """The address if it is plainly http or https, else None: `javascript:` and the like never reach a mail.
-
-    Not printable are controls, and the marks that make a text look like another one.
-    """
-    url = (value or "").strip()
-    if len(url) > LONGEST_URL or not url.isprintable() or not _HTTP_URL.fullmatch(url):
-        return None
-    try:
-        parts = urlsplit(url)
-        return url if parts.hostname and parts.port != 0 else None
-    except ValueError:
-        return None
 
 
 def is_whole_cancel(event: HostedEvent, recipients: Sequence[Guest | Person]) -> bool:

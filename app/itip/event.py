@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import date, datetime
 
-from app.providers.base import ResponseStatus
+from app.events.data import ResponseStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

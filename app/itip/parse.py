@@ -14,10 +14,11 @@ from typing import Literal
 from urllib.parse import unquote
 
 from app.core.addresses import same_address
-from app.itip.components import Component, Line, normalize, split
-from app.itip.timezones import ZoneTable
-from app.itip.values import parse_time
-from app.providers.base import ResponseStatus, Unavailable
+from app.events.data import ResponseStatus
+from app.ical.components import Component, Line, normalize, split
+from app.ical.timezones import ZoneTable
+from app.ical.values import parse_time
+from app.providers.base import Unavailable
 
 LONGEST_CALENDAR_BYTES = 512 * 1024
 _LONGEST_MAIL_BYTES = 25 * 1024 * 1024

@@ -5,8 +5,8 @@ from fastapi import APIRouter
 from app.api.deps import AppState, ProjectId
 from app.api.schemas import responses
 from app.meeting_urls.extract import find_all_links, find_meeting_link
+from app.meeting_urls.hosts import meeting_hosts
 from app.meeting_urls.schemas import CandidateRead, ParseRequest, ParseResult
-from app.sync.providers import meeting_hosts
 
 router = APIRouter(prefix="/api/v1/meeting_urls", tags=["meeting urls"])
 

@@ -1,7 +1,7 @@
 """Bots: scheduled here, handed over to a runner when due."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import CheckConstraint, ForeignKey, Index, text
 from sqlalchemy.dialects.postgresql import JSON, JSONB
@@ -71,3 +71,17 @@ class Bot(Base):
     may_be_handed_over: Mapped[bool] = mapped_column(server_default="false")
     created_at: Mapped[CreatedAt]
     updated_at: Mapped[CreatedAt]
+
+
+State = Literal["scheduled", "launching", "launched", "fatal_error"]
+
+EntryType = Literal[
+    "scheduled",
+    "updated",
+    "event_changed",
+    "launching",
+    "launch_failed",
+    "launched",
+    "fatal_error",
+    "deleted",
+]

@@ -1,4 +1,4 @@
-"""Outages of a platform, as all workers see them (app/sync/breakers.py)."""
+"""Outages of a platform, as all workers see them (app/outages/breakers.py)."""
 
 from datetime import datetime
 

@@ -1,7 +1,7 @@
 """Calendars: what the API shows, and the state of their sync."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import ARRAY, CheckConstraint, ForeignKey, Index, Text, text
 from sqlalchemy.dialects.postgresql import JSONB
@@ -33,7 +33,7 @@ class Calendar(Base):
     before that time is a forced one. `cursor_expired_at`: when an expired cursor was last followed by a full round.
     `held_back_ids`: events that a complete answer left out in a mass, which is not believed yet.
     `outage_scope`: the scope whose outage may be the cause of the failures, or that the calendar is held for
-    (app/sync/breakers.py).
+    (app/outages/breakers.py).
 
     `push_due_at`: when a push channel is to be opened or renewed; null before the first sync and when
     disconnected (app/push/).
@@ -137,3 +137,8 @@ class Calendar(Base):
     unannounced_created: Mapped[int] = mapped_column(server_default="0")
     unannounced_updated: Mapped[int] = mapped_column(server_default="0")
     unannounced_deleted: Mapped[int] = mapped_column(server_default="0")
+
+
+Platform = Literal["google", "microsoft", "ics", "local"]
+
+State = Literal["connected", "disconnected"]

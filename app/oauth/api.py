@@ -14,7 +14,7 @@ from app.api.idempotency import Idempotent
 from app.api.languages import visitor_language
 from app.api.paths import require_id
 from app.api.schemas import responses
-from app.messages.rendering import Language
+from app.core.languages import Language
 from app.oauth import service
 from app.oauth.schemas import (
     OAuthAppCreate,

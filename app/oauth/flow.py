@@ -14,11 +14,12 @@ from authlib.oauth2.auth import ClientAuth
 from authlib.oauth2.client import OAuth2Client
 
 from app.core.http import httpx
-from app.oauth.account import Account
+from app.core.http_json import load_json
+from app.credentials.account import Account
+from app.events import limits
 from app.oauth.schemas import OAuthPlatform
-from app.providers import limits
 from app.providers.base import Unavailable
-from app.providers.wire import Answer, exchange, load_json
+from app.providers.wire import Answer, exchange
 from app.settings import Settings
 
 _MAX_BODY_BYTES = 64 * 1024

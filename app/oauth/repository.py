@@ -9,8 +9,8 @@ from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from app.core.db import AnySession, Session
+from app.credentials.account import Account
 from app.models import Calendar, Credentials, OAuthApp, OAuthClientSecret, OAuthSession
-from app.oauth.account import Account
 
 # Kept a while after they ran out, so that a second click is told what happened.
 _FORGOTTEN_AFTER = timedelta(days=1)

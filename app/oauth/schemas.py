@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
+from app.api.fields import ClientId, DeduplicationKey, PlatformUuid, Secret
 from app.api.schemas import InputModel, Metadata, NotBlank, OutputTime, UpdateModel, shape
-from app.calendars.schemas import ClientId, DeduplicationKey, PlatformUuid, Secret
 from app.core.http import httpx
 
 OAuthPlatform = Literal["google", "microsoft"]

@@ -18,7 +18,8 @@ from typing import Any
 
 import structlog
 
-from app.calendars.errors import CalendarNotFound, DeduplicationKeyTaken, OtherAccount
+from app.api.not_found import CalendarNotFound
+from app.calendars.errors import DeduplicationKeyTaken, OtherAccount
 from app.calendars.repository import set_metadata
 from app.calendars.schemas import ProviderCalendarCreate
 from app.calendars.service import create_calendar, reconnect_calendar
@@ -28,10 +29,10 @@ from app.core.db import AnySession, ReadSession, Session, Sessions, transaction
 from app.core.errors import InvalidFields, NotFound
 from app.core.http import httpx
 from app.core.ids import new_id
+from app.credentials.account import Account
+from app.credentials.store import client_secret_context
 from app.models import OAuthApp, OAuthSession
 from app.oauth import flow, repository
-from app.oauth.account import Account
-from app.oauth.credentials import client_secret_context
 from app.oauth.flow import Client, FlowFailed, Granted
 from app.oauth.schemas import (
     OAuthAppCreate,
@@ -41,8 +42,8 @@ from app.oauth.schemas import (
     OAuthSessionCreate,
     OAuthSessionRead,
 )
+from app.outages.breakers import probe_client_now
 from app.settings import Settings
-from app.sync.breakers import probe_client_now
 from app.sync.repository import request_sync
 
 log = structlog.get_logger()

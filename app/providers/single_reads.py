@@ -7,14 +7,13 @@ from typing import Protocol
 
 import structlog
 
+from app.events.data import KnownEvent, RemoteEvent
 from app.providers.base import (
     ClientMisconfigured,
     CredentialsRevoked,
-    KnownEvent,
     NotAsked,
     ProviderError,
     RateLimited,
-    RemoteEvent,
     Reread,
     Transient,
 )

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from app.core.http import httpx
+from app.core.http_json import is_header_safe, load_json
 from app.providers.base import AccessDenied, FreshToken, ProviderError, Unavailable
-from app.providers.wire import exchange, is_header_safe, load_json
+from app.providers.wire import exchange
 
 _MAX_BODY_BYTES = 64 * 1024
 _DEADLINE_SECONDS = 20.0

@@ -21,9 +21,9 @@ from app.core.clock import utcnow
 from app.core.crypto import SealBroken, SecretBox, sha256_hex
 from app.core.db import Sessions, transaction
 from app.core.http import httpx
-from app.doorbell import Doorbell
-from app.oauth.credentials import CredentialStore
-from app.providers import google_oauth, microsoft_oauth
+from app.core.wakeups import Doorbell
+from app.credentials.budgets import Budgets, MeteredTokens
+from app.credentials.store import CredentialStore
 from app.providers.base import (
     ClientMisconfigured,
     ConnectionLost,
@@ -33,14 +33,15 @@ from app.providers.base import (
     Transient,
     Unavailable,
 )
-from app.providers.google_push import GooglePush
-from app.providers.microsoft_push import MicrosoftPush
+from app.providers.google import oauth as google_oauth
+from app.providers.google.push import GooglePush
+from app.providers.microsoft import oauth as microsoft_oauth
+from app.providers.microsoft.push import MicrosoftPush
 from app.providers.push import ChannelExists, ChannelGone, OpenedChannel, PushRefused
 from app.push import repository
 from app.push.repository import ClosingChannel, DueCalendar, Platform
 from app.push.service import LEASE_FOR, sealed_context
 from app.settings import Settings
-from app.sync.budgets import Budgets, MeteredTokens
 
 log = structlog.get_logger()
 

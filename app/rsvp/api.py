@@ -26,8 +26,9 @@ from app.api.languages import visitor_language
 from app.api.schemas import ErrorAnswer, responses
 from app.core import metrics
 from app.core.errors import Unauthorized
+from app.core.languages import Language
 from app.hosted.service import Hosting, organizer_of
-from app.messages.rendering import Language, repeats_text, when_text
+from app.mail.rendering import repeats_text, when_text
 from app.rsvp import service
 from app.rsvp.limits import RETRY_AFTER_SECONDS
 from app.rsvp.schemas import ACTIONS, STATUS_CODES, Action, InboundAnswer, Page, ignored

@@ -21,11 +21,11 @@ from app.hosted import repository as events
 from app.hosted.entries import Entry, instant, wall
 from app.hosted.expand import last_end
 from app.hosted.service import Answer, Hosting, find_entry, has_no_instance, organizer_of, record_answer
+from app.invitations.links import Subject
 from app.invitations.repository import find_organizers
 from app.itip.parse import InboundReply, parse_reply
 from app.rsvp.schemas import ACTIONS, Action, IgnoredCode, InboundAnswer, Page, ignored
 from app.rsvp.senders import LookupFailed, SenderKeys, is_signed_by_sender
-from app.rsvp.tokens import Subject
 from app.settings import Settings
 
 # How long after the event's end a link still says that it is over; later it only says that it has expired.

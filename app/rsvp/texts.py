@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from app.messages.rendering import Language
+from app.core.languages import Language
 
 TEXTS: dict[Language, dict[str, Any]] = {
     "en": {

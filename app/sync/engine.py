@@ -20,12 +20,18 @@ import orjson
 import structlog
 
 from app.bots.service import drop_bots_of_calendar, follow_events
-from app.calendar_events.visibility import enter_as_writer
-from app.calendars.service import state_data
 from app.core import metrics
 from app.core.clock import isoformat, utcnow
 from app.core.db import Session, Sessions, transaction
-from app.doorbell import Doorbell
+from app.core.wakeups import Doorbell
+from app.events import repository as event_rows
+from app.events.changes import describe_changes
+from app.events.data import RemoteEvent, Window
+from app.events.diff import EventWrite, content_hash, diff_events, is_in_window
+from app.events.repository import Unannounced
+from app.events.visibility import enter_as_writer
+from app.outages import breakers
+from app.outages.breakers import Breakers
 from app.providers.base import (
     CalendarProvider,
     ChangePage,
@@ -34,20 +40,16 @@ from app.providers.base import (
     CursorExpired,
     NotAsked,
     ProviderError,
-    RemoteEvent,
     Transient,
     Unavailable,
-    Window,
 )
 from app.push.repository import close_channels
 from app.settings import Settings
-from app.sync import breakers, repository
-from app.sync.breakers import Breakers
-from app.sync.changed_events import describe_changes
-from app.sync.diff import EventWrite, content_hash, diff_events, is_in_window
+from app.sync import repository
 from app.sync.providers import Providers
-from app.sync.repository import Claim, HeldBack, LeaseLost, Pick, Settled, SyncState, Unannounced
+from app.sync.repository import Claim, HeldBack, LeaseLost, Pick, Settled, SyncState
 from app.sync.turns import Kind, pick_oldest
+from app.webhooks.payloads import state_data
 from app.webhooks.service import CalendarFacts, ChangedEvent, announce, wants_events
 
 log = structlog.get_logger()
@@ -360,7 +362,7 @@ class SyncEngine:
     ) -> _Absent:
         """Asks for each live row that a full round did not list. Those that moved are put into the batch."""
         async with transaction(self._sessions) as session:
-            missing = await repository.find_live_missing(session, attempt.claim.calendar_id, window, seen)
+            missing = await event_rows.find_live_missing(session, attempt.claim.calendar_id, window, seen)
         # What is named as gone needs no second word.
         missing = {
             event_id: known
@@ -471,11 +473,11 @@ class SyncEngine:
         hashes = {event.platform_uuid: content_hash(event) for event in events}
         writes: list[EventWrite] = []
         if events:
-            stored = await repository.load_stored(session, claim.calendar_id, list(hashes))
+            stored = await event_rows.load_stored(session, claim.calendar_id, list(hashes))
             writes = diff_events(events, hashes, stored, window)
         gone: dict[str, str | None] = {}
         if batch.gone:
-            named = await repository.find_live_of(session, claim.calendar_id, batch.gone, batch.events.keys())
+            named = await event_rows.find_live_of(session, claim.calendar_id, batch.gone, batch.events.keys())
             gone = {event_id: batch.gone.get(platform_uuid) for event_id, platform_uuid in named.items()}
         deleted_ids = list(gone)
         if absent is not None:
@@ -490,14 +492,14 @@ class SyncEngine:
         known = [write.stored_id for write in writes if write.stored_id is not None]
         before: dict[str, dict[str, Any]] = {}
         if wanted:
-            before = await repository.load_content(session, [*known, *deleted_ids])
+            before = await event_rows.load_content(session, [*known, *deleted_ids])
         first = await enter_as_writer(session, project_id=claim.project_id, calendar_id=claim.calendar_id)
         times = [first + n * _MICROSECOND for n in range(len(writes) + len(deleted_ids))]
         ids: list[str] = []
         if writes:
-            ids = await repository.write_events(session, claim, writes, times[: len(writes)])
+            ids = await event_rows.write_events(session, claim, writes, times[: len(writes)])
         if deleted_ids:
-            await repository.mark_deleted(session, deleted_ids, times[len(writes) :], raws=gone)
+            await event_rows.mark_deleted(session, deleted_ids, times[len(writes) :], raws=gone)
         await follow_events(session, [*known, *deleted_ids])
         counts = Counter(write.change for write in writes)
         unannounced = Unannounced(
@@ -506,7 +508,7 @@ class SyncEngine:
             updated=unannounced.updated + counts["updated"],
             deleted=unannounced.deleted + counts["deleted"] + len(deleted_ids),
         )
-        await repository.record_changes(session, claim, unannounced, last_change_at=times[-1])
+        await event_rows.record_changes(session, claim, unannounced, last_change_at=times[-1])
         changed_events = describe_changes(writes, ids, deleted_ids, before) if wanted else []
         return _Written(unannounced, changed_events, held_back)
 
@@ -527,7 +529,7 @@ class SyncEngine:
 
         async def is_mass(ids: list[str], *, besides: Sequence[str] = ()) -> bool:
             # What came while an answer was in doubt does not make the doubtful part smaller.
-            ahead, lost, others = await repository.count_ahead(
+            ahead, lost, others = await event_rows.count_ahead(
                 session, claim.calendar_id, ids, besides, known_before=since or now
             )
             ahead -= others

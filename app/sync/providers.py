@@ -1,22 +1,18 @@
 """Which provider serves a calendar: the one place that knows them all."""
 
 from collections import OrderedDict
-from typing import Literal
 
 from app.core.http import httpx
-from app.meeting_urls.extract import MeetingHosts
-from app.oauth.credentials import CredentialStore
+from app.credentials.budgets import Budgets, MeteredTokens
+from app.credentials.store import CredentialStore
+from app.meeting_urls.hosts import meeting_hosts
+from app.outages.breakers import feed_scope
 from app.providers.base import CalendarProvider, ClientMisconfigured, TokenSource
-from app.providers.feed_readers import FeedReaders
-from app.providers.google import GoogleCalendar
-from app.providers.ics import IcsFeed
-from app.providers.microsoft import MicrosoftCalendar
+from app.providers.factory import account_calendar
+from app.providers.ics.feed import IcsFeed
+from app.providers.ics.readers import FeedReaders
 from app.settings import Settings
-from app.sync.breakers import feed_scope
-from app.sync.budgets import Budgets, MeteredTokens
 from app.sync.repository import Claim, SyncState
-
-AccountPlatform = Literal["google", "microsoft"]
 
 _FEED_HOSTS_KEPT = 100_000
 
@@ -92,40 +88,3 @@ class Providers:
             account=state.owner_email or state.credentials_id,
             client_id=state.client_id or state.credentials_id,
         )
-
-
-def account_calendar(
-    *,
-    settings: Settings,
-    client: httpx.AsyncClient,
-    tokens: TokenSource,
-    platform: AccountPlatform,
-    calendar_id: str | None,
-    hosts: MeetingHosts,
-) -> GoogleCalendar | MicrosoftCalendar:
-    """A calendar of an account; with `calendar_id` None the account's primary one."""
-    if platform == "google":
-        return GoogleCalendar(
-            client=client,
-            tokens=tokens,
-            base_url=settings.google_api_base_url,
-            calendar_id=calendar_id,
-            hosts=hosts,
-        )
-    return MicrosoftCalendar(
-        client=client,
-        tokens=tokens,
-        base_url=settings.microsoft_graph_base_url,
-        calendar_id=calendar_id,
-        hosts=hosts,
-    )
-
-
-def meeting_hosts(settings: Settings) -> MeetingHosts:
-    """The default hosts of self-hosted meeting platforms, and the operator's own; and what the bot runner can join."""
-    known = MeetingHosts()
-    return MeetingHosts(
-        visio=known.visio | settings.meeting_url_visio_hosts,
-        jitsi=known.jitsi | settings.meeting_url_jitsi_hosts,
-        preferred=settings.bot_runner_platforms,
-    )

@@ -27,12 +27,12 @@ from app.core.clock import isoformat, utcnow
 from app.core.crypto import SealBroken, SecretBox
 from app.core.db import Session, Sessions, transaction
 from app.core.http import TargetRefused, httpx, public_client
-from app.providers.wire import retry_after
+from app.core.http_json import retry_after
 from app.settings import Settings
 from app.webhooks import repository
 from app.webhooks.repository import DueDelivery
-from app.webhooks.schemas import url_fault
 from app.webhooks.signing import signature_headers
+from app.webhooks.targets import url_fault
 from app.webhooks.turns import Slots
 
 log = structlog.get_logger()

@@ -1,200 +1,219 @@
-"""OpenAPI's description of what is POSTed to subscribers. The bodies themselves are made in events.py."""
+"""Pure: the catalogue of triggers and the bodies of deliveries (contract 6).
 
-from typing import Any, Literal
+A body is canonical JSON: keys sorted, `,` and `:`, UTF-8 not escaped, and nothing but strings, integers,
+booleans and null in it, so that a verifier that parses and re-serialises arrives at the same bytes in any
+language (providers.md D.2).
+"""
 
-from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, Protocol, get_args
 
-from app.api.schemas import OutputTime
-from app.bots.lifecycle import EntryType
-from app.bots.lifecycle import State as BotState
-from app.calendar_events.schemas import AttendeeRead, ResponseStatus
-from app.calendars.schemas import State as CalendarState
-from app.webhooks.events import MOST_EVENTS, MOST_EVENTS_BYTES, Change
+import orjson
 
-router = APIRouter(tags=["webhooks"])
+from app.core.clock import isoformat
 
+Trigger = Literal["calendar.events_update", "calendar.state_change", "bot.state_change", "event.rsvp_update"]
+Change = Literal["created", "updated", "deleted"]
 
-class _Payload(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+TRIGGERS: tuple[Trigger, ...] = get_args(Trigger)
 
+MOST_EVENTS = 50
+MOST_EVENTS_BYTES = 20_000
 
-class _Delivery(_Payload):
-    idempotency_key: str = Field(description="The same in every attempt, and in the `webhook-id` header.")
-    calendar_id: str | None = Field(examples=["cal_h3Gk29sLqPzX81Ab"])
-    calendar_deduplication_key: str | None = Field(examples=["user-42"])
-    calendar_metadata: dict[str, Any] | None = Field(examples=[{"user_id": "42"}])
-
-
-_IS_TEST = Field(default=None, description="true in what `POST /webhooks/{id}/test` sends, else left out.")
+# JavaScript's numbers are exact up to here.
+_LARGEST_INTEGER = 2**53 - 1
 
 
-class ConnectionFailureData(_Payload):
-    """Why the calendar was disconnected."""
+@dataclass(frozen=True, slots=True)
+class CalendarFacts:
+    """What a delivery says of the calendar that it is about."""
 
-    error: str = Field(description="A sentence for people; may change.")
-    code: str = Field(description="A stable word.", examples=["invalid_grant"])
-    timestamp: OutputTime
-
-
-class CalendarStateData(_Payload):
-    """The calendar as it was when the delivery was written."""
-
-    state: CalendarState
-    connection_failure_data: ConnectionFailureData | None
-    last_successful_sync_at: OutputTime | None
-    last_attempted_sync_at: OutputTime | None
-    test: bool | None = _IS_TEST
+    id: str
+    deduplication_key: str | None
+    metadata: dict[str, Any] | None
 
 
-class ChangeCounts(_Payload):
-    created: int
-    updated: int
-    deleted: int
+@dataclass(frozen=True, slots=True)
+class BotFacts:
+    id: str
+    metadata: dict[str, Any] | None
 
 
-class ChangedField(_Payload):
-    """A field's values before and after the change."""
+@dataclass(frozen=True, slots=True)
+class ChangedEvent:
+    """One changed event, for subscriptions with `include_events`. JSON-able, times as ISO 8601 text.
 
-    old: Any
-    new: Any
+    `changed_fields`: name -> (old value, new value).
+    """
 
-
-class ChangedEventData(_Payload):
-    """The event after the change; of a deleted one, as it was."""
-
-    id: str = Field(examples=["evt_h3Gk29sLqPzX81Ab"])
+    id: str
     change: Change
-    changed_fields: dict[str, ChangedField] = Field(
-        description="By name, the fields that changed; empty for a created event.",
-        examples=[{"name": {"old": "Analysis", "new": "Algebra"}}],
+    event: dict[str, Any]
+    changed_fields: dict[str, tuple[Any, Any]]
+
+
+def canonical_json(value: Any) -> bytes:
+    """The bytes that are stored, signed and sent."""
+    return orjson.dumps(_plain(value), option=orjson.OPT_SORT_KEYS)
+
+
+def _plain(value: Any) -> Any:
+    """`value` with what canonical JSON must not have (see above) replaced by text."""
+    if isinstance(value, str):
+        return _text(value)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int):
+        return value if abs(value) <= _LARGEST_INTEGER else str(value)
+    if isinstance(value, Mapping):
+        return {_text(str(key)): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, datetime):
+        return isoformat(value)
+    return str(value)
+
+
+def _text(value: str) -> str:
+    # Half of a surrogate pair has no UTF-8.
+    return value if value.isascii() else value.encode("utf-8", "replace").decode()
+
+
+def build_body(
+    *,
+    idempotency_key: str,
+    trigger: Trigger,
+    calendar: CalendarFacts | None,
+    data: Mapping[str, Any],
+    bot: BotFacts | None = None,
+    calendar_event_id: str | None = None,
+) -> bytes:
+    """The whole body of one delivery."""
+    payload: dict[str, Any] = {
+        "idempotency_key": idempotency_key,
+        "calendar_id": calendar.id if calendar else None,
+        "calendar_deduplication_key": calendar.deduplication_key if calendar else None,
+        "calendar_metadata": calendar.metadata if calendar else None,
+        "trigger": trigger,
+        "data": data,
+    }
+    if bot is not None:
+        payload |= {"bot_id": bot.id, "bot_metadata": bot.metadata}
+    if calendar_event_id is not None:
+        payload["calendar_event_id"] = calendar_event_id
+    return canonical_json(payload)
+
+
+def event_entries(changed_events: Iterable[ChangedEvent]) -> list[dict[str, Any]]:
+    """The entries of `data.events`: the event's own fields, `change`, and `changed_fields` with old and new value."""
+    return [
+        {
+            **changed.event,
+            "id": changed.id,
+            "change": changed.change,
+            "changed_fields": {
+                name: {"old": old, "new": new} for name, (old, new) in changed.changed_fields.items()
+            },
+        }
+        for changed in changed_events
+    ]
+
+
+def with_events(data: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`data` with `events` (as many entries as fit) and `truncated` (whether a change is missing from them)."""
+    events: list[Mapping[str, Any]] = []
+    size = len(b"[]")
+    for entry in entries:
+        size_with = size + len(canonical_json(entry)) + len(b",")
+        if len(events) < MOST_EVENTS and size_with <= MOST_EVENTS_BYTES:
+            events.append(entry)
+            size = size_with
+    changed = max(len(entries), sum(data.get("changes", {}).values()))
+    return {**data, "events": events, "truncated": changed > len(events)}
+
+
+def merged_data(older: Sequence[Mapping[str, Any]], newer: Mapping[str, Any]) -> dict[str, Any]:
+    """`newer` so that it tells what the `older` data of `calendar.events_update` told, too.
+
+    `changes` are summed and `updated_after` is the earliest; the state is the newer one's.
+    """
+    every = [*older, newer]
+    return {
+        **newer,
+        "changes": {kind: sum(data["changes"].get(kind, 0) for data in every) for kind in newer["changes"]},
+        "updated_after": min((data["updated_after"] for data in every), key=datetime.fromisoformat),
+    }
+
+
+def sample_body(*, idempotency_key: str, trigger: Trigger, now: datetime) -> bytes:
+    """What `POST /webhooks/{id}/test` sends: the real thing's shape with ids that no object has; `data.test` is true."""
+    at = isoformat(now)
+    state = {
+        "state": "connected",
+        "connection_failure_data": None,
+        "last_successful_sync_at": at,
+        "last_attempted_sync_at": at,
+    }
+    data: dict[Trigger, dict[str, Any]] = {
+        "calendar.events_update": {
+            **state,
+            "changes": {"created": 0, "updated": 0, "deleted": 0},
+            "updated_after": at,
+        },
+        "calendar.state_change": state,
+        "bot.state_change": {
+            "state": "scheduled",
+            "new_state": "scheduled",
+            "old_state": "scheduled",
+            "join_at": at,
+            "meeting_url": "https://meet.example.com/sample",
+            "event_type": "updated",
+            "event_sub_type": None,
+            "event_metadata": {"fields": ["bot_name"]},
+            "created_at": at,
+        },
+        "event.rsvp_update": {
+            "response_status": "accepted",
+            "previous_response_status": "needs_action",
+            "attendee": {"email": "ada@example.com", "name": "Ada Lovelace", "is_optional": False},
+            "ical_uid": "sample@calbridge",
+            "scope": "event",
+            "original_start_time": None,
+            "answered_at": at,
+        },
+    }
+    return build_body(
+        idempotency_key=idempotency_key,
+        trigger=trigger,
+        calendar=CalendarFacts("cal_0000000000000000", deduplication_key=None, metadata=None),
+        data={**data[trigger], "test": True},
+        bot=BotFacts("bot_0000000000000000", metadata=None) if trigger == "bot.state_change" else None,
+        calendar_event_id="evt_0000000000000000" if trigger == "event.rsvp_update" else None,
     )
-    name: str | None
-    start_time: OutputTime | None
-    end_time: OutputTime | None
-    is_all_day: bool
-    timezone: str | None
-    location: str | None
-    description: str | None
-    meeting_url: str | None
-    response_status: ResponseStatus | None
-    attendees: list[AttendeeRead]
-    is_deleted: bool
 
 
-class EventsUpdateData(CalendarStateData):
-    """What a sync changed."""
-
-    changes: ChangeCounts
-    updated_after: OutputTime = Field(
-        description="Ask `/calendar_events` with this `updated_after`: the answer has all changed events."
-    )
-    events: list[ChangedEventData] | None = Field(
-        default=None,
-        description=f"With `include_events`: the changed events, at most {MOST_EVENTS} and {MOST_EVENTS_BYTES:,} bytes.",
-    )
-    truncated: bool | None = Field(
-        default=None, description="With `include_events`: whether a change is missing from `events`."
-    )
+class _WithState(Protocol):
+    @property
+    def state(self) -> str: ...
+    @property
+    def connection_failure_data(self) -> dict[str, Any] | None: ...
+    @property
+    def last_successful_sync_at(self) -> datetime | None: ...
+    @property
+    def last_attempted_sync_at(self) -> datetime | None: ...
 
 
-class BotStateData(_Payload):
-    """What happened to the bot."""
-
-    state: BotState | Literal["deleted"]
-    new_state: BotState | Literal["deleted"] = Field(description="The same as `state`.")
-    old_state: BotState
-    join_at: OutputTime
-    meeting_url: str | None
-    event_type: EntryType
-    event_sub_type: str | None = Field(examples=["event_cancelled"])
-    event_metadata: dict[str, Any] | None
-    created_at: OutputTime
-    test: bool | None = _IS_TEST
-
-
-class RsvpAttendee(_Payload):
-    email: str = Field(examples=["bob@example.org"])
-    name: str | None
-    is_optional: bool
-
-
-class RsvpUpdateData(_Payload):
-    """Who answered what."""
-
-    response_status: ResponseStatus
-    previous_response_status: ResponseStatus
-    attendee: RsvpAttendee
-    ical_uid: str
-    scope: Literal["instance", "series", "event"]
-    original_start_time: OutputTime | None = Field(description="Of an instance: its original start.")
-    answered_at: OutputTime | None
-    test: bool | None = _IS_TEST
-
-
-class EventsUpdateDelivery(_Delivery):
-    trigger: Literal["calendar.events_update"]
-    data: EventsUpdateData
-
-
-class CalendarStateDelivery(_Delivery):
-    trigger: Literal["calendar.state_change"]
-    data: CalendarStateData
-
-
-class BotStateDelivery(_Delivery):
-    trigger: Literal["bot.state_change"]
-    data: BotStateData
-    bot_id: str = Field(examples=["bot_h3Gk29sLqPzX81Ab"])
-    bot_metadata: dict[str, Any] | None
-    calendar_event_id: str | None = Field(
-        default=None, description="The event that the bot follows; left out where it follows none."
-    )
-
-
-class RsvpUpdateDelivery(_Delivery):
-    trigger: Literal["event.rsvp_update"]
-    data: RsvpUpdateData
-    calendar_event_id: str
-
-
-_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"description": "Any 2xx: delivered."},
-    410: {"description": "The webhook is switched off."},
-    "default": {"description": "Tried again by the retry schedule."},
-}
-_HEADERS = "Signed: `X-Webhook-Signature`, and `webhook-id`, `webhook-timestamp` and `webhook-signature` of Standard Webhooks."
-
-
-@router.post(
-    "calendar.events_update",
-    operation_id="on_calendar_events_update",
-    responses=_RESPONSES,
-    description=_HEADERS,
-)
-def calendar_events_update(body: EventsUpdateDelivery) -> None:
-    """A sync changed events."""
-
-
-@router.post(
-    "calendar.state_change",
-    operation_id="on_calendar_state_change",
-    responses=_RESPONSES,
-    description=_HEADERS,
-)
-def calendar_state_change(body: CalendarStateDelivery) -> None:
-    """A calendar was disconnected, or is connected again."""
-
-
-@router.post(
-    "bot.state_change", operation_id="on_bot_state_change", responses=_RESPONSES, description=_HEADERS
-)
-def bot_state_change(body: BotStateDelivery) -> None:
-    """A bot changed."""
-
-
-@router.post(
-    "event.rsvp_update", operation_id="on_event_rsvp_update", responses=_RESPONSES, description=_HEADERS
-)
-def event_rsvp_update(body: RsvpUpdateDelivery) -> None:
-    """A guest of a hosted event answered."""
+def state_data(calendar: _WithState) -> dict[str, Any]:
+    """What webhooks about a calendar tell in `data` (contract 6), times as text."""
+    succeeded_at, attempted_at = calendar.last_successful_sync_at, calendar.last_attempted_sync_at
+    return {
+        "state": calendar.state,
+        "connection_failure_data": calendar.connection_failure_data,
+        "last_successful_sync_at": isoformat(succeeded_at) if succeeded_at is not None else None,
+        "last_attempted_sync_at": isoformat(attempted_at) if attempted_at is not None else None,
+    }

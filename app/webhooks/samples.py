@@ -18,7 +18,7 @@ from app.models import WebhookSubscription
 from app.settings import Settings
 from app.webhooks.delivery import open_secrets, send, tls_context, webhook_client
 from app.webhooks.errors import SecretLost
-from app.webhooks.events import Trigger, sample_body
+from app.webhooks.payloads import Trigger, sample_body
 from app.webhooks.schemas import TestResult
 
 PER_MINUTE = 30

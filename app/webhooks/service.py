@@ -36,7 +36,7 @@ from app.webhooks.errors import (
     WebhookInactive,
     WebhookNotFound,
 )
-from app.webhooks.events import (
+from app.webhooks.payloads import (
     BotFacts,
     CalendarFacts,
     ChangedEvent,
@@ -55,9 +55,9 @@ from app.webhooks.schemas import (
     WebhookRead,
     WebhookUpdate,
     WebhookWithSecret,
-    url_fault,
 )
 from app.webhooks.signing import MESSAGE_ID_HEADER, new_secret
+from app.webhooks.targets import url_fault
 
 __all__ = [
     "BotFacts",

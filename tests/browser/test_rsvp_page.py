@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from app.rsvp.tokens import RsvpTokens, Subject
+from app.invitations.links import RsvpTokens, Subject
 from tests.browser.conftest import NEEDS_CHROMIUM
 
 pytestmark = [pytest.mark.browser, NEEDS_CHROMIUM]

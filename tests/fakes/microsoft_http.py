@@ -10,7 +10,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.itip.timezones import named_zone
+from app.ical.timezones import named_zone
 from tests.fakes.microsoft_store import Preferences
 
 _PREFERENCE = re.compile(r'([\w.\-]+)\s*(?:=\s*("[^"]*"|[^",\s]+))?')

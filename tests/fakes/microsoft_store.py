@@ -17,7 +17,7 @@ import orjson
 from dateutil.rrule import rrulestr  # type: ignore[import-untyped]  # dateutil ships no types
 
 from app.core.clock import utcnow
-from app.itip.timezones import named_zone
+from app.ical.timezones import named_zone
 
 AllDayStyle = Literal["date", "shifted"]
 ChangeType = Literal["created", "updated", "deleted"]

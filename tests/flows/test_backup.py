@@ -8,7 +8,7 @@ from pydantic import SecretStr
 from redis import Redis
 from sqlalchemy import func, update
 
-from app.cli.embedded import postgres_binaries
+from app.cli.devserver.embedded import postgres_binaries
 from app.core.db import create_engine, create_sessions, transaction
 from app.core.http import httpx
 from app.main import create_app

@@ -19,7 +19,7 @@ from app.core.clock import isoformat, utcnow
 from app.core.db import Sessions, transaction
 from app.core.http import httpx, operator_client
 from app.core.ids import new_id
-from app.doorbell import Doorbell, connect_redis
+from app.core.wakeups import Doorbell, connect_redis
 from app.models import Bot, CalendarEvent, WebhookDelivery, WebhookSubscription
 from app.settings import Settings
 from tests.conftest import TestProject

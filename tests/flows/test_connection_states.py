@@ -13,10 +13,10 @@ from app.core.crypto import SecretBox
 from app.core.db import transaction
 from app.core.http import httpx, operator_client
 from app.core.ids import new_id
+from app.credentials import budgets
+from app.credentials.store import CredentialStore
 from app.models import WebhookSubscription
-from app.oauth.credentials import CredentialStore
 from app.providers.base import CredentialsRevoked, NotAsked
-from app.sync import budgets
 from tests import factories
 from tests.flows.conftest import GoogleCalendarUnderTest
 
@@ -99,7 +99,7 @@ async def test_a_worker_whose_clock_is_behind_stores_tokens_that_others_use(
     google: GoogleCalendarUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        late = "app.oauth.credentials.utcnow"
+        late = "app.credentials.store.utcnow"
         patch.setattr(late, lambda: utcnow() - timedelta(hours=2), raising=False)
         await google.sync()
     await google.sync()

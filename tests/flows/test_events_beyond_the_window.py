@@ -16,10 +16,10 @@ from starlette.responses import Response
 from app.core.clock import isoformat, utcnow
 from app.core.db import Sessions, transaction
 from app.core.http import httpx
+from app.credentials import budgets
 from app.models import Calendar, CalendarEvent
 from app.providers import single_reads
 from app.settings import Settings
-from app.sync import budgets
 from app.sync import engine as sync_engine
 from app.sync.engine import SyncEngine
 from tests import factories

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings, strategies
 
 from app.core.clock import utcnow
 from app.core.ids import new_id
-from app.providers.base import Window
+from app.events.data import Window
 from app.sync import engine as sync_engine
 from tests import factories
 from tests.fakes.google import FakeGoogle

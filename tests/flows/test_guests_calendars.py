@@ -26,8 +26,8 @@ from icalendar import Calendar, Timezone
 from sqlalchemy import select
 
 from app.core.http import httpx
+from app.invitations.links import RsvpTokens, Subject
 from app.models import InvitationMail
-from app.rsvp.tokens import RsvpTokens, Subject
 
 pytestmark = pytest.mark.settings(
     smtp_url="smtp://127.0.0.1:9",

@@ -184,7 +184,7 @@ async def test_changes_keep_their_order_when_the_clock_goes_back(api, sessions, 
 
 async def test_an_answer_and_a_change_at_the_same_time_lose_neither(api, app, settings, event, calendar_id):
     from app.core.http import httpx
-    from app.rsvp.tokens import RsvpTokens, Subject
+    from app.invitations.links import RsvpTokens, Subject
 
     people = [{"email": f"a{n}@example.org"} for n in range(5)]
     made = await create(api, event, attendees=people, send_invitations=False)

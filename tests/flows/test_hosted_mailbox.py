@@ -10,7 +10,7 @@ import pytest
 
 from app.core.clock import utcnow
 from app.core.http import httpx
-from app.messages import mailboxes
+from app.mail import mailboxes
 from tests.factories import at
 from tests.fakes.messages import FakeMessages
 from tests.fakes.receiver import Receiver

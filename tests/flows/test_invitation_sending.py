@@ -24,8 +24,8 @@ from app.invitations.repository import READY, forget_contents, requeue
 from app.invitations.sender import MailSender
 from app.invitations.service import RsvpLinks, Sender, queue_mails
 from app.itip.event import Guest, HostedEvent, Person
-from app.messages import smtp as smtp_module
-from app.messages.mailboxes import Messages
+from app.mail import smtp as smtp_module
+from app.mail.mailboxes import Messages
 from app.models import Calendar, CalendarEvent, InvitationMail, MailLane
 from app.settings import Settings
 from tests.conftest import StartWorker, TestProject

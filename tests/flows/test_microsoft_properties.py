@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings, strategies
 
 from app.core.clock import utcnow
 from app.core.db import Sessions
-from app.providers.base import Window
+from app.events.data import Window
 from app.settings import Settings
 from app.sync import engine as sync_engine
 from tests import factories

@@ -14,8 +14,9 @@ from app.core.clock import utcnow
 from app.core.db import Sessions, transaction
 from app.core.ids import new_id
 from app.models import Calendar, SyncBreaker
+from app.outages import breakers
 from app.settings import Settings
-from app.sync import breakers, engine, repository
+from app.sync import engine, repository
 from app.sync.engine import LEASE_FOR, SyncEngine
 from tests import factories
 from tests.conftest import TestProject

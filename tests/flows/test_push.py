@@ -16,15 +16,15 @@ from app.core.clock import utcnow
 from app.core.crypto import SecretBox, sha256_hex
 from app.core.db import Sessions, transaction
 from app.core.http import httpx, operator_client
-from app.doorbell import Doorbell, connect_redis
+from app.core.wakeups import Doorbell, connect_redis
+from app.credentials.budgets import _USER, Budgets
+from app.credentials.store import CredentialStore
 from app.main import create_app
 from app.models import Calendar, PushChannel
-from app.oauth.credentials import CredentialStore
 from app.push.channels import ChannelKeeper
 from app.push.repository import mark_due
 from app.push.service import sealed_context
 from app.settings import Settings
-from app.sync.budgets import _USER, Budgets
 from app.sync.engine import LEASE_FOR
 from app.sync.repository import claim_due
 from tests import factories

@@ -21,10 +21,10 @@ from sqlalchemy import func, update
 from app.core.clock import utcnow
 from app.core.db import transaction
 from app.core.http import httpx
+from app.invitations.links import RsvpTokens, Subject
 from app.main import create_app
 from app.models import Calendar
-from app.rsvp.tokens import RsvpTokens, Subject
-from app.webhooks.events import Trigger, sample_body
+from app.webhooks.payloads import Trigger, sample_body
 from app.webhooks.signing import new_secret, signature_headers
 from tests.factories import at
 from tests.fakes.server import serve

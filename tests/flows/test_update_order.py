@@ -9,17 +9,18 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import text
 
-from app.calendar_events.visibility import enter_as_writer, load_horizon
 from app.core.clock import isoformat, utcnow
 from app.core.db import ReadSession, Session, create_engine, create_sessions, transaction
 from app.core.http import httpx
 from app.core.ids import new_id
-from app.core.migrations import upgrade_to_head
+from app.events.data import RemoteEvent
+from app.events.diff import EventWrite
+from app.events.repository import Unannounced, record_changes, write_events
+from app.events.visibility import enter_as_writer, load_horizon
 from app.models import Calendar
-from app.providers.base import RemoteEvent
 from app.settings import Settings
-from app.sync.diff import EventWrite
-from app.sync.repository import Claim, Unannounced, record_changes, write_events
+from app.sync.repository import Claim
+from migrations.revisions import upgrade_to_head
 from tests import factories
 from tests.conftest import FERNET_KEY, TestProject
 from tests.fakes.google import FakeGoogle

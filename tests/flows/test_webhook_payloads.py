@@ -10,9 +10,9 @@ from openapi_schema_validator import oas31_format_checker
 
 from app.core.clock import isoformat, utcnow
 from app.core.http import httpx
-from app.rsvp.tokens import RsvpTokens, Subject
+from app.invitations.links import RsvpTokens, Subject
 from app.settings import Settings
-from app.webhooks.events import TRIGGERS
+from app.webhooks.payloads import TRIGGERS
 from tests.fakes.receiver import Receiver
 from tests.fakes.server import serve
 from tests.flows.conftest import GoogleCalendarUnderTest

@@ -9,10 +9,10 @@ import orjson
 import pytest
 from sqlalchemy import Engine, event, insert, text
 
-from app.calendar_events.visibility import enter_as_writer
 from app.core.db import transaction
 from app.core.ids import new_id
 from app.core.pagination import Cursor
+from app.events.visibility import enter_as_writer
 from app.models import CalendarEvent
 from tests import factories
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, text, update
 
-from app.calendar_events.retention import clear_deleted
 from app.core.crypto import SecretBox
 from app.core.db import transaction
 from app.core.ids import new_id
+from app.credentials.store import context_of
+from app.events.retention import clear_deleted
 from app.models import Calendar, CalendarEvent, Credentials, WebhookDelivery, WebhookSubscription
-from app.oauth.credentials import context_of
 from app.sync import repository as sync_repository
 from app.sync.repository import LeaseLost
 from tests import factories

@@ -25,10 +25,10 @@ from app.cli.doctor import Finding, _push, examine
 from app.core.crypto import SecretBox
 from app.core.db import create_engine, create_sessions, reading, transaction
 from app.core.http import httpx
-from app.core.migrations import head_revision
 from app.models import SyncBreaker, WebhookSubscription, WorkerHeartbeat
 from app.projects.service import find_live_key
 from app.settings import Settings
+from migrations.revisions import head_revision
 from tests import factories
 from tests.conftest import FERNET_KEY
 from tests.fakes.server import serve

@@ -23,10 +23,10 @@ import pytest
 import trustme
 from sqlalchemy import text
 
+from app.cli.devserver.embedded import start_postgres
 from app.cli.doctor import examine
-from app.cli.embedded import start_postgres
 from app.core.db import create_engine
-from app.core.migrations import upgrade_to_head
+from migrations.revisions import upgrade_to_head
 from tests.fakes.tls_front import serving_tls
 
 _PASSWORD = "p#ss/w:rd"

@@ -8,8 +8,8 @@ import asyncpg
 import pytest
 from redis import Redis
 
-from app.cli import embedded
-from app.cli.embedded import start_postgres, start_redis
+from app.cli.devserver import embedded
+from app.cli.devserver.embedded import start_postgres, start_redis
 from app.cli.errors import CommandFailed
 
 

@@ -12,8 +12,8 @@ from sqlalchemy import insert, select, text
 from app.calendar_events import repository
 from app.calendar_events.schemas import OrderingName
 from app.core.db import Sessions, reading, transaction
+from app.events.data import RemoteEvent
 from app.models import Calendar, CalendarEvent
-from app.providers.base import RemoteEvent
 from tests.conftest import TestProject
 
 _START = datetime(2026, 3, 1, tzinfo=UTC)

@@ -20,12 +20,12 @@ import pytest
 from sqlalchemy import Engine, event
 
 from app.calendar_events import service
-from app.calendar_events.retention import clear_expired
 from app.calendar_events.schemas import CalendarEventsQuery, OrderingName
 from app.core.db import Sessions, create_engine, create_sessions, reading, transaction
-from app.providers.base import Window
+from app.events.data import Window
+from app.events.repository import find_live_missing
+from app.events.retention import clear_expired
 from app.settings import Settings
-from app.sync.repository import find_live_missing
 
 _SEED = """
 INSERT INTO projects (id, name) VALUES ('proj_big', 'big'), ('proj_small', 'small');

@@ -14,10 +14,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app.itip.event_fields import Reader
-from app.providers.base import Unavailable, Window
-from app.providers.feed_process import MAX_MEMORY_BYTES, FeedJob
-from app.providers.feed_readers import FeedRead, FeedReaders
+from app.events.data import Window
+from app.ical.event_fields import Reader
+from app.providers.base import Unavailable
+from app.providers.ics.process import MAX_MEMORY_BYTES, FeedJob
+from app.providers.ics.readers import FeedRead, FeedReaders
 
 WINDOW = Window(datetime(2026, 11, 19, tzinfo=UTC), datetime(2026, 12, 18, tzinfo=UTC))
 # dateutil looks at every day until the year 9999 before it says that there is none.
@@ -62,7 +63,7 @@ def children() -> list[psutil.Process]:
     return [
         child
         for child in psutil.Process().children(recursive=True)
-        if "feed_process" in " ".join(child.cmdline())
+        if "app.providers.ics.process" in " ".join(child.cmdline())
     ]
 
 

@@ -12,7 +12,7 @@ import pytest
 import structlog
 
 from app.core.http import httpx, operator_client
-from app.providers import google as google_module
+from app.events.data import RemoteEvent, Window
 from app.providers.base import (
     AccessDenied,
     CalendarGone,
@@ -25,12 +25,11 @@ from app.providers.base import (
     ProviderError,
     RateLimited,
     RemoteCalendar,
-    RemoteEvent,
     Unavailable,
-    Window,
 )
-from app.providers.google import GoogleCalendar
-from app.providers.google_oauth import refresh_access_token
+from app.providers.google import calendar as google_module
+from app.providers.google.calendar import GoogleCalendar
+from app.providers.google.oauth import refresh_access_token
 from app.providers.wire import exchange
 from tests.fakes.google import CALENDAR_SCOPE, EMAIL_SCOPE, FakeGoogle
 from tests.fakes.google_store import instance_id

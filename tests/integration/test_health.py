@@ -11,8 +11,7 @@ from structlog.testing import capture_logs
 from app.core.clock import utcnow
 from app.core.db import transaction
 from app.core.ids import new_id
-from app.core.migrations import _config
-from app.doorbell import connect_redis
+from app.core.wakeups import connect_redis
 from app.health import repository
 from app.models import (
     Bot,
@@ -24,6 +23,7 @@ from app.models import (
     WebhookSubscription,
     WorkerHeartbeat,
 )
+from migrations.revisions import _config
 from tests import factories
 
 NO_REDIS = {"redis_url": "redis://127.0.0.1:1/0"}

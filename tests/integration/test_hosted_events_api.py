@@ -16,8 +16,8 @@ from sqlalchemy import text as sql
 from app.core.http import httpx
 from app.hosted.entries import Entry
 from app.hosted.expand import fit_rule
+from app.invitations.links import RsvpTokens, Subject
 from app.models import InvitationMail, WebhookDelivery
-from app.rsvp.tokens import RsvpTokens, Subject
 
 pytestmark = pytest.mark.settings(
     smtp_url="smtp://127.0.0.1:9", email_from="Calendars <calendar@example.net>"

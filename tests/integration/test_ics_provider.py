@@ -17,18 +17,11 @@ from starlette.responses import Response, StreamingResponse
 from structlog.testing import capture_logs
 
 from app.core.http import httpx, public_client
-from app.providers import ics
-from app.providers.base import (
-    AccessDenied,
-    CalendarGone,
-    ChangePage,
-    ProviderError,
-    RateLimited,
-    Unavailable,
-    Window,
-)
-from app.providers.feed_readers import FeedReaders
-from app.providers.ics import IcsFeed, normalize_feed_url
+from app.events.data import Window
+from app.providers.base import AccessDenied, CalendarGone, ChangePage, ProviderError, RateLimited, Unavailable
+from app.providers.ics import feed as ics
+from app.providers.ics.feed import IcsFeed, normalize_feed_url
+from app.providers.ics.readers import FeedReaders
 from tests.fakes.server import serve
 
 FILES = Path(__file__).parent.parent / "data" / "ics"

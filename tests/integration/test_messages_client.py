@@ -8,16 +8,10 @@ import pytest
 from pydantic import SecretStr
 
 from app.core.http import operator_client
-from app.messages import client as client_module
-from app.messages import mailboxes as mailboxes_module
-from app.messages.client import (
-    MailRefused,
-    MessagesOff,
-    MessagesRefused,
-    MessagesThrottled,
-    MessagesUnavailable,
-)
-from app.messages.mailboxes import Mailbox, Messages
+from app.mail import client as client_module
+from app.mail import mailboxes as mailboxes_module
+from app.mail.client import MailRefused, MessagesOff, MessagesRefused, MessagesThrottled, MessagesUnavailable
+from app.mail.mailboxes import Mailbox, Messages
 from app.settings import Settings
 from tests.fakes.messages import FakeMessages, Fault
 from tests.fakes.server import serve

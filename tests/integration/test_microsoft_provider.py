@@ -11,8 +11,8 @@ import pytest
 import structlog
 
 from app.core.http import httpx, operator_client
-from app.itip.timezones import named_zone
-from app.providers import microsoft as microsoft_module
+from app.events.data import RemoteEvent, Window
+from app.ical.timezones import named_zone
 from app.providers.base import (
     AccessDenied,
     CalendarGone,
@@ -26,12 +26,11 @@ from app.providers.base import (
     ProviderError,
     RateLimited,
     RemoteCalendar,
-    RemoteEvent,
     Unavailable,
-    Window,
 )
-from app.providers.microsoft import MicrosoftCalendar
-from app.providers.microsoft_oauth import refresh_access_token
+from app.providers.microsoft import calendar as microsoft_module
+from app.providers.microsoft.calendar import MicrosoftCalendar
+from app.providers.microsoft.oauth import refresh_access_token
 from tests.fakes.microsoft import EXPIRED_SPELLINGS, FakeMicrosoft, GraphRequest
 from tests.fakes.microsoft_identity import CALENDAR_SCOPE, USER_SCOPE
 from tests.fakes.microsoft_store import default_id, occurrence_id

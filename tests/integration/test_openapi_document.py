@@ -10,12 +10,12 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from pydantic import BaseModel, ValidationError
 
 from app.bots.schemas import BotUpdate
-from app.calendar_events.schemas import CalendarEventUpdate
 from app.calendars.schemas import LocalCalendarCreate
 from app.core.clock import utcnow
+from app.hosted.schemas import CalendarEventUpdate
 from app.oauth.schemas import OAuthAppUpdate
-from app.webhooks import payloads
-from app.webhooks.events import TRIGGERS, sample_body
+from app.webhooks import payload_schemas as payloads
+from app.webhooks.payloads import TRIGGERS, sample_body
 from app.webhooks.schemas import WebhookUpdate
 
 

@@ -7,10 +7,10 @@ from itertools import count
 import pytest
 from sqlalchemy import insert, text
 
-from app.calendar_events import retention
-from app.calendar_events.retention import clear_deleted, clear_expired
 from app.core.db import transaction
 from app.core.ids import new_id
+from app.events import retention
+from app.events.retention import clear_deleted, clear_expired
 from app.models import CalendarEvent
 from tests import factories
 from workers import housekeeping

@@ -17,6 +17,7 @@ import app as app_package
 from app.core.crypto import SecretBox
 from app.core.db import transaction
 from app.core.ids import new_id
+from app.credentials.store import _access_context, client_secret_context, context_of
 from app.keys import repository, service
 from app.models import (
     Base,
@@ -29,7 +30,6 @@ from app.models import (
     PushChannel,
     WebhookSubscription,
 )
-from app.oauth.credentials import _access_context, client_secret_context, context_of
 from app.oauth.service import _app_context, _session_context
 from app.push.service import sealed_context
 from app.webhooks.delivery import secrets_context

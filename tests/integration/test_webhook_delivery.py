@@ -28,7 +28,7 @@ from app.models import WebhookDelivery, WebhookSubscription
 from app.settings import Settings
 from app.webhooks import repository, service
 from app.webhooks.delivery import Deliverer, prune
-from app.webhooks.events import CalendarFacts
+from app.webhooks.payloads import CalendarFacts
 from app.webhooks.schemas import WebhookCreate, WebhookUpdate
 from tests.conftest import TestProject
 from tests.fakes.receiver import Answer, Receiver

@@ -18,7 +18,7 @@ from app.core.clock import isoformat, utcnow
 from app.core.db import Session, Sessions, transaction
 from app.models import IdempotentAnswer, WebhookDelivery, WebhookSubscription
 from app.webhooks import repository, requeue, samples, service
-from app.webhooks.events import CalendarFacts, ChangedEvent
+from app.webhooks.payloads import CalendarFacts, ChangedEvent
 from app.webhooks.repository import delete_pending_of_calendar
 from app.webhooks.service import announce, wants_events
 from tests.conftest import TestProject

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.cli.acl import let_pass
+from app.cli.devserver.acl import let_pass
 
 NOBODY, OTHER = 65534, 65533
 

@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from app.demo.api import build_demo_feed
-from app.itip.event_fields import Reader
-from app.itip.feed import Feed
-from app.providers.base import Window
+from app.events.data import Window
+from app.ical.event_fields import Reader
+from app.ical.feed import Feed
 
 
 @pytest.mark.parametrize("day", range(7))

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from app.providers.base import RemoteAttendee, RemoteEvent, Window
-from app.sync.diff import StoredEvent, content_hash, diff_events
+from app.events.data import RemoteAttendee, RemoteEvent, Window
+from app.events.diff import StoredEvent, content_hash, diff_events
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 WINDOW = Window(NOW - timedelta(days=1), NOW + timedelta(days=28))

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.exceptions import RedisError
 
-from app.doorbell import Doorbell, connect_redis
+from app.core.wakeups import Doorbell, connect_redis
 
 
 class Mute:

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.core.http_json import load_json, retry_after
+from app.events.data import RemoteAttendee, RemoteOrganizer
 from app.meeting_urls.extract import DEFAULT_HOSTS
 from app.providers.base import (
     AccessDenied,
@@ -15,12 +17,9 @@ from app.providers.base import (
     CursorExpired,
     ProviderError,
     RateLimited,
-    RemoteAttendee,
-    RemoteOrganizer,
     Unavailable,
 )
-from app.providers.google import classify_error, parse_event, read_event
-from app.providers.wire import load_json, retry_after
+from app.providers.google.calendar import classify_error, parse_event, read_event
 
 PARIS = "Europe/Paris"
 WEEKLY: dict[str, Any] = {

@@ -16,20 +16,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from app.itip import feed as feed_module
-from app.itip.components import Line, parse_lines, split
-from app.itip.event_fields import Reader
-from app.itip.feed import Feed
-from app.itip.recurrence import Rule, RuleRefused
-from app.itip.timezones import ZoneTable, named_zone
-from app.providers.base import (
-    ProviderError,
-    RemoteAttendee,
-    RemoteEvent,
-    RemoteOrganizer,
-    Unavailable,
-    Window,
-)
+from app.events.data import RemoteAttendee, RemoteEvent, RemoteOrganizer, Window
+from app.ical import feed as feed_module
+from app.ical.components import Line, parse_lines, split
+from app.ical.event_fields import Reader
+from app.ical.feed import Feed
+from app.ical.recurrence import Rule, RuleRefused
+from app.ical.timezones import ZoneTable, named_zone
+from app.providers.base import ProviderError, Unavailable
 
 FILES = Path(__file__).parent.parent / "data" / "ics"
 WINDOW = Window(datetime(2026, 11, 19, tzinfo=UTC), datetime(2026, 12, 18, tzinfo=UTC))

@@ -11,9 +11,10 @@ import recurring_ical_events
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.itip.build import RequestsToOne, build_cancel, build_reply, build_request, is_whole_cancel, safe_url
+from app.core.web_urls import safe_url
+from app.ical.vtimezone import vtimezone
+from app.itip.build import RequestsToOne, build_cancel, build_reply, build_request, is_whole_cancel
 from app.itip.event import Guest, HostedEvent, Person
-from app.itip.vtimezone import vtimezone
 
 STAMP = datetime(2026, 11, 20, 10, tzinfo=UTC)
 BOB = Guest(email="bob@example.org", name="Bob", is_optional=False, response_status="needs_action")

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.events.data import RemoteAttendee, RemoteOrganizer
 from app.providers.base import (
     AccessDenied,
     CalendarGone,
@@ -14,13 +15,11 @@ from app.providers.base import (
     CursorExpired,
     ProviderError,
     RateLimited,
-    RemoteAttendee,
-    RemoteOrganizer,
     Transient,
     Unavailable,
 )
-from app.providers.microsoft import classify_error, parse_event
-from app.providers.microsoft_oauth import classify_token_error
+from app.providers.microsoft.calendar import classify_error, parse_event
+from app.providers.microsoft.oauth import classify_token_error
 
 PARIS = "Europe/Paris"
 TEAMS_URL = (

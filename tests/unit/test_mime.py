@@ -15,11 +15,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from app.core.addresses import is_address, is_mail_address
+from app.core.languages import language_of
 from app.itip.build import build_cancel, build_reply, build_request, clean_line
 from app.itip.event import Person
-from app.messages.check import MailUnsafe, check_mail
-from app.messages.mime import Mailing, compose, make_message_id
-from app.messages.rendering import RsvpLinks, language_of, render, repeats_text, when_text
+from app.mail.check import MailUnsafe, check_mail
+from app.mail.mime import Mailing, compose, make_message_id
+from app.mail.rendering import RsvpLinks, render, repeats_text, when_text
 from tests.fakes.messages import read_addresses
 from tests.unit.test_itip_build import BOB, EVENT, NASTY, STAMP
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 
-from app.doorbell import QUEUE, Doorbell, connect_redis
+from app.core.wakeups import QUEUE, Doorbell, connect_redis
 
 
 async def test_rings_of_a_tenth_of_a_second_are_one_at_its_end(redis_url: str) -> None:

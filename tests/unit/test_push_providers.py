@@ -18,8 +18,8 @@ from app.providers.base import (
     RateLimited,
     Unavailable,
 )
-from app.providers.google_push import GooglePush
-from app.providers.microsoft_push import MicrosoftPush
+from app.providers.google.push import GooglePush
+from app.providers.microsoft.push import MicrosoftPush
 from app.providers.push import ChannelExists, ChannelGone, PushRefused
 from tests.fakes.receiver import Answer, Receiver
 from tests.fakes.server import serve

@@ -7,7 +7,7 @@ import pytest
 from cryptography.fernet import Fernet
 from itsdangerous import URLSafeSerializer
 
-from app.rsvp.tokens import RsvpTokens, Subject
+from app.invitations.links import RsvpTokens, Subject
 
 OLD, NEW = (Fernet.generate_key().decode() for _ in range(2))
 BOB = Subject("cal_1", "uid-1", "20261124T090000Z", "Bob+é@example.org")

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from app.providers import feed_readers
+from app.providers.ics import readers as feed_readers
 from workers import drainer, main
 
 ROOT = Path(__file__).parents[2]

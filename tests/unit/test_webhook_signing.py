@@ -11,7 +11,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from app.core.clock import utcnow
 from app.settings import Settings
-from app.webhooks.events import (
+from app.webhooks.payloads import (
     MOST_EVENTS,
     MOST_EVENTS_BYTES,
     TRIGGERS,
@@ -25,8 +25,8 @@ from app.webhooks.events import (
     sample_body,
     with_events,
 )
-from app.webhooks.schemas import url_fault
 from app.webhooks.signing import body_signature, new_secret, signature_headers
+from app.webhooks.targets import url_fault
 
 SECRET = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 

@@ -1,0 +1,370 @@
+"""`calbridge up`: everything in one process tree, for a first look, for development and for small installations.
+
+This process starts the servers that are not configured (app/cli/devserver/embedded.py), brings the schema up to date, and
+keeps one API and one worker running. It holds a lock on its data folder: two never work on the same data.
+"""
+
+import asyncio
+import errno
+import fcntl
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from cryptography.fernet import Fernet
+
+from app.cli.devserver.embedded import Server, socket_folder, spawn, start_postgres, start_redis
+from app.cli.devserver.supervisor import Child, end_together, say
+from app.cli.errors import CommandFailed, database_failures, explain_redis_error
+from app.cli.shared_metrics import VARIABLE as METRICS_DIRECTORY
+from app.cli.shared_metrics import empty_directory
+from app.core.db import create_engine, create_sessions, transaction
+from app.core.wakeups import REDIS_AWAY, Doorbell, connect_redis
+from app.demo.api import PATH as DEMO_FEED_PATH
+from app.projects.service import create_project, find_live_key
+from app.settings import Settings, load_settings
+from migrations.revisions import NEWER_SCHEMA, upgrade_to_head
+
+# Files in the data folder; all but the lock hold secrets and are readable by their owner alone.
+_LOCK_FILE = "up.lock"
+_RUNNING_FILE = "up.json"
+_KEYS_FILE = "credentials_encryption_keys"
+_DEMO_FILE = "demo_project.json"
+_METRICS_FOLDER = "metrics"
+
+_READY_WITHIN_SECONDS = 90
+_PROGRAMS_END_WITHIN_SECONDS = 25
+_SERVERS_END_WITHIN_SECONDS = 30
+_LOOK_EVERY_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Running:
+    """What a `calbridge up` that runs right now works with."""
+
+    pid: int
+    base_url: str
+    database_url: str
+    redis_url: str
+    credentials_encryption_keys: str
+    # Not there while an `up` of an older release runs.
+    app_url: str | None = None
+    demo_feed_url: str | None = None
+
+
+@dataclass
+class _Children:
+    """In the order of their start."""
+
+    servers: list[Child] = field(default_factory=list)
+    programs: list[Child] = field(default_factory=list)
+
+    def all(self) -> list[Child]:
+        return [*self.servers, *self.programs]
+
+    def end(self) -> None:
+        """First those that use the servers, then the servers."""
+        end_together(self.programs, _PROGRAMS_END_WITHIN_SECONDS)
+        end_together(self.servers, _SERVERS_END_WITHIN_SECONDS)
+
+
+def run_up(*, host: str, port: int, data_dir: Path, as_json: bool) -> None:
+    """Runs until Ctrl-C or SIGTERM. Raises SettingsError and CommandFailed."""
+    settings = load_settings()
+    data_dir = _make_data_dir(data_dir)
+    children = _Children()
+    with _only_one(data_dir):
+        port = check_port(host, port)
+        base_url = f"http://{_reachable(host)}:{port}"
+        try:
+            _signals_interrupt()
+            if settings.redis_url is not None:
+                asyncio.run(_check_redis(settings.required_redis_url()))
+            try:
+                settings = _start_servers(settings, data_dir, base_url, children.servers)
+            except OSError as err:
+                raise CommandFailed(f"The embedded servers cannot be started: {err}.") from None
+            say("Bringing the database's schema up to date ...")
+            with database_failures():
+                newer = upgrade_to_head(settings.required_database_url())
+            if newer is not None:
+                say(NEWER_SCHEMA.format(newer))
+            _write_running(data_dir, settings, base_url)
+            say("Starting the API and a worker ...")
+            _start_programs(settings, data_dir, host, port, children.programs)
+            _wait_until_ready(base_url, children.all())
+            with database_failures():
+                demo = asyncio.run(_demo_project(data_dir, settings.required_database_url()))
+            started = {
+                "base_url": base_url,
+                **demo,
+                "database_url": settings.required_database_url(),
+                "redis_url": settings.required_redis_url(),
+            }
+            print(json.dumps(started) if as_json else _welcome(started, data_dir), flush=True)
+            while True:
+                time.sleep(_LOOK_EVERY_SECONDS)
+                for child in children.all():
+                    child.tend()
+        except KeyboardInterrupt:
+            say("Ending ...")
+        finally:
+            _signals_ignored()
+            children.end()
+            (data_dir / _RUNNING_FILE).unlink(missing_ok=True)
+            with suppress(OSError):
+                socket_folder(data_dir).rmdir()
+
+
+def running_up(data_dir: Path) -> Running | None:
+    """The `calbridge up` that runs on this data folder, once its database is ready."""
+    with suppress(OSError), (data_dir / _LOCK_FILE).open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return Running(**json.loads((data_dir / _RUNNING_FILE).read_text()))
+    return None
+
+
+def check_port(host: str, port: int, *, names: tuple[str, str] = ("--host", "--port")) -> int:
+    """The port, or a free one for 0. Raises CommandFailed where it cannot be listened on, naming the options."""
+    host_option, port_option = names
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, _, _, address = found[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            return int(probe.getsockname()[1])
+    except OSError as err:
+        if err.errno == errno.EADDRINUSE:
+            raise CommandFailed(f"Port {port} is taken. Choose another with {port_option}.") from None
+        if err.errno == errno.EACCES:
+            raise CommandFailed(
+                f"Port {port} needs more rights. Choose one above 1023 with {port_option}."
+            ) from None
+        raise CommandFailed(
+            f"Cannot listen on {host}, port {port}: {err}. See {host_option} and {port_option}."
+        ) from None
+
+
+def _make_data_dir(data_dir: Path) -> Path:
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as err:
+        raise CommandFailed(f"Cannot make the data folder: {err}. Choose another with --data-dir.") from None
+    if not os.access(data_dir, os.W_OK | os.X_OK):
+        raise CommandFailed(f"The data folder {data_dir} is not writable. Choose another with --data-dir.")
+    return data_dir.resolve()
+
+
+@contextmanager
+def _only_one(data_dir: Path) -> Iterator[None]:
+    """Holds the folder's lock; the system gives it back however this process ends. Raises CommandFailed."""
+    with (data_dir / _LOCK_FILE).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CommandFailed(
+                f"Another `calbridge up` runs on {data_dir}. End it first, or give this one a folder and a port of "
+                "its own with --data-dir and --port."
+            ) from None
+        yield
+
+
+async def _check_redis(url: str) -> None:
+    """Raises CommandFailed where a Redis that is configured does not answer."""
+    doorbell = Doorbell(connect_redis(url))
+    try:
+        await doorbell.ping()
+    except REDIS_AWAY as err:
+        raise CommandFailed(explain_redis_error(err)) from None
+    finally:
+        await doorbell.aclose()
+
+
+def _start_servers(settings: Settings, data_dir: Path, base_url: str, servers: list[Child]) -> Settings:
+    """Starts what is not configured, and fills in the settings that are open."""
+    values: dict[str, Any] = {"demo_feed_url": base_url + DEMO_FEED_PATH}
+
+    def keep(server: Server, again: partial[Server]) -> str:
+        servers.append(Child(server.name, server.process, lambda: again().process, server.gentle))
+        return server.url
+
+    if settings.database_url is None:
+        say(f"Starting PostgreSQL, its data in {data_dir} ...")
+        start = partial(start_postgres, data_dir)
+        values["database_url"] = keep(start(), start)
+    if settings.redis_url is None:
+        start = partial(start_redis, data_dir)
+        values["redis_url"] = keep(start(), start)
+    if not settings.fernet_keys:
+        values["credentials_encryption_keys"] = _kept_encryption_keys(data_dir)
+    if "app_url" not in settings.model_fields_set:
+        # Google and Microsoft take http in a redirect URI for localhost, and Microsoft's form takes it for no address.
+        values["app_url"] = base_url.replace("//127.0.0.1:", "//localhost:")
+    return load_settings(**values)
+
+
+def _start_programs(settings: Settings, data_dir: Path, host: str, port: int, programs: list[Child]) -> None:
+    env = {
+        **os.environ,
+        "DATABASE_URL": settings.required_database_url(),
+        "REDIS_URL": settings.required_redis_url(),
+        "CREDENTIALS_ENCRYPTION_KEYS": ",".join(settings.required_fernet_keys()),
+        "APP_URL": settings.app_url,
+        "DEMO_FEED_URL": settings.demo_feed_url or "",
+        # The API's /metrics tells of the worker too.
+        METRICS_DIRECTORY: str(empty_directory(data_dir / _METRICS_FOLDER)),
+    }
+
+    def start(*arguments: str) -> subprocess.Popen[bytes]:
+        # -P: another folder named `app` may lie where the caller stands.
+        command = [sys.executable, "-P", "-m", "app.cli.main", *arguments]
+        return spawn(command, env=env, output=sys.stderr.fileno(), death_signal=signal.SIGKILL)
+
+    for name, arguments in {
+        "The API": ("api", "--host", host, "--port", str(port)),
+        "The worker": ("worker",),
+    }.items():
+        again = partial(start, *arguments)
+        programs.append(Child(name, again(), again))
+
+
+def _wait_until_ready(base_url: str, children: list[Child]) -> None:
+    deadline = time.monotonic() + _READY_WITHIN_SECONDS
+    answer = "nothing"
+    while time.monotonic() < deadline:
+        for child in children:
+            how = child.how_it_ended()
+            if how is not None:
+                raise CommandFailed(f"{child.name} ended ({how}) before everything was ready; see above.")
+        connection = http.client.HTTPConnection(base_url.removeprefix("http://"), timeout=5)
+        try:
+            connection.request("GET", "/readyz?strict")
+            response = connection.getresponse()
+            answer = response.read(2000).decode(errors="replace")
+            if response.status == http.HTTPStatus.OK:
+                return
+        except (OSError, http.client.HTTPException) as err:
+            answer = str(err)
+        finally:
+            connection.close()
+        time.sleep(_LOOK_EVERY_SECONDS)
+    raise CommandFailed(f"Not ready after {_READY_WITHIN_SECONDS} seconds. /readyz says: {answer}")
+
+
+async def _demo_project(data_dir: Path, database_url: str) -> dict[str, str]:
+    """`project_id` and `api_key`: those kept in the data folder, or new ones where they open nothing (any more)."""
+    path = data_dir / _DEMO_FILE
+    engine = create_engine(database_url, pool_size=1)
+    try:
+        async with transaction(create_sessions(engine)) as session:
+            if path.exists():
+                kept: dict[str, str] = json.loads(path.read_text())
+                key = await find_live_key(session, kept["api_key"])
+                if key is not None and key.project_id == kept["project_id"]:
+                    return kept
+            new = await create_project(session, "demo")
+    finally:
+        await engine.dispose()
+    made = {"project_id": new.project_id, "api_key": new.api_key}
+    _write_secret(path, json.dumps(made))
+    return made
+
+
+def _kept_encryption_keys(data_dir: Path) -> str:
+    path = data_dir / _KEYS_FILE
+    if not path.exists():
+        _write_secret(path, Fernet.generate_key().decode())
+    return path.read_text().strip()
+
+
+def _write_running(data_dir: Path, settings: Settings, base_url: str) -> None:
+    running = Running(
+        pid=os.getpid(),
+        base_url=base_url,
+        database_url=settings.required_database_url(),
+        redis_url=settings.required_redis_url(),
+        credentials_encryption_keys=",".join(settings.required_fernet_keys()),
+        app_url=settings.app_url,
+        demo_feed_url=settings.demo_feed_url,
+    )
+    _write_secret(data_dir / _RUNNING_FILE, json.dumps(asdict(running)))
+
+
+def _write_secret(path: Path, text: str) -> None:
+    """Whole or not at all, and readable by the owner alone from the first byte."""
+    unfinished = path.with_name(path.name + ".new")
+    unfinished.unlink(missing_ok=True)
+    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _signals_interrupt() -> None:
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    for number in _STOP_SIGNALS:
+        signal.signal(number, interrupt)
+
+
+def _signals_ignored() -> None:
+    # Ending takes seconds and must not be left half done; it has its own limits of time.
+    for number in _STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _reachable(host: str) -> str:
+    """Where a server that listens on `host` is reached from this machine, as it stands in a URL."""
+    host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+    return f"[{host}]" if ":" in host else host
+
+
+def _welcome(started: dict[str, str], data_dir: Path) -> str:
+    base_url, api_key = started["base_url"], started["api_key"]
+    # No comments among the commands: zsh, as macOS has it, takes them for commands too, and an apostrophe for a quote.
+    curl = 'curl -sS -H "Authorization: Token $KEY"'
+    # With the key, pasting it again makes no second calendar.
+    body = json.dumps(
+        {"platform": "ics", "feed_url": base_url + DEMO_FEED_PATH, "deduplication_key": "sample"}
+    )
+    return f"""
+calbridge runs at {base_url} (all calls: {base_url}/docs). Ctrl-C stops it; the data stay in {data_dir}
+
+  project  {started["project_id"]} (demo)
+  API key  {api_key}
+
+Try it: paste all of this into another terminal. It connects a sample calendar (your own calendar's secret iCal address
+works too), lists its events, and shows how its syncs go: state, last_successful_sync_at, sync_failure.
+
+KEY={api_key}
+
+{curl} -X POST {base_url}/api/v1/calendars -H 'Content-Type: application/json' -d '{body}'; echo
+
+sleep 3; {curl} '{base_url}/api/v1/calendar_events?ordering=start_time'; echo
+
+{curl} {base_url}/api/v1/calendars; echo
+
+Next: have changes sent to you, POST {base_url}/api/v1/webhooks (README.md shows a receiver). Feeds and webhooks must
+be public https addresses, unless calbridge is started with ALLOW_PRIVATE_NETWORK_TARGETS=true: a receiver on this
+machine needs that. `.venv/bin/calbridge doctor` checks everything.
+"""

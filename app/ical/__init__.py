@@ -1,0 +1,1 @@
+"""iCalendar: reading feeds and writing files (RFC 5545, 7986). Pure functions: no network, no database."""

@@ -1,0 +1,156 @@
+"""What a VEVENT says about an event, apart from when it is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from app.events import limits
+from app.events.data import RemoteAttendee, RemoteEvent, RemoteOrganizer, ResponseStatus
+from app.events.raw import dump_raw
+from app.ical.components import Component, Line
+from app.meeting_urls.extract import DEFAULT_HOSTS, MeetingHosts, find_meeting_link
+
+_RESPONSES: dict[str, ResponseStatus] = {
+    "ACCEPTED": "accepted",
+    "DECLINED": "declined",
+    "TENTATIVE": "tentative",
+}
+# In this order the link to the meeting is looked for.
+_CONFERENCES = (
+    "X-GOOGLE-CONFERENCE",
+    "CONFERENCE",
+    "X-MICROSOFT-SKYPETEAMSMEETINGURL",
+    "X-MICROSOFT-ONLINEMEETINGEXTERNALLINK",
+    "X-MICROSOFT-ONLINEMEETINGCONFLINK",
+)
+# Not in `raw`: a time of writing changes with each fetch (Google's DTSTAMP), and the lists of other instances with
+# each of them. An event is not another one because of that.
+_LEFT_OUT_OF_RAW = frozenset({"DTSTAMP", "LAST-MODIFIED", "EXDATE", "RDATE"})
+_LONGEST_SEARCHED_TEXT = 32_000
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """How the events of one feed are read: whose calendar it is, and which hosts are meeting rooms."""
+
+    owner_email: str | None = None
+    hosts: MeetingHosts = DEFAULT_HOSTS
+
+    def describe(self, component: Component, platform_uuid: str) -> RemoteEvent:
+        """Everything but the times and the identity of an instance."""
+        lines = list(component.lines())
+        first: dict[str, Line] = {}
+        for line in lines:
+            first.setdefault(line.name, line)
+        title = _text(first.get("SUMMARY"))
+        location = _text(first.get("LOCATION"))
+        description = _text(first.get("DESCRIPTION")) or _text(first.get("X-ALT-DESC"))
+        url = _text(first.get("URL"))
+        organizer = _organizer(first.get("ORGANIZER"))
+        organizer_email = organizer.email if organizer else None
+        attendees = _attendees(lines, organizer_email)
+        link = find_meeting_link(
+            conference=[
+                line.text[: limits.URL] for name in _CONFERENCES for line in lines if line.name == name
+            ],
+            location=_searched("\n".join(text for text in (location, url) if text)),
+            description=_searched(description),
+            title=_searched(title),
+            hosts=self.hosts,
+        )
+        return RemoteEvent(
+            platform_uuid=platform_uuid,
+            raw=_raw(lines, first),
+            name=limits.cut(title, limits.TITLE),
+            description=limits.cut(description, limits.DESCRIPTION),
+            location=limits.cut(location, limits.LOCATION),
+            organizer=organizer,
+            attendees=attendees,
+            response_status=self._own_response(attendees, organizer_email),
+            meeting_url=link.url if link else None,
+            meeting_platform=link.platform if link else None,
+        )
+
+    def _own_response(
+        self, attendees: Sequence[RemoteAttendee], organizer_email: str | None
+    ) -> ResponseStatus | None:
+        if not self.owner_email:
+            return None
+        for attendee in attendees:
+            if _same_address(attendee.email, self.owner_email):
+                return attendee.response_status
+        return "accepted" if _same_address(organizer_email, self.owner_email) else None
+
+
+def _text(line: Line | None) -> str | None:
+    return line.text or None if line else None
+
+
+def _searched(text: str | None) -> str | None:
+    return text[:_LONGEST_SEARCHED_TEXT] if text else None
+
+
+def _raw(lines: Sequence[Line], first: dict[str, Line]) -> str:
+    written = [
+        f"{line.name}{';' if line.parameters else ''}{line.parameters}:{line.value}"
+        for line in lines
+        if line.name not in _LEFT_OUT_OF_RAW
+    ]
+    return dump_raw(
+        {
+            "ics": limits.cut("\r\n".join(written), limits.RAW_TEXT),
+            **{
+                name.lower().replace("-", "_"): limits.cut(first[name].text, limits.RAW_TEXT)
+                for name in ("UID", "SEQUENCE", "STATUS", "RECURRENCE-ID")
+                if name in first
+            },
+        }
+    )
+
+
+def _organizer(line: Line | None) -> RemoteOrganizer | None:
+    if line is None:
+        return None
+    email, name = _address(line), _common_name(line)
+    return RemoteOrganizer(email=email, name=name) if email or name else None
+
+
+def _attendees(lines: Sequence[Line], organizer_email: str | None) -> tuple[RemoteAttendee, ...]:
+    found = [line for line in lines if line.name == "ATTENDEE"][: limits.ATTENDEES]
+    return tuple(_attendee(line, organizer_email) for line in found)
+
+
+def _attendee(line: Line, organizer_email: str | None) -> RemoteAttendee:
+    email = _address(line)
+    return RemoteAttendee(
+        email=email,
+        name=_common_name(line),
+        response_status=_RESPONSES.get(_word(line, "PARTSTAT"), "needs_action"),
+        is_organizer=_same_address(email, organizer_email),
+        is_optional=_word(line, "ROLE") == "OPT-PARTICIPANT",
+        is_resource=_word(line, "CUTYPE") in {"ROOM", "RESOURCE"},
+    )
+
+
+def _word(line: Line, parameter: str) -> str:
+    return (line.parameter(parameter) or "").strip().upper()
+
+
+def _common_name(line: Line) -> str | None:
+    return limits.cut((line.parameter("CN") or "").strip(), limits.NAME) or None
+
+
+def _address(line: Line) -> str | None:
+    """The address in a `mailto:`; the EMAIL parameter (RFC 7986) where the value is another kind of URI."""
+    scheme, _, rest = line.value.strip().partition(":")
+    if scheme.upper() == "MAILTO":
+        address = unquote(rest.partition("?")[0])
+    else:
+        address = line.parameter("EMAIL") or line.value
+    address = address.strip(' <>"')
+    is_address = "@" in address and ":" not in address
+    return limits.cut(address, limits.EMAIL) if is_address else None
+
+
+def _same_address(one: str | None, other: str | None) -> bool:
+    return bool(one and other) and str(one).casefold() == str(other).casefold()

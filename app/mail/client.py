@@ -1,0 +1,235 @@
+"""The Messages API over HTTP, both of its endpoints (contract/messages.md).
+
+Errors tell what happened to the request, which is what decides about another attempt:
+
+MessagesOff          404  the integration is switched off
+MessagesUnavailable  502  no connection, 5xx, no answer in time; `may_be_taken`: the request went out whole
+MessagesThrottled    429  Too fast; `retry_after` seconds
+MessagesRefused      502  the key, the channel, a scope or the address is wrong: for the operator to mend
+MailRefused          502  this one mail can never be sent
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from app.core.errors import BadGateway, NotFound, TooManyRequests
+from app.core.http import BodyTooLarge, httpx, read_capped
+from app.core.http_json import load_json, retry_after
+from app.settings import Settings
+
+_LARGEST_ANSWER_BYTES = 8 * 1024 * 1024
+_LOOK_UP_WITHIN_SECONDS = 15.0
+# Usually 0.1 s. A slow submit must not be taken for a lost one: it is sent all the same.
+SUBMIT_WITHIN_SECONDS = 60.0
+_THROTTLED_SECONDS = 30.0
+_REASON_CHARACTERS = 300
+# How a 403 begins that is about the mail and not about the channel.
+_FROM_REFUSED = "From header does not match"
+
+
+class MessagesOff(NotFound):
+    def __init__(self) -> None:
+        super().__init__(
+            "The Messages integration is off: set FEATURE_MESSAGES_INTEGRATION to use mailboxes."
+        )
+
+
+class MessagesUnavailable(BadGateway):
+    """Nothing wrong was asked. `may_be_taken`: only the answer is missing, the request may have been carried out.
+
+    `retry_after`: seconds that Messages asks to wait, 0 if it does not say.
+    """
+
+    def __init__(self, message: str, *, may_be_taken: bool = False, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.may_be_taken = may_be_taken
+        self.retry_after = retry_after
+
+
+class MessagesThrottled(TooManyRequests):
+    """Messages answered 429; `retry_after` as it said."""
+
+
+class MessagesRefused(BadGateway):
+    """The channel may not do this; `status_code_there` is what Messages answered."""
+
+    def __init__(self, message: str, *, status_code_there: int) -> None:
+        super().__init__(message)
+        self.status_code_there = status_code_there
+
+
+class MailRefused(BadGateway):
+    """Messages will never take this mail from this mailbox; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    headers: httpx.Headers
+    body: bytes
+
+    def json(self) -> Any:
+        """The JSON value, or None: error bodies are HTML as often as not."""
+        try:
+            return load_json(self.body)
+        except ValueError:
+            return None
+
+    def reason(self) -> str:
+        """What Messages said about an error, on one line; nothing of an HTML page."""
+        value = self.json()
+        if isinstance(value, Mapping):
+            texts = [text for text in map(_sentence, value.values()) if text]
+            return " ".join(" ".join(texts).split())[:_REASON_CHARACTERS]
+        return ""
+
+
+def _sentence(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return " ".join(item for item in value if isinstance(item, str))
+    return ""
+
+
+class MessagesClient:
+    """Raises MessagesOff on any call while the feature is off."""
+
+    def __init__(self, settings: Settings, client: httpx.AsyncClient) -> None:
+        self._settings = settings
+        self._client = client
+
+    @property
+    def is_on(self) -> bool:
+        return self._settings.feature_messages_integration
+
+    async def fetch_mailboxes(self, user_email: str) -> list[Any]:
+        """`results` of the mailboxes that the user has access to. Look-ups are case-sensitive there.
+
+        Raises MessagesUnavailable, MessagesThrottled, MessagesRefused.
+        """
+        answer = await self._call(
+            "GET",
+            "/provisioning/mailboxes/",
+            within_seconds=_LOOK_UP_WITHIN_SECONDS,
+            params={"user_email": user_email},
+        )
+        if answer.status != 200:
+            raise _failure(answer)
+        value = answer.json()
+        results = value.get("results") if isinstance(value, Mapping) else None
+        if not isinstance(results, list):
+            # An empty list would take away rights; a page of somebody's proxy is not one.
+            raise MessagesUnavailable("Messages answered with something that is not a list of mailboxes.")
+        return results
+
+    async def submit(self, mailbox_id: str, recipients: Sequence[str], mail: bytes) -> str | None:
+        """Hands over one RFC 5322 message (CRLF); the id that Messages gave it, if it told one.
+
+        Raises MessagesUnavailable, MessagesThrottled, MessagesRefused, MailRefused.
+        """
+        answer = await self._call(
+            "POST",
+            "/submit/",
+            within_seconds=SUBMIT_WITHIN_SECONDS,
+            headers={
+                "Content-Type": "message/rfc822",
+                "X-Mail-From": mailbox_id,
+                "X-Rcpt-To": ",".join(recipients),
+            },
+            content=mail,
+        )
+        if answer.status in {200, 201, 202}:
+            value = answer.json()
+            message_id = value.get("message_id") if isinstance(value, Mapping) else None
+            return message_id if isinstance(message_id, str) else None
+        # A page is of a proxy, or of a web server that is set up wrongly: nothing that this mail could help.
+        is_about_mail = answer.json() is not None
+        if answer.status == 404 and is_about_mail:
+            raise MailRefused(_with_reason("Messages does not know the mailbox", answer))
+        if answer.status in {400, 413, 422} and is_about_mail:
+            raise MailRefused(_with_reason(f"Messages refused the mail ({answer.status})", answer))
+        if answer.status == 403 and answer.reason().startswith(_FROM_REFUSED):
+            raise MailRefused(_with_reason("Messages refused the mail (403)", answer))
+        raise _failure(answer, is_submit=True)
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        within_seconds: float,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
+        content: bytes | None = None,
+    ) -> _Answer:
+        settings = self._settings
+        if not settings.feature_messages_integration:
+            raise MessagesOff
+        assert settings.messages_api_key is not None
+        assert settings.messages_channel_id is not None
+        credentials = {
+            "X-API-Key": settings.messages_api_key.get_secret_value(),
+            "X-Channel-Id": settings.messages_channel_id,
+            "Accept": "application/json",
+        }
+        try:
+            async with (
+                asyncio.timeout(within_seconds),
+                self._client.stream(
+                    method,
+                    f"{settings.messages_api_url}/api/v1.0{path}",
+                    headers={**credentials, **(headers or {})},
+                    params=params,
+                    content=content,
+                    timeout=httpx.Timeout(within_seconds, connect=10.0),
+                ) as response,
+            ):
+                body = await read_capped(response, _LARGEST_ANSWER_BYTES)
+                return _Answer(response.status_code, response.headers, body)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as err:
+            problem, may_be_taken = f"cannot be reached ({type(err).__name__})", False
+        except (httpx.WriteError, httpx.WriteTimeout) as err:
+            # Without its last bytes a request is none.
+            problem, may_be_taken = f"broke the connection off ({type(err).__name__})", False
+        except (TimeoutError, httpx.TimeoutException):
+            problem, may_be_taken = "did not answer in time", True
+        except BodyTooLarge:
+            problem, may_be_taken = "sent too large an answer", True
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, UnicodeError, OSError) as err:
+            problem, may_be_taken = f"broke the connection off ({type(err).__name__})", True
+        # Raised out here, so that the httpx error, which has the key in its request, is not our context.
+        raise MessagesUnavailable(f"Messages {problem}.", may_be_taken=may_be_taken)
+
+
+def _failure(answer: _Answer, *, is_submit: bool = False) -> Exception:
+    status = answer.status
+    if status == 429:
+        seconds = retry_after(answer.headers)
+        wait = _THROTTLED_SECONDS if seconds is None else seconds
+        return MessagesThrottled("Messages is asked too often.", retry_after=max(1, round(wait)))
+    if status >= 500:
+        # A gateway that waited in vain does not know; and with its broker away, Messages answers 500 to a mail that
+        # it keeps, and sends later.
+        return MessagesUnavailable(
+            f"Messages answered {status}.",
+            may_be_taken=is_submit and status in {500, 504},
+            retry_after=retry_after(answer.headers) or 0.0,
+        )
+    sentence = {
+        401: "Messages refuses the key or the channel: check MESSAGES_API_KEY and MESSAGES_CHANNEL_ID",
+        403: "Messages refuses: the channel must be global, with the scopes mailboxes:read and messages:send",
+        404: "Messages is not at this address: check MESSAGES_API_URL",
+    }.get(status)
+    if sentence is None and 300 <= status < 400:
+        sentence = "Messages redirects: MESSAGES_API_URL must be its https address"
+    return MessagesRefused(
+        _with_reason(sentence or f"Messages answered {status}", answer), status_code_there=status
+    )
+
+
+def _with_reason(sentence: str, answer: _Answer) -> str:
+    reason = answer.reason().rstrip(".")
+    return f"{sentence}: {reason}." if reason else f"{sentence}."

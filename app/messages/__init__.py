@@ -1,1 +1,0 @@
-"""Messages: the mailboxes that send, the mails, and the ways out (contract/messages.md)."""

@@ -1,0 +1,109 @@
+"""Push channels of Google Calendar (contract/providers.md A.9).
+
+Google neither renews nor lists channels: a new one is opened before the old one ends, and then the old one stopped.
+"""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import quote
+
+from app.core.clock import utcnow
+from app.core.http import httpx
+from app.core.http_json import load_json
+from app.providers.base import ClientMisconfigured, TokenSource, Unavailable
+from app.providers.google.calendar import classify_error
+from app.providers.push import MAX_BODY_BYTES, OpenedChannel, PushRefused, send_authorized
+from app.providers.wire import Answer, exchange
+
+_LIFE = timedelta(days=7)
+_DEADLINE_SECONDS = 20.0
+_NO_PUSH = b"pushNotSupportedForRequestedResource"
+# `push.webhookUrlNotHttps`, `webhookUrlUnauthorized`: as a 400 or a 401, which says nothing about the token.
+_ADDRESS_REFUSED = b"webhookUrl"
+
+
+class GooglePush:
+    """The channels of one Google calendar. `base_url` is GOOGLE_API_BASE_URL; `calendar_id` None: the primary one."""
+
+    def __init__(
+        self, *, client: httpx.AsyncClient, tokens: TokenSource, base_url: str, calendar_id: str | None
+    ) -> None:
+        self._client = client
+        self._tokens = tokens
+        self._base_url = base_url.rstrip("/") + "/calendar/v3"
+        self._calendar_id = calendar_id or "primary"
+
+    async def open(self, *, channel_id: str, secret: str, address: str) -> OpenedChannel:
+        """Opens a channel to `address` that sends `secret` along; its first message may come before this returns.
+
+        Raises PushRefused, ClientMisconfigured (the address too), CredentialsRevoked, AccessDenied, CalendarGone,
+        RateLimited, Unavailable (then the channel may exist), ProviderError.
+        """
+        calendar = quote(self._calendar_id, safe="", errors="replace")
+        answer = await self._post(
+            f"/calendars/{calendar}/events/watch",
+            {
+                "id": channel_id,
+                "type": "web_hook",
+                "address": address,
+                "token": secret,
+                "params": {"ttl": str(int(_LIFE.total_seconds()))},
+            },
+        )
+        if answer.status != 200:
+            if _NO_PUSH in answer.body:
+                raise PushRefused("Google offers no push for this calendar.")
+            if _refuses_address(answer):
+                raise ClientMisconfigured(
+                    "Google does not accept the notification address: APP_URL must be https, with a valid certificate.",
+                    code="notification_address_refused",
+                )
+            raise classify_error(answer.status, answer.body, answer.headers)
+        try:
+            document = load_json(answer.body)
+        except ValueError:
+            document = None
+        resource_id = document.get("resourceId") if isinstance(document, dict) else None
+        if not isinstance(resource_id, str) or not resource_id.isprintable():
+            raise Unavailable("Google's answer is not a channel.", code="broken_answer")
+        return OpenedChannel(expires_at=_expires_at(document), resource_id=resource_id)
+
+    async def close(self, *, channel_id: str, provider_id: str | None, resource_id: str | None) -> None:  # noqa: ARG002 - as in microsoft_push
+        """Stops a channel; one that is not known any more counts as stopped.
+
+        Only the account and the OAuth client that opened it can do it. Raises the errors of `open`.
+        """
+        answer = await self._post("/channels/stop", {"id": channel_id, "resourceId": resource_id})
+        if not 200 <= answer.status < 300 and answer.status != 404:
+            raise classify_error(answer.status, answer.body, answer.headers)
+
+    async def _post(self, path: str, document: dict[str, Any]) -> Answer:
+        async def send(token: str) -> Answer:
+            return await exchange(
+                self._client,
+                "POST",
+                self._base_url + path,
+                provider="Google",
+                document=document,
+                headers={"Authorization": f"Bearer {token}"},
+                max_bytes=MAX_BODY_BYTES,
+                deadline_seconds=_DEADLINE_SECONDS,
+            )
+
+        return await send_authorized(
+            self._tokens,
+            send,
+            is_about_token=lambda answer: answer.status == 401 and not _refuses_address(answer),
+        )
+
+
+def _refuses_address(answer: Answer) -> bool:
+    return answer.status in {400, 401} and _ADDRESS_REFUSED in answer.body
+
+
+def _expires_at(document: dict[str, Any]) -> datetime:
+    """`expiration` is in milliseconds, as text; without a usable one, what was asked for."""
+    try:
+        return datetime.fromtimestamp(int(document["expiration"]) / 1000, UTC)
+    except (KeyError, TypeError, ValueError, OverflowError, OSError):
+        return utcnow() + _LIFE

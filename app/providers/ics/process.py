@@ -1,0 +1,229 @@
+"""A process that reads feeds, one after the other; `FeedReaders` (readers.py) has some of them.
+
+Frames on stdin and stdout: four bytes with the length of the pickle that follows.
+
+    > FeedJob
+    < Digest            the parent may know by it what is in the feed
+    > bool              whether to go on
+    < Selected          and so many lists of events; or, here or instead of the Digest, Refused
+    < Done
+
+A job that takes too long is cut from within (SIGPROF, which counts the processor time of this process), and should
+that not be heard, by the kernel (RLIMIT_CPU). Both hold when the parent is gone, which is noticed by the closed pipe.
+"""
+
+import contextlib
+import os
+import pickle
+import resource
+import signal
+import struct
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import structlog
+
+from app.core.logging import configure_logging
+from app.events.data import KnownEvent, Window
+from app.ical.event_fields import Reader
+from app.ical.feed import Feed, Selection
+from app.providers.base import Unavailable
+
+EVENTS_PER_PAGE = 1_000
+# What a feed may take, whatever its rules are; reading it takes time by its size, which nobody can make more.
+MAX_CPU_SECONDS = 3.0
+_CPU_SECONDS_PER_MB = 0.3
+_CPU_SECONDS_TO_STOP = 2
+MAX_MEMORY_BYTES = 1024**3
+_RECYCLE_ABOVE_BYTES = 300 * 1024**2
+
+LENGTH = struct.Struct(">I")
+
+
+@dataclass(frozen=True, slots=True)
+class FeedJob:
+    """A body as transferred, with its Content-Encoding. `log_context`: what log lines are to carry.
+
+    `wanted`: read these events, wherever they are, and not those of the window.
+    """
+
+    body: bytes
+    encoding: str
+    max_bytes: int  # of the decoded body
+    window: Window
+    reader: Reader
+    log_context: dict[str, Any]
+    wanted: tuple[KnownEvent, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """`recycle`: this process has grown, and ends now."""
+
+    recycle: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The code and message of an Unavailable."""
+
+    code: str
+    message: str
+
+
+TOO_COMPLEX = Refused("feed_too_complex", "The feed's recurring events take too long to expand.")
+
+
+class _TooMuchTime(BaseException):
+    """No Exception: what forgives a broken event must not forgive this."""
+
+
+def frame(message: object) -> bytes:
+    """The message with its length before it."""
+    pickled = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    return LENGTH.pack(len(pickled)) + pickled
+
+
+def too_large(max_bytes: int) -> Unavailable:
+    return Unavailable(f"The feed is larger than {max_bytes // 1024**2} MB.", code="feed_too_large")
+
+
+def _decode(body: bytes, encoding: str, max_bytes: int) -> bytes:
+    if encoding in {"", "identity"}:
+        return body
+    if encoding not in {"gzip", "x-gzip"}:
+        raise Unavailable("The feed comes in an encoding that was not asked for.", code="feed_not_ics")
+    decoder = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    try:
+        text = decoder.decompress(body, max_bytes + 1)
+    except zlib.error:
+        raise Unavailable("The feed's compression is broken.", code="feed_truncated") from None
+    if len(text) > max_bytes:
+        raise too_large(max_bytes)
+    if not decoder.eof and body:
+        raise Unavailable("The feed breaks off before its end.", code="feed_truncated")
+    return text
+
+
+class _Pipe:
+    def __init__(self, source: BinaryIO, sink: BinaryIO) -> None:
+        self._source = source
+        self._sink = sink
+
+    def receive(self) -> Any:
+        """Raises EOFError when the parent is gone."""
+        length = LENGTH.unpack(self._exactly(LENGTH.size))[0]
+        return pickle.loads(self._exactly(length))  # noqa: S301 - of our own parent
+
+    def _exactly(self, size: int) -> bytes:
+        data = self._source.read(size)
+        if len(data) < size:
+            raise EOFError
+        return data
+
+    def send(self, data: bytes) -> None:
+        self._sink.write(data)
+        self._sink.flush()
+
+
+@contextlib.contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Raises _TooMuchTime in the block once this process has used so much processor time in it."""
+    used = time.process_time()
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    last = int(used + seconds) + 1 + _CPU_SECONDS_TO_STOP
+    resource.setrlimit(resource.RLIMIT_CPU, (last, hard))
+    # It repeats, should the first be swallowed.
+    signal.setitimer(signal.ITIMER_PROF, seconds, 0.1)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _raise_too_much_time(_signal: int, _frame: object) -> None:
+    raise _TooMuchTime
+
+
+def _allowed(size: int) -> float:
+    return MAX_CPU_SECONDS + _CPU_SECONDS_PER_MB * size / 1024**2
+
+
+def _has_grown() -> bool:
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:  # not on Linux
+        return False
+    return pages * resource.getpagesize() > _RECYCLE_ABOVE_BYTES
+
+
+def _read_pages(selection: Selection) -> list[bytes]:
+    offsets = range(0, len(selection), EVENTS_PER_PAGE)
+    return [frame(selection.page(offset, EVENTS_PER_PAGE)) for offset in offsets]
+
+
+def _work(pipe: _Pipe, job: FeedJob) -> None:
+    started = time.process_time()
+    frames: list[bytes] = []
+    try:
+        with _limited(_allowed(job.max_bytes)):
+            text = _decode(job.body, job.encoding, job.max_bytes)
+            feed = Feed(text)
+        allowed = _allowed(len(text))
+        del text
+        pipe.send(frame(Digest(feed.digest)))
+        frames = [frame(Selected(0))]
+        if pipe.receive():
+            with _limited(max(allowed - (time.process_time() - started), 0.1)):
+                if job.wanted is None:
+                    selection = feed.select(job.window, job.reader)
+                else:
+                    selection = feed.find(job.wanted, job.reader)
+                pages = _read_pages(selection)
+            frames = [frame(Selected(len(pages))), *pages]
+    except Unavailable as err:
+        frames = [frame(Refused(err.code, err.message))]
+    except (_TooMuchTime, MemoryError, RecursionError):
+        frames = [frame(TOO_COMPLEX)]
+    for data in frames:
+        pipe.send(data)
+
+
+def main() -> None:
+    log_level, log_json = sys.argv[1], sys.argv[2] == "json"
+    configure_logging(level=log_level, json=log_json)
+    # Anything that prints must not get between the frames.
+    pipe = _Pipe(sys.stdin.buffer, os.fdopen(os.dup(1), "wb"))
+    os.dup2(2, 1)
+    # Whoever ends the worker ends us: by closing the pipe, when the feed at hand has been read.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGPROF, _raise_too_much_time)
+    with contextlib.suppress(ValueError, OSError):  # macOS knows no such limit
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            job: FeedJob = pipe.receive()
+            structlog.contextvars.clear_contextvars()
+            structlog.contextvars.bind_contextvars(**job.log_context)
+            _work(pipe, job)
+            del job
+            grown = _has_grown()
+            pipe.send(frame(Done(recycle=grown)))
+            if grown:
+                return

@@ -1,0 +1,163 @@
+"""Subscriptions of Microsoft Graph (contract/providers.md B.7). They are renewed in place."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import quote
+
+from app.core.clock import utcnow
+from app.core.http import httpx
+from app.providers.base import ClientMisconfigured, TokenSource, Unavailable
+from app.providers.microsoft.calendar import classify_error
+from app.providers.push import (
+    MAX_BODY_BYTES,
+    ChannelExists,
+    ChannelGone,
+    OpenedChannel,
+    send_authorized,
+)
+from app.providers.wire import Answer, exchange, load_object
+
+# "Under 7 days" is the most for Outlook events; an hour less leaves room for clocks that differ.
+_LIFE = timedelta(days=6, hours=23)
+# Opening waits for the two handshakes, of up to 10 s each.
+_DEADLINE_SECONDS = 30.0
+_MOST_PAGES = 20
+# The code is ValidationError or InvalidRequest, with a sentence on the validation request.
+_ADDRESS_REFUSED = b"alidation"
+_PREFER = 'IdType="ImmutableId"'
+
+
+class MicrosoftPush:
+    """The subscription of one Outlook calendar. `base_url` is MICROSOFT_GRAPH_BASE_URL; `calendar_id` None: the default one."""
+
+    def __init__(
+        self, *, client: httpx.AsyncClient, tokens: TokenSource, base_url: str, calendar_id: str | None
+    ) -> None:
+        self._client = client
+        self._tokens = tokens
+        self._url = base_url.rstrip("/") + "/subscriptions"
+        self._resource = "me/events"
+        if calendar_id is not None:
+            self._resource = f"me/calendars/{quote(calendar_id, safe='=', errors='replace')}/events"
+
+    async def open(self, *, channel_id: str, secret: str, address: str) -> OpenedChannel:  # noqa: ARG002 - as in google_push
+        """Subscribes `address`, for lifecycle events too. Graph asks there for its validation token meanwhile.
+
+        Raises ChannelExists, ClientMisconfigured (the address too), CredentialsRevoked, AccessDenied, CalendarGone,
+        RateLimited, Unavailable (then the subscription may exist), ProviderError.
+        """
+        expires_at = utcnow() + _LIFE
+        answer = await self._send(
+            "POST",
+            self._url,
+            {
+                "changeType": "created,updated,deleted",
+                "notificationUrl": address,
+                "lifecycleNotificationUrl": address,
+                "resource": self._resource,
+                "expirationDateTime": _written(expires_at),
+                "clientState": secret,
+                "latestSupportedTlsVersion": "v1_2",
+            },
+        )
+        if answer.status == 409:
+            raise ChannelExists("Microsoft holds an equal subscription already.")
+        if answer.status == 400 and _ADDRESS_REFUSED in answer.body:
+            raise ClientMisconfigured(
+                "Microsoft could not validate the notification address: is APP_URL reachable from the internet?",
+                code="notification_address_refused",
+            )
+        if answer.status not in {200, 201}:
+            raise classify_error(answer.status, answer.body, answer.headers)
+        document = load_object(answer.body, "Microsoft")
+        provider_id = document.get("id")
+        if not isinstance(provider_id, str) or not provider_id.isprintable():
+            raise Unavailable("Microsoft's answer is not a subscription.", code="broken_answer")
+        return OpenedChannel(
+            expires_at=_read_time(document.get("expirationDateTime")) or expires_at, provider_id=provider_id
+        )
+
+    async def renew(self, provider_id: str, *, address: str) -> datetime:
+        """The new end. It authorizes the subscription anew, too.
+
+        Raises ChannelGone where there is none any more, or it was for another address (APP_URL has changed): that
+        one is closed, since its lifecycle address cannot be changed. Other errors as in `open`.
+        """
+        expires_at = utcnow() + _LIFE
+        url = self._url_of(provider_id)
+        answer = await self._send("PATCH", url, {"expirationDateTime": _written(expires_at)})
+        if answer.status != 200:
+            err = classify_error(answer.status, answer.body, answer.headers)
+            # A 404 without Graph's error body comes from something in between.
+            if answer.status == 404 and not isinstance(err, Unavailable):
+                raise ChannelGone("Microsoft does not know the subscription any more.")
+            raise err
+        document = load_object(answer.body, "Microsoft")
+        if document.get("notificationUrl", address) != address:
+            await self.close(channel_id="", provider_id=provider_id, resource_id=None)
+            raise ChannelGone("The subscription was for another address.")
+        return _read_time(document.get("expirationDateTime")) or expires_at
+
+    async def close(self, *, channel_id: str, provider_id: str | None, resource_id: str | None) -> None:  # noqa: ARG002 - as in google_push
+        """Deletes a subscription; one that is not known any more counts as deleted. Raises the errors of `open`."""
+        answer = await self._send("DELETE", self._url_of(provider_id or ""))
+        if not 200 <= answer.status < 300 and answer.status != 404:
+            raise classify_error(answer.status, answer.body, answer.headers)
+
+    async def find_equal(self, *, address: str) -> list[str]:
+        """Ids of the account's subscriptions to this calendar at `address`, ours or of another of our calendars."""
+        return [
+            item["id"]
+            async for item in self._list()
+            if isinstance(item, dict)
+            and isinstance(item.get("id"), str)
+            and item.get("notificationUrl") == address
+            and str(item.get("resource")).strip("/").casefold() == self._resource.casefold()
+        ]
+
+    async def _list(self) -> AsyncIterator[Any]:
+        url = self._url
+        for _ in range(_MOST_PAGES):
+            answer = await self._send("GET", url)
+            if answer.status != 200:
+                raise classify_error(answer.status, answer.body, answer.headers)
+            document = load_object(answer.body, "Microsoft")
+            items = document.get("value")
+            for item in items if isinstance(items, list) else []:
+                yield item
+            link = document.get("@odata.nextLink")
+            # The token goes to no other address.
+            if not isinstance(link, str) or not link.startswith(f"{self._url}?"):
+                return
+            url = link
+
+    def _url_of(self, provider_id: str) -> str:
+        return f"{self._url}/{quote(provider_id, safe='')}"
+
+    async def _send(self, method: str, url: str, document: dict[str, Any] | None = None) -> Answer:
+        async def send(token: str) -> Answer:
+            return await exchange(
+                self._client,
+                method,
+                url,
+                provider="Microsoft Graph",
+                document=document,
+                headers={"Authorization": f"Bearer {token}", "Prefer": _PREFER},
+                max_bytes=MAX_BODY_BYTES,
+                deadline_seconds=_DEADLINE_SECONDS,
+            )
+
+        return await send_authorized(self._tokens, send)
+
+
+def _written(at: datetime) -> str:
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f0Z")
+
+
+def _read_time(value: Any) -> datetime | None:
+    try:
+        at = datetime.fromisoformat(value)  # digits of a second past the sixth are dropped
+    except (TypeError, ValueError):
+        return None
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
