@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
+from app.api.not_found import CalendarNotFound
 from app.calendar_events.service import count_events
 from app.calendars import repository, service
-from app.calendars.errors import CalendarNotFound, CalendarNotSynced
+from app.calendars.errors import CalendarNotSynced
 from app.calendars.repository import SyncRecord
 from app.core.db import AnySession, Session
 from app.push.service import find_channel

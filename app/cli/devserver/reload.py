@@ -1,0 +1,34 @@
+"""Changes of the code, for `calbridge up --reload`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from watchfiles import Change, DefaultFilter, watch
+
+import app
+import workers
+
+# Templates are read when the process starts, like code.
+_ENDINGS = (".py", ".html", ".txt", ".json")
+
+
+class _Code(DefaultFilter):
+    def __call__(self, change: Change, path: str) -> bool:
+        return path.endswith(_ENDINGS) and super().__call__(change, path)
+
+
+def code_folders() -> list[Path]:
+    """Return the folders of the packages that the API and the worker import."""
+    return [Path(package.__path__[0]) for package in (app, workers)]
+
+
+def code_changes(folders: list[Path], *, look_every_seconds: float) -> Iterator[list[Path]]:
+    """Yield the files that changed since the last time, often none. Raises KeyboardInterrupt at a signal."""
+    changes = watch(
+        *folders,
+        watch_filter=_Code(),
+        rust_timeout=round(look_every_seconds * 1000),
+        yield_on_timeout=True,
+    )
+    for found in changes:
+        yield sorted({Path(path) for _, path in found})
