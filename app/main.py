@@ -22,6 +22,7 @@ from app.core.ratelimit import RateLimiter
 from app.core.wakeups import Doorbell, connect_redis
 from app.demo.api import router as demo
 from app.health.api import router as health
+from app.hosted.api import router as hosted
 from app.invitations.api import router as invitations
 from app.mail.api import router as mailboxes
 from app.mail.mailboxes import Messages
@@ -75,12 +76,12 @@ def create_app(settings: Settings) -> FastAPI:
                 box=box,
                 doorbell=doorbell,
                 http=http,
-                messages=Messages(settings, http),
-                rsvp_limiter=rsvp_limiter,
                 post_limiter=post_limiter,
-                samples=samples,
-                sender_keys=SenderKeys(),
             )
+            app.state.messages = Messages(settings, http)
+            app.state.rsvp_limiter = rsvp_limiter
+            app.state.samples = samples
+            app.state.sender_keys = SenderKeys()
             yield
             await keys.aclose()
             await samples.aclose()
@@ -109,6 +110,7 @@ def create_app(settings: Settings) -> FastAPI:
     for router in (
         calendars,
         calendar_events,
+        hosted,
         invitations,
         mailboxes,
         bots,

@@ -21,6 +21,7 @@ from app.core.http import httpx, operator_client, public_client
 from app.core.wakeups import QUEUE, Doorbell, connect_redis, deserialize_job, serialize_job
 from app.credentials.budgets import Budgets
 from app.credentials.store import CredentialStore
+from app.hosted.service import write_rows_soon
 from app.invitations.sender import CONCURRENCY as MAIL_CONCURRENCY
 from app.invitations.sender import MailSender
 from app.mail.mailboxes import Messages
@@ -149,7 +150,12 @@ async def _drainers(settings: Settings) -> AsyncIterator[tuple[Drainers, list[as
             doorbell=doorbell,
         )
         launcher = Launcher(settings=settings, sessions=sessions, client=client, doorbell=doorbell)
-        mails = MailSender(settings=settings, sessions=sessions, messages=Messages(settings, client))
+        mails = MailSender(
+            settings=settings,
+            sessions=sessions,
+            messages=Messages(settings, client),
+            refresh_event=write_rows_soon,
+        )
 
         def drainer(name: str, work: Work[Item], concurrency: int) -> Drainer[Item]:
             return Drainer(

@@ -15,17 +15,16 @@ from app.core.errors import TooManyRequests, Unauthorized
 from app.core.http import httpx
 from app.core.ratelimit import RateLimiter
 from app.core.wakeups import Doorbell
-from app.mail.mailboxes import Messages
 from app.projects.service import KeyCheck, LiveKey
-from app.rsvp.limits import RsvpLimiter
-from app.rsvp.senders import SenderKeys
 from app.settings import Settings
-from app.webhooks.samples import SampleSender
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What lives as long as the process; made by the lifespan in app/main.py."""
+    """Objects that live as long as the process and that every feature may need; made by the lifespan in app/main.py.
+
+    A feature's own objects are attributes of `app.state`, and its api.py declares the dependency that reads them.
+    """
 
     settings: Settings
     sessions: Sessions
@@ -34,11 +33,7 @@ class State:
     box: SecretBox
     doorbell: Doorbell
     http: httpx.AsyncClient
-    messages: Messages
-    rsvp_limiter: RsvpLimiter
     post_limiter: RateLimiter
-    samples: SampleSender
-    sender_keys: SenderKeys
 
 
 async def get_state(request: Request) -> State:

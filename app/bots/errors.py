@@ -2,8 +2,7 @@
 
 AppError (app/core/errors.py)
 ├── NotFound
-│   ├── BotNotFound             404
-│   └── EventNotFound           404
+│   └── BotNotFound             404
 └── InvalidFields
     ├── DeduplicationKeyTaken   400 on `deduplication_key`
     └── BotNotScheduled         400, `non_field_errors`
@@ -15,11 +14,6 @@ from app.core.errors import InvalidFields, NotFound
 class BotNotFound(NotFound):
     def __init__(self) -> None:
         super().__init__("Bot not found")
-
-
-class EventNotFound(NotFound):
-    def __init__(self) -> None:
-        super().__init__("Calendar event not found")
 
 
 class DeduplicationKeyTaken(InvalidFields):

@@ -14,8 +14,9 @@ from uuid import uuid4
 from sqlalchemy import func
 from sqlalchemy.exc import IntegrityError
 
+from app.api.not_found import CalendarEventNotFound
 from app.bots import lifecycle, repository
-from app.bots.errors import BotNotFound, BotNotScheduled, DeduplicationKeyTaken, EventNotFound
+from app.bots.errors import BotNotFound, BotNotScheduled, DeduplicationKeyTaken
 from app.bots.lifecycle import BotState, Entry, Gone, Step
 from app.bots.repository import BookableEvent, BotFilters, WholeBot
 from app.bots.runner import drop_nulls, platform_fault
@@ -72,7 +73,7 @@ async def list_bots(session: ReadSession, project_id: str, query: BotsQuery) -> 
 
 
 async def create_bot(session: Session, settings: Settings, project_id: str, body: BotCreate) -> BotRead:
-    """Schedules a bot. Raises EventNotFound, InvalidFields, DeduplicationKeyTaken."""
+    """Schedules a bot. Raises CalendarEventNotFound, InvalidFields, DeduplicationKeyTaken."""
     meeting_url, join_at = await _meeting(session, settings, project_id, body)
     if body.deduplication_key is not None:
         await repository.release_key(session, project_id, body.deduplication_key)
@@ -100,7 +101,7 @@ async def create_bot(session: Session, settings: Settings, project_id: str, body
 async def update_bot(
     session: Session, settings: Settings, project_id: str, bot_id: str, body: BotUpdate
 ) -> BotRead:
-    """Raises BotNotFound, EventNotFound, InvalidFields, BotNotScheduled, DeduplicationKeyTaken.
+    """Raises BotNotFound, CalendarEventNotFound, InvalidFields, BotNotScheduled, DeduplicationKeyTaken.
 
     What is equal to what it was changes nothing.
     """
@@ -250,7 +251,7 @@ def _delivery(subscription_id: str, step: Step, entry: Entry, at: datetime) -> d
 async def _meeting(
     session: Session, settings: Settings, project_id: str, body: BotCreate
 ) -> tuple[str, datetime | None]:
-    """Where and when the bot joins; None: now. Raises EventNotFound, InvalidFields."""
+    """Where and when the bot joins; None: now. Raises CalendarEventNotFound, InvalidFields."""
     if body.calendar_event_id is not None:
         given = [name for name in ("meeting_url", "join_at") if getattr(body, name) is not None]
         if given:
@@ -270,9 +271,9 @@ async def _meeting(
 
 
 def _meeting_of_event(event: BookableEvent | None, settings: Settings) -> tuple[str, datetime]:
-    """Raises EventNotFound, InvalidFields."""
+    """Raises CalendarEventNotFound, InvalidFields."""
     if event is None:
-        raise EventNotFound
+        raise CalendarEventNotFound
     fault: str | None = None
     if event.is_deleted:
         fault = "This event was cancelled or deleted."

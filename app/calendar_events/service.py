@@ -6,21 +6,18 @@ from typing import Any
 import orjson
 from sqlalchemy import Row
 
-from app.api.not_found import CalendarEventNotFound, CalendarNotFound
+from app.api.not_found import CalendarEventNotFound
 from app.bots.words import shown_bot
 from app.calendar_events import repository
 from app.calendar_events.repository import FIELDS, JSON_TEXTS, TIMES
 from app.calendar_events.schemas import CalendarEventsQuery
-from app.calendars.repository import find_connection
 from app.core.db import AnySession, ReadSession
-from app.core.errors import BadQuery, InvalidFields
+from app.core.errors import BadQuery
 from app.core.pagination import Page
 from app.events.visibility import load_horizon
 from app.ical.export import ExportedEvent, ExportedPerson
 
 PAGE_SIZE = 100
-
-_PROVIDERS = {"google": "Google", "microsoft": "Microsoft", "ics": "its iCal feed"}
 
 
 async def list_events(session: ReadSession, project_id: str, query: CalendarEventsQuery) -> Page[Row[Any]]:
@@ -118,32 +115,6 @@ def event_body(row: Row[Any]) -> dict[str, Any]:
             body[name] = orjson.Fragment(text)
     body["bots"] = [shown_bot(bot) for bot in orjson.loads(row.bots)]
     return body
-
-
-async def require_local(session: AnySession, project_id: str, calendar_id: str) -> None:
-    """Raises CalendarNotFound, or InvalidFields with the reason why the calendar takes no events."""
-    connection = await find_connection(session, project_id, calendar_id)
-    if connection is None:
-        raise CalendarNotFound
-    if connection[0] != "local":
-        raise InvalidFields.one("calendar_id", _read_only(connection[0]))
-
-
-async def require_local_event(session: AnySession, project_id: str, event_id: str) -> None:
-    """Raises CalendarEventNotFound, or InvalidFields with the reason why the event cannot be changed here."""
-    event = await get_event(session, project_id, event_id)
-    connection = await find_connection(session, project_id, event.calendar_id)
-    if connection is None:
-        raise CalendarEventNotFound
-    if connection[0] != "local":
-        raise InvalidFields.one("non_field_errors", _read_only(connection[0]))
-
-
-def _read_only(platform: str) -> str:
-    return (
-        f"This is a {platform} calendar, and access to it is read-only: change its events at "
-        f"{_PROVIDERS.get(platform, platform)}."
-    )
 
 
 async def count_events(session: AnySession, calendar_id: str) -> tuple[int, int]:

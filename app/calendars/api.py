@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, BackgroundTasks, Body, Depends, Query, Request, Response
 
-from app.api.deps import AppState, DbReadSession, DbSession, ProjectId, State
+from app.api.deps import AppState, DbReadSession, DbSession, ProjectId
 from app.api.idempotency import Idempotent
 from app.api.pages import PageRead, page_links
 from app.api.paths import CalendarId
@@ -23,6 +23,8 @@ from app.calendars.schemas import (
 from app.core.db import reading
 from app.credentials.store import CredentialStore
 from app.hosted.identity import chosen_identity, default_identity
+from app.mail.deps import MessagesDep
+from app.mail.mailboxes import Messages
 
 router = APIRouter(prefix="/api/v1/calendars", tags=["calendars"])
 
@@ -82,6 +84,7 @@ async def create_calendar(
     state: AppState,
     project_id: ProjectId,
     idempotent: Idempotent,
+    messages: MessagesDep,
     body: Annotated[CalendarCreate, Body(openapi_examples=_CREATE_EXAMPLES)],
     background_tasks: BackgroundTasks,
 ) -> Response:
@@ -92,7 +95,7 @@ async def create_calendar(
         first = await idempotent.first_answer(state.read_sessions)
         if first is not None:
             return first
-        identity = await _identity_of_new(state, body)
+        identity = await _identity_of_new(messages, body)
 
     async def work() -> bytes:
         if isinstance(body, LocalCalendarCreate):
@@ -108,12 +111,12 @@ async def create_calendar(
     return await idempotent.once(work, status_code=201)
 
 
-async def _identity_of_new(state: State, body: LocalCalendarCreate) -> dict[str, Any] | None:
+async def _identity_of_new(messages: Messages, body: LocalCalendarCreate) -> dict[str, Any] | None:
     if body.sending_identity is not None:
-        return await chosen_identity(state.messages, body.owner_email, body.sending_identity)
+        return await chosen_identity(messages, body.owner_email, body.sending_identity)
     if "sending_identity" in body.model_fields_set:
         return None
-    return await default_identity(state.messages, body.owner_email)
+    return await default_identity(messages, body.owner_email)
 
 
 @router.get("/{calendar_id}", operation_id="get_calendar", responses=responses(404, takes_input=False))
@@ -169,6 +172,7 @@ async def update_calendar(
     state: AppState,
     project_id: ProjectId,
     calendar_id: Annotated[str, Depends(_known_calendar)],
+    messages: MessagesDep,
     body: CalendarUpdate,
     background_tasks: BackgroundTasks,
 ) -> CalendarRead:
@@ -184,7 +188,7 @@ async def update_calendar(
             owner_email = await service.get_local_owner(
                 before, project_id, calendar_id, field="sending_identity"
             )
-        identity = await chosen_identity(state.messages, owner_email, body.sending_identity)
+        identity = await chosen_identity(messages, owner_email, body.sending_identity)
     allows_http = state.settings.allows_http_feed
     calendar = await service.update_calendar(
         session, state.box, project_id, calendar_id, body, allows_http=allows_http, identity=identity

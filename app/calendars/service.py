@@ -28,7 +28,7 @@ from app.core.ids import new_id
 from app.core.pagination import Page
 from app.credentials.account import Account
 from app.credentials.store import CredentialStore, context_of
-from app.hosted.repository import write_rows_soon
+from app.hosted.service import write_rows_soon
 from app.meeting_urls.hosts import meeting_hosts
 from app.models import Calendar, Credentials
 from app.providers.base import ConnectionLost, ProviderError, RateLimited, RemoteCalendar

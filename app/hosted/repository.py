@@ -82,6 +82,13 @@ async def find_calendar(session: AnySession, calendar_id: str) -> LocalCalendar 
     return None if row is None else LocalCalendar(*row)
 
 
+async def find_platform(session: AnySession, project_id: str, calendar_id: str) -> str | None:
+    platform: str | None = await session.scalar(
+        select(Calendar.platform).where(Calendar.project_id == project_id, Calendar.id == calendar_id)
+    )
+    return platform
+
+
 async def find_place(session: AnySession, project_id: str, event_id: str) -> EventPlace | None:
     event = CalendarEvent
     row = (

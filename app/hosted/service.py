@@ -64,6 +64,8 @@ log = structlog.get_logger()
 
 Scope = Literal["instance", "series"]
 
+_PROVIDERS = {"google": "Google", "microsoft": "Microsoft", "ics": "its iCal feed"}
+
 _MICROSECOND = timedelta(microseconds=1)
 _DAY = timedelta(days=1)
 _LONGEST = timedelta(days=366)
@@ -85,6 +87,31 @@ class Hosting:
     @property
     def tokens(self) -> RsvpTokens:
         return RsvpTokens(self.settings.required_fernet_keys())
+
+
+async def require_local(session: AnySession, project_id: str, calendar_id: str) -> None:
+    """Check that the calendar is hosted here. Raises CalendarNotFound; InvalidFields for a provider's calendar."""
+    platform = await repository.find_platform(session, project_id, calendar_id)
+    if platform is None:
+        raise CalendarNotFound
+    if platform != "local":
+        raise InvalidFields.one("calendar_id", _read_only(platform))
+
+
+async def require_local_event(session: AnySession, project_id: str, event_id: str) -> None:
+    """Check that the event's calendar is hosted here. Raises CalendarEventNotFound; InvalidFields for a provider's event."""
+    place = await repository.find_place(session, project_id, event_id)
+    if place is None:
+        raise CalendarEventNotFound
+    if place.platform != "local":
+        raise InvalidFields.one("non_field_errors", _read_only(place.platform))
+
+
+def _read_only(platform: str) -> str:
+    return (
+        f"This is a {platform} calendar, and access to it is read-only: change its events at "
+        f"{_PROVIDERS.get(platform, platform)}."
+    )
 
 
 async def create_event(session: Session, hosting: Hosting, project_id: str, body: CalendarEventCreate) -> str:
@@ -334,6 +361,11 @@ async def keep_expanded(session: Session, hosting: Hosting, calendar_id: str, ui
         # First: what happens from here on sets it anew.
         await repository.set_expand_at(session, uid, _expand_at(entries[""]))
         await _write_rows(session, hosting, calendar, entries)
+
+
+async def write_rows_soon(session: Session, calendar_id: str, uid: str | None = None) -> None:
+    """Have a worker write the rows of this event anew, or of all of the calendar's events."""
+    await repository.write_rows_soon(session, calendar_id, uid)
 
 
 async def keep_all_expanded(sessions: Sessions, hosting: Hosting, doorbell: Doorbell) -> None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from icalendar.parser import Parameters
 from icalendar.parser.property import unescape_backslash
 
-from app.providers.base import Unavailable
+from app.ical.errors import CalendarUnreadable
 
 _BEGIN, _END = b"BEGIN:VCALENDAR", b"END:VCALENDAR"
 _BOM = b"\xef\xbb\xbf"
@@ -65,27 +65,27 @@ class Component:
 def normalize(body: bytes) -> bytes:
     """A feed's body with LF line ends, unfolded, without byte order mark and control characters.
 
-    Raises Unavailable unless it begins and ends as a calendar does: `feed_empty`, `feed_not_ics`, `feed_truncated`.
+    Raises CalendarUnreadable unless it begins and ends as a calendar does: `feed_empty`, `feed_not_ics`, `feed_truncated`.
     """
     text = body.removeprefix(_BOM).translate(None, _CONTROLS)
     text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n").strip()
     if not text:
-        raise Unavailable("The feed is empty.", code="feed_empty")
+        raise CalendarUnreadable("The feed is empty.", code="feed_empty")
     if text[: len(_BEGIN)].upper() != _BEGIN:
-        raise Unavailable(
+        raise CalendarUnreadable(
             "The feed's address does not answer with a calendar: use the secret address in iCal format.",
             code="feed_not_ics",
         )
     text = _FOLD.sub(b"", text)
     if text[text.rfind(b"\n") + 1 :].upper() != _END:
-        raise Unavailable("The feed breaks off before its end.", code="feed_truncated")
+        raise CalendarUnreadable("The feed breaks off before its end.", code="feed_truncated")
     return text
 
 
 def split(text: bytes) -> Iterator[Component]:
     """The components directly inside the calendar (or calendars) of a normalised text.
 
-    Raises Unavailable (`feed_truncated`) if one has no end or no beginning.
+    Raises CalendarUnreadable (`feed_truncated`) if one has no end or no beginning.
     """
     stack: list[_Open] = []
     for edge in _EDGE.finditer(text):
@@ -138,8 +138,8 @@ def _close(stack: list[_Open], text: bytes, end: int) -> Component:
     return component
 
 
-def _damaged() -> Unavailable:
-    return Unavailable(
+def _damaged() -> CalendarUnreadable:
+    return CalendarUnreadable(
         "The feed is damaged: what begins in it does not end as it should.", code="feed_truncated"
     )
 

@@ -25,12 +25,12 @@ from app.core.clock import utcnow
 from app.events import limits
 from app.events.data import KnownEvent, RemoteEvent, Window
 from app.ical.components import Component, Line, normalize, parse_lines, split
+from app.ical.errors import CalendarUnreadable
 from app.ical.event_fields import Reader
 from app.ical.moments import Moment, read_moment, read_moments
 from app.ical.recurrence import Rule, RuleRefused
 from app.ical.timezones import ZoneTable
 from app.ical.values import parse_duration, wall_of
-from app.providers.base import Unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -89,7 +89,7 @@ class _Instance(NamedTuple):
 class Feed:
     """A complete calendar. `digest` is the same for two bodies that differ in nothing but their times of writing.
 
-    Raises Unavailable: `feed_empty`, `feed_not_ics`, `feed_truncated`, `feed_too_large`. Takes long: call it in a thread.
+    Raises CalendarUnreadable: `feed_empty`, `feed_not_ics`, `feed_truncated`, `feed_too_large`. Takes long: call it in a thread.
     """
 
     def __init__(self, body: bytes) -> None:
@@ -100,7 +100,9 @@ class Feed:
             if component.name in {"VEVENT", "VTIMEZONE"}:
                 self._components.append(component)
             if len(self._components) > MAX_VEVENTS:
-                raise Unavailable(f"The feed has more than {MAX_VEVENTS:,} events.", code="feed_too_large")
+                raise CalendarUnreadable(
+                    f"The feed has more than {MAX_VEVENTS:,} events.", code="feed_too_large"
+                )
         named = _CALENDAR_ZONE.search(text)
         line = next(parse_lines(named[0]), None) if named else None
         self._calendar_zone_name = line.text if line else None
@@ -108,7 +110,7 @@ class Feed:
     def select(self, window: Window, reader: Reader | None = None) -> "Selection":
         """The instances that overlap `window`, and the events whose time cannot be read.
 
-        Raises Unavailable (`feed_too_complex`). Takes long: call it in a thread.
+        Raises CalendarUnreadable (`feed_too_complex`). Takes long: call it in a thread.
         """
         zones = ZoneTable(
             (part for part in self._components if part.name == "VTIMEZONE"), self._calendar_zone_name
@@ -120,7 +122,7 @@ class Feed:
     def find(self, wanted: Sequence[KnownEvent], reader: Reader | None = None) -> "Selection":
         """These events and instances, wherever they are now; those that the feed has no longer are left out.
 
-        Raises Unavailable (`feed_too_complex`). Takes long: call it in a thread.
+        Raises CalendarUnreadable (`feed_too_complex`). Takes long: call it in a thread.
         """
         zones = ZoneTable(
             (part for part in self._components if part.name == "VTIMEZONE"), self._calendar_zone_name
@@ -220,7 +222,9 @@ class _Selector:
 
     def _check_time(self) -> None:
         if time.thread_time() - self._started > MAX_CPU_SECONDS:
-            raise Unavailable("The feed's recurring events take too long to expand.", code="feed_too_complex")
+            raise CalendarUnreadable(
+                "The feed's recurring events take too long to expand.", code="feed_too_complex"
+            )
 
     def _note(self, problem: str, uid: str | None, **details: str) -> None:
         self._problems[problem] += 1
@@ -250,7 +254,7 @@ class _Selector:
     def _safe_instances(self, group: list[_Entry]) -> list[_Instance]:
         try:
             return list(self._instances(group))
-        except Unavailable:
+        except CalendarUnreadable:
             raise
         except Exception as err:  # noqa: BLE001 - whatever is wrong with one event must not stop the feed
             self._note("ics.series_unreadable", group[0].uid, error=type(err).__name__)

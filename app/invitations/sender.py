@@ -14,7 +14,7 @@ lanes take turns, so nobody waits behind somebody else's event with hundreds of 
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
@@ -24,9 +24,8 @@ import structlog
 
 from app.core import metrics
 from app.core.addresses import is_mail_address, same_address
-from app.core.db import Sessions, transaction
+from app.core.db import Session, Sessions, transaction
 from app.core.errors import AppError
-from app.hosted.repository import write_rows_soon
 from app.invitations import repository
 from app.invitations.repository import DueMail
 from app.mail.check import MailUnsafe, check_mail
@@ -60,6 +59,7 @@ _LONGEST_HOLD_SECONDS = 900.0
 # A daily limit is no reason to give up the mails that come after it on the next days.
 _THROTTLED_FOR_SECONDS = 2 * 86_400.0
 
+RefreshEvent = Callable[[Session, str, str], Awaitable[None]]
 Result = Literal["sent", "failed", "retry", "throttled", "all_throttled", "lost"]
 
 
@@ -88,7 +88,10 @@ class _NothingSent(Exception):
 
 
 class MailSender:
-    """`claim`, then `handle` each in a task of its own. Any number of them may run."""
+    """`claim`, then `handle` each in a task of its own. Any number of them may run.
+
+    `refresh_event` has an event's rows written anew, which show the guests that a mail did not reach.
+    """
 
     def __init__(
         self,
@@ -96,11 +99,13 @@ class MailSender:
         settings: Settings,
         sessions: Sessions,
         messages: Messages,
+        refresh_event: RefreshEvent,
         retry_waits: Sequence[float] = RETRY_WAITS,
     ) -> None:
         self._settings = settings
         self._sessions = sessions
         self._messages = messages
+        self._refresh_event = refresh_event
         self._retry_waits = retry_waits
         self._under_way = dict.fromkeys((False, True), 0)  # by whether it is by SMTP
 
@@ -278,7 +283,7 @@ class MailSender:
                     open_submits=open_submits,
                 )
                 if settled and result == "failed":
-                    await write_rows_soon(session, due.calendar_id, due.event_uid)
+                    await self._refresh_event(session, due.calendar_id, due.event_uid)
             else:
                 settled = await repository.retry_later(
                     session,
@@ -306,7 +311,7 @@ class MailSender:
         if settled and result in {"sent", "unknown"} and due.follows_failure:
             # On its own: nothing may keep a mail that went out from being noted as such.
             async with transaction(self._sessions) as session:
-                await write_rows_soon(session, due.calendar_id, due.event_uid)
+                await self._refresh_event(session, due.calendar_id, due.event_uid)
         metrics.INVITATION_MAILS.labels(due.method, "throttled" if is_throttled else result).inc()
         if not settled:
             log.warning("mail_lease_lost", mail_id=due.id, outcome=result)

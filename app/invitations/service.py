@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, cast
+from typing import Any
 
 import structlog
 
@@ -15,8 +15,6 @@ from app.core.db import AnySession, Session
 from app.core.errors import Conflict, InvalidFields, NotFound
 from app.core.ids import new_id
 from app.core.pagination import Page
-from app.hosted.repository import write_rows_soon
-from app.hosted.standing import why_not_from, why_not_to_send
 from app.invitations import repository
 from app.invitations.repository import (
     Thread,
@@ -306,11 +304,10 @@ async def list_invitations(
     return Page([_read(*row) for row in page.rows], page.next, page.previous)
 
 
-async def resend(session: Session, project_id: str, mail_id: str) -> InvitationRead:
-    """Makes a mail that failed, or is not known to have arrived, due now; one that waits, too. Ring "mails" afterwards.
+async def lock_for_resend(session: Session, project_id: str, mail_id: str) -> InvitationMail:
+    """Lock a mail that may be sent again.
 
-    Once, it goes before others and in spite of a hold. Raises InvitationNotFound; Conflict if it was sent, if a later
-    mail took its place, or if it is not true any more.
+    Raises InvitationNotFound; Conflict if it was sent, is not kept any more, or a later mail took its place.
     """
     mail = await repository.lock_mail(session, project_id, mail_id)
     if mail is None:
@@ -321,21 +318,13 @@ async def resend(session: Session, project_id: str, mail_id: str) -> InvitationR
         raise Conflict("This mail is not kept any more: change the event to invite anew.")
     if mail.method != "REPLY" and await repository.has_later_mail(session, mail):
         raise Conflict("A later mail to this guest took the place of this one.")
-    reason = await why_not_from(
-        session, mail.calendar_id, sender_email=mail.sender_email, is_by_smtp=mail.mailbox_id is None
-    ) or await why_not_to_send(
-        session,
-        mail.calendar_id,
-        mail.event_uid,
-        method=cast("Method", mail.method),
-        recurrence_id=mail.recurrence_id,
-        recipient_email=mail.recipient_email,
-    )
-    if reason is not None:
-        raise Conflict(reason)
+    return mail
+
+
+async def requeue(session: Session, mail: InvitationMail) -> InvitationRead:
+    """Make a locked mail due now, before others and in spite of a hold; one that is being sent stays as it is."""
     if mail.lease_token is None:
-        mail = await repository.requeue(session, mail_id)
-        await write_rows_soon(session, mail.calendar_id, mail.event_uid)
+        mail = await repository.requeue(session, mail.id)
     return _read(mail)
 
 

@@ -16,9 +16,9 @@ from urllib.parse import unquote
 from app.core.addresses import same_address
 from app.events.data import ResponseStatus
 from app.ical.components import Component, Line, normalize, split
+from app.ical.errors import CalendarUnreadable
 from app.ical.timezones import ZoneTable
 from app.ical.values import parse_time
-from app.providers.base import Unavailable
 
 LONGEST_CALENDAR_BYTES = 512 * 1024
 _LONGEST_MAIL_BYTES = 25 * 1024 * 1024
@@ -93,7 +93,7 @@ def parse_reply(mail: bytes) -> InboundReply | None:
         RecursionError,
         OverflowError,
         MessageError,
-        Unavailable,
+        CalendarUnreadable,
     ):
         return _read(message_from_bytes(mail))
     return None
@@ -179,7 +179,7 @@ def _first_reply(message: Message) -> bytes | None:
             continue
         try:
             body = normalize(_as_utf8(payload, part.get_content_charset()))
-        except Unavailable:
+        except CalendarUnreadable:
             continue
         methods = {method.strip().upper() for method in _METHOD.findall(body)}
         if methods == {b"REPLY"}:

@@ -4,8 +4,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from app.api.deps import AppState, ProjectId
+from app.api.deps import ProjectId
 from app.api.schemas import ErrorAnswer, responses
+from app.mail.deps import MessagesDep
 from app.mail.schemas import MailboxesQuery, MailboxesRead, MailboxRead
 
 router = APIRouter(prefix="/api/v1/mailboxes", tags=["mailboxes"])
@@ -16,13 +17,13 @@ _RESPONSES[404] = {"description": "The Messages integration is off", "model": Er
 
 @router.get("", operation_id="list_mailboxes", responses=_RESPONSES)
 async def list_mailboxes(
-    state: AppState, _project_id: ProjectId, query: Annotated[MailboxesQuery, Query()]
+    messages: MessagesDep, _project_id: ProjectId, query: Annotated[MailboxesQuery, Query()]
 ) -> MailboxesRead:
     """The Messages mailboxes that a user has access to, at most a minute old.
 
     A user or mailbox that Messages does not know gives an empty list; a Messages that does not answer, 502.
     """
-    mailboxes = await state.messages.list_mailboxes(query.user_email)
+    mailboxes = await messages.list_mailboxes(query.user_email)
     return MailboxesRead(
         results=[
             MailboxRead(

@@ -30,8 +30,9 @@ from app.core.languages import Language
 from app.hosted.service import Hosting, organizer_of
 from app.mail.rendering import repeats_text, when_text
 from app.rsvp import service
-from app.rsvp.limits import RETRY_AFTER_SECONDS
+from app.rsvp.limits import RETRY_AFTER_SECONDS, RsvpLimiter
 from app.rsvp.schemas import ACTIONS, STATUS_CODES, Action, InboundAnswer, Page, ignored
+from app.rsvp.senders import SenderKeys
 from app.rsvp.service import Source, Verdict, read_webhook_token
 from app.rsvp.texts import TEXTS
 
@@ -79,12 +80,17 @@ class _PageRoute(APIRoute):
 router = APIRouter(tags=["rsvp"], route_class=_PageRoute)
 
 
+def _limiter(request: Request) -> RsvpLimiter:
+    limiter: RsvpLimiter = request.app.state.rsvp_limiter
+    return limiter
+
+
 @router.get("/rsvp/", operation_id="show_rsvp", response_class=Response, responses=_PAGES)
 async def show_rsvp(
     request: Request, state: AppState, session: DbReadSession, token: str = "", action: str = ""
 ) -> Response:
     """What will be answered, and the button that answers it. Changes nothing."""
-    if not await state.rsvp_limiter.allows(_address(request)):
+    if not await _limiter(request).allows(_address(request)):
         return _too_many(request)
     page = await service.show(session, Hosting(state.settings), token, action)
     return _render(page, visitor_language(request))
@@ -98,7 +104,7 @@ async def answer_rsvp(
 
     `when` is that of the event which the page showed: if it was moved since, the page shows it anew and asks again.
     """
-    if not await state.rsvp_limiter.allows(_address(request)):
+    if not await _limiter(request).allows(_address(request)):
         return _too_many(request)
     form = await _form(request)
     token, action, seen = form.get("token"), form.get("action"), form.get("when", "")
@@ -179,7 +185,8 @@ async def _take_in(request: Request, state: State, source: Source) -> InboundAns
         if not is_messages:
             raise HTTPException(413, "The body is too large.")
         return ignored("too_large")
-    return await service.take_in(state.sessions, Hosting(state.settings), state.sender_keys, source, mail)
+    keys: SenderKeys = request.app.state.sender_keys
+    return await service.take_in(state.sessions, Hosting(state.settings), keys, source, mail)
 
 
 async def _read(request: Request) -> bytes | None:

@@ -11,6 +11,7 @@ from app.api.paths import DeliveryId, WebhookId
 from app.api.schemas import responses
 from app.core.db import reading
 from app.webhooks import service
+from app.webhooks.samples import SampleSender
 from app.webhooks.schemas import (
     DeliveriesQuery,
     DeliveryDetail,
@@ -122,7 +123,9 @@ async def rotate_secret(
     operation_id="test_webhook",
     responses=responses(404, 429, takes_input=False),
 )
-async def test_webhook(state: AppState, project_id: ProjectId, webhook_id: WebhookId) -> TestResult:
+async def test_webhook(
+    request: Request, state: AppState, project_id: ProjectId, webhook_id: WebhookId
+) -> TestResult:
     """Sends a signed sample now, and returns how the endpoint responded.
 
     It is not among the deliveries: it announces no change, is never sent again, and the response has all there is to know.
@@ -130,7 +133,8 @@ async def test_webhook(state: AppState, project_id: ProjectId, webhook_id: Webho
     """
     async with reading(state.read_sessions) as session:
         webhook = await service.find_webhook(session, project_id, webhook_id)
-    return await state.samples.send(webhook)
+    samples: SampleSender = request.app.state.samples
+    return await samples.send(webhook)
 
 
 @router.get(

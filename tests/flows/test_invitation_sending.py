@@ -20,6 +20,7 @@ from app.core.db import Sessions, transaction
 from app.core.errors import InvalidFields
 from app.core.http import operator_client
 from app.core.ids import new_id
+from app.hosted.service import write_rows_soon
 from app.invitations.repository import READY, forget_contents, requeue
 from app.invitations.sender import MailSender
 from app.invitations.service import RsvpLinks, Sender, queue_mails
@@ -158,7 +159,13 @@ async def outbox(
         )
     async with operator_client() as client:
         messages = Messages(settings, client)
-        sender = MailSender(settings=settings, sessions=sessions, messages=messages, retry_waits=(5, 30))
+        sender = MailSender(
+            settings=settings,
+            sessions=sessions,
+            messages=messages,
+            refresh_event=write_rows_soon,
+            retry_waits=(5, 30),
+        )
         yield Outbox(
             fake_messages, mailbox, settings, sessions, sender, messages, project.id, calendar_id, event_id
         )
@@ -499,7 +506,12 @@ async def test_a_throttled_mailbox_holds_no_other(outbox):
     await outbox.queue(recipients=(BOB, EVE))
     await outbox.drain()
     await outbox.queue(replace(EVENT, uid="another"), sender=rem)
-    other = MailSender(settings=outbox.settings, sessions=outbox.sessions, messages=outbox.messages)
+    other = MailSender(
+        settings=outbox.settings,
+        sessions=outbox.sessions,
+        messages=outbox.messages,
+        refresh_event=write_rows_soon,
+    )
     assert len(await other.claim(10)) == 1
     await outbox.make_due()
     await outbox.drain()
@@ -512,7 +524,12 @@ async def test_a_hold_outlives_the_process_and_is_probed_by_one_mail(outbox):
     guests = [replace(BOB, email=f"guest{number}@example.org") for number in range(5)]
     await outbox.queue(recipients=guests)
     for _ in range(3):
-        sender = MailSender(settings=outbox.settings, sessions=outbox.sessions, messages=outbox.messages)
+        sender = MailSender(
+            settings=outbox.settings,
+            sessions=outbox.sessions,
+            messages=outbox.messages,
+            refresh_event=write_rows_soon,
+        )
         before = len(outbox.fake.refused)
         (claimed,) = await sender.claim(10)
         await sender.handle(claimed)
@@ -700,7 +717,12 @@ async def test_after_a_throttled_look_up_one_mail_finds_out(outbox):
     (claimed,) = await outbox.sender.claim(1)
     await outbox.sender.handle(claimed)
     await outbox.end_holds()
-    other = MailSender(settings=outbox.settings, sessions=outbox.sessions, messages=outbox.messages)
+    other = MailSender(
+        settings=outbox.settings,
+        sessions=outbox.sessions,
+        messages=outbox.messages,
+        refresh_event=write_rows_soon,
+    )
     (probe,) = await outbox.sender.claim(10)
     assert await other.claim(10) == []
     await outbox.sender.handle(probe)
@@ -749,7 +771,12 @@ async def test_a_mailbox_has_one_submit_at_a_time_whatever_workers_there_are(out
     await outbox.queue(recipients=guests)
     outbox.fake.takes_seconds = 0.02
     workers = [
-        MailSender(settings=outbox.settings, sessions=outbox.sessions, messages=outbox.messages)
+        MailSender(
+            settings=outbox.settings,
+            sessions=outbox.sessions,
+            messages=outbox.messages,
+            refresh_event=write_rows_soon,
+        )
         for _ in range(3)
     ]
 
@@ -771,7 +798,12 @@ async def test_mailboxes_that_hang_keep_no_place_from_the_others(outbox):
         for n in range(2):
             await outbox.queue(replace(EVENT, uid=f"uid-{number}-{n}"), sender=sender)
     assert len(await outbox.sender.claim(10)) == 3  # and there they hang
-    other = MailSender(settings=outbox.settings, sessions=outbox.sessions, messages=outbox.messages)
+    other = MailSender(
+        settings=outbox.settings,
+        sessions=outbox.sessions,
+        messages=outbox.messages,
+        refresh_event=write_rows_soon,
+    )
     for _ in range(2):
         claimed = await other.claim(10)
         assert len(claimed) == 3
@@ -952,7 +984,12 @@ async def test_a_worker_killed_in_a_submit_counts_as_a_lost_answer(outbox):
 async def test_two_senders_never_send_a_mail_twice(outbox):
     guests = [replace(BOB, email=f"guest{number}@example.org") for number in range(30)]
     await outbox.queue(recipients=guests)
-    other = MailSender(settings=outbox.settings, sessions=outbox.sessions, messages=outbox.messages)
+    other = MailSender(
+        settings=outbox.settings,
+        sessions=outbox.sessions,
+        messages=outbox.messages,
+        refresh_event=write_rows_soon,
+    )
     while len(outbox.fake.submitted) < 30:
         one, two = await asyncio.gather(outbox.sender.claim(20), other.claim(20))
         assert len([*one, *two]) == 1

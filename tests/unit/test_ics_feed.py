@@ -19,11 +19,12 @@ from structlog.testing import capture_logs
 from app.events.data import RemoteAttendee, RemoteEvent, RemoteOrganizer, Window
 from app.ical import feed as feed_module
 from app.ical.components import Line, parse_lines, split
+from app.ical.errors import CalendarUnreadable
 from app.ical.event_fields import Reader
 from app.ical.feed import Feed
 from app.ical.recurrence import Rule, RuleRefused
 from app.ical.timezones import ZoneTable, named_zone
-from app.providers.base import ProviderError, Unavailable
+from app.providers.base import ProviderError
 
 FILES = Path(__file__).parent.parent / "data" / "ics"
 WINDOW = Window(datetime(2026, 11, 19, tzinfo=UTC), datetime(2026, 12, 18, tzinfo=UTC))
@@ -447,7 +448,7 @@ def test_absurd_rules_neither_hang_nor_hide_the_others():
 
 def test_a_feed_that_takes_too_long_is_unavailable(monkeypatch):
     monkeypatch.setattr(feed_module, "MAX_CPU_SECONDS", 0.0)
-    with pytest.raises(Unavailable) as caught:
+    with pytest.raises(CalendarUnreadable) as caught:
         read((FILES / "endless.ics").read_bytes())
     assert caught.value.code == "feed_too_complex"
 
@@ -461,7 +462,7 @@ def test_more_events_than_allowed_are_cut_and_logged(monkeypatch):
 
 def test_a_file_of_countless_events_is_refused(monkeypatch):
     monkeypatch.setattr(feed_module, "MAX_VEVENTS", 3)
-    with pytest.raises(Unavailable) as caught:
+    with pytest.raises(CalendarUnreadable) as caught:
         read(calendar(*[vevent(str(number)) for number in range(4)]))
     assert caught.value.code == "feed_too_large"
 
@@ -703,7 +704,7 @@ def test_a_calendar_without_events_is_complete():
     ],
 )
 def test_what_is_not_a_complete_calendar_is_unavailable(body, code):
-    with pytest.raises(Unavailable) as caught:
+    with pytest.raises(CalendarUnreadable) as caught:
         read(body)
     assert caught.value.code == code
 

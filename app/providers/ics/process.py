@@ -30,6 +30,7 @@ import structlog
 
 from app.core.logging import configure_logging
 from app.events.data import KnownEvent, Window
+from app.ical.errors import CalendarUnreadable
 from app.ical.event_fields import Reader
 from app.ical.feed import Feed, Selection
 from app.providers.base import Unavailable
@@ -196,7 +197,7 @@ def _work(pipe: _Pipe, job: FeedJob) -> None:
                     selection = feed.find(job.wanted, job.reader)
                 pages = _read_pages(selection)
             frames = [frame(Selected(len(pages))), *pages]
-    except Unavailable as err:
+    except (CalendarUnreadable, Unavailable) as err:
         frames = [frame(Refused(err.code, err.message))]
     except (_TooMuchTime, MemoryError, RecursionError):
         frames = [frame(TOO_COMPLEX)]

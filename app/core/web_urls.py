@@ -1,0 +1,23 @@
+"""Checks of web addresses that people see."""
+
+import re
+from urllib.parse import urlsplit
+
+_HTTP_URL = re.compile(r"https?://[^\s\"'<>\\^`{|}]+", re.IGNORECASE)
+
+LONGEST_URL = 2048
+
+
+def safe_url(value: str | None) -> str | None:
+    """The address if it is plainly http or https, else None: `javascript:` and the like never reach a mail.
+
+    Not printable are controls, and the marks that make a text look like another one.
+    """
+    url = (value or "").strip()
+    if len(url) > LONGEST_URL or not url.isprintable() or not _HTTP_URL.fullmatch(url):
+        return None
+    try:
+        parts = urlsplit(url)
+        return url if parts.hostname and parts.port != 0 else None
+    except ValueError:
+        return None

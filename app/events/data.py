@@ -1,0 +1,78 @@
+"""Events in the form that all providers share, and the time window that is kept in sync."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+ResponseStatus = Literal["needs_action", "accepted", "tentative", "declined"]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The half-open time range that is kept in sync; both ends are aware, in UTC."""
+
+    start: datetime
+    end: datetime
+
+    def overlaps(self, start: datetime, end: datetime) -> bool:
+        """Whether an event is in the window. An event of no length counts by its start."""
+        return start < self.end and (end > self.start or start == end >= self.start)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteAttendee:
+    email: str | None
+    name: str | None
+    response_status: ResponseStatus = "needs_action"
+    is_organizer: bool = False
+    is_optional: bool = False
+    is_resource: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteOrganizer:
+    email: str | None
+    name: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteEvent:
+    """One event, or one instance of a series, in the provider-neutral form (providers.md F.1).
+
+    Times are aware and in UTC, `end_time` exclusive; None where the provider gave nothing that can be read. An event
+    does not end before it starts: lists rely on it (app/calendar_events/repository.py), whatever the provider says.
+    `raw` is JSON text: the provider's own object after `app.events.raw.dump_raw`.
+    No text holds a NUL character; texts are cut at the lengths of `app.events.limits`.
+    """
+
+    platform_uuid: str
+    raw: str
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    is_all_day: bool = False
+    timezone: str | None = None
+    name: str | None = None
+    description: str | None = None
+    location: str | None = None
+    ical_uid: str | None = None
+    organizer: RemoteOrganizer | None = None
+    attendees: tuple[RemoteAttendee, ...] = ()
+    response_status: ResponseStatus | None = None
+    recurring_event_id: str | None = None
+    original_start_time: datetime | None = None
+    meeting_url: str | None = None
+    meeting_platform: str | None = None
+    is_cancelled: bool = False
+
+    def __post_init__(self) -> None:
+        if self.end_time is not None and (self.start_time is None or self.end_time < self.start_time):
+            object.__setattr__(self, "end_time", self.start_time)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownEvent:
+    """An event that is stored, as far as it takes to find it again."""
+
+    platform_uuid: str
+    recurring_event_id: str | None = None
+    original_start_time: datetime | None = None

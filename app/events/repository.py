@@ -1,0 +1,298 @@
+"""SQL of calendar_events: every insert, update and look-up of the sync and of hosted calendars."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+from sqlalchemy import ARRAY, JSON, Text, bindparam, text
+
+from app.core.db import Session
+from app.core.ids import new_id
+from app.events.data import KnownEvent, Window
+from app.events.diff import EventWrite, StoredEvent, attendees_json, organizer_json
+
+
+class CalendarRef(Protocol):
+    """Whose events are written: a `Claim`, or a local calendar whose row the caller has locked."""
+
+    @property
+    def calendar_id(self) -> str: ...
+    @property
+    def project_id(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Unannounced:
+    """Changes that are written but not yet told by webhook, those of this transaction included."""
+
+    since: datetime | None = None
+    created: int = 0
+    updated: int = 0
+    deleted: int = 0
+
+
+_STORED = text(
+    """
+    SELECT e.id, e.platform_uuid, e.content_hash, e.is_deleted
+    FROM unnest(:platform_uuids) AS i(platform_uuid)
+    JOIN calendar_events e ON e.calendar_id = :calendar_id AND e.platform_uuid = i.platform_uuid
+    """
+).bindparams(bindparam("platform_uuids", type_=ARRAY(Text())))
+
+
+async def load_stored(
+    session: Session, calendar_id: str, platform_uuids: Sequence[str]
+) -> dict[str, StoredEvent]:
+    """The rows of these events that exist, by platform_uuid."""
+    rows = await session.execute(
+        _STORED, {"calendar_id": calendar_id, "platform_uuids": list(platform_uuids)}
+    )
+    return {row.platform_uuid: StoredEvent(*row) for row in rows}
+
+
+_LIVE_GONE = text(
+    """
+    SELECT id, platform_uuid FROM calendar_events
+    WHERE calendar_id = :calendar_id AND NOT is_deleted
+      AND (platform_uuid = ANY(:gone) OR recurring_event_id = ANY(:gone))
+      AND NOT (platform_uuid = ANY(:kept))
+    ORDER BY id
+    """
+).bindparams(bindparam("gone", type_=ARRAY(Text())), bindparam("kept", type_=ARRAY(Text())))
+
+
+async def find_live_of(
+    session: Session, calendar_id: str, gone: Collection[str], kept: Collection[str]
+) -> dict[str, str]:
+    """Live rows that are named in `gone`, or are instances of a series named there, save `kept`: id to platform_uuid."""
+    rows = await session.execute(
+        _LIVE_GONE, {"calendar_id": calendar_id, "gone": list(gone), "kept": list(kept)}
+    )
+    return {row.id: row.platform_uuid for row in rows}
+
+
+_LIVE_MISSING = text(
+    """
+    SELECT id, platform_uuid, recurring_event_id, original_start_time FROM calendar_events e
+    WHERE calendar_id = :calendar_id AND NOT is_deleted
+      -- The range of the index by end: what is over stays unread. Rows without an end stand behind all others.
+      AND coalesce(end_time, 'infinity'::timestamptz) >= :window_start
+      AND (start_time IS NULL
+           OR (start_time < :window_end
+               AND (coalesce(end_time, start_time) > :window_start
+                    OR (coalesce(end_time, start_time) = start_time AND start_time >= :window_start))))
+      AND NOT EXISTS (SELECT FROM unnest(:seen) AS s(platform_uuid) WHERE s.platform_uuid = e.platform_uuid)
+    ORDER BY start_time, id
+    """
+).bindparams(bindparam("seen", type_=ARRAY(Text())))
+
+
+async def find_live_missing(
+    session: Session, calendar_id: str, window: Window, seen: Collection[str]
+) -> dict[str, KnownEvent]:
+    """Live rows in the window that a full round did not list, by id; the first to start comes first."""
+    rows = await session.execute(
+        _LIVE_MISSING,
+        {
+            "calendar_id": calendar_id,
+            "window_start": window.start,
+            "window_end": window.end,
+            "seen": list(seen),
+        },
+    )
+    return {
+        row.id: KnownEvent(row.platform_uuid, row.recurring_event_id, row.original_start_time) for row in rows
+    }
+
+
+_COUNT_AHEAD = text(
+    """
+    SELECT count(*) AS ahead, count(*) FILTER (WHERE id = ANY(:ids)) AS lost,
+           count(*) FILTER (WHERE id = ANY(:besides)) AS others
+    FROM calendar_events
+    WHERE calendar_id = :calendar_id AND NOT is_deleted AND start_time > clock_timestamp()
+      AND created_at < :known_before
+    """
+).bindparams(bindparam("ids", type_=ARRAY(Text())), bindparam("besides", type_=ARRAY(Text())))
+
+
+async def count_ahead(
+    session: Session,
+    calendar_id: str,
+    ids: Collection[str],
+    besides: Collection[str],
+    *,
+    known_before: datetime,
+) -> tuple[int, int, int]:
+    """(live events still ahead that were known before that time, those of them in `ids`, those in `besides`)."""
+    values = {"calendar_id": calendar_id, "known_before": known_before}
+    row = await session.execute(_COUNT_AHEAD, {**values, "ids": list(ids), "besides": list(besides)})
+    ahead, lost, others = row.one()
+    return ahead, lost, others
+
+
+# Column name -> PostgreSQL type of its array. The order is that of `_row`.
+_COLUMNS = {
+    "id": "text",
+    "platform_uuid": "text",
+    "content_hash": "bytea",
+    "is_deleted": "boolean",
+    "start_time": "timestamptz",
+    "end_time": "timestamptz",
+    "is_all_day": "boolean",
+    "timezone": "text",
+    "name": "text",
+    "description": "text",
+    "location": "text",
+    "ical_uid": "text",
+    "organizer": "text",
+    "attendees": "text",
+    "response_status": "text",
+    "recurring_event_id": "text",
+    "original_start_time": "timestamptz",
+    "meeting_url": "text",
+    "meeting_platform": "text",
+    "raw": "text",
+    "updated_at": "timestamptz",
+}
+
+_JSON = {"organizer", "attendees", "raw"}
+
+_FIXED = {"id", "platform_uuid"}
+
+_ASSIGNMENTS = ", ".join(
+    f"{name} = " + (f"CAST(i.{name} AS json)" if name in _JSON else f"i.{name}")
+    for name in _COLUMNS
+    if name not in _FIXED
+)
+
+_ARRAYS = ", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in _COLUMNS.items())
+
+_UPDATE = text(
+    f"""
+    UPDATE calendar_events AS e SET {_ASSIGNMENTS}
+    FROM unnest({_ARRAYS}) AS i({", ".join(_COLUMNS)})
+    WHERE e.id = i.id
+    """  # noqa: S608 - made of the constant names above
+)
+
+
+def _row(write: EventWrite, updated_at: datetime) -> tuple[Any, ...]:
+    event = write.event
+    return (
+        write.stored_id or new_id("evt"),
+        event.platform_uuid,
+        write.content_hash,
+        write.is_deleted,
+        event.start_time,
+        event.end_time,
+        event.is_all_day,
+        event.timezone,
+        event.name,
+        event.description,
+        event.location,
+        event.ical_uid,
+        organizer_json(event),
+        attendees_json(event),
+        event.response_status,
+        event.recurring_event_id,
+        event.original_start_time,
+        event.meeting_url,
+        event.meeting_platform,
+        event.raw,
+        updated_at,
+    )
+
+
+async def write_events(
+    session: Session, claim: CalendarRef, writes: Sequence[EventWrite], times: Sequence[datetime]
+) -> list[str]:
+    """Inserts and updates the rows; their ids, in order. `times` are their `updated_at`s.
+
+    New rows go in by COPY, which costs half of an INSERT: nobody else can be inserting the same ones, since
+    the caller holds the calendar's row lock.
+    """
+    rows = [_row(write, at) for write, at in zip(writes, times, strict=True)]
+    new = [row for row, write in zip(rows, writes, strict=True) if write.stored_id is None]
+    known = [row for row, write in zip(rows, writes, strict=True) if write.stored_id is not None]
+    if new:
+        owner = (claim.project_id, claim.calendar_id)
+        connection = await (await session.connection()).get_raw_connection()
+        assert connection.driver_connection is not None
+        await connection.driver_connection.copy_records_to_table(
+            "calendar_events",
+            columns=["project_id", "calendar_id", "created_at", *_COLUMNS],
+            records=[(*owner, row[-1], *row) for row in new],
+        )
+    if known:
+        columns = dict(zip(_COLUMNS, map(list, zip(*known, strict=True)), strict=True))
+        await session.execute(_UPDATE, columns)
+    return [row[0] for row in rows]
+
+
+_LOAD_CONTENT = (
+    text(
+        """
+    SELECT id, name, start_time, end_time, is_all_day, timezone, location, description, meeting_url,
+           response_status, attendees, is_deleted
+    FROM calendar_events WHERE id = ANY(:ids)
+    """
+    )
+    .bindparams(bindparam("ids", type_=ARRAY(Text())))
+    .columns(attendees=JSON())
+)
+
+
+async def load_content(session: Session, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The fields that `include_events` webhooks tell old and new values of, by event id."""
+    rows = await session.execute(_LOAD_CONTENT, {"ids": list(ids)})
+    return {row["id"]: {k: v for k, v in row.items() if k != "id"} for row in rows.mappings()}
+
+
+_MARK_DELETED = text(
+    """
+    UPDATE calendar_events e
+    SET is_deleted = true, updated_at = i.updated_at, raw = coalesce(CAST(i.raw AS json), e.raw)
+    FROM unnest(:ids, CAST(:times AS timestamptz[]), :raws) AS i(id, updated_at, raw)
+    WHERE e.id = i.id
+    """
+).bindparams(bindparam("ids", type_=ARRAY(Text())), bindparam("raws", type_=ARRAY(Text())))
+
+
+async def mark_deleted(
+    session: Session,
+    ids: Sequence[str],
+    times: Sequence[datetime],
+    raws: Mapping[str, str | None] | None = None,
+) -> None:
+    """`raws`: the cancelled events' `raw` by id, of those that are not to keep theirs."""
+    values = {"ids": list(ids), "times": list(times), "raws": [(raws or {}).get(one) for one in ids]}
+    await session.execute(_MARK_DELETED, values)
+
+
+_RECORD_UNANNOUNCED = text(
+    """
+    UPDATE calendars
+    SET last_change_at = :last_change_at, unannounced_since = :since,
+        unannounced_created = :created, unannounced_updated = :updated, unannounced_deleted = :deleted
+    WHERE id = :calendar_id
+    """
+)
+
+
+async def record_changes(
+    session: Session, claim: CalendarRef, changes: Unannounced, *, last_change_at: datetime
+) -> None:
+    """Keeps the largest `updated_at` given, and what is still to be announced."""
+    await session.execute(
+        _RECORD_UNANNOUNCED,
+        {
+            "calendar_id": claim.calendar_id,
+            "last_change_at": last_change_at,
+            "since": changes.since,
+            "created": changes.created,
+            "updated": changes.updated,
+            "deleted": changes.deleted,
+        },
+    )

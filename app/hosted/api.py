@@ -1,0 +1,175 @@
+"""Routes that write events of hosted calendars."""
+
+from typing import Annotated
+
+import orjson
+from fastapi import APIRouter, BackgroundTasks, Body, Query, Response
+
+from app.api.deps import AppState, DbSession, ProjectId, State
+from app.api.idempotency import Idempotent
+from app.api.paths import EventId, InvitationId
+from app.api.schemas import ErrorAnswer, responses
+from app.calendar_events import service
+from app.calendar_events.schemas import CalendarEventRead
+from app.core.db import Session
+from app.hosted import service as hosted
+from app.hosted.resend import resend_invitation as resend_invitation_mail
+from app.hosted.schemas import CalendarEventCreate, CalendarEventUpdate, DeleteQuery, ScopeQuery
+from app.hosted.service import Hosting
+from app.invitations.schemas import InvitationRead
+
+router = APIRouter(tags=["calendar events"])
+
+_CREATE_EXAMPLES = {
+    "event": {
+        "value": {
+            "calendar_id": "cal_h3Gk29sLqPzX81Ab",
+            "name": "Analysis",
+            "start_time": "2026-11-24T09:00:00Z",
+            "end_time": "2026-11-24T10:00:00Z",
+            "timezone": "Europe/Paris",
+            "meeting_url": "https://meet.google.com/abc-defg-hij",
+            "attendees": [{"email": "bob@example.org", "name": "Bob"}],
+            "recurrence": ["RRULE:FREQ=WEEKLY;COUNT=10"],
+        }
+    },
+}
+
+
+@router.post(
+    "/api/v1/calendar_events",
+    operation_id="create_calendar_event",
+    status_code=201,
+    response_model=CalendarEventRead,
+    responses=responses(404, 409, 413, 429),
+)
+async def create_calendar_event(
+    *,
+    session: DbSession,
+    state: AppState,
+    project_id: ProjectId,
+    idempotent: Idempotent,
+    body: Annotated[CalendarEventCreate, Body(openapi_examples=_CREATE_EXAMPLES)],
+    background_tasks: BackgroundTasks,
+) -> Response:
+    """Adds an event to a calendar that is hosted here, and invites its attendees.
+
+    Of a series (`recurrence`), the answer is its first instance. Calendars of a provider are read-only: 400.
+    """
+
+    async def work() -> bytes:
+        await hosted.require_local(session, project_id, body.calendar_id)
+        event_id = await hosted.create_event(session, _hosting(state), project_id, body)
+        return await _body(session, project_id, event_id)
+
+    _ring(state, background_tasks)
+    return await idempotent.once(work, status_code=201)
+
+
+@router.patch(
+    "/api/v1/calendar_events/{event_id}",
+    operation_id="update_calendar_event",
+    response_model=CalendarEventRead,
+    responses=responses(404, 413),
+)
+async def update_calendar_event(
+    *,
+    session: DbSession,
+    state: AppState,
+    project_id: ProjectId,
+    event_id: EventId,
+    query: Annotated[ScopeQuery, Query()],
+    body: CalendarEventUpdate,
+    background_tasks: BackgroundTasks,
+) -> Response:
+    """Changes an event of a hosted calendar and mails the guests concerned. Of a series, only this instance changes.
+
+    `?scope=series` changes the series: `start_time` and `end_time` are then the new times of the named instance, and
+    all others move as much. Calendars of a provider are read-only: 400.
+    """
+    await hosted.require_local_event(session, project_id, event_id)
+    told_id = await hosted.update_event(
+        session, _hosting(state), project_id, event_id, body, scope=query.scope
+    )
+    _ring(state, background_tasks)
+    return Response(await _body(session, project_id, told_id), media_type="application/json")
+
+
+@router.delete(
+    "/api/v1/calendar_events/{event_id}",
+    operation_id="delete_calendar_event",
+    response_class=Response,
+    responses={**responses(404), 200: {"description": "Gone; the body is empty."}},
+)
+async def delete_calendar_event(
+    *,
+    session: DbSession,
+    state: AppState,
+    project_id: ProjectId,
+    event_id: EventId,
+    query: Annotated[DeleteQuery, Query()],
+    background_tasks: BackgroundTasks,
+) -> Response:
+    """Cancels an event of a hosted calendar; of a series, only this instance (or all, with `?scope=series`).
+
+    The row stays with `is_deleted`. Calendars of a provider are read-only: 400.
+    """
+    await hosted.require_local_event(session, project_id, event_id)
+    await hosted.delete_event(
+        session,
+        _hosting(state),
+        project_id,
+        event_id,
+        scope=query.scope,
+        send_invitations=query.send_invitations,
+    )
+    _ring(state, background_tasks)
+    return Response()
+
+
+@router.post(
+    "/api/v1/invitations/{invitation_id}/resend",
+    operation_id="resend_invitation",
+    status_code=202,
+    response_model=InvitationRead,
+    responses={
+        **responses(404, 429),
+        409: {
+            "description": "It was sent, or replaced by a later mail, or is not true any more",
+            "model": ErrorAnswer,
+        },
+    },
+)
+async def resend_invitation(
+    *,
+    session: DbSession,
+    state: AppState,
+    project_id: ProjectId,
+    invitation_id: InvitationId,
+    idempotent: Idempotent,
+    background_tasks: BackgroundTasks,
+) -> Response:
+    """Sends a failed mail again now, with the same bytes; for example when the owner has access to the mailbox again.
+
+    One attempt is made at once, even while the mailbox is held because of its sending limit. 409 for a mail that was
+    sent, that a later one replaced, whose guest or event is gone, or whose calendar has another sending identity now.
+    """
+
+    async def work() -> bytes:
+        return (await resend_invitation_mail(session, project_id, invitation_id)).model_dump_json().encode()
+
+    background_tasks.add_task(state.doorbell.ring, "mails")
+    return await idempotent.once(work, status_code=202)
+
+
+def _hosting(state: State) -> Hosting:
+    return Hosting(state.settings)
+
+
+def _ring(state: State, background_tasks: BackgroundTasks) -> None:
+    background_tasks.add_task(state.doorbell.ring, "deliveries")
+    background_tasks.add_task(state.doorbell.ring, "mails")
+
+
+async def _body(session: Session, project_id: str, event_id: str) -> bytes:
+    return orjson.dumps(service.event_body(await service.get_event(session, project_id, event_id)))

@@ -1,0 +1,15 @@
+"""The dependency of routes that ask La Suite Messages."""
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from app.mail.mailboxes import Messages
+
+
+async def _messages(request: Request) -> Messages:
+    messages: Messages = request.app.state.messages
+    return messages
+
+
+MessagesDep = Annotated[Messages, Depends(_messages)]

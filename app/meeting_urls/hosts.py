@@ -1,0 +1,14 @@
+"""The hosts of self-hosted meeting platforms."""
+
+from app.meeting_urls.extract import MeetingHosts
+from app.settings import Settings
+
+
+def meeting_hosts(settings: Settings) -> MeetingHosts:
+    """The default hosts of self-hosted meeting platforms, and the operator's own; and what the bot runner can join."""
+    known = MeetingHosts()
+    return MeetingHosts(
+        visio=known.visio | settings.meeting_url_visio_hosts,
+        jitsi=known.jitsi | settings.meeting_url_jitsi_hosts,
+        preferred=settings.bot_runner_platforms,
+    )
