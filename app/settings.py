@@ -15,7 +15,7 @@ from redis.asyncio.connection import parse_url
 
 from app.core.addresses import parse_mailbox
 from app.core.database_url import parse_database_url
-from app.meeting_urls.platforms import PLATFORMS
+from app.meeting_links.platforms import PLATFORMS
 
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)

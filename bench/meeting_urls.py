@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from urllib.parse import quote
 
-from app.meeting_urls.extract import MAX_TEXT_LENGTH, find_all_links, find_meeting_link, redact
+from app.meeting_links.extract import MAX_TEXT_LENGTH, find_all_links, find_meeting_link, redact
 
 DESCRIPTIONS = 10_000
 DESCRIPTION_LENGTH = 2_000

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from app.meeting_urls.extract import find_platform
+from app.meeting_links.extract import find_platform
 from app.meeting_urls.hosts import meeting_hosts
 from app.settings import Settings
 

@@ -19,7 +19,7 @@ from app.ical.recurrence import Rule, RuleRefused
 from app.ical.values import parse_time
 from app.invitations.repository import Undelivered
 from app.itip.event import Person
-from app.meeting_urls.extract import MeetingHosts, find_meeting_link
+from app.meeting_links.extract import MeetingHosts, find_meeting_link
 
 MOST_OCCURRENCES = 1_000
 LAST_YEAR = 2199

@@ -8,7 +8,7 @@ from app.events import limits
 from app.events.data import RemoteAttendee, RemoteEvent, RemoteOrganizer, ResponseStatus
 from app.events.raw import dump_raw
 from app.ical.components import Component, Line
-from app.meeting_urls.extract import DEFAULT_HOSTS, MeetingHosts, find_meeting_link
+from app.meeting_links.extract import DEFAULT_HOSTS, MeetingHosts, find_meeting_link
 
 _RESPONSES: dict[str, ResponseStatus] = {
     "ACCEPTED": "accepted",

@@ -4,7 +4,7 @@ from fastapi import APIRouter
 
 from app.api.deps import AppState, ProjectId
 from app.api.schemas import responses
-from app.meeting_urls.extract import find_all_links, find_meeting_link
+from app.meeting_links.extract import find_all_links, find_meeting_link
 from app.meeting_urls.hosts import meeting_hosts
 from app.meeting_urls.schemas import CandidateRead, ParseRequest, ParseResult
 

@@ -1,6 +1,6 @@
 """The hosts of self-hosted meeting platforms."""
 
-from app.meeting_urls.extract import MeetingHosts
+from app.meeting_links.extract import MeetingHosts
 from app.settings import Settings
 
 

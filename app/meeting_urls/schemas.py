@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from app.api.schemas import InputModel
-from app.meeting_urls.extract import MAX_TEXT_LENGTH
+from app.meeting_links.extract import MAX_TEXT_LENGTH
 
 _EXAMPLE: JsonDict = {"text": "Join at https://zoom.us/j/5551112222?pwd=abc or call +33 1 23 45 67 89."}
 

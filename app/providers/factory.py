@@ -3,7 +3,7 @@
 from typing import Literal
 
 from app.core.http import httpx
-from app.meeting_urls.extract import MeetingHosts
+from app.meeting_links.extract import MeetingHosts
 from app.providers.base import TokenSource
 from app.providers.google.calendar import GoogleCalendar
 from app.providers.microsoft.calendar import MicrosoftCalendar

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from app.core.http_json import load_json, retry_after
 from app.events.data import RemoteAttendee, RemoteOrganizer
-from app.meeting_urls.extract import DEFAULT_HOSTS
+from app.meeting_links.extract import DEFAULT_HOSTS
 from app.providers.base import (
     AccessDenied,
     CalendarGone,

@@ -24,7 +24,6 @@ from app.ical.event_fields import Reader
 from app.ical.feed import Feed
 from app.ical.recurrence import Rule, RuleRefused
 from app.ical.timezones import ZoneTable, named_zone
-from app.providers.base import ProviderError
 
 FILES = Path(__file__).parent.parent / "data" / "ics"
 WINDOW = Window(datetime(2026, 11, 19, tzinfo=UTC), datetime(2026, 12, 18, tzinfo=UTC))
@@ -839,7 +838,7 @@ def test_a_damaged_feed_is_either_a_complete_calendar_or_unavailable(body):
     try:
         selection = Feed(body).select(WINDOW)
         events = selection.page(0, len(selection))
-    except ProviderError as err:
+    except CalendarUnreadable as err:
         assert err.code in {"feed_empty", "feed_not_ics", "feed_truncated"}  # noqa: PT017 - not every example raises
         return
     text = body.removeprefix(b"\xef\xbb\xbf").translate(None, bytes({*range(32), 127} - {9, 10, 13}))
@@ -858,7 +857,7 @@ def test_a_damaged_feed_is_either_a_complete_calendar_or_unavailable(body):
 @settings(deadline=None, max_examples=100)
 @given(st.binary(max_size=300))
 def test_arbitrary_bytes_are_unavailable(body):
-    with pytest.raises(ProviderError):
+    with pytest.raises(CalendarUnreadable):
         Feed(body)
 
 

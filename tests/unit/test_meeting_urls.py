@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.meeting_urls import extract, platforms, teams, urls, wrappers
-from app.meeting_urls.extract import (
+from app.meeting_links import extract, platforms, teams, urls, wrappers
+from app.meeting_links.extract import (
     MeetingHosts,
     MeetingLink,
     find_all_links,
@@ -22,8 +22,8 @@ from app.meeting_urls.extract import (
     parse_meeting_url,
     redact,
 )
-from app.meeting_urls.urls import Inner, Url, split_url
-from app.meeting_urls.wrappers import unwrap
+from app.meeting_links.urls import Inner, Url, split_url
+from app.meeting_links.wrappers import unwrap
 from bench.meeting_urls import HOSTILE
 
 TID, OID = "11111111-2222-3333-4444-555555555555", "66666666-7777-8888-9999-000000000000"

@@ -21,7 +21,7 @@ from app.core.http_json import load_json, retry_after
 from app.events import limits
 from app.events.data import KnownEvent, RemoteAttendee, RemoteEvent, RemoteOrganizer, ResponseStatus, Window
 from app.events.raw import dump_raw
-from app.meeting_urls.extract import DEFAULT_HOSTS, MeetingHosts, MeetingLink, find_meeting_link
+from app.meeting_links.extract import DEFAULT_HOSTS, MeetingHosts, MeetingLink, find_meeting_link
 from app.providers.base import (
     AccessDenied,
     CalendarGone,

@@ -22,7 +22,7 @@ from app.core.http_json import retry_after
 from app.events import limits
 from app.events.data import KnownEvent, Window
 from app.ical.event_fields import Reader
-from app.meeting_urls.extract import DEFAULT_HOSTS, MeetingHosts
+from app.meeting_links.extract import DEFAULT_HOSTS, MeetingHosts
 from app.providers.base import (
     AccessDenied,
     CalendarGone,

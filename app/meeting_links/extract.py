@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from html.entities import html5
 from urllib.parse import unquote
 
-from app.meeting_urls.platforms import DEFAULT_HOSTS, MeetingHosts, believe, platform_of_host, recognise
-from app.meeting_urls.urls import Inner, MeetingLink, Outcome, Refusal, Url, split_url
-from app.meeting_urls.wrappers import unwrap
+from app.meeting_links.platforms import DEFAULT_HOSTS, MeetingHosts, believe, platform_of_host, recognise
+from app.meeting_links.urls import Inner, MeetingLink, Outcome, Refusal, Url, split_url
+from app.meeting_links.wrappers import unwrap
 
 __all__ = [
     "DEFAULT_HOSTS",

@@ -6,7 +6,7 @@ from urllib.parse import quote, unquote
 
 import orjson
 
-from app.meeting_urls.urls import Inner, MeetingLink, Outcome, Refusal, Url, build_link
+from app.meeting_links.urls import Inner, MeetingLink, Outcome, Refusal, Url, build_link
 
 _NUMBER = re.compile(r"[0-9]{10,15}")
 _IDENTIFIER = re.compile(r"[0-9A-Za-z-]{1,64}")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from urllib.parse import unquote
 
-from app.meeting_urls.urls import Inner, Refusal, Url
+from app.meeting_links.urls import Inner, Refusal, Url
 
 _SAFE_LINKS_DOMAINS = (".safelinks.protection.outlook.com", ".safelinks.protection.office365.us")
 _SAFE_LINKS_PATHS = frozenset({"", "/", "/geturlreputation"})

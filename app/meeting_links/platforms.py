@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from app.meeting_urls.teams import recognise_teams
-from app.meeting_urls.urls import (
+from app.meeting_links.teams import recognise_teams
+from app.meeting_links.urls import (
     ZOOM_APP_SCHEMES,
     MeetingLink,
     Outcome,
