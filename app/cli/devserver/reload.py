@@ -1,12 +1,10 @@
 """Changes of the code, for `calbridge up --reload`."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from watchfiles import Change, DefaultFilter, watch
-
-import app
-import workers
 
 # Templates are read when the process starts, like code.
 _ENDINGS = (".py", ".html", ".txt", ".json")
@@ -19,7 +17,8 @@ class _Code(DefaultFilter):
 
 def code_folders() -> list[Path]:
     """Return the folders of the packages that the API and the worker import."""
-    return [Path(package.__path__[0]) for package in (app, workers)]
+    found = (find_spec(name) for name in ("app", "workers"))
+    return [Path(spec.origin).parent for spec in found if spec is not None and spec.origin is not None]
 
 
 def code_changes(folders: list[Path], *, look_every_seconds: float) -> Iterator[list[Path]]:

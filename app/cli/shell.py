@@ -1,6 +1,6 @@
 """psql and redis-cli on the servers of a running `calbridge up`, or on DATABASE_URL and REDIS_URL if they are set.
 
-Run it as `python -m app.cli.devserver.shell psql ...`; `make psql` and `make redis-cli` do.
+Run it as `python -m app.cli.shell psql ...`; `make psql` and `make redis-cli` do.
 """
 
 import os
