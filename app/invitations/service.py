@@ -46,8 +46,9 @@ __all__ = [
     "find_told_instances",
     "find_told_sequence",
     "list_invitations",
+    "lock_for_resend",
     "queue_mails",
-    "resend",
+    "requeue",
 ]
 
 log = structlog.get_logger()
