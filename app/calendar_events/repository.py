@@ -300,10 +300,7 @@ def _select(columns: str, conditions: Sequence[str], table: str = "calendar_even
 
 async def count_events(session: AnySession, calendar_id: str) -> tuple[int, int]:
     """Return how many events the calendar has, and how many deleted ones are still kept."""
-    statement = (
-        select(CalendarEvent.is_deleted, func.count())
-        .where(CalendarEvent.calendar_id == calendar_id)
-        .group_by(CalendarEvent.is_deleted)
-    )
-    counts = dict((await session.execute(statement)).tuples().all())
-    return counts.get(False, 0), counts.get(True, 0)
+    is_deleted = CalendarEvent.is_deleted
+    statement = select(func.count().filter(~is_deleted), func.count().filter(is_deleted))
+    row = (await session.execute(statement.where(CalendarEvent.calendar_id == calendar_id))).one()
+    return row[0], row[1]
