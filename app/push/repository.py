@@ -7,7 +7,7 @@ from typing import Literal
 
 from sqlalchemy import ARRAY, Interval, Text, bindparam, text
 
-from app.core.db import Session
+from app.core.db import AnySession, Session
 from app.core.wakeups import wake_after_commit
 from app.schedule import sync_within
 
@@ -435,3 +435,27 @@ _NOTE_VERIFIED = text(
 async def note_verified(session: Session, channel_ids: Collection[str]) -> None:
     """The provider has reached us through these channels: their calendars need less polling from now on."""
     await session.execute(_NOTE_VERIFIED, {"ids": list(channel_ids)})
+
+
+@dataclass(frozen=True, slots=True)
+class CalendarChannel:
+    """The newest channel of a calendar: `state` is `opening` or `open`. `is_verified`: a notification has arrived."""
+
+    state: str
+    is_verified: bool
+    expires_at: datetime | None
+
+
+_FIND_NEWEST = text(
+    """
+    SELECT state, verified_at IS NOT NULL, expires_at FROM push_channels
+    WHERE calendar_id = :calendar_id AND state <> 'closing'
+    ORDER BY state = 'open' DESC, created_at DESC LIMIT 1
+    """
+)
+
+
+async def find_newest(session: AnySession, calendar_id: str) -> CalendarChannel | None:
+    """Return the calendar's open channel, else the one that is being opened."""
+    row = (await session.execute(_FIND_NEWEST, {"calendar_id": calendar_id})).one_or_none()
+    return None if row is None else CalendarChannel(*row)

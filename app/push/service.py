@@ -18,10 +18,10 @@ from pydantic import ValidationError
 
 from app.core import metrics
 from app.core.crypto import SealBroken, SecretBox, sha256_hex
-from app.core.db import Session
+from app.core.db import AnySession, Session
 from app.credentials.store import load_credentials
 from app.push import repository
-from app.push.repository import KnownChannel
+from app.push.repository import CalendarChannel, KnownChannel
 from app.push.schemas import Notification
 from app.schedule import mark_due
 
@@ -166,3 +166,8 @@ async def _load_grant(session: Session, box: SecretBox, credentials_id: str | No
                 "refresh_token": secrets["refresh_token"],
             }
     return None
+
+
+async def find_channel(session: AnySession, calendar_id: str) -> CalendarChannel | None:
+    """Return the channel through which the provider notifies of changes to the calendar."""
+    return await repository.find_newest(session, calendar_id)
