@@ -30,6 +30,7 @@ from app.core.backlog import Backlog
 from app.core.clock import isoformat
 from app.core.db import AnySession, ReadSession, Session
 from app.core.pagination import Cursor, Ordering, Page, page_of, seek, seek_each
+from app.core.wakeups import wake_after_commit
 from app.models import Bot, Calendar, CalendarEvent
 from app.models.bot import State
 from app.webhooks.payloads import CalendarFacts
@@ -220,6 +221,8 @@ async def insert_bot(session: Session, values: Mapping[str, Any]) -> bool:
         )
         .returning(Bot.id)
     )
+    if inserted is not None:
+        wake_after_commit(session, "bots")
     return inserted is not None
 
 
@@ -477,6 +480,7 @@ async def change_bot(session: Session, changed: WholeBot, entry: Mapping[str, An
             "entry": orjson.dumps(entry).decode(),
         },
     )
+    wake_after_commit(session, "bots")
 
 
 _BACKLOG = text(

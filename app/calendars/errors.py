@@ -1,10 +1,10 @@
-"""What can be wrong with a request about a calendar, beyond the form of its fields.
+"""Errors of requests about a calendar, beyond the form of its fields.
 
 AppError (app/core/errors.py)
 ├── BadQuery
 │   └── CalendarNotSynced       (command line)
 ├── NotFound
-│   └── CalendarNotFound        404
+│   └── CalendarNotFound        404 (app/api/not_found.py)
 └── InvalidFields
     ├── DeduplicationKeyTaken   400 on `deduplication_key`
     └── CalendarDisconnected    400, `non_field_errors`
@@ -33,4 +33,8 @@ class CalendarNotSynced(BadQuery):
 
 
 class OtherAccount(Exception):
-    """Another account agreed than the one that the calendar is connected with."""
+    """The person granted access to another account than the one that the calendar is connected with."""
+
+
+def no_such_field(platform: str) -> str:
+    return f"A calendar of platform {platform} has no such field."

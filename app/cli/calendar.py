@@ -14,7 +14,7 @@ from app.cli.errors import CommandFailed
 from app.cli.output import OneJsonLine, duration, moment, print_fields, print_json
 from app.core.db import Session, Sessions, reading, transaction
 from app.core.errors import NotFound
-from app.core.wakeups import REDIS_AWAY, Doorbell, connect_redis
+from app.core.wakeups import REDIS_UNAVAILABLE, WakeUps, connect_redis
 from app.settings import Settings
 
 _LOOK_EVERY_SECONDS = 0.2
@@ -106,14 +106,14 @@ async def _wake_workers(settings: Settings) -> None:
     if settings.redis_url is None:
         _note_no_wakeup(settings, "REDIS_URL is not set")
         return
-    doorbell = Doorbell(connect_redis(settings.required_redis_url()))
+    wakeups = WakeUps(connect_redis(settings.required_redis_url()))
     try:
-        await doorbell.ping()
-        await doorbell.ring("syncs")
-    except REDIS_AWAY:
+        await wakeups.ping()
+        await wakeups.wake("syncs")
+    except REDIS_UNAVAILABLE:
         _note_no_wakeup(settings, "Redis cannot be used")
     finally:
-        await doorbell.aclose()
+        await wakeups.aclose()
 
 
 def _note_no_wakeup(settings: Settings, reason: str) -> None:

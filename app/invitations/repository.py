@@ -29,6 +29,7 @@ from sqlalchemy.orm import aliased, defer
 from app.core.backlog import Backlog
 from app.core.db import AnySession, Session
 from app.core.pagination import Cursor, Ordering, Page, page_of, seek
+from app.core.wakeups import wake_after_commit
 from app.models import CalendarEvent, InvitationMail, MailLane
 from app.models.invitation import LANE
 
@@ -152,6 +153,7 @@ async def insert_mails(
     if rows:
         at = func.now() if due_at is None else due_at
         await session.execute(insert(_mail).values(next_attempt_at=at), list(rows))
+        wake_after_commit(session, "mails")
 
 
 _TAKE_PLACE = text(
@@ -338,6 +340,7 @@ async def has_later_mail(session: Session, mail: InvitationMail) -> bool:
 
 async def requeue(session: Session, mail_id: str) -> InvitationMail:
     """Makes the mail due now, before all others of its lane and in spite of a hold, as if it had never been tried."""
+    wake_after_commit(session, "mails")
     return (
         await session.scalars(
             update(_mail)

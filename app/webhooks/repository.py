@@ -35,6 +35,7 @@ from sqlalchemy.orm import defer
 
 from app.core.db import AnySession, Session
 from app.core.pagination import Cursor, Ordering, Page, page_of, seek
+from app.core.wakeups import wake_after_commit
 from app.models import Project, WebhookDelivery, WebhookSubscription
 from app.webhooks.turns import ReadyEndpoint, Slots
 
@@ -207,6 +208,7 @@ async def insert_deliveries(session: Session, rows: Sequence[Mapping[str, Any]])
     """Pending deliveries that are due at once."""
     values = [{**row, "next_attempt_at": func.clock_timestamp()} for row in rows]
     await session.execute(insert(_dlv).values(values))
+    wake_after_commit(session, "deliveries")
 
 
 async def close_merged(session: Session, merged_into: Mapping[str, str]) -> None:
@@ -274,6 +276,7 @@ async def requeue(session: Session, delivery_id: str) -> WebhookDelivery | None:
     await session.execute(
         update(_dlv).where(_dlv.id == delivery_id, _is_idle()).values(**_AFRESH, next_attempt_at=func.now())
     )
+    wake_after_commit(session, "deliveries")
     return await session.scalar(
         select(_dlv).where(_dlv.id == delivery_id).execution_options(populate_existing=True)
     )
@@ -320,6 +323,7 @@ async def replay_batch(
     seen, requeued, last_time, last_id = (
         await session.execute(_REPLAY_BATCH, {"subscription_id": subscription_id, **parameters})
     ).one()
+    wake_after_commit(session, "deliveries")
     return ReplayBatch(requeued, (last_time, last_id) if seen == limit else None)
 
 
@@ -360,6 +364,7 @@ _RESUME_BATCH = text(
 async def resume_batch(session: Session, subscription_id: str, limit: int) -> int:
     """Makes up to `limit` deliveries that wait for this endpoint due now, oldest first; how many."""
     done = await session.execute(_RESUME_BATCH, {"subscription_id": subscription_id, "limit": limit})
+    wake_after_commit(session, "deliveries")
     return cast("CursorResult[Any]", done).rowcount
 
 

@@ -31,7 +31,7 @@ from app.cli.errors import CommandFailed, database_failures, explain_redis_error
 from app.cli.shared_metrics import VARIABLE as METRICS_DIRECTORY
 from app.cli.shared_metrics import empty_directory
 from app.core.db import create_engine, create_sessions, transaction
-from app.core.wakeups import REDIS_AWAY, Doorbell, connect_redis
+from app.core.wakeups import REDIS_UNAVAILABLE, WakeUps, connect_redis
 from app.demo.api import PATH as DEMO_FEED_PATH
 from app.projects.service import create_project, find_live_key
 from app.settings import Settings, load_settings
@@ -206,13 +206,13 @@ def _only_one(data_dir: Path) -> Iterator[None]:
 
 async def _check_redis(url: str) -> None:
     """Raises CommandFailed where a Redis that is configured does not answer."""
-    doorbell = Doorbell(connect_redis(url))
+    wakeups = WakeUps(connect_redis(url))
     try:
-        await doorbell.ping()
-    except REDIS_AWAY as err:
+        await wakeups.ping()
+    except REDIS_UNAVAILABLE as err:
         raise CommandFailed(explain_redis_error(err)) from None
     finally:
-        await doorbell.aclose()
+        await wakeups.aclose()
 
 
 def _start_servers(settings: Settings, data_dir: Path, base_url: str, servers: list[Child]) -> Settings:
