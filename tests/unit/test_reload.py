@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def test_processes_are_replaced_also_one_that_waits_after_a_failure() -> None:
         assert [process.returncode for process in before] == [-signal.SIGTERM, 3]
         assert [child.how_it_ended() for child in (steady, failing)] == [None, None]
         kept = failing.process
+        time.sleep(0.6)  # longer than the pause before the start that was planned
         failing.tend()
         assert failing.process is kept
     finally:
