@@ -18,7 +18,8 @@ from app.models import Calendar, CalendarEvent, Credentials
 from app.outages.breakers import Breakers
 from app.settings import Settings
 from app.sync import repository
-from app.sync.engine import LEASE_FOR, SyncEngine
+from app.sync.engine import SyncEngine
+from app.sync.lease import LEASE_FOR
 from app.sync.providers import ProviderFactory
 
 

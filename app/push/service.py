@@ -138,6 +138,14 @@ def _check(channel: KnownChannel | None, secret: str | None) -> str:
     return "accepted" if channel.calendar_id is not None else "ignored"
 
 
+async def close_channels(session: Session, calendar_id: str) -> None:
+    """Have the channels of a calendar that stays closed at the provider.
+
+    The caller holds the lock of the calendar's row, and sets its `push_due_at` to null.
+    """
+    await repository.close_channels(session, calendar_id)
+
+
 async def release_channels(
     session: Session, box: SecretBox, *, calendar_id: str, credentials_id: str | None
 ) -> None:

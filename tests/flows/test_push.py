@@ -25,7 +25,7 @@ from app.push.channels import ChannelKeeper
 from app.push.service import sealed_context
 from app.schedule import mark_due
 from app.settings import Settings
-from app.sync.engine import LEASE_FOR
+from app.sync.lease import LEASE_FOR
 from app.sync.repository import claim_due
 from tests import factories
 from tests.conftest import StartWorker, TestProject
