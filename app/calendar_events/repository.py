@@ -1,4 +1,4 @@
-"""SQL of events, for reading. Writing them is the sync's (app/sync/repository.py)."""
+"""SQL of the lists of events that the API shows. app/events/writer.py writes events."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import (
+    JSON,
     ColumnElement,
     DateTime,
     FromClause,
@@ -22,38 +23,17 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeEngine
 
 from app.bots.repository import bots_of
+from app.calendar_events.schemas import CalendarEventRead
 from app.core.db import AnySession, ReadSession
 from app.core.pagination import Cursor, Ordering, Page, page_of, seek_values
 from app.models import Calendar, CalendarEvent
 
-# Those of TIMES and JSON_TEXTS are selected in a form of their own; the order is that of CalendarEventRead.
-FIELDS = (
-    "id",
-    "calendar_id",
-    "platform_uuid",
-    "meeting_url",
-    "meeting_platform",
-    "start_time",
-    "end_time",
-    "is_deleted",
-    "attendees",
-    "ical_uid",
-    "name",
-    "raw",
-    "bots",
-    "created_at",
-    "updated_at",
-    "is_all_day",
-    "timezone",
-    "location",
-    "description",
-    "organizer",
-    "response_status",
-    "recurring_event_id",
-    "original_start_time",
-)
-TIMES = ("start_time", "end_time", "created_at", "updated_at", "original_start_time")
-JSON_TEXTS = ("attendees", "raw", "organizer")
+_TABLE = CalendarEvent.__table__.c
+
+# What the API shows of a row, in its order. TIMES and JSON_TEXTS are selected in a form of their own.
+FIELDS = tuple(CalendarEventRead.model_fields)
+TIMES = tuple(name for name in FIELDS if name in _TABLE and isinstance(_TABLE[name].type, DateTime))
+JSON_TEXTS = tuple(name for name in FIELDS if name in _TABLE and isinstance(_TABLE[name].type, JSON))
 
 
 def _selected(event: FromClause, name: str) -> ColumnElement[Any]:
