@@ -69,17 +69,3 @@ class Batch:
     @property
     def is_full(self) -> bool:
         return len(self.events) + len(self.removed) >= _BATCH_EVENTS or self.size >= _BATCH_BYTES
-
-
-@dataclass(slots=True)
-class Absent:
-    """Live rows in the window that a full round did not list, by the rows' ids.
-
-    `removed`: deleted or cancelled, as the provider says of each; with the `raw` of the cancelled event, if any.
-    `unclear`: the provider still has them in the window, or does not say. `unread`: not asked for yet.
-    """
-
-    removed: dict[str, str | None] = field(default_factory=dict)
-    unclear: list[str] = field(default_factory=list)
-    unread: list[str] = field(default_factory=list)
-    count: int = 0

@@ -1,18 +1,54 @@
-"""Which deletions are believed at once (pure). See docs/adr/0003-believing-providers.md.
+"""Events that a complete response leaves out, and which of them are deleted at once (pure).
 
 A complete response may leave out most of a calendar by mistake. A mass of omissions is believed once a second
-response, a while later, leaves out the same events.
+response, a while later, leaves out the same events: docs/adr/0003-believing-providers.md.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from app.events.data import KnownEvent, RemoteEvent, Window
+from app.events.diff import is_in_window
+from app.providers.base import Reread
 from app.sync.repository import HeldBack
 
 # A response without a second one may not leave out all of so many events ahead, or most of so many.
 _SHRINKS_ALL_OF = 3
 _SHRINKS_MOST_OF = 5
+
+
+@dataclass(slots=True)
+class Absent:
+    """Live rows in the window that a full round did not list, by the rows' ids.
+
+    `removed`: deleted or cancelled, as the provider says of each; with the `raw` of the cancelled event, if any.
+    `unclear`: the provider still has them in the window, or does not say. `unread`: not asked for yet.
+    `moved`: the events that exist outside the window.
+    """
+
+    count: int = 0
+    removed: dict[str, str | None] = field(default_factory=dict)
+    unclear: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+    moved: list[RemoteEvent] = field(default_factory=list)
+
+
+def sort_absent(missing: Mapping[str, KnownEvent], reread: Reread, window: Window) -> Absent:
+    """Sort the live rows that a full round did not list, by what the provider says of each. `missing` is by row id."""
+    absent = Absent(count=len(missing))
+    absent.moved = [event for event in reread.found if not is_in_window(event, window)]
+    moved = {event.platform_uuid for event in absent.moved}
+    unread = frozenset(reread.unread)
+    for event_id, known in missing.items():
+        platform_uuid = known.platform_uuid
+        if platform_uuid in reread.removed:
+            absent.removed[event_id] = reread.removed[platform_uuid]
+        elif platform_uuid in unread:
+            absent.unread.append(event_id)
+        elif platform_uuid not in moved:
+            absent.unclear.append(event_id)
+    return absent
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,6 @@ from app.core.db import Session, Sessions, transaction
 from app.core.wakeups import Doorbell
 from app.events import service as stored_events
 from app.events.data import Window
-from app.events.diff import is_in_window
 from app.events.writer import WrittenChanges, apply_changes
 from app.outages import breakers
 from app.outages.breakers import Breakers
@@ -34,8 +33,8 @@ from app.providers.base import (
 )
 from app.settings import Settings
 from app.sync import repository
-from app.sync.attempt import Absent, Attempt, Batch
-from app.sync.deletions import EventsAhead, split_missing
+from app.sync.attempt import Attempt, Batch
+from app.sync.deletions import Absent, EventsAhead, sort_absent, split_missing
 from app.sync.effects import follow_success
 from app.sync.failures import RETRIES_WITHIN_SYNC, FailureRecorder, hiccup_pause, is_hiccup
 from app.sync.lease import LEASE_FOR, kept_lease
@@ -46,11 +45,11 @@ from app.sync.window import kept_window, new_window, next_in
 
 log = structlog.get_logger()
 
-# A sync that goes on for this long is cut and starts over: its committed batches stay.
+# A longer sync is cut off and starts over. Its committed batches stay.
 _SYNC_WITHIN_SECONDS = 1800.0
-# The next round, where some of what a response left out could not be asked for yet: Google counts by the minute.
+# Until the next round, if not all of what a response left out could be asked for: Google limits requests per minute.
 _READ_ON_AFTER = timedelta(minutes=1)
-# A cursor that expires again so soon after a full round would have us list everything again and again.
+# A cursor that expires this soon after a full round would lead to one full round after another.
 _FULL_ROUND_AGAIN_AFTER = timedelta(minutes=10)
 
 
@@ -79,7 +78,7 @@ class SyncEngine:
             )
 
     async def handle(self, claim: Claim) -> None:
-        """One sync. Never raises for the provider's, the calendar's or an event's fault."""
+        """Sync a claimed calendar. Faults of the provider, the calendar or an event are stored, and never raised."""
         structlog.contextvars.bind_contextvars(
             calendar_id=claim.calendar_id, project_id=claim.project_id, platform=claim.platform
         )
@@ -105,7 +104,7 @@ class SyncEngine:
             outcome = err.code
             await self._fail(attempt, err)
         except Exception as err:
-            # One bad calendar must not hold up the others. Another TimeoutError than ours is the database's.
+            # One bad calendar must not stop the worker. Any other TimeoutError is the database's.
             if isinstance(err, TimeoutError) and within.expired():
                 outcome = "timeout"
                 fault = Unavailable("The sync took too long.", code=outcome)
@@ -120,11 +119,11 @@ class SyncEngine:
             await self._breakers.end_probe(attempt.scope)
 
     async def _sync(self, attempt: Attempt) -> bool:
-        """Whether it was done: False where the calendar is held, because its platform's breaker is open."""
+        """Run the sync; returns False if the calendar is held instead, because a breaker is open."""
         claim = attempt.claim
         async with transaction(self._sessions) as session:
             attempt.state = state = await repository.load_state(session, claim)
-            # The scope of a feed is known only once its address is: see below.
+            # The scope of a feed is known only once its address is read: see below.
             breaker = await breakers.load_state(session, claim.platform)
         if not await self._admit(attempt, claim.platform, breaker):
             return False
@@ -147,7 +146,7 @@ class SyncEngine:
         return True
 
     async def _admit(self, attempt: Attempt, scope: str, breaker: breakers.State) -> bool:
-        """Whether the sync may go on: the breaker is closed, or this sync is its probe. Else holds the calendar."""
+        """Check that the breaker is closed or this sync is its probe; returns False after holding the calendar."""
         claim = attempt.claim
         attempt.scope = scope
         if breaker == "closed":
@@ -171,6 +170,7 @@ class SyncEngine:
         return not is_held
 
     async def _sync_with(self, attempt: Attempt, provider: CalendarProvider, state: SyncState) -> None:
+        """Run a round from the cursor, or a full one if there is no cursor that is still good."""
         kept = kept_window(self._settings, state)
         if state.cursor is None or kept is None:
             await self._round(attempt, provider, None, new_window(self._settings, state.now))
@@ -181,7 +181,7 @@ class SyncEngine:
             expired_at = None
             anchored_at = kept.start + self._settings.sync_window_past_for
             if state.now - anchored_at < _FULL_ROUND_AGAIN_AFTER:
-                # It may expire soon after a full round once; again and again would be a loop.
+                # It may expire soon after a full round once. Twice would be a loop.
                 expired_at = state.now
                 last = state.cursor_expired_at
                 if last is not None and state.now - last < _FULL_ROUND_AGAIN_AFTER:
@@ -203,7 +203,7 @@ class SyncEngine:
         *,
         cursor_expired_at: datetime | None = None,
     ) -> None:
-        """All pages of one round, written as they fill batches; ends with the settling transaction."""
+        """Read all pages of one round, write them as they fill batches, and store the result of the sync."""
         batch = Batch()
         seen: set[str] = set()
         async for page in provider.changes(cursor=cursor, window=window):
@@ -231,15 +231,15 @@ class SyncEngine:
                 async with self._writes, transaction(self._sessions) as session:
                     await self._write(session, attempt, batch, window)
                 batch = Batch()
-        raise Unavailable("The provider's answer ended early.", code="round_incomplete")
+        raise Unavailable("The provider's response ended early.", code="round_incomplete")
 
     async def _find_absent(
         self, attempt: Attempt, provider: CalendarProvider, batch: Batch, seen: set[str], window: Window
     ) -> Absent:
-        """Asks for each live row that a full round did not list. Those that moved are put into the batch."""
+        """Ask for each live row that a full round did not list. Those that moved are put into the batch."""
         async with transaction(self._sessions) as session:
             missing = await stored_events.find_live_missing(session, attempt.claim.calendar_id, window, seen)
-        # What is named as removed needs no second word.
+        # What the provider has named as removed is not asked for.
         missing = {
             event_id: known
             for event_id, known in missing.items()
@@ -247,26 +247,13 @@ class SyncEngine:
         }
         if not missing:
             return Absent()
-        reread = await provider.reread(list(missing.values()))
-        moved = {event.platform_uuid for event in reread.found if not is_in_window(event, window)}
-        batch.events.update(
-            {event.platform_uuid: event for event in reread.found if event.platform_uuid in moved}
-        )
-        unread = frozenset(reread.unread)
-        absent = Absent(count=len(missing))
-        for event_id, known in missing.items():
-            platform_uuid = known.platform_uuid
-            if platform_uuid in reread.removed:
-                absent.removed[event_id] = reread.removed[platform_uuid]
-            elif platform_uuid in unread:
-                absent.unread.append(event_id)
-            elif platform_uuid not in moved:
-                absent.unclear.append(event_id)
+        absent = sort_absent(missing, await provider.reread(list(missing.values())), window)
+        batch.events.update({event.platform_uuid: event for event in absent.moved})
         log.info(
             "sync_reread",
-            count=len(missing),
+            count=absent.count,
             removed=len(absent.removed),
-            moved=len(moved),
+            moved=len(absent.moved),
             unclear=len(absent.unclear),
             unread=len(absent.unread),
         )
@@ -282,20 +269,20 @@ class SyncEngine:
         window: Window,
         cursor_expired_at: datetime | None,
     ) -> None:
-        """The last batch, the cursor, the sync times and the outbox rows, in one transaction."""
+        """Write the last batch, the cursor, the sync times and the outbox rows, in one transaction."""
         claim = attempt.claim
         async with self._writes, transaction(self._sessions) as session:
             written, held_back = await self._write(session, attempt, batch, window, absent=absent)
             due_in = next_in(self._settings.calendar_sync_interval_seconds)
             due_in_with_push = next_in(self._settings.calendar_sync_interval_with_push_seconds)
             if absent is not None and absent.unread:
-                # The next round must be a full one: a cursor of this answer would never tell of them again.
+                # The next round must be a full one: changes since this cursor would not name these events again.
                 cursor = None
                 if len(absent.unread) < absent.count:
                     due_in = min(due_in, _READ_ON_AFTER)
                     due_in_with_push = due_in
             if held_back is not None:
-                # Here too.
+                # Here, too.
                 cursor = None
                 confirm_for = timedelta(seconds=self._settings.calendar_shrink_confirm_seconds)
                 due_in = max(held_back.since + confirm_for - attempt.started_at, _READ_ON_AFTER)
@@ -339,7 +326,7 @@ class SyncEngine:
         *,
         absent: Absent | None = None,
     ) -> tuple[WrittenChanges, HeldBack | None]:
-        """Write what differs. `absent`: what became of the rows that a full round did not list."""
+        """Write the changes of a batch, and the deletions that are believed; returns what is held back, too."""
         claim = attempt.claim
         held_back: HeldBack | None = None
         unannounced = await repository.lock_calendar(session, claim)
