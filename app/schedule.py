@@ -11,6 +11,7 @@ from datetime import timedelta
 from sqlalchemy import ARRAY, Interval, Text, bindparam, text
 
 from app.core.db import Session
+from app.core.wakeups import wake_after_commit
 
 _REQUEST_PAUSE = timedelta(seconds=5)
 _LONGEST_REQUEST_PAUSE = timedelta(minutes=1)
@@ -52,6 +53,7 @@ async def request_sync(session: Session, calendar_id: str) -> None:
     server may take a minute to time out. A calendar that is due earlier anyway stays as it is. A disconnected
     calendar is tried once, at most every minute, and is connected again if access is back.
     """
+    wake_after_commit(session, "syncs")
     await session.execute(
         _REQUEST,
         {
@@ -70,7 +72,10 @@ _SYNC_WITHIN = text(
 
 
 async def sync_within(session: Session, calendar_id: str, delay: timedelta) -> None:
-    """Make a calendar due after `delay` at the latest. While a sync runs, this leads to one more after it."""
+    """Make a calendar due after `delay` at the latest. While a sync runs, this leads to one more after it.
+
+    It sends no wake-up: the workers look by themselves.
+    """
     await session.execute(_SYNC_WITHIN, {"calendar_id": calendar_id, "delay": delay})
 
 
@@ -120,4 +125,9 @@ async def mark_due(
             "delay": delay,
         },
     )
-    return len(rows.all())
+    moved = len(rows.all())
+    if moved and sync_ids:
+        wake_after_commit(session, "syncs", after=delay.total_seconds())
+    if moved and renew_ids:
+        wake_after_commit(session, "channels")
+    return moved

@@ -7,7 +7,8 @@ from typing import Literal
 
 from sqlalchemy import ARRAY, Interval, Text, bindparam, text
 
-from app.core.db import Session
+from app.core.db import AnySession, Session
+from app.core.wakeups import wake_after_commit
 from app.schedule import sync_within
 
 Platform = Literal["google", "microsoft"]
@@ -356,6 +357,7 @@ _CLOSE_ALL = text(
 async def close_channels(session: Session, calendar_id: str) -> None:
     """Of a calendar that stays. The caller holds the lock of its row, and sets its `push_due_at` to null."""
     await session.execute(_CLOSE_ALL, {"calendar_id": calendar_id})
+    wake_after_commit(session, "channels")
 
 
 _LOCK_CHANNELS = text("SELECT id FROM push_channels WHERE calendar_id = :calendar_id FOR UPDATE")
@@ -383,6 +385,7 @@ async def release_channel(
 ) -> None:
     """Lets a channel outlive its calendar, with what closing it takes."""
     await session.execute(_RELEASE, {"id": channel_id, "sealed": sealed, "opens_within": opens_within})
+    wake_after_commit(session, "channels")
 
 
 # --- notifications ---------------------------------------------------------------------------------------
@@ -432,3 +435,27 @@ _NOTE_VERIFIED = text(
 async def note_verified(session: Session, channel_ids: Collection[str]) -> None:
     """The provider has reached us through these channels: their calendars need less polling from now on."""
     await session.execute(_NOTE_VERIFIED, {"ids": list(channel_ids)})
+
+
+@dataclass(frozen=True, slots=True)
+class CalendarChannel:
+    """The newest channel of a calendar: `state` is `opening` or `open`. `is_verified`: a notification has arrived."""
+
+    state: str
+    is_verified: bool
+    expires_at: datetime | None
+
+
+_FIND_NEWEST = text(
+    """
+    SELECT state, verified_at IS NOT NULL, expires_at FROM push_channels
+    WHERE calendar_id = :calendar_id AND state <> 'closing'
+    ORDER BY state = 'open' DESC, created_at DESC LIMIT 1
+    """
+)
+
+
+async def find_newest(session: AnySession, calendar_id: str) -> CalendarChannel | None:
+    """Return the calendar's open channel, else the one that is being opened."""
+    row = (await session.execute(_FIND_NEWEST, {"calendar_id": calendar_id})).one_or_none()
+    return None if row is None else CalendarChannel(*row)

@@ -15,9 +15,9 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from app.core import metrics
+from app.core import lease, metrics
 from app.core.db import Session, Sessions, transaction
-from app.core.wakeups import Doorbell
+from app.core.lease import LeaseLost
 from app.events import service as stored_events
 from app.events.data import Window
 from app.events.writer import WrittenChanges, apply_changes
@@ -37,14 +37,15 @@ from app.sync.attempt import Attempt, Batch
 from app.sync.deletions import Absent, EventsAhead, sort_absent, split_missing
 from app.sync.effects import follow_success
 from app.sync.failures import RETRIES_WITHIN_SYNC, FailureRecorder, hiccup_pause, is_hiccup
-from app.sync.lease import LEASE_FOR, kept_lease
 from app.sync.providers import ProviderFactory
-from app.sync.repository import Claim, HeldBack, LeaseLost, Pick, SyncState
+from app.sync.repository import Claim, HeldBack, Pick, SyncState
 from app.sync.turns import Kind, pick_oldest
 from app.sync.window import kept_window, new_window, next_in
 
 log = structlog.get_logger()
 
+LEASE_FOR = timedelta(seconds=90)
+_EXTEND_EVERY_SECONDS = 30.0
 # A longer sync is cut off and starts over. Its committed batches stay.
 _SYNC_WITHIN_SECONDS = 1800.0
 # Until the next round, if not all of what a response left out could be asked for: Google limits requests per minute.
@@ -56,13 +57,10 @@ _FULL_ROUND_AGAIN_AFTER = timedelta(minutes=10)
 class SyncEngine:
     """Claims due calendars and syncs them; any number of engines may run."""
 
-    def __init__(
-        self, *, settings: Settings, sessions: Sessions, providers: ProviderFactory, doorbell: Doorbell
-    ) -> None:
+    def __init__(self, *, settings: Settings, sessions: Sessions, providers: ProviderFactory) -> None:
         self._settings = settings
         self._sessions = sessions
         self._providers = providers
-        self._doorbell = doorbell
         self._breakers = Breakers(sessions)
         self._failures = FailureRecorder(settings=settings, sessions=sessions, breakers=self._breakers)
         # Writing thousands of events takes seconds: half of the connections are left for everything else.
@@ -87,7 +85,10 @@ class SyncEngine:
         outcome = "ok"
         within = asyncio.timeout(_SYNC_WITHIN_SECONDS)
         try:
-            async with kept_lease(self._sessions, claim), within:
+            async with (
+                lease.extending(lambda: self._extend_lease(claim), every_seconds=_EXTEND_EVERY_SECONDS),
+                within,
+            ):
                 if not await self._sync(attempt):
                     outcome = "held"
         except LeaseLost:
@@ -102,7 +103,7 @@ class SyncEngine:
             await self._failures.put_off(attempt, err)
         except ProviderError as err:
             outcome = err.code
-            await self._fail(attempt, err)
+            await self._failures.record(attempt, err)
         except Exception as err:
             # One bad calendar must not stop the worker. Any other TimeoutError is the database's.
             if isinstance(err, TimeoutError) and within.expired():
@@ -112,7 +113,7 @@ class SyncEngine:
                 outcome = "internal_error"
                 log.exception("sync_crashed")
                 fault = Unavailable(f"Internal error: {type(err).__name__}.", code=outcome)
-            await self._fail(attempt, fault)
+            await self._failures.record(attempt, fault)
         finally:
             metrics.SYNC_SECONDS.labels(claim.platform, outcome).observe(time.perf_counter() - started)
         if attempt.is_probe and attempt.scope is not None:
@@ -307,7 +308,6 @@ class SyncEngine:
             metrics.SYNC_EVENTS.labels(claim.platform, change).inc(count)
         if attempt.is_trial:
             log.info("reconnected")
-            await self._doorbell.ring("deliveries")
         if unannounced.since is not None:
             log.info(
                 "synced",
@@ -315,7 +315,6 @@ class SyncEngine:
                 updated=unannounced.updated,
                 deleted=unannounced.deleted,
             )
-            await self._doorbell.ring("deliveries")
 
     async def _write(
         self,
@@ -386,10 +385,10 @@ class SyncEngine:
             confirm_for=timedelta(seconds=self._settings.calendar_shrink_confirm_seconds),
         )
 
-    async def _fail(self, attempt: Attempt, err: ProviderError) -> None:
-        await self._failures.record(attempt, err)
-        await self._doorbell.ring("deliveries")
-
     async def _give_back(self, claim: Claim) -> None:
         async with transaction(self._sessions) as session:
             await repository.give_back(session, claim)
+
+    async def _extend_lease(self, claim: Claim) -> None:
+        async with transaction(self._sessions) as session:
+            await repository.extend_lease(session, claim)

@@ -3,15 +3,16 @@
 See docs/adr/0003-believing-providers.md.
 """
 
-import random
 import time
 from datetime import datetime, timedelta
 
 import orjson
 import structlog
 
+from app.core.backoff import Backoff, respect_retry_after, spread
 from app.core.clock import isoformat, utcnow
 from app.core.db import Session, Sessions, transaction
+from app.core.lease import LeaseLost
 from app.outages import breakers
 from app.outages.breakers import Breakers
 from app.providers.base import (
@@ -26,14 +27,16 @@ from app.settings import Settings
 from app.sync import repository
 from app.sync.attempt import Attempt
 from app.sync.effects import follow_failure
-from app.sync.repository import LeaseLost, SyncState
+from app.sync.repository import SyncState
 from app.sync.window import next_in
 
 log = structlog.get_logger()
 
 _RETRY_FIRST_SECONDS = 30.0
 _RETRY_LONGEST_SECONDS = 1800.0
-_RETRY_AFTER_LONGEST_SECONDS = 86_400.0
+_RETRY_JITTER = (0.75, 1.25)
+_NOT_ASKED_JITTER = (1.0, 1.5)
+_HICCUP_JITTER = (0.6, 1.0)
 # A refusal is believed after this many attempts at the least.
 _REFUSAL_CONFIRMATIONS = 3
 # This many calendars that began to fail alike at about the same time are an outage, or might be one.
@@ -69,7 +72,7 @@ class FailureRecorder:
 
     async def put_off(self, attempt: Attempt, err: NotAsked) -> None:
         """Give the lease back for later. No request was made, so nothing is known and nothing is noted."""
-        seconds = (err.retry_after or _RETRY_FIRST_SECONDS) * random.uniform(1.0, 1.5)  # noqa: S311 - jitter
+        seconds = spread(err.retry_after or _RETRY_FIRST_SECONDS, _NOT_ASKED_JITTER)
         async with transaction(self._sessions) as session:
             await repository.put_off(
                 session, attempt.claim, next_in=timedelta(seconds=seconds), outage_scope=err.scope
@@ -183,7 +186,7 @@ def is_hiccup(err: Unavailable, attempt: Attempt, state: SyncState) -> bool:
 
 def hiccup_pause(err: Unavailable, tried: int) -> float:
     """Seconds to wait before a hiccup is tried again, after `tried` earlier repetitions."""
-    pause = _RETRY_WITHIN_SYNC_AFTER_SECONDS * (tried + random.uniform(0.6, 1.0))  # noqa: S311 - jitter
+    pause = _RETRY_WITHIN_SYNC_AFTER_SECONDS * (tried + spread(1, _HICCUP_JITTER))
     return max(pause, err.retry_after or 0)
 
 
@@ -218,17 +221,18 @@ def _retry_in(err: ProviderError, attempt: Attempt, state: SyncState, settings: 
 
     An attempt that a client forced leaves the next one where it was.
     """
-    first = min(_RETRY_FIRST_SECONDS, settings.calendar_sync_interval_seconds)
-    seconds = min(first * 2 ** min(state.failure_count, 10), _RETRY_LONGEST_SECONDS)
+    interval = settings.calendar_sync_interval_seconds
     if isinstance(err, ClientMisconfigured):
-        seconds = min(_RETRY_LONGEST_SECONDS, settings.calendar_sync_interval_seconds)
-    seconds *= random.uniform(0.75, 1.25)  # noqa: S311 - jitter
+        seconds = spread(min(_RETRY_LONGEST_SECONDS, interval), _RETRY_JITTER)
+    else:
+        first = min(_RETRY_FIRST_SECONDS, interval)
+        backoff = Backoff.exponential(first, _RETRY_LONGEST_SECONDS, jitter=_RETRY_JITTER)
+        seconds = backoff.delay(state.failure_count + 1)
     if attempt.is_forced and attempt.state is not None and attempt.state.forced_before is not None:
         due_in = max((attempt.state.forced_before - state.now).total_seconds(), 0)
         seconds = due_in if state.failure_count else min(seconds, due_in)
-    if isinstance(err, Transient) and err.retry_after is not None:
-        seconds = max(seconds, min(err.retry_after, _RETRY_AFTER_LONGEST_SECONDS))
-    return timedelta(seconds=seconds)
+    retry_after = err.retry_after if isinstance(err, Transient) else None
+    return timedelta(seconds=respect_retry_after(seconds, retry_after))
 
 
 def _failure_data(err: ProviderError) -> str:

@@ -15,14 +15,11 @@ from sqlalchemy import ARRAY, DateTime, Text, bindparam, text
 
 from app.core.db import Session
 from app.core.ids import new_id
+from app.core.lease import LeaseLost
 from app.events.data import Unannounced, Window
 from app.sync.turns import Due, Kind, pick_oldest
 
 Platform = Literal["google", "microsoft", "ics"]
-
-
-class LeaseLost(Exception):
-    """The calendar was deleted, disconnected, or is another worker's by now: write nothing more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,14 @@ that were connected together do not have their full rounds together.
 import random
 from datetime import datetime, timedelta
 
+from app.core.backoff import spread
 from app.events.data import Window
 from app.settings import Settings
 from app.sync.repository import SyncState
 
 _MARGIN = timedelta(hours=6)
 _LEAST_MARGIN = timedelta(hours=4.5)
+_INTERVAL_JITTER = (0.8, 1.0)
 
 
 def new_window(settings: Settings, now: datetime) -> Window:
@@ -40,7 +42,7 @@ def kept_window(settings: Settings, state: SyncState) -> Window | None:
 
 def next_in(seconds: float) -> timedelta:
     """The time to the next sync: up to a fifth less, so that calendars connected together spread."""
-    return timedelta(seconds=seconds * random.uniform(0.8, 1.0))  # noqa: S311 - jitter
+    return timedelta(seconds=spread(seconds, _INTERVAL_JITTER))
 
 
 def _longest_interval(settings: Settings) -> timedelta:

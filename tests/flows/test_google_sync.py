@@ -9,7 +9,7 @@ from sqlalchemy import text
 from app.core.clock import utcnow
 from app.core.db import Session, transaction
 from app.schedule import sync_within
-from app.sync import attempt, lease, repository
+from app.sync import attempt, repository
 from app.sync import engine as sync_engine
 from tests import factories
 from tests.flows.conftest import GoogleCalendarUnderTest
@@ -304,7 +304,7 @@ async def test_the_window_is_renewed_before_it_falls_short(google: GoogleCalenda
 async def test_a_lease_is_extended_again_after_an_error_of_the_database(
     google: GoogleCalendarUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "_EXTEND_EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(sync_engine, "_EXTEND_EVERY_SECONDS", 0.05)
     extend, calls = repository.extend_lease, 0
 
     async def fail_once(session: Session, claim: repository.Claim) -> None:

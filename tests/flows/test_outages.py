@@ -17,8 +17,7 @@ from app.models import Calendar, SyncBreaker
 from app.outages import breakers
 from app.settings import Settings
 from app.sync import failures, repository
-from app.sync.engine import SyncEngine
-from app.sync.lease import LEASE_FOR
+from app.sync.engine import LEASE_FOR, SyncEngine
 from tests import factories
 from tests.conftest import TestProject
 from tests.fakes.google import FakeGoogle

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.core.db import Sessions, transaction
 from app.schedule import request_sync
 from app.sync import repository
-from app.sync.lease import LEASE_FOR
+from app.sync.engine import LEASE_FOR
 from app.sync.repository import Claim, claim_due
 from app.sync.turns import MAILBOX_SYNCS, Due, Kind, Turns, pick_oldest
 from tests import factories
