@@ -86,4 +86,3 @@ class CalendarEventRead(BaseModel):
     response_status: ResponseStatus | None = Field(description="Of the calendar's owner.")
     recurring_event_id: str | None
     original_start_time: OutputTime | None
-    visibility: str | None = Field(examples=["private"])

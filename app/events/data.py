@@ -62,7 +62,6 @@ class RemoteEvent:
     original_start_time: datetime | None = None
     meeting_url: str | None = None
     meeting_platform: str | None = None
-    visibility: str | None = None
     is_cancelled: bool = False
 
     def __post_init__(self) -> None:

@@ -47,7 +47,6 @@ class CalendarEvent(Base):
     original_start_time: Mapped[datetime | None]
     meeting_url: Mapped[str | None]
     meeting_platform: Mapped[str | None]
-    visibility: Mapped[str | None]
     raw: Mapped[Any] = mapped_column(JSON, server_default="{}")
     created_at: Mapped[CreatedAt]
     updated_at: Mapped[CreatedAt]

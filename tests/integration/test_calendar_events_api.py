@@ -21,7 +21,6 @@ FIELDS = {
     "id", "calendar_id", "platform_uuid", "meeting_url", "meeting_platform", "start_time", "end_time", "is_deleted",
     "attendees", "ical_uid", "name", "raw", "bots", "created_at", "updated_at", "is_all_day", "timezone", "location",
     "description", "organizer", "response_status", "recurring_event_id", "original_start_time",
-    "visibility",
 }  # fmt: skip
 START = datetime(2026, 1, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -93,7 +92,7 @@ async def test_an_event_is_answered_with_exactly_the_contracts_fields(api, calen
             "name": "Café ☕", "description": "<b>x</b>", "location": "Room", "ical_uid": "uid-1",
             "organizer": {"email": "a@example.com", "name": None}, "attendees": [PERSON], "response_status": "tentative",
             "recurring_event_id": "series", "original_start_time": START - HOUR, "meeting_url": "https://zoom.us/j/1",
-            "meeting_platform": "zoom", "visibility": "private", "raw": {"id": "p1"},
+            "meeting_platform": "zoom", "raw": {"id": "p1"},
         },
     )  # fmt: skip
     expected = {
@@ -103,7 +102,7 @@ async def test_an_event_is_answered_with_exactly_the_contracts_fields(api, calen
         "created_at": "2026-01-01T12:00:00.000000Z", "updated_at": "2026-01-01T12:00:00.000000Z", "is_all_day": False,
         "timezone": "Europe/Paris", "location": "Room", "description": "<b>x</b>",
         "organizer": {"email": "a@example.com", "name": None}, "response_status": "tentative", "recurring_event_id": "series",
-        "original_start_time": "2026-01-01T11:00:00.000000Z", "visibility": "private",
+        "original_start_time": "2026-01-01T11:00:00.000000Z",
     }  # fmt: skip
     assert expected.keys() == FIELDS
     one = await api.get(f"{URL}/{event_id}")
@@ -118,7 +117,7 @@ async def test_what_is_not_known_of_an_event_is_null(api, calendar_id, add_event
     nulls = {name for name, value in shown.items() if value is None}
     assert nulls == {
         "meeting_url", "meeting_platform", "start_time", "end_time", "ical_uid", "name", "timezone", "location",
-        "description", "organizer", "response_status", "recurring_event_id", "original_start_time", "visibility",
+        "description", "organizer", "response_status", "recurring_event_id", "original_start_time",
     }  # fmt: skip
 
 

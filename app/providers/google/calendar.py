@@ -307,7 +307,6 @@ def read_event(
         ical_uid=reader.key("iCalUID"),
         organizer=organizer,
         attendees=attendees,
-        visibility=reader.text("visibility", limits.NAME),
         response_status=own_response,
         recurring_event_id=reader.key("recurringEventId"),
         original_start_time=reader.moment("originalStartTime").at,
