@@ -7,10 +7,11 @@ different session types, so that mypy sees a write through a read session.
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import NewType
+from typing import Any, NewType, cast
 
 import asyncpg
 import orjson
+from sqlalchemy import CursorResult, TextClause, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import NullPool
@@ -22,8 +23,8 @@ ReadSession = NewType("ReadSession", AsyncSession)
 AnySession = Session | ReadSession
 Sessions = async_sessionmaker[AsyncSession]
 
-# What a statement raises where the database is away, or takes too long.
-AWAY = (SQLAlchemyError, OSError, TimeoutError)
+# What a statement raises if the database is unavailable or takes too long.
+DATABASE_UNAVAILABLE = (SQLAlchemyError, OSError, TimeoutError)
 
 # PostgreSQL itself ends a transaction that waits for something else than the database, such as the network.
 _LIMITS = {
@@ -32,6 +33,7 @@ _LIMITS = {
     "idle_in_transaction_session_timeout": "15000",
 }
 
+_BATCH_ROWS = 1_000
 _AFTER_COMMIT = "after_commit"  # key in Session.info
 
 _DIALECT = "postgresql+asyncpg://"  # where to connect is asyncpg's own business: see _connecting
@@ -118,3 +120,31 @@ async def reading(sessions: Sessions) -> AsyncIterator[ReadSession]:
     """A session for reading only; whatever it did is rolled back."""
     async with sessions() as session:
         yield ReadSession(session)
+
+
+async def delete_in_batches(sessions: Sessions, table: str, condition: str, values: Mapping[str, Any]) -> int:
+    """Delete the rows of `table` for which `condition` holds, each batch in a transaction of its own; how many.
+
+    Both are SQL text with parameters for `values`, and must be constants. `condition` may end with ORDER BY. Rows that
+    another transaction has locked are left.
+    """
+    statement = text(
+        f"""
+        DELETE FROM {table} WHERE ctid = ANY(ARRAY(
+            SELECT ctid FROM {table} WHERE {condition}
+            LIMIT :limit FOR UPDATE SKIP LOCKED))
+        """  # noqa: S608 - constants
+    )
+    return await run_in_batches(sessions, statement, values)
+
+
+async def run_in_batches(sessions: Sessions, statement: TextClause, values: Mapping[str, Any]) -> int:
+    """Repeat a statement with the parameter `:limit` until it changes fewer rows than that; how many in all."""
+    total = 0
+    while True:
+        async with transaction(sessions) as session:
+            done = await session.execute(statement, {**values, "limit": _BATCH_ROWS})
+        changed = cast("CursorResult[Any]", done).rowcount
+        total += changed
+        if changed < _BATCH_ROWS:
+            return total
