@@ -18,7 +18,7 @@ from app.outages.breakers import Breakers
 from app.settings import Settings
 from app.sync import repository
 from app.sync.engine import LEASE_FOR, SyncEngine
-from app.sync.providers import Providers
+from app.sync.providers import ProviderFactory
 
 
 def at(days: float) -> str:
@@ -72,7 +72,7 @@ async def sync_engine(settings: Settings, sessions: Sessions) -> AsyncIterator[S
         credentials = CredentialStore(
             settings=settings, sessions=sessions, box=box, client=client, breakers=Breakers(sessions)
         )
-        providers = Providers(
+        providers = ProviderFactory(
             settings=settings, credentials=credentials, budgets=budgets, client=client, feeds=feeds
         )
         yield SyncEngine(settings=settings, sessions=sessions, providers=providers)

@@ -37,7 +37,7 @@ from app.outages.breakers import Breakers
 from app.push.channels import ChannelKeeper
 from app.settings import Settings
 from app.sync.engine import SyncEngine
-from app.sync.providers import Providers
+from app.sync.providers import ProviderFactory
 from app.sync.queue import SyncQueue
 from app.webhooks.delivery import Deliverer
 from workers import housekeeping, liveness
@@ -140,7 +140,7 @@ async def running_loops(settings: Settings) -> AsyncIterator[Running]:
         credentials = CredentialStore(
             settings=settings, sessions=sessions, box=box, client=client, breakers=Breakers(sessions)
         )
-        providers = Providers(
+        providers = ProviderFactory(
             settings=settings, credentials=credentials, budgets=budgets, client=client, feeds=feeds
         )
         syncs = SyncEngine(settings=settings, sessions=sessions, providers=providers)

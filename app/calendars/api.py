@@ -9,7 +9,7 @@ from app.api.idempotency import Idempotent
 from app.api.pages import PageRead, page_links
 from app.api.paths import CalendarId
 from app.api.schemas import ErrorAnswer, responses
-from app.calendars import service
+from app.calendars import account, service
 from app.calendars.schemas import (
     CalendarCreate,
     CalendarRead,
@@ -134,12 +134,12 @@ async def list_remote_calendars(
 ) -> RemoteCalendarsRead:
     """The calendars of this one's account, as the provider lists them now."""
     async with reading(state.read_sessions) as session:
-        platform, credentials_id = await service.find_account(session, project_id, calendar_id)
+        platform, credentials_id = await account.find_account(session, project_id, calendar_id)
     # No session is held while the provider is asked.
-    calendars = await service.list_remote_calendars(
+    calendars = await account.list_remote_calendars(
         settings=state.settings,
         client=state.http,
-        credentials=CredentialStore(
+        store=CredentialStore(
             settings=state.settings, sessions=state.sessions, box=state.box, client=state.http
         ),
         platform=platform,

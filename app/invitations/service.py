@@ -32,7 +32,7 @@ from app.itip.build import (
     build_request,
     is_whole_cancel,
 )
-from app.itip.event import Guest, HostedEvent, Person
+from app.itip.event import Guest, MailedEvent, Person
 from app.mail.check import MailUnsafe, check_addressing
 from app.mail.mime import Mailing, compose, make_message_id
 from app.mail.rendering import Kind, RsvpLinks, first_subject, kind_of, render
@@ -86,7 +86,7 @@ async def queue_mails(
     *,
     project_id: str,
     calendar_id: str,
-    event: HostedEvent,
+    event: MailedEvent,
     method: Method,
     recipients: Sequence[Guest | Person],
     sender: Sender,
@@ -184,7 +184,7 @@ class _Draft:
     def __init__(
         self,
         *,
-        event: HostedEvent,
+        event: MailedEvent,
         method: Method,
         recipients: Sequence[Guest | Person],
         sender: Sender,

@@ -18,11 +18,12 @@ from pydantic import ValidationError
 
 from app.core import metrics
 from app.core.crypto import SealBroken, SecretBox, sha256_hex
-from app.core.db import Session
+from app.core.db import AnySession, Session
 from app.credentials.store import load_credentials
 from app.push import repository
-from app.push.repository import KnownChannel
+from app.push.repository import CalendarChannel, KnownChannel
 from app.push.schemas import Notification
+from app.schedule import mark_due
 
 log = structlog.get_logger()
 
@@ -63,7 +64,7 @@ async def accept_google(
         elif resource_state not in _CHANGES:
             outcome = "ignored"
         elif channel.calendar_id is not None:
-            await repository.mark_due(session, sync_ids=[channel.calendar_id], delay=debounce)
+            await mark_due(session, sync_ids=[channel.calendar_id], delay=debounce)
         if outcome != "ignored" and _proves(channel):
             await repository.note_verified(session, [channel.id])
     metrics.PUSH_NOTIFICATIONS.labels("google", outcome).inc()
@@ -108,7 +109,7 @@ async def accept_microsoft(session: Session, items: Sequence[Any], *, debounce: 
                     renew_ids.add(channel.calendar_id)
                     sync_ids.add(channel.calendar_id)
     if sync_ids or renew_ids:
-        await repository.mark_due(session, sync_ids=sync_ids, renew_ids=renew_ids, delay=debounce)
+        await mark_due(session, sync_ids=sync_ids, renew_ids=renew_ids, delay=debounce)
     if unverified - removed:
         await repository.note_verified(session, unverified - removed)
     if removed:
@@ -165,3 +166,8 @@ async def _load_grant(session: Session, box: SecretBox, credentials_id: str | No
                 "refresh_token": secrets["refresh_token"],
             }
     return None
+
+
+async def find_channel(session: AnySession, calendar_id: str) -> CalendarChannel | None:
+    """Return the channel through which the provider notifies of changes to the calendar."""
+    return await repository.find_newest(session, calendar_id)

@@ -315,10 +315,10 @@ def _render(page: Page, language: Language) -> Response:
 
 
 def _event(page: Page, language: Language) -> dict[str, Any] | None:
-    if page.entry is None or page.attendee is None or page.calendar is None:
+    if page.component is None or page.attendee is None or page.calendar is None:
         return None
     organizer = organizer_of(page.calendar)
-    event = page.entry.for_mail(organizer)
+    event = page.component.for_mail(organizer)
     attendee = page.attendee
     return {
         "name": event.name,
@@ -346,7 +346,7 @@ def _form_of(page: Page, language: Language) -> dict[str, Any]:
     current = page.attendee.response_status if page.kind == "done" and page.attendee is not None else None
     return {
         "token": page.token,
-        "when": page.entry.when if page.entry is not None else "",
+        "when": page.component.when if page.component is not None else "",
         "question": question,
         "legend": legend,
         "main": choice(page.action) if page.action is not None else None,

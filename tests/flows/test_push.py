@@ -21,8 +21,8 @@ from app.credentials.store import CredentialStore
 from app.main import create_app
 from app.models import Calendar, PushChannel
 from app.push.channels import ChannelKeeper
-from app.push.repository import mark_due
 from app.push.service import sealed_context
+from app.schedule import mark_due
 from app.settings import Settings
 from app.sync.engine import LEASE_FOR
 from app.sync.repository import claim_due

@@ -11,11 +11,11 @@ from sqlalchemy import func, select, text, update
 from app.core.crypto import SecretBox
 from app.core.db import transaction
 from app.core.ids import new_id
+from app.core.lease import LeaseLost
 from app.credentials.store import context_of
 from app.events.retention import clear_deleted
 from app.models import Calendar, CalendarEvent, Credentials, WebhookDelivery, WebhookSubscription
 from app.sync import repository as sync_repository
-from app.sync.repository import LeaseLost
 from tests import factories
 
 URL = "/api/v1/calendars"

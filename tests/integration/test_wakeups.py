@@ -19,10 +19,10 @@ from app.core.ids import new_id
 from app.core.wakeups import WakeUps, connect_redis, wake_after_commit
 from app.invitations import repository as mails
 from app.invitations.service import Sender, queue_mails
-from app.itip.event import Guest, HostedEvent, Person
+from app.itip.event import Guest, MailedEvent, Person
 from app.models import Calendar, WebhookSubscription
 from app.push import repository as channels
-from app.sync.repository import request_sync
+from app.schedule import mark_due, request_sync, sync_within
 from app.webhooks import repository as deliveries
 from app.webhooks import service as webhooks
 from app.webhooks.payloads import CalendarFacts
@@ -123,7 +123,7 @@ class World:
             session,
             project_id=self.project_id,
             calendar_id=self.calendar_id,
-            event=HostedEvent(
+            event=MailedEvent(
                 uid="uid-1",
                 sequence=0,
                 name="Weekly",
@@ -170,10 +170,10 @@ class World:
         await calendars.create_local_calendar(session, self.project_id, body, None)
 
     async def request_sync(self, session) -> None:
-        await request_sync(session, self.calendar_id, force=True)
+        await request_sync(session, self.calendar_id)
 
     async def request_sync_later(self, session) -> None:
-        await request_sync(session, self.calendar_id, delay=timedelta(seconds=3))
+        await sync_within(session, self.calendar_id, timedelta(seconds=3))
 
     async def reconnect(self, session) -> None:
         await session.execute(
@@ -190,12 +190,10 @@ class World:
         )
 
     async def notify(self, session) -> None:
-        await channels.mark_due(session, sync_ids=[self.calendar_id], delay=timedelta(seconds=2))
+        await mark_due(session, sync_ids=[self.calendar_id], delay=timedelta(seconds=2))
 
     async def renew_channel(self, session) -> None:
-        await channels.mark_due(
-            session, sync_ids=[], renew_ids=[self.calendar_id], delay=timedelta(seconds=2)
-        )
+        await mark_due(session, sync_ids=[], renew_ids=[self.calendar_id], delay=timedelta(seconds=2))
 
     async def close_channels(self, session) -> None:
         await channels.close_channels(session, self.calendar_id)
