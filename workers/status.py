@@ -1,6 +1,6 @@
 """`calbridge worker --metrics-port`: `/metrics` and `/healthz` of this worker, served by a thread.
 
-The thread answers while the event loop is busy or blocked, so that `/healthz` can say so.
+The thread responds while the event loop is busy or blocked, so that `/healthz` can say so.
 """
 
 import socket

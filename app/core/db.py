@@ -1,7 +1,7 @@
 """Engine, transactions, and the only place that commits.
 
-One request or one step of a job is one transaction; application code never commits. Reads and writes have
-different session types, so that mypy sees a write through a read session.
+A request, or one step of a job, is one transaction. Features never commit. Reads and writes have different session
+types, so that mypy finds a write through a read session.
 """
 
 import ssl
@@ -26,7 +26,7 @@ Sessions = async_sessionmaker[AsyncSession]
 # What a statement raises if the database is unavailable or takes too long.
 DATABASE_UNAVAILABLE = (SQLAlchemyError, OSError, TimeoutError)
 
-# PostgreSQL itself ends a transaction that waits for something else than the database, such as the network.
+# PostgreSQL ends a transaction that waits for anything but the database, such as the network.
 _LIMITS = {
     "statement_timeout": "30000",
     "lock_timeout": "5000",
@@ -36,13 +36,13 @@ _LIMITS = {
 _BATCH_ROWS = 1_000
 _AFTER_COMMIT = "after_commit"  # key in Session.info
 
-_DIALECT = "postgresql+asyncpg://"  # where to connect is asyncpg's own business: see _connecting
+_DIALECT = "postgresql+asyncpg://"  # without an address: see _connecting
 
 
 def create_engine(value: str, *, pool_size: int = 10, pool_timeout: float = 10) -> AsyncEngine:
-    """Connections to DATABASE_URL. Raises ValueError with a sentence for a URL that cannot be used.
+    """Make an engine for a DATABASE_URL. Raises ValueError with a sentence for a URL that cannot be used.
 
-    `pool_timeout`: seconds to wait for a connection while all of them, half of `pool_size` more, are in use.
+    It opens up to 1.5 times `pool_size` connections. `pool_timeout`: seconds to wait for one while all are in use.
     """
     return create_async_engine(
         _DIALECT,
@@ -58,7 +58,7 @@ def create_engine(value: str, *, pool_size: int = 10, pool_timeout: float = 10) 
 
 
 def create_migration_engine(value: str) -> AsyncEngine:
-    """As `create_engine`, for statements that take as long as they take. It keeps no connection."""
+    """Make an engine without time limits for statements. It keeps no connection."""
     return create_async_engine(_DIALECT, async_creator=_connecting(value, {}), poolclass=NullPool)
 
 
@@ -80,8 +80,8 @@ def _connecting(
         except ConnectionError:
             raise
         except OSError as err:
-            # No such name, no way to the host, no answer in time, a certificate that is not believed.
-            raise ConnectionError(str(err) or "no answer in time") from err
+            # The name does not resolve, the host is unreachable or silent, or its certificate is not trusted.
+            raise ConnectionError(str(err) or "no response in time") from err
 
     return connect
 
@@ -117,7 +117,7 @@ async def transaction(sessions: Sessions) -> AsyncIterator[Session]:
 
 @asynccontextmanager
 async def reading(sessions: Sessions) -> AsyncIterator[ReadSession]:
-    """A session for reading only; whatever it did is rolled back."""
+    """A session for reading only. Anything that it did is rolled back."""
     async with sessions() as session:
         yield ReadSession(session)
 
