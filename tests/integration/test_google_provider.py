@@ -30,7 +30,7 @@ from app.providers.base import (
 from app.providers.google import calendar as google_module
 from app.providers.google.calendar import GoogleCalendar
 from app.providers.google.oauth import refresh_access_token
-from app.providers.wire import exchange
+from app.providers.http import request
 from tests.fakes.google import CALENDAR_SCOPE, EMAIL_SCOPE, FakeGoogle
 from tests.fakes.google_store import instance_id
 from tests.fakes.server import serve
@@ -650,12 +650,10 @@ async def test_a_server_that_dribbles_or_floods_is_cut_off(world: World) -> None
     url = f"{world.url}/calendar/v3/calendars/primary/events"
     with pytest.raises(Unavailable) as caught:
         async with asyncio.timeout(5):  # the test's own patience
-            await exchange(
-                world.client, "GET", url, provider="Google", max_bytes=10_000, deadline_seconds=0.2
-            )
+            await request(world.client, "GET", url, provider="Google", max_bytes=10_000, deadline_seconds=0.2)
     assert caught.value.code == "timeout"
     with pytest.raises(Unavailable) as caught:
-        await exchange(world.client, "GET", url, provider="Google", max_bytes=10, deadline_seconds=10.0)
+        await request(world.client, "GET", url, provider="Google", max_bytes=10, deadline_seconds=10.0)
     assert caught.value.code == "answer_too_large"
 
 

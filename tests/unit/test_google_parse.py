@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.core.http_json import load_json, retry_after
+from app.core.fetch import load_json, retry_after
 from app.events.data import RemoteAttendee, RemoteOrganizer
 from app.meeting_links.extract import DEFAULT_HOSTS
 from app.providers.base import (

@@ -16,8 +16,8 @@ from zoneinfo import ZoneInfo
 
 import structlog
 
+from app.core.fetch import Response, load_object, retry_after
 from app.core.http import httpx
-from app.core.http_json import load_json, retry_after
 from app.events import limits
 from app.events.data import KnownEvent, RemoteAttendee, RemoteEvent, RemoteOrganizer, ResponseStatus, Window
 from app.events.raw import dump_raw
@@ -36,8 +36,8 @@ from app.providers.base import (
     TokenSource,
     Unavailable,
 )
+from app.providers.http import request, require_object, send_authorized
 from app.providers.single_reads import read_singly
-from app.providers.wire import Answer, exchange, load_object
 
 log = structlog.get_logger()
 
@@ -208,17 +208,13 @@ class GoogleCalendar:
             seen.add(page_token)
 
     async def _get(self, path: str, query: dict[str, str]) -> dict[str, Any]:
-        token = await self._tokens.get()
-        answer = await self._send(path, query, token)
-        if answer.status == 401:
-            token = await self._tokens.get(rejected=token)
-            answer = await self._send(path, query, token)
-        if answer.status != 200:
-            raise classify_error(answer.status, answer.body, answer.headers)
-        return load_object(answer.body, "Google")
+        response = await send_authorized(self._tokens, lambda token: self._send(path, query, token))
+        if response.status != 200:
+            raise classify_error(response.status, response.body, response.headers)
+        return require_object(response, "Google")
 
-    async def _send(self, path: str, query: dict[str, str], token: str) -> Answer:
-        return await exchange(
+    async def _send(self, path: str, query: dict[str, str], token: str) -> Response:
+        return await request(
             self._client,
             "GET",
             self._base_url + path,
@@ -465,11 +461,8 @@ def _refusal(status: int, reasons: frozenset[str]) -> ProviderError:
 
 def _reasons(body: bytes) -> frozenset[str]:
     """Every reason word in an error body of either style (A.10); empty if the body is not even a JSON object."""
-    try:
-        document = load_json(body)
-    except ValueError:
-        return frozenset()
-    if not isinstance(document, dict):
+    document = load_object(body)
+    if document is None:
         return frozenset()
     error = document.get("error")
     entries = [error]

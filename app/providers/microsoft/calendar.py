@@ -18,8 +18,8 @@ from urllib.parse import quote
 
 import structlog
 
+from app.core.fetch import Response, load_object, retry_after
 from app.core.http import httpx
-from app.core.http_json import load_json, retry_after
 from app.events import limits
 from app.events.data import KnownEvent, RemoteAttendee, RemoteEvent, RemoteOrganizer, ResponseStatus, Window
 from app.events.raw import dump_raw
@@ -39,8 +39,8 @@ from app.providers.base import (
     TokenSource,
     Unavailable,
 )
+from app.providers.http import request, require_object, send_authorized
 from app.providers.single_reads import read_singly
-from app.providers.wire import Answer, exchange, load_object
 
 log = structlog.get_logger(__name__)
 
@@ -365,21 +365,17 @@ class MicrosoftCalendar:
         return _origin(url) == self._origin and not url.userinfo
 
     async def _get(self, url: str, query: dict[str, str] | None, prefer: str) -> dict[str, Any]:
-        token = await self._tokens.get()
-        answer = await self._send(url, query, prefer, token)
-        if answer.status == 401:
-            token = await self._tokens.get(rejected=token)
-            answer = await self._send(url, query, prefer, token)
-        if answer.status != 200:
-            error = classify_error(answer.status, answer.body, answer.headers)
+        response = await send_authorized(self._tokens, lambda token: self._send(url, query, prefer, token))
+        if response.status != 200:
+            error = classify_error(response.status, response.body, response.headers)
             # What Microsoft's support asks for.
-            request_id = limits.cut(answer.headers.get("request-id"), limits.NAME)
-            log.info("microsoft.refused", status=answer.status, code=error.code, request_id=request_id)
+            request_id = limits.cut(response.headers.get("request-id"), limits.NAME)
+            log.info("microsoft.refused", status=response.status, code=error.code, request_id=request_id)
             raise error
-        return load_object(answer.body, "Microsoft")
+        return require_object(response, "Microsoft")
 
-    async def _send(self, url: str, query: dict[str, str] | None, prefer: str, token: str) -> Answer:
-        return await exchange(
+    async def _send(self, url: str, query: dict[str, str] | None, prefer: str, token: str) -> Response:
+        return await request(
             self._client,
             "GET",
             url,
@@ -490,11 +486,7 @@ def _asks_for_claims(headers: Mapping[str, str]) -> bool:
 
 def _error(body: bytes) -> tuple[frozenset[str], str]:
     """Every code in an error body, outer and inner, and its message, all in lower case; nothing if it is no JSON."""
-    try:
-        document = load_json(body)
-    except ValueError:
-        return frozenset(), ""
-    error = document.get("error") if isinstance(document, dict) else None
+    error = (load_object(body) or {}).get("error")
     message = _part({"error": error}, "error", "message")
     codes: set[str] = set()
     while isinstance(error, dict):
