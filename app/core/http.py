@@ -201,7 +201,8 @@ def public_client(
     if not allow_private:
         # httpx 0.28 offers no public way to hand over a network backend; tests/unit/test_http.py covers it.
         pool = transport._pool  # noqa: SLF001
-        assert isinstance(pool, httpcore.AsyncConnectionPool)
+        if not isinstance(pool, httpcore.AsyncConnectionPool) or not hasattr(pool, "_network_backend"):
+            raise RuntimeError("this version of httpx or httpcore cannot be kept from private addresses")
         pool._network_backend = PublicOnlyBackend(allowed_hosts)  # noqa: SLF001
     return httpx.AsyncClient(
         timeout=httpx.Timeout(timeout, connect=min(10.0, timeout)),

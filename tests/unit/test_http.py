@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 
+import httpcore
 import pytest
 
 from app.core.http import (
@@ -52,6 +53,18 @@ async def test_every_spelling_of_a_private_address_is_refused(url: str) -> None:
     async with public_client(allow_private=False) as client:
         with pytest.raises(TargetRefused):
             await client.get(url)
+
+
+async def test_no_client_is_made_with_a_pool_that_cannot_be_guarded(monkeypatch) -> None:
+    made = httpcore.AsyncConnectionPool.__init__
+
+    def without_backend(self, *args, **options) -> None:
+        made(self, *args, **options)
+        del self._network_backend
+
+    monkeypatch.setattr(httpcore.AsyncConnectionPool, "__init__", without_backend)
+    with pytest.raises(RuntimeError, match="private addresses"):
+        public_client(allow_private=False)
 
 
 async def test_the_guard_is_off_only_where_asked_for() -> None:
