@@ -55,11 +55,16 @@ def require_object(response: Response, provider: str) -> dict[str, Any]:
     return document
 
 
+def rejects_token(response: Response) -> bool:
+    """Whether the provider does not accept the access token."""
+    return response.status == 401
+
+
 async def send_authorized(
     tokens: TokenSource,
     send: Callable[[str], Awaitable[Response]],
     *,
-    is_about_token: Callable[[Response], bool] = lambda response: response.status == 401,
+    is_about_token: Callable[[Response], bool] = rejects_token,
 ) -> Response:
     """The response to `send(token)`, sent once more with a fresh token if the provider rejects the first."""
     token = await tokens.get()

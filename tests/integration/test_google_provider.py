@@ -27,9 +27,10 @@ from app.providers.base import (
     RemoteCalendar,
     Unavailable,
 )
-from app.providers.google import calendar as google_module
-from app.providers.google.calendar import GoogleCalendar
+from app.providers.google import fields as google_fields
+from app.providers.google import sync as google_sync
 from app.providers.google.oauth import refresh_access_token
+from app.providers.google.sync import GoogleCalendar
 from app.providers.http import request
 from tests.fakes.google import CALENDAR_SCOPE, EMAIL_SCOPE, FakeGoogle
 from tests.fakes.google_store import instance_id
@@ -134,7 +135,7 @@ async def world() -> AsyncIterator[World]:
 def logs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the provider logs, however other tests have configured and cached the loggers."""
     capture = structlog.testing.LogCapture()
-    monkeypatch.setattr(google_module, "log", structlog.wrap_logger(None, processors=[capture]))
+    monkeypatch.setattr(google_sync, "log", structlog.wrap_logger(None, processors=[capture]))
     return capture.entries
 
 
@@ -467,7 +468,7 @@ async def test_an_event_on_which_our_own_code_fails_is_kept_by_id_and_stops_noth
         if texts["title"] == "PRIVATE":
             raise ZeroDivisionError("PRIVATE")
 
-    monkeypatch.setattr(google_module, "find_meeting_link", fail)  # no input is known that makes it fail
+    monkeypatch.setattr(google_fields, "find_meeting_link", fail)  # no input is known that makes it fail
     bad, good = add(world.fake, summary="PRIVATE"), add(world.fake)
     answered = await world.round()
     assert set(answered.events) == {bad, good}

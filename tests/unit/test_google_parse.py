@@ -19,7 +19,8 @@ from app.providers.base import (
     RateLimited,
     Unavailable,
 )
-from app.providers.google.calendar import classify_error, parse_event, read_event
+from app.providers.google.client import classify_error
+from app.providers.google.fields import parse_event, read_event
 
 PARIS = "Europe/Paris"
 WEEKLY: dict[str, Any] = {

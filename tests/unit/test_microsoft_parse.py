@@ -18,7 +18,8 @@ from app.providers.base import (
     Transient,
     Unavailable,
 )
-from app.providers.microsoft.calendar import classify_error, parse_event
+from app.providers.microsoft.client import classify_error
+from app.providers.microsoft.fields import parse_event
 from app.providers.microsoft.oauth import classify_token_error
 
 PARIS = "Europe/Paris"

@@ -11,8 +11,8 @@ from app.core.clock import utcnow
 from app.core.fetch import Response
 from app.core.http import httpx
 from app.providers.base import ClientMisconfigured, TokenSource, Unavailable
-from app.providers.google.calendar import classify_error
-from app.providers.http import request, send_authorized
+from app.providers.google.client import GoogleClient, classify_error
+from app.providers.http import rejects_token
 from app.providers.push import MAX_BODY_BYTES, OpenedChannel, PushRefused
 
 _LIFE = timedelta(days=7)
@@ -28,9 +28,7 @@ class GooglePush:
     def __init__(
         self, *, client: httpx.AsyncClient, tokens: TokenSource, base_url: str, calendar_id: str | None
     ) -> None:
-        self._client = client
-        self._tokens = tokens
-        self._base_url = base_url.rstrip("/") + "/calendar/v3"
+        self._google = GoogleClient(client=client, tokens=tokens, base_url=base_url)
         self._calendar_id = calendar_id or "primary"
 
     async def open(self, *, channel_id: str, secret: str, address: str) -> OpenedChannel:
@@ -75,22 +73,13 @@ class GooglePush:
             raise classify_error(response.status, response.body, response.headers)
 
     async def _post(self, path: str, document: dict[str, Any]) -> Response:
-        async def send(token: str) -> Response:
-            return await request(
-                self._client,
-                "POST",
-                self._base_url + path,
-                provider="Google",
-                document=document,
-                headers={"Authorization": f"Bearer {token}"},
-                max_bytes=MAX_BODY_BYTES,
-                deadline_seconds=_DEADLINE_SECONDS,
-            )
-
-        return await send_authorized(
-            self._tokens,
-            send,
-            is_about_token=lambda response: response.status == 401 and not _refuses_address(response),
+        return await self._google.send(
+            "POST",
+            path,
+            document=document,
+            max_bytes=MAX_BODY_BYTES,
+            deadline_seconds=_DEADLINE_SECONDS,
+            is_about_token=lambda response: rejects_token(response) and not _refuses_address(response),
         )
 
 

@@ -9,8 +9,8 @@ from app.core.clock import utcnow
 from app.core.fetch import Response
 from app.core.http import httpx
 from app.providers.base import ClientMisconfigured, TokenSource, Unavailable
-from app.providers.http import request, require_object, send_authorized
-from app.providers.microsoft.calendar import classify_error
+from app.providers.http import require_object
+from app.providers.microsoft.client import GraphClient, classify_error
 from app.providers.push import MAX_BODY_BYTES, ChannelExists, ChannelGone, OpenedChannel
 
 # "Under 7 days" is the most for Outlook events; an hour less leaves room for clocks that differ.
@@ -29,9 +29,8 @@ class MicrosoftPush:
     def __init__(
         self, *, client: httpx.AsyncClient, tokens: TokenSource, base_url: str, calendar_id: str | None
     ) -> None:
-        self._client = client
-        self._tokens = tokens
-        self._url = base_url.rstrip("/") + "/subscriptions"
+        self._graph = GraphClient(client=client, tokens=tokens, base_url=base_url)
+        self._url = f"{self._graph.base_url}/subscriptions"
         self._resource = "me/events"
         if calendar_id is not None:
             self._resource = f"me/calendars/{quote(calendar_id, safe='=', errors='replace')}/events"
@@ -131,19 +130,14 @@ class MicrosoftPush:
         return f"{self._url}/{quote(provider_id, safe='')}"
 
     async def _send(self, method: str, url: str, document: dict[str, Any] | None = None) -> Response:
-        async def send(token: str) -> Response:
-            return await request(
-                self._client,
-                method,
-                url,
-                provider="Microsoft Graph",
-                document=document,
-                headers={"Authorization": f"Bearer {token}", "Prefer": _PREFER},
-                max_bytes=MAX_BODY_BYTES,
-                deadline_seconds=_DEADLINE_SECONDS,
-            )
-
-        return await send_authorized(self._tokens, send)
+        return await self._graph.send(
+            method,
+            url,
+            prefer=_PREFER,
+            document=document,
+            max_bytes=MAX_BODY_BYTES,
+            deadline_seconds=_DEADLINE_SECONDS,
+        )
 
 
 def _written(at: datetime) -> str:
