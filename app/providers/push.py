@@ -5,7 +5,7 @@ Besides the errors of app/providers/base.py:
     ProviderError
     ├── PushRefused      this calendar has no push: it is polled
     ├── ChannelExists    the provider holds an equal channel already
-    └── ChannelGone      the provider does not know the channel (any more)
+    └── ChannelUnknown      the provider does not know the channel (any more)
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class ChannelExists(ProviderError):
     code = "channel_exists"
 
 
-class ChannelGone(ProviderError):
+class ChannelUnknown(ProviderError):
     code = "channel_gone"
 
 

@@ -15,8 +15,8 @@ from app.core.http import httpx, operator_client
 from app.events.data import RemoteEvent, Window
 from app.providers.base import (
     AccessDenied,
-    CalendarGone,
     CalendarProvider,
+    CalendarRemoved,
     ChangePage,
     ClientMisconfigured,
     CredentialsRevoked,
@@ -553,7 +553,7 @@ async def test_a_calendar_that_is_not_there_is_gone(world: World) -> None:
     team = world.fake.add_calendar("team@group.calendar.google.com")
     cursor = (await world.round(calendar_id=team)).cursor
     world.fake.remove_calendar(team)
-    with pytest.raises(CalendarGone):
+    with pytest.raises(CalendarRemoved):
         await world.round(cursor, calendar_id=team)
 
 

@@ -15,8 +15,8 @@ from app.events.data import RemoteEvent, Window
 from app.ical.timezones import named_zone
 from app.providers.base import (
     AccessDenied,
-    CalendarGone,
     CalendarProvider,
+    CalendarRemoved,
     ChangePage,
     ClientMisconfigured,
     ConnectionLost,
@@ -501,7 +501,7 @@ async def test_a_missing_calendar_and_a_malformed_id_are_gone(world: World) -> N
     cursor = await world.cursor(calendar_id=team)
     world.fake.remove_calendar(team)
     for calendar_id in (team, "nonsense"):
-        with pytest.raises(CalendarGone):
+        with pytest.raises(CalendarRemoved):
             await world.round(calendar_id=calendar_id)
     # The delta link alone could be what is unknown: the next full round decides.
     with pytest.raises(CursorExpired):
@@ -826,9 +826,13 @@ async def test_a_grant_without_the_calendar_is_refused_by_graph_too(world: World
             AccessDenied,
             "mailbox_not_enabled",
         ),
-        ((404, "ResourceNotFound", "Resource could not be discovered."), CalendarGone, "mailbox_not_enabled"),
+        (
+            (404, "ResourceNotFound", "Resource could not be discovered."),
+            CalendarRemoved,
+            "mailbox_not_enabled",
+        ),
         ((403, "ErrorAccessDenied", "Access is denied."), AccessDenied, "access_denied"),
-        ((404, "ErrorItemNotFound", "Not found."), CalendarGone, "calendar_gone"),
+        ((404, "ErrorItemNotFound", "Not found."), CalendarRemoved, "calendar_gone"),
         ((503, "ErrorMailboxMoveInProgress", "Moving."), Unavailable, "mailbox_moving"),
         ((503, "ServiceUnavailable", "Later."), Unavailable, "unavailable"),
         ((429, "TooManyRequests", "Slow down."), RateLimited, "rate_limited"),
@@ -842,7 +846,7 @@ async def test_what_a_mailbox_answers_is_told_by_its_kind(
     with pytest.raises(kind) as caught:
         await world.round()
     assert (type(caught.value), caught.value.code) == (kind, code)
-    with pytest.raises(CursorExpired if kind is CalendarGone else kind):
+    with pytest.raises(CursorExpired if kind is CalendarRemoved else kind):
         await world.round(cursor)
 
 

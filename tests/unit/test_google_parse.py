@@ -11,7 +11,7 @@ from app.events.data import RemoteAttendee, RemoteOrganizer
 from app.meeting_links.extract import DEFAULT_HOSTS
 from app.providers.base import (
     AccessDenied,
-    CalendarGone,
+    CalendarRemoved,
     ClientMisconfigured,
     CredentialsRevoked,
     CursorExpired,
@@ -389,8 +389,8 @@ HTML = b"<!DOCTYPE html><title>Error</title>"
         (403, error_body("forbiddenForNonOrganizer"), AccessDenied, "access_denied"),
         (403, error_body("backendError"), Unavailable, "unavailable"),
         (403, HTML, Unavailable, "unavailable"),
-        (404, error_body("notFound"), CalendarGone, "calendar_gone"),
-        (404, b'{"error": "Not Found"}', CalendarGone, "calendar_gone"),
+        (404, error_body("notFound"), CalendarRemoved, "calendar_gone"),
+        (404, b'{"error": "Not Found"}', CalendarRemoved, "calendar_gone"),
         (404, HTML, Unavailable, "unavailable"),
         (410, error_body("fullSyncRequired"), CursorExpired, "cursor_expired"),
         (410, error_body("updatedMinTooLongAgo"), CursorExpired, "cursor_expired"),

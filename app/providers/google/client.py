@@ -7,7 +7,7 @@ from app.core.fetch import Response, load_object, retry_after
 from app.core.http import httpx
 from app.providers.base import (
     AccessDenied,
-    CalendarGone,
+    CalendarRemoved,
     ClientMisconfigured,
     CredentialsRevoked,
     CursorExpired,
@@ -146,7 +146,7 @@ def classify_error(status: int, body: bytes, headers: Mapping[str, str]) -> Prov
 
 def _refusal(status: int, reasons: frozenset[str]) -> ProviderError:
     if status == 404:
-        return CalendarGone("Google does not know this calendar, or the account may not see it any more.")
+        return CalendarRemoved("Google does not know this calendar, or the account may not see it any more.")
     if reasons & _CLIENT_REASONS:
         return ClientMisconfigured(
             "The Google Cloud project may not use the Calendar API: enable it, and check its daily quota.",

@@ -34,7 +34,7 @@ class GooglePush:
     async def open(self, *, channel_id: str, secret: str, address: str) -> OpenedChannel:
         """Opens a channel to `address` that sends `secret` along; its first message may come before this returns.
 
-        Raises PushRefused, ClientMisconfigured (the address too), CredentialsRevoked, AccessDenied, CalendarGone,
+        Raises PushRefused, ClientMisconfigured (the address too), CredentialsRevoked, AccessDenied, CalendarRemoved,
         RateLimited, Unavailable (then the channel may exist), ProviderError.
         """
         calendar = quote(self._calendar_id, safe="", errors="replace")

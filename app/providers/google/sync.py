@@ -20,7 +20,7 @@ from app.events.data import KnownEvent, RemoteEvent, Window
 from app.events.raw import dump_raw
 from app.meeting_links.extract import DEFAULT_HOSTS, MeetingHosts
 from app.providers.base import (
-    CalendarGone,
+    CalendarRemoved,
     ChangePage,
     CursorExpired,
     RemoteCalendar,
@@ -71,7 +71,7 @@ class GoogleCalendar:
         """See `CalendarProvider.changes`. Cancelled entries of every shape are in `removed` (A.7).
 
         A cancelled series may be given by its own id only, or by its instances' ids, or by both.
-        Raises CursorExpired, CredentialsRevoked, AccessDenied, CalendarGone, ClientMisconfigured, RateLimited,
+        Raises CursorExpired, CredentialsRevoked, AccessDenied, CalendarRemoved, ClientMisconfigured, RateLimited,
         Unavailable, and ProviderError (`bad_request`) for what only a change of this code can mend.
         """
         query = {"singleEvents": "true", "maxResults": str(self._page_size)}
@@ -103,7 +103,7 @@ class GoogleCalendar:
         try:
             item = await self._google.get(f"{self._events_path}/{quote(event_id, safe='')}", {})
         except (
-            CalendarGone,
+            CalendarRemoved,
             CursorExpired,
         ):  # 404, and 410: the list of the same calendar was there just now
             return None

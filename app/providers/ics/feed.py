@@ -25,7 +25,7 @@ from app.ical.event_fields import Reader
 from app.meeting_links.extract import DEFAULT_HOSTS, MeetingHosts
 from app.providers.base import (
     AccessDenied,
-    CalendarGone,
+    CalendarRemoved,
     ChangePage,
     ProviderError,
     RateLimited,
@@ -130,7 +130,7 @@ class IcsFeed:
     async def changes(self, *, cursor: str | None, window: Window) -> AsyncIterator[ChangePage]:
         """See `CalendarProvider.changes`. With a cursor, a feed that did not change gives one page without events.
 
-        Raises AccessDenied, CalendarGone, RateLimited, and Unavailable with one of the codes `address_refused`,
+        Raises AccessDenied, CalendarRemoved, RateLimited, and Unavailable with one of the codes `address_refused`,
         `connection_failed`, `timeout`, `feed_empty`, `feed_not_ics`, `feed_truncated`, `feed_too_large`,
         `feed_too_complex`, `feed_reader_died`, `too_many_redirects`, `unexpected_status`.
         """
@@ -271,7 +271,7 @@ def _settled(headers: httpx.Headers) -> str | None:
 def _refusal(status: int, headers: httpx.Headers) -> ProviderError:
     """What a status other than 200 means (providers.md F.2: only what a person must mend ends the connection)."""
     if status in {404, 410}:
-        return CalendarGone("The feed is not there any more: its secret address was perhaps reset.")
+        return CalendarRemoved("The feed is not there any more: its secret address was perhaps reset.")
     is_passing = "Retry-After" in headers or "cf-mitigated" in headers  # a firewall's 403, not the calendar's
     if status == 401 or (status == 403 and not is_passing):
         return AccessDenied("The feed's address is refused: it needs another secret, or a user and password.")

@@ -10,7 +10,7 @@ from app.core.http import httpx
 from app.events import limits
 from app.providers.base import (
     AccessDenied,
-    CalendarGone,
+    CalendarRemoved,
     CredentialsRevoked,
     CursorExpired,
     ProviderError,
@@ -170,10 +170,10 @@ def _refusal(status: int, codes: frozenset[str]) -> ProviderError:
         return AccessDenied("Microsoft refuses access to this calendar: connect again and allow it.")
     if "resourcenotfound" in codes:
         # Only sometimes a missing mailbox (B.9).
-        return CalendarGone(_NO_MAILBOX, code="mailbox_not_enabled")
+        return CalendarRemoved(_NO_MAILBOX, code="mailbox_not_enabled")
     if codes == {"unknownerror"}:
         return Unavailable(f"Microsoft answered with HTTP status {status}.")
-    return CalendarGone("Microsoft does not know this calendar, or the account may not see it any more.")
+    return CalendarRemoved("Microsoft does not know this calendar, or the account may not see it any more.")
 
 
 def _asks_for_claims(headers: Mapping[str, str]) -> bool:

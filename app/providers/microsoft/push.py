@@ -11,7 +11,7 @@ from app.core.http import httpx
 from app.providers.base import ClientMisconfigured, TokenSource, Unavailable
 from app.providers.http import require_object
 from app.providers.microsoft.client import GraphClient, classify_error
-from app.providers.push import MAX_BODY_BYTES, ChannelExists, ChannelGone, OpenedChannel
+from app.providers.push import MAX_BODY_BYTES, ChannelExists, ChannelUnknown, OpenedChannel
 
 # "Under 7 days" is the most for Outlook events; an hour less leaves room for clocks that differ.
 _LIFE = timedelta(days=6, hours=23)
@@ -38,7 +38,7 @@ class MicrosoftPush:
     async def open(self, *, channel_id: str, secret: str, address: str) -> OpenedChannel:  # noqa: ARG002 - as in google_push
         """Subscribes `address`, for lifecycle events too. Graph asks there for its validation token meanwhile.
 
-        Raises ChannelExists, ClientMisconfigured (the address too), CredentialsRevoked, AccessDenied, CalendarGone,
+        Raises ChannelExists, ClientMisconfigured (the address too), CredentialsRevoked, AccessDenied, CalendarRemoved,
         RateLimited, Unavailable (then the subscription may exist), ProviderError.
         """
         expires_at = utcnow() + _LIFE
@@ -75,7 +75,7 @@ class MicrosoftPush:
     async def renew(self, provider_id: str, *, address: str) -> datetime:
         """The new end. It authorizes the subscription anew, too.
 
-        Raises ChannelGone where there is none any more, or it was for another address (APP_URL has changed): that
+        Raises ChannelUnknown where there is none any more, or it was for another address (APP_URL has changed): that
         one is closed, since its lifecycle address cannot be changed. Other errors as in `open`.
         """
         expires_at = utcnow() + _LIFE
@@ -85,12 +85,12 @@ class MicrosoftPush:
             err = classify_error(response.status, response.body, response.headers)
             # A 404 without Graph's error body comes from something in between.
             if response.status == 404 and not isinstance(err, Unavailable):
-                raise ChannelGone("Microsoft does not know the subscription any more.")
+                raise ChannelUnknown("Microsoft does not know the subscription any more.")
             raise err
         document = require_object(response, "Microsoft")
         if document.get("notificationUrl", address) != address:
             await self.close(channel_id="", provider_id=provider_id, resource_id=None)
-            raise ChannelGone("The subscription was for another address.")
+            raise ChannelUnknown("The subscription was for another address.")
         return _read_time(document.get("expirationDateTime")) or expires_at
 
     async def close(self, *, channel_id: str, provider_id: str | None, resource_id: str | None) -> None:  # noqa: ARG002 - as in google_push

@@ -23,7 +23,7 @@ from app.events import limits
 from app.events.data import KnownEvent, RemoteEvent, Window
 from app.meeting_links.extract import DEFAULT_HOSTS, MeetingHosts
 from app.providers.base import (
-    CalendarGone,
+    CalendarRemoved,
     ChangePage,
     ClientMisconfigured,
     CredentialsRevoked,
@@ -93,7 +93,7 @@ class MicrosoftCalendar:
         """See `CalendarProvider.changes`. A round is a snapshot of the window, or empty.
 
         With a cursor, `window` is the one that the cursor's first round was asked for.
-        Raises CursorExpired, CredentialsRevoked, AccessDenied, CalendarGone, RateLimited, Unavailable, and
+        Raises CursorExpired, CredentialsRevoked, AccessDenied, CalendarRemoved, RateLimited, Unavailable, and
         ProviderError (`bad_request`) for what only a change of this code can mend.
         """
         reach = Window(window.start - _EDGE, window.end + _EDGE)
@@ -116,8 +116,8 @@ class MicrosoftCalendar:
         url = f"{self._owner_url}/events/{quote(event_id, safe='')}"
         try:
             item = await self._graph.get(url, {"$select": SELECT}, prefer=_PREFER)
-        except CalendarGone as err:
-            if err.code != CalendarGone.code:
+        except CalendarRemoved as err:
+            if err.code != CalendarRemoved.code:
                 raise
             return None  # the list of the same calendar was there just now
         if item.get("id") != event_id:
@@ -172,7 +172,7 @@ class MicrosoftCalendar:
         try:
             return await self._advance(link)
         except ProviderError as err:
-            if isinstance(err, CalendarGone) or err.code == "bad_request":
+            if isinstance(err, CalendarRemoved) or err.code == "bad_request":
                 # Graph does not understand the link any more (B.5).
                 raise CursorExpired("Microsoft does not accept the sync position any more.") from err
             if isinstance(err, CursorExpired) or not _may_be_deltas_own(err):
