@@ -14,7 +14,7 @@ from app.core.addresses import fold_address
 from app.events.data import RemoteAttendee, RemoteEvent, RemoteOrganizer, Window
 from app.events.raw import dump_raw
 from app.hosted.entries import Entry, instant, wall
-from app.ical.feed import Feed
+from app.ical.feed import Feed, Instance
 from app.ical.recurrence import Rule, RuleRefused
 from app.ical.values import parse_time
 from app.invitations.repository import Undelivered
@@ -190,11 +190,11 @@ def expand(
     rows = [
         replace(
             common,
-            platform_uuid=instance.platform_uuid,
-            start_time=instance.start_time,
-            end_time=instance.end_time,
+            platform_uuid=instance.id,
+            start_time=instance.start,
+            end_time=instance.end,
             recurring_event_id=master.uid,
-            original_start_time=instance.original_start_time,
+            original_start_time=instance.original_start,
         )
         for instance in instances
     ]
@@ -244,14 +244,12 @@ def has_slot(master: Entry, slot: str) -> bool:
         return False
     at = written.wall.replace(tzinfo=UTC) if written.is_utc else instant(written.wall, master.timezone)
     around = Window(at - timedelta(days=1), at + timedelta(days=1))
-    return f"{master.uid}_{slot}" in {
-        event.platform_uuid for event in _instances(master, (), around, reach=False)
-    }
+    return f"{master.uid}_{slot}" in {instance.id for instance in _instances(master, (), around, reach=False)}
 
 
 def _instances(
     master: Entry, overrides: Sequence[Entry], window: Window, *, reach: bool = True
-) -> list[RemoteEvent]:
+) -> list[Instance]:
     """The instances that follow the series itself. With `reach`, the first after the window if none is before."""
     excluded = "".join(
         f"EXDATE{master.moment(entry.recurrence_id)}\r\n"
@@ -264,12 +262,12 @@ def _instances(
         f"RRULE:{master.rrule}\r\n{excluded}END:VEVENT\r\nEND:VCALENDAR\r\n"
     )
     feed = Feed(text.encode())
-    selection = feed.select(window)
-    if reach and not len(selection):
+    instances = feed.select(window)
+    if reach and not instances:
         after = _first_after(master, window.end, overrides)
         if after is not None:
-            selection = feed.select(Window(after, after + timedelta(seconds=1)))
-    return selection.page(0, len(selection))
+            instances = feed.select(Window(after, after + timedelta(seconds=1)))
+    return instances
 
 
 def _first_after(master: Entry, at: datetime, overrides: Sequence[Entry]) -> datetime | None:
