@@ -15,15 +15,16 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import structlog
 
 from app.ical.components import Component, Line, normalize, parse_lines, split
 from app.ical.errors import CalendarUnreadable
 from app.ical.event_times import MAX_LENGTH, EventTimes, identify, midnight, read_times
-from app.ical.moments import Moment, read_moments
+from app.ical.moments import Moment, TimeRange, read_moments
 from app.ical.recurrence import Rule, RuleRefused
+from app.ical.series import follow_rule, is_within
 from app.ical.timezones import ZoneTable
 from app.ical.values import wall_of
 
@@ -39,18 +40,6 @@ _MOST_LOGGED = 20
 _MARGIN = timedelta(days=1)
 _CALENDAR_ZONE = re.compile(rb"^X-WR-TIMEZONE[;:][^\n]*$", re.IGNORECASE | re.MULTILINE)
 _VOLATILE = re.compile(rb"^(?:DTSTAMP|LAST-MODIFIED)[;:][^\n]*\n", re.IGNORECASE | re.MULTILINE)
-
-
-class TimeRange(Protocol):
-    """A half-open range of aware times, and its rule of what is in it."""
-
-    @property
-    def start(self) -> datetime: ...
-
-    @property
-    def end(self) -> datetime: ...
-
-    def overlaps(self, start: datetime, end: datetime) -> bool: ...
 
 
 class InstanceRef(NamedTuple):
@@ -151,9 +140,9 @@ class _Selector:
         groups: dict[str, list[EventTimes]] = defaultdict(list)
         for component in components:
             self._check_time()
-            entry = self._read(component)
-            if entry and (uids is None or entry.uid in uids):
-                groups[entry.uid].append(entry)
+            event = self._read(component)
+            if event and (uids is None or event.uid in uids):
+                groups[event.uid].append(event)
         instances: list[Instance] = []
         for group in groups.values():
             self._check_time()
@@ -190,16 +179,16 @@ class _Selector:
         if uid is None:
             self._note("ics.event_without_uid", None)
             return None
-        entry = EventTimes(component=component, uid=uid, ical_uid=None if is_made_up else uid)
+        event = EventTimes(component=component, uid=uid, ical_uid=None if is_made_up else uid)
         try:
-            read_times(entry, lines, first, self._zones)
+            read_times(event, lines, first, self._zones)
         except Exception as err:  # noqa: BLE001 - whatever is wrong with one event must not stop the feed
             self._note("ics.event_unreadable", uid, error=type(err).__name__)
-        if entry.start is None:
+        if event.start is None:
             self._note("ics.event_without_start", uid)
-            if "RECURRENCE-ID" in first and entry.recurrence_id is None:
+            if "RECURRENCE-ID" in first and event.recurrence_id is None:
                 return None  # an instance of the series, but nobody knows which
-        return entry
+        return event
 
     def _safe_instances(self, group: list[EventTimes]) -> list[Instance]:
         try:
@@ -213,7 +202,7 @@ class _Selector:
     def _instances(self, group: list[EventTimes]) -> Iterator[Instance]:
         """The instances of the VEVENTs that share a UID."""
         masters = _current_masters(group)
-        overrides = [entry for entry in group if entry.recurrence_id]
+        overrides = [event for event in group if event.recurrence_id]
         is_cancelled = bool(masters) and all(master.is_cancelled for master in masters)
         masters = [master for master in masters if not master.is_cancelled]
         if is_cancelled:
@@ -227,15 +216,15 @@ class _Selector:
         pattern = next((master.start for master in masters if master.start), None)
         excluded = _Excluded(self._zones, pattern, masters)
         replaced: dict[str, tuple[Moment, EventTimes]] = {}
-        for entry in sorted(overrides, key=lambda entry: entry.rank):
-            assert entry.recurrence_id
-            slot = _like(entry.recurrence_id, pattern, self._zones)
-            replaced[slot.slot] = slot, entry
-        for text, (slot, entry) in replaced.items():
-            if not entry.is_cancelled and slot not in excluded:
-                yield from self._instance(entry, f"{entry.uid}_{text}", entry.start, slot)
+        for event in sorted(overrides, key=lambda event: event.rank):
+            assert event.recurrence_id
+            slot = _like(event.recurrence_id, pattern, self._zones)
+            replaced[slot.recurrence_key] = slot, event
+        for key, (slot, event) in replaced.items():
+            if not event.is_cancelled and slot not in excluded:
+                yield from self._instance(event, f"{event.uid}_{key}", event.start, slot)
         changes = sorted(
-            (_Change.of(slot, entry) for slot, entry in replaced.values() if entry.is_range),
+            (_Change.of(slot, event) for slot, event in replaced.values() if event.is_range),
             key=lambda change: change.since,
         )
         for master in masters:
@@ -252,31 +241,31 @@ class _Selector:
         excluded: "_Excluded",
         changes: list["_Change"],
     ) -> Iterator[Instance]:
-        longest = max([master.length, *(change.entry.length for change in changes)])
+        longest = max([master.length, *(change.event.length for change in changes)])
         shifts = [timedelta(0), *(change.shift for change in changes)]
         first = wall_of(self._start) - longest - max(shifts) - _MARGIN
         last = wall_of(self._end) - min(shifts) + _MARGIN
         seen = set(replaced)
         count = 0
-        for slot, length in self._slots(master, start, first, last):
-            text = slot.slot
-            if text in seen or slot in excluded:
+        for slot, length in self._starts(master, start, first, last):
+            key = slot.recurrence_key
+            if key in seen or slot in excluded:
                 continue
-            seen.add(text)
-            entry, at = master, slot
+            seen.add(key)
+            event, at = master, slot
             for change in changes:
                 if change.since <= slot.utc:
-                    entry, at = change.entry, change.apply(slot)
-            if entry.is_cancelled:
+                    event, at = change.event, change.apply(slot)
+            if event.is_cancelled:
                 continue
-            for instance in self._instance(entry, f"{master.uid}_{text}", at, slot, length):
+            for instance in self._instance(event, f"{master.uid}_{key}", at, slot, length):
                 yield instance
                 count += 1
             if count >= MAX_INSTANCES_OF_SERIES:
                 self._note("ics.series_with_too_many_instances", master.uid)
                 return
 
-    def _slots(
+    def _starts(
         self, master: EventTimes, start: Moment, first: datetime, last: datetime
     ) -> Iterator[tuple[Moment, timedelta | None]]:
         """The series' original starts between two clock readings, and the length of those that have their own."""
@@ -287,25 +276,22 @@ class _Selector:
             except RuleRefused:
                 self._note("ics.rule_refused", master.uid)
         # The start counts, whether it follows the rule or not; but not if the series ended before it.
-        if not rules or any(_is_until(rule, start) for rule in rules) or len(rules) < len(master.rules):
+        if not rules or any(is_within(rule, start) for rule in rules) or len(rules) < len(master.rules):
             yield start, None
         for line in master.added:
             for added in read_moments(line, self._zones):
                 yield _like(added.start, start, self._zones), added.length
         for rule in rules:
             self._check_time()
-            end = min(last, rule.until.wall + _MARGIN) if rule.until else last
             try:
-                for wall in rule.walls(start.wall, first=first, last=end):
-                    slot = start.at(wall)
-                    if _is_until(rule, slot):
-                        yield slot, None
+                for slot in follow_rule(rule, start, first=first, last=last):
+                    yield slot, None
             except RuleRefused:
                 self._note("ics.rule_refused", master.uid)
 
     def _instance(
         self,
-        entry: EventTimes,
+        event: EventTimes,
         platform_uuid: str,
         at: Moment | None,
         slot: Moment | None,
@@ -316,31 +302,31 @@ class _Selector:
         if self._wanted is not None and platform_uuid not in self._wanted:
             return
         if at is None:
-            yield Instance(entry, platform_uuid, None, None, original)
+            yield Instance(event, platform_uuid, None, None, original)
             return
         start = at.utc
-        length = entry.length if length is None else length
-        end = start + length if entry.is_exact else max(at.at(at.wall + length).utc, start)
+        length = event.length if length is None else length
+        end = start + length if event.is_exact else max(at.at(at.wall + length).utc, start)
         if self._window is None or self._window.overlaps(start, end):
-            yield Instance(entry, platform_uuid, start, end, original)
+            yield Instance(event, platform_uuid, start, end, original)
 
 
 class _Excluded:
     """The EXDATEs of a series. A DATE excludes whatever starts on that day."""
 
     def __init__(self, zones: ZoneTable, pattern: Moment | None, masters: Iterable[EventTimes]) -> None:
-        self._slots: set[str] = set()
+        self._keys: set[str] = set()
         self._days: set[datetime] = set()
         for line in (line for master in masters for line in master.excluded):
             for excluded in read_moments(line, zones):
                 if excluded.start.is_date:
                     self._days.add(excluded.start.wall)
                 else:
-                    self._slots.add(_like(excluded.start, pattern, zones).slot)
+                    self._keys.add(_like(excluded.start, pattern, zones).recurrence_key)
 
     def __contains__(self, slot: Moment) -> bool:
         day = slot.wall.replace(hour=0, minute=0, second=0)
-        return slot.slot in self._slots or day in self._days
+        return slot.recurrence_key in self._keys or day in self._days
 
 
 class _Change(NamedTuple):
@@ -348,15 +334,15 @@ class _Change(NamedTuple):
 
     since: datetime
     shift: timedelta
-    entry: EventTimes
+    event: EventTimes
 
     @classmethod
-    def of(cls, slot: Moment, entry: EventTimes) -> "_Change":
+    def of(cls, slot: Moment, event: EventTimes) -> "_Change":
         shift = timedelta(0)
-        if entry.start and entry.start.is_date == slot.is_date:
-            is_same_wall = entry.start.zone == slot.zone or slot.is_date
-            shift = entry.start.wall - slot.wall if is_same_wall else entry.start.utc - slot.utc
-        return cls(slot.utc, shift if abs(shift) < MAX_LENGTH else timedelta(0), entry)
+        if event.start and event.start.is_date == slot.is_date:
+            is_same_wall = event.start.zone == slot.zone or slot.is_date
+            shift = event.start.wall - slot.wall if is_same_wall else event.start.utc - slot.utc
+        return cls(slot.utc, shift if abs(shift) < MAX_LENGTH else timedelta(0), event)
 
     def apply(self, slot: Moment) -> Moment:
         return slot.at(slot.wall + self.shift)
@@ -368,11 +354,11 @@ def _current_masters(group: Iterable[EventTimes]) -> list[EventTimes]:
     The highest SEQUENCE counts. Several of the same SEQUENCE with different starts are different events of an
     exporter that has but one UID for them.
     """
-    masters = sorted((entry for entry in group if not entry.recurrence_id), key=lambda entry: entry.rank)
+    masters = sorted((event for event in group if not event.recurrence_id), key=lambda event: event.rank)
     by_start = {
-        entry.start.slot if entry.start else None: entry
-        for entry in masters
-        if entry.sequence == masters[-1].sequence
+        event.start.recurrence_key if event.start else None: event
+        for event in masters
+        if event.sequence == masters[-1].sequence
     }
     return list(by_start.values())
 
@@ -391,12 +377,3 @@ def _like(moment: Moment, pattern: Moment | None, zones: ZoneTable) -> Moment:
     if moment.zone.tzinfo is UTC:
         wall = moment.utc.astimezone(zones.calendar.tzinfo).replace(tzinfo=None)
     return pattern.at(midnight(wall))
-
-
-def _is_until(rule: Rule, slot: Moment) -> bool:
-    """Whether the slot is not after the rule's UNTIL. An UNTIL that is a date includes that day."""
-    if rule.until is None:
-        return True
-    if slot.is_date or rule.until.is_date:
-        return slot.wall.date() <= rule.until.wall.date()
-    return (wall_of(slot.utc) if rule.until.is_utc else slot.wall) <= rule.until.wall

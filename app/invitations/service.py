@@ -46,7 +46,9 @@ __all__ = [
     "find_told_instances",
     "find_told_sequence",
     "list_invitations",
+    "lock_for_resend",
     "queue_mails",
+    "requeue",
 ]
 
 log = structlog.get_logger()
@@ -92,7 +94,7 @@ async def queue_mails(
     replying: Guest | None = None,
     rsvp_links: Mapping[str, RsvpLinks] | None = None,
 ) -> int:
-    """Writes one mail for each recipient, complete as it will be sent; how many. Ring the bell "mails" after the commit.
+    """Writes one mail for each recipient, complete as it will be sent; how many.
 
     `locale`: the calendar's language, for recipients without one. `replying`: the guest who answered, for a REPLY.
     `rsvp_links` go by the recipient's address as given. A CANCEL that reaches all of `event.guests` calls the event

@@ -908,7 +908,7 @@ async def test_what_became_of_a_mail_is_written_by_who_holds_it(outbox):
 async def test_a_mail_that_begins_too_late_is_left_to_the_next_worker(outbox):
     await outbox.queue()
     (claimed,) = await outbox.sender.claim(10)
-    await outbox.sender.handle(replace(claimed, begin_by=0.0))
+    await outbox.sender.handle(replace(claimed, lease=replace(claimed.lease, begin_by=0.0)))
     assert (await outbox.row()).status == "pending"
     assert outbox.fake.submitted == []
 
