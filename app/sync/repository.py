@@ -1,7 +1,7 @@
 """SQL of a calendar's sync: its claim, its lease, its state, and its result.
 
 Locks, in this order everywhere: the calendar's row, then the writers' advisory lock (app/events/visibility.py).
-Leases: docs/adr/0002-leases-in-postgresql.md.
+Leases: docs/adr/0002-leases-in-postgresql-beside-arq.md.
 """
 
 from collections import Counter
