@@ -17,9 +17,8 @@ from app.api.idempotency import KEPT_FOR
 from app.core.db import Session, Sessions, transaction
 from app.core.wakeups import Doorbell
 from app.events.retention import clear_deleted, clear_expired
-from app.hosted.repository import forget_inbound_replies
-from app.hosted.service import Hosting, keep_all_expanded
-from app.invitations.repository import forget_contents, forget_lanes
+from app.hosted.service import forget_inbound_replies, rewrite_due_events
+from app.invitations.service import forget_contents, forget_lanes
 from app.models import WorkerHeartbeat
 from app.settings import Settings
 from app.webhooks.delivery import prune
@@ -151,7 +150,7 @@ async def roll(sessions: Sessions, settings: Settings, doorbell: Doorbell) -> No
     while True:
         came_round("expand", within_seconds=_EXPAND_SECONDS + _TIDY_WITHIN_SECONDS)
         try:
-            await keep_all_expanded(sessions, Hosting(settings), doorbell)
+            await rewrite_due_events(sessions, settings, doorbell)
         except Exception as err:  # noqa: BLE001 - the next round tries again
             log.warning("expanding_failed", error=type(err).__name__)
         await asyncio.sleep(_EXPAND_SECONDS)

@@ -21,7 +21,7 @@ from app.core.http import httpx, operator_client, public_client
 from app.core.wakeups import QUEUE, Doorbell, connect_redis, deserialize_job, serialize_job
 from app.credentials.budgets import Budgets
 from app.credentials.store import CredentialStore
-from app.hosted.service import write_rows_soon
+from app.hosted.service import schedule_rewrite
 from app.invitations.sender import CONCURRENCY as MAIL_CONCURRENCY
 from app.invitations.sender import MailSender
 from app.mail.mailboxes import Messages
@@ -154,7 +154,7 @@ async def _drainers(settings: Settings) -> AsyncIterator[tuple[Drainers, list[as
             settings=settings,
             sessions=sessions,
             messages=Messages(settings, client),
-            refresh_event=write_rows_soon,
+            refresh_event=schedule_rewrite,
         )
 
         def drainer(name: str, work: Work[Item], concurrency: int) -> Drainer[Item]:

@@ -28,7 +28,7 @@ from app.core.ids import new_id
 from app.core.pagination import Page
 from app.credentials.account import Account
 from app.credentials.store import CredentialStore, context_of
-from app.hosted.service import write_rows_soon
+from app.hosted.service import schedule_rewrite
 from app.meeting_urls.hosts import meeting_hosts
 from app.models import Calendar, Credentials
 from app.providers.base import ConnectionLost, ProviderError, RateLimited, RemoteCalendar
@@ -317,7 +317,7 @@ async def _update_local(
     await repository.set_fields(session, calendar_id, values)
     if values.keys() & {"sending_identity", "owner_name"}:
         # The events' organizer: the worker writes them anew.
-        await write_rows_soon(session, calendar_id)
+        await schedule_rewrite(session, calendar_id)
 
 
 def _no_such_field(platform: str) -> str:

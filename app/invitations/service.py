@@ -18,9 +18,14 @@ from app.core.pagination import Page
 from app.invitations import repository
 from app.invitations.repository import (
     Thread,
+    Undelivered,
     find_highest_sequence,
+    find_organizers,
     find_told_instances,
     find_told_sequence,
+    find_undelivered,
+    forget_contents,
+    forget_lanes,
 )
 from app.invitations.schemas import InvitationRead, InvitationRecipient, InvitationSender, InvitationsQuery
 from app.itip.build import (
@@ -42,9 +47,14 @@ __all__ = [
     "Method",
     "RsvpLinks",
     "Sender",
+    "Undelivered",
     "find_highest_sequence",
+    "find_organizers",
     "find_told_instances",
     "find_told_sequence",
+    "find_undelivered",
+    "forget_contents",
+    "forget_lanes",
     "list_invitations",
     "lock_for_resend",
     "queue_mails",

@@ -1,4 +1,4 @@
-"""What the RSVP page says, in English and French."""
+"""Texts of the RSVP page, in English and French."""
 
 from typing import Any
 

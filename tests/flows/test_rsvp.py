@@ -17,7 +17,7 @@ from sqlalchemy import func, select, text, update
 from app.core.http import httpx
 from app.invitations.links import RsvpTokens, Subject
 from app.models import Calendar, HostedEvent, InvitationMail, WebhookDelivery
-from app.rsvp.limits import PER_MINUTE
+from app.rsvp.api import PER_MINUTE
 from tests.factories import at
 
 pytestmark = pytest.mark.settings(smtp_url="smtp://127.0.0.1:9", email_from="calendar@example.net")
@@ -767,7 +767,7 @@ async def test_without_the_secret_only_an_api_key_may_post(browser, event):
 
 async def test_old_notes_of_mails_are_forgotten(api, sessions, event):
     from app.core.db import transaction
-    from app.hosted.repository import forget_inbound_replies
+    from app.hosted.service import forget_inbound_replies
 
     await post_mail(api, reply(event))
     async with transaction(sessions) as session:
