@@ -3,9 +3,9 @@
 from typing import Annotated
 
 import orjson
-from fastapi import APIRouter, BackgroundTasks, Body, Query, Response
+from fastapi import APIRouter, Body, Query, Response
 
-from app.api.deps import AppState, DbSession, ProjectId, State
+from app.api.deps import AppState, DbSession, ProjectId
 from app.api.idempotency import Idempotent
 from app.api.paths import EventId, InvitationId
 from app.api.schemas import ErrorAnswer, responses
@@ -49,7 +49,6 @@ async def create_calendar_event(
     project_id: ProjectId,
     idempotent: Idempotent,
     body: Annotated[CalendarEventCreate, Body(openapi_examples=_CREATE_EXAMPLES)],
-    background_tasks: BackgroundTasks,
 ) -> Response:
     """Adds an event to a calendar that is hosted here, and invites its attendees.
 
@@ -60,7 +59,6 @@ async def create_calendar_event(
         event_id = await commands.create_event(session, state.settings, project_id, body)
         return await _body(session, project_id, event_id)
 
-    _ring(state, background_tasks)
     return await idempotent.once(work, status_code=201)
 
 
@@ -78,7 +76,6 @@ async def update_calendar_event(
     event_id: EventId,
     query: Annotated[ScopeQuery, Query()],
     body: CalendarEventUpdate,
-    background_tasks: BackgroundTasks,
 ) -> Response:
     """Changes an event of a hosted calendar and mails the guests concerned. In a series, only this instance changes.
 
@@ -88,7 +85,6 @@ async def update_calendar_event(
     changed_id = await commands.update_event(
         session, state.settings, project_id, event_id, body, scope=query.scope
     )
-    _ring(state, background_tasks)
     return Response(await _body(session, project_id, changed_id), media_type="application/json")
 
 
@@ -105,7 +101,6 @@ async def delete_calendar_event(
     project_id: ProjectId,
     event_id: EventId,
     query: Annotated[DeleteQuery, Query()],
-    background_tasks: BackgroundTasks,
 ) -> Response:
     """Cancels an event of a hosted calendar; in a series, only this instance (or all, with `?scope=series`).
 
@@ -119,7 +114,6 @@ async def delete_calendar_event(
         scope=query.scope,
         send_invitations=query.send_invitations,
     )
-    _ring(state, background_tasks)
     return Response()
 
 
@@ -139,11 +133,9 @@ async def delete_calendar_event(
 async def resend_invitation(
     *,
     session: DbSession,
-    state: AppState,
     project_id: ProjectId,
     invitation_id: InvitationId,
     idempotent: Idempotent,
-    background_tasks: BackgroundTasks,
 ) -> Response:
     """Sends a failed mail again now, with the same bytes; for example when the owner has access to the mailbox again.
 
@@ -154,13 +146,7 @@ async def resend_invitation(
     async def work() -> bytes:
         return (await resend_invitation_mail(session, project_id, invitation_id)).model_dump_json().encode()
 
-    background_tasks.add_task(state.doorbell.ring, "mails")
     return await idempotent.once(work, status_code=202)
-
-
-def _ring(state: State, background_tasks: BackgroundTasks) -> None:
-    background_tasks.add_task(state.doorbell.ring, "deliveries")
-    background_tasks.add_task(state.doorbell.ring, "mails")
 
 
 async def _body(session: Session, project_id: str, event_id: str) -> bytes:

@@ -53,7 +53,7 @@ async def create_event(
 ) -> str:
     """Create an event or series, and return the id of the event or of the series' first instance.
 
-    The caller wakes "deliveries" and "mails". Raises CalendarNotFound; InvalidFields, also for a provider's calendar
+    Raises CalendarNotFound; InvalidFields, also for a provider's calendar
     (CalendarIsReadOnly) and where mails are needed that cannot be sent (NoSender).
     """
     calendar = await repository.lock_calendar(session, body.calendar_id, project_id)
@@ -80,7 +80,7 @@ async def update_event(
 ) -> str:
     """Change an event, an instance or a series, and return the id of the event or of an instance of the series.
 
-    The caller wakes "deliveries" and "mails". Raises CalendarEventNotFound; InvalidFields, also for a provider's event
+    Raises CalendarEventNotFound; InvalidFields, also for a provider's event
     (CalendarIsReadOnly), a deleted one (EventIsDeleted), and where mails are needed that cannot be sent (NoSender).
     """
     calendar, ref, components = await _lock(session, project_id, event_id)
@@ -132,7 +132,7 @@ async def delete_event(
 ) -> None:
     """Cancel an event, an instance or a series; do nothing if it is cancelled already.
 
-    The caller wakes "deliveries" and "mails". Raises CalendarEventNotFound; InvalidFields for a provider's event
+    Raises CalendarEventNotFound; InvalidFields for a provider's event
     (CalendarIsReadOnly) and where mails are needed that cannot be sent (NoSender).
     """
     calendar, ref, components = await _lock(session, project_id, event_id)

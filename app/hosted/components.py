@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 from app.core.addresses import fold_address
 from app.core.clock import isoformat
 from app.events.data import ResponseStatus
-from app.itip.event import Guest, HostedEvent, Person
+from app.itip.event import Guest, MailedEvent, Person
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +143,7 @@ class EventComponent:
         excluded: Sequence[datetime] = (),
         guests: tuple[Attendee, ...] | None = None,
         overrides: Sequence["EventComponent"] = (),
-    ) -> HostedEvent:
+    ) -> MailedEvent:
         """Return the event of a mail. `hosts` are the calendar's own addresses, `guests` other people than its attendees.
 
         For a series: `excluded` are the original starts of instances that are left out, `overrides` changed instances
@@ -153,7 +153,7 @@ class EventComponent:
         if self.rrule is not None:
             recurrence = (f"RRULE:{self.rrule}", *(f"EXDATE{self.moment(at)}" for at in excluded))
         keys = {fold_address(email) for email in hosts}
-        return HostedEvent(
+        return MailedEvent(
             uid=self.uid,
             sequence=self.sequence,
             name=self.name,

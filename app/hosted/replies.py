@@ -89,7 +89,7 @@ async def record_reply(
 ) -> RecordedReply:
     """Write the reply and announce it; with `notify_organizer`, mail the organizer a REPLY.
 
-    The caller holds the lock of the calendar's row since before the event was loaded, and wakes "deliveries" and "mails".
+    The caller holds the lock of the calendar's row since before the event was loaded.
     """
     component = event.find(reply.recurrence_key)
     if component is None:

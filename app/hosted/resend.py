@@ -12,7 +12,7 @@ from app.itip.build import Method
 
 
 async def resend_invitation(session: Session, project_id: str, mail_id: str) -> InvitationRead:
-    """Make a mail due now that failed, or that is not known to have arrived. The caller wakes "mails".
+    """Make a mail due now that failed, or that is not known to have arrived.
 
     Raises InvitationNotFound; Conflict if it was sent, if a later mail replaced it, or if it is out of date.
     """

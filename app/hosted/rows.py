@@ -1,18 +1,12 @@
 """Rows of calendar_events: bring them to what the components say, and find the row of a component."""
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
-from app.bots.service import follow_events
-from app.core.clock import isoformat, utcnow
+from app.core.clock import utcnow
 from app.core.db import AnySession, Session
-from app.events import repository as events
-from app.events.changes import describe_changes
-from app.events.data import Window
-from app.events.diff import content_hash, diff_events
-from app.events.repository import Unannounced
-from app.events.visibility import enter_as_writer
+from app.events.data import Unannounced, Window
+from app.events.writer import announce_changes, apply_changes
 from app.hosted import repository
 from app.hosted.calendar import LocalCalendar
 from app.hosted.components import EventComponent
@@ -23,10 +17,8 @@ from app.hosted.rules import last_end
 from app.invitations.service import find_undelivered
 from app.meeting_urls.hosts import meeting_hosts
 from app.settings import Settings
-from app.webhooks.payloads import state_data
-from app.webhooks.service import CalendarFacts, announce, wants_events
+from app.webhooks.service import CalendarFacts
 
-_MICROSECOND = timedelta(microseconds=1)
 # docs/adr/0010-expansion-of-hosted-series.md has the reasons.
 _EXPANSION_MARGIN = timedelta(days=2)
 _EXPAND_EVERY = timedelta(days=1)
@@ -80,45 +72,21 @@ async def write_rows(
         undelivered=await find_undelivered(session, calendar.calendar_id, master.uid),
     )
     live = await repository.load_live_rows(session, calendar.calendar_id, master.uid)
-    gone = find_removed(
+    removed = find_removed(
         live, components, expanded={event.platform_uuid for event in remote}, since=window.start
     )
-    hashes = {event.platform_uuid: content_hash(event) for event in remote}
-    stored = await events.load_stored(session, calendar.calendar_id, list(hashes))
-    # Hosted events are shown wherever they are: the window bounds the instances of series alone.
+    # Hosted events are shown wherever they are: the window limits only the instances of series.
     everywhere = Window(datetime.min.replace(tzinfo=now.tzinfo), datetime.max.replace(tzinfo=now.tzinfo))
-    writes = diff_events(remote, hashes, stored, everywhere)
-    if not writes and not gone:
-        return
-    wanted = await wants_events(session, calendar.project_id)
-    known_ids = [write.stored_id for write in writes if write.stored_id is not None]
-    content = await events.load_content(session, [*known_ids, *gone]) if wanted else {}
-    first = await enter_as_writer(session, project_id=calendar.project_id, calendar_id=calendar.calendar_id)
-    times = [first + n * _MICROSECOND for n in range(len(writes) + len(gone))]
-    ids: list[str] = []
-    if writes:
-        ids = await events.write_events(session, calendar, writes, times[: len(writes)])
-    if gone:
-        await events.mark_deleted(session, gone, times[len(writes) :])
-    await follow_events(session, [*known_ids, *gone])
-    await events.record_changes(session, calendar, Unannounced(), last_change_at=times[-1])
-    counts = Counter(write.change for write in writes)
-    await announce(
+    written = await apply_changes(
         session,
-        project_id=calendar.project_id,
-        trigger="calendar.events_update",
-        calendar=facts_of(calendar),
-        data={
-            **state_data(calendar),
-            "changes": {
-                "created": counts["created"],
-                "updated": counts["updated"],
-                "deleted": counts["deleted"] + len(gone),
-            },
-            "updated_after": isoformat(first),
-        },
-        changed_events=describe_changes(writes, ids, gone, content) if wanted else [],
+        calendar,
+        remote,
+        window=everywhere,
+        removed=dict.fromkeys(removed),
+        earlier=Unannounced(),
+        is_announced_now=True,
     )
+    await announce_changes(session, calendar.project_id, facts_of(calendar), calendar, written)
 
 
 def find_removed(

@@ -6,7 +6,6 @@ import structlog
 
 from app.core.clock import utcnow
 from app.core.db import Session, Sessions, reading, transaction
-from app.core.wakeups import Doorbell
 from app.hosted import repository
 from app.hosted.rows import next_expansion, write_rows
 from app.settings import Settings
@@ -17,7 +16,7 @@ _RETRY_AFTER = timedelta(minutes=1)
 log = structlog.get_logger()
 
 
-async def rewrite_due_events(sessions: Sessions, settings: Settings, doorbell: Doorbell) -> None:
+async def rewrite_due_events(sessions: Sessions, settings: Settings) -> None:
     """Write the rows of all events that are due for it, each event in a transaction of its own."""
     while True:
         async with reading(sessions) as read_session:
@@ -30,8 +29,6 @@ async def rewrite_due_events(sessions: Sessions, settings: Settings, doorbell: D
                 log.warning("event_not_expanded", calendar_id=calendar_id, uid=uid, error=type(err).__name__)
                 async with transaction(sessions) as session:
                     await repository.set_expand_at(session, uid, utcnow() + _RETRY_AFTER)
-        if due:
-            await doorbell.ring("deliveries")
         if len(due) < _BATCH:
             return
 

@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 import structlog
-from fastapi import APIRouter, BackgroundTasks, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 from limits import RateLimitItemPerMinute
 from starlette.datastructures import FormData
@@ -82,9 +82,7 @@ async def show_rsvp(
 
 
 @router.post("/rsvp/", operation_id="answer_rsvp", response_class=Response, responses=_PAGES)
-async def answer_rsvp(
-    request: Request, state: AppState, session: DbSession, background_tasks: BackgroundTasks
-) -> Response:
+async def answer_rsvp(request: Request, state: AppState, session: DbSession) -> Response:
     """Records the reply of the form: `token` and `action`. The last reply counts.
 
     `when` names the times that the page showed. If the event has moved since, the page shows it anew and asks again.
@@ -96,8 +94,6 @@ async def answer_rsvp(
     if not isinstance(token, str) or not isinstance(action, str) or not isinstance(seen, str):
         return render(RsvpPage(kind="bad_link"), visitor_language(request))
     page = await service.record_click(session, state.settings, token, action, seen=seen)
-    background_tasks.add_task(state.doorbell.ring, "deliveries")
-    background_tasks.add_task(state.doorbell.ring, "mails")
     return render(page, visitor_language(request))
 
 

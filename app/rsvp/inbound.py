@@ -29,7 +29,7 @@ from app.hosted.service import (
     record_reply,
 )
 from app.invitations.service import find_organizers
-from app.itip.parse import InboundReply, parse_reply
+from app.itip.parse import ParsedReply, parse_reply
 from app.rsvp.errors import InvalidWebhookToken, LookupFailed, SenderUnverifiable
 from app.rsvp.schemas import IgnoredCode, InboundAnswer, ignored
 from app.rsvp.senders import SenderKeys, is_signed_by_sender
@@ -85,7 +85,7 @@ def read_webhook_token(token: str, secrets: Sequence[str]) -> tuple[str, str]:
 async def ingest_reply(
     sessions: Sessions, settings: Settings, keys: SenderKeys, source: Source, mail: bytes
 ) -> InboundAnswer:
-    """Apply a mailed reply; it is committed when this returns. The caller wakes "deliveries".
+    """Apply a mailed reply; it is committed when this returns.
 
     A mail that no retry would fix is ignored, with the reason. Raises InvalidWebhookToken if the mail is not the one
     that the token names, and SenderUnverifiable if the DNS of the sender's domain does not respond.
@@ -119,7 +119,7 @@ async def ingest_reply(
 
 
 async def _find_doubt(
-    settings: Settings, keys: SenderKeys, source: Source, reply: InboundReply, mail: bytes
+    settings: Settings, keys: SenderKeys, source: Source, reply: ParsedReply, mail: bytes
 ) -> IgnoredCode | None:
     """Return why the sender is not believed. Raises SenderUnverifiable.
 
@@ -146,7 +146,7 @@ async def _apply(
     session: Session,
     settings: Settings,
     calendar: LocalCalendar,
-    reply: InboundReply,
+    reply: ParsedReply,
     *,
     mailbox: str | None,
     mail: bytes,
@@ -192,7 +192,7 @@ async def _apply(
     return ignored("no_instance" if first == "unknown_event" else first)
 
 
-def _recurrence_key(reply: InboundReply, series: EventComponent) -> str:
+def _recurrence_key(reply: ParsedReply, series: EventComponent) -> str:
     """Return the key of the instance that is replied to; '' for the event or series.
 
     A date names the instance of that day. For an all-day series, a time names the instance of its day.

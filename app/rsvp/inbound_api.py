@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Annotated
 
 import structlog
-from fastapi import APIRouter, BackgroundTasks, Header, Request
+from fastapi import APIRouter, Header, Request
 from starlette.exceptions import HTTPException
 
 from app.api.deps import AppState, State, find_project_id
@@ -43,7 +43,6 @@ async def receive_rsvp_mail(
     *,
     request: Request,
     state: AppState,
-    background_tasks: BackgroundTasks,
     authorization: Annotated[str | None, Header(include_in_schema=False)] = None,
     x_stmsg_mailbox: Annotated[str | None, Header(description="The mailbox that received the mail.")] = None,
     x_stmsg_is_spam: Annotated[
@@ -77,8 +76,6 @@ async def receive_rsvp_mail(
     # A webhook of all mailboxes brings every mail that arrives: mails without a reply are not logged as info.
     log_as = log.debug if outcome == "no_reply" else log.info
     log_as("inbound_reply", source=by, outcome=outcome)
-    if response.status == "applied":
-        background_tasks.add_task(state.doorbell.ring, "deliveries")
     return response
 
 

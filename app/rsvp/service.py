@@ -24,7 +24,7 @@ async def show_page(session: AnySession, settings: Settings, token: str, action:
 async def record_click(
     session: Session, settings: Settings, token: str, action: str, *, seen: str = ""
 ) -> RsvpPage:
-    """Record the reply of a click and return the page that follows. The caller wakes "deliveries" and "mails".
+    """Record the reply of a click and return the page that follows.
 
     `seen` is the component's `when` on the page that the guest saw. If it differs, nothing is recorded, and the page
     asks again.
