@@ -50,7 +50,7 @@ async def create_calendar_event(
     idempotent: Idempotent,
     body: Annotated[CalendarEventCreate, Body(openapi_examples=_CREATE_EXAMPLES)],
 ) -> Response:
-    """Adds an event to a calendar that is hosted here, and invites its attendees.
+    """Add an event to a calendar that is hosted here, and invite its attendees.
 
     For a series (`recurrence`), the response is its first instance. Calendars of a provider are read-only: 400.
     """
@@ -77,9 +77,9 @@ async def update_calendar_event(
     query: Annotated[ScopeQuery, Query()],
     body: CalendarEventUpdate,
 ) -> Response:
-    """Changes an event of a hosted calendar and mails the guests concerned. In a series, only this instance changes.
+    """Change an event of a hosted calendar, and mail the guests concerned.
 
-    `?scope=series` changes the series: `start_time` and `end_time` are then the new times of the named instance, and
+    In a series, only this instance changes. `?scope=series` changes the series: `start_time` and `end_time` are then the new times of the named instance, and
     all others move as much. Calendars of a provider are read-only: 400.
     """
     changed_id = await commands.update_event(
@@ -102,9 +102,9 @@ async def delete_calendar_event(
     event_id: EventId,
     query: Annotated[DeleteQuery, Query()],
 ) -> Response:
-    """Cancels an event of a hosted calendar; in a series, only this instance (or all, with `?scope=series`).
+    """Cancel an event of a hosted calendar.
 
-    The row stays with `is_deleted`. Calendars of a provider are read-only: 400.
+    In a series, only this instance is cancelled; with `?scope=series`, all are. The row stays with `is_deleted`. Calendars of a provider are read-only: 400.
     """
     await commands.delete_event(
         session,
@@ -137,9 +137,9 @@ async def resend_invitation(
     invitation_id: InvitationId,
     idempotent: Idempotent,
 ) -> Response:
-    """Sends a failed mail again now, with the same bytes; for example when the owner has access to the mailbox again.
+    """Send a failed mail again now, with the same bytes.
 
-    One attempt is made at once, even while the mailbox is held because of its sending limit. 409 for a mail that was
+    Use it when the owner has access to the mailbox again, for example. One attempt is made at once, even while the mailbox is held because of its sending limit. 409 for a mail that was
     sent, that a later one replaced, whose guest or event was removed, or whose calendar has another sending identity now.
     """
 

@@ -11,7 +11,7 @@ from app.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class LocalCalendar:
-    """A calendar of platform `local`. `identity`: {"mailbox_id", "email", "name"} or None."""
+    """Calendar of platform `local`. `identity`: {"mailbox_id", "email", "name"} or None."""
 
     calendar_id: str
     project_id: str

@@ -78,9 +78,9 @@ async def update_event(
     *,
     scope: Scope,
 ) -> str:
-    """Change an event, an instance or a series, and return the id of the event or of an instance of the series.
+    """Change an event, an instance or a series, and return the id of an event that was changed.
 
-    Raises CalendarEventNotFound; InvalidFields, also for a provider's event
+    For a series, it is the named instance at its new time, if the series still has it. Raises CalendarEventNotFound; InvalidFields, also for a provider's event
     (CalendarIsReadOnly), a deleted one (EventIsDeleted), and where mails are needed that cannot be sent (NoSender).
     """
     calendar, ref, components = await _lock(session, project_id, event_id)
@@ -161,7 +161,7 @@ async def delete_event(
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """Components that change, by recurrence key; the mails about it; the keys of instances that are dropped."""
+    """Plan of a change: components by recurrence key, mails, and the keys of instances to drop."""
 
     changed: dict[str, EventComponent]
     mails: list[PlannedMail]

@@ -1,4 +1,4 @@
-"""Components of hosted events, as in iCalendar: an event, a series, or one changed instance of a series."""
+"""Components of hosted events, as in iCalendar: events, series and changed instances of series."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,10 +14,10 @@ from app.itip.event import Guest, MailedEvent, Person
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attendee:
-    """An invited person and the participation status.
+    """Invited person with the participation status.
 
     `sequence` and `replied_at` belong to the last reply that was applied: older replies are stale.
-    `has_own_answer`: the reply was to this changed instance, and not to its series.
+    `has_own_reply`: the reply was to this changed instance, and not to its series.
     """
 
     email: str
@@ -27,10 +27,11 @@ class Attendee:
     response_status: ResponseStatus = "needs_action"
     sequence: int | None = None
     replied_at: datetime | None = None
-    has_own_answer: bool = False
+    has_own_reply: bool = False
 
     @property
     def guest(self) -> Guest:
+        """The attendee as mails show it."""
         return Guest(
             email=self.email,
             name=self.name,
@@ -49,6 +50,7 @@ class Attendee:
 
 
 def attendee_to_json(person: Attendee) -> dict[str, Any]:
+    """Return the attendee as hosted_events.attendees stores it."""
     return {
         "email": person.email,
         "name": person.name,
@@ -57,19 +59,24 @@ def attendee_to_json(person: Attendee) -> dict[str, Any]:
         "response_status": person.response_status,
         "sequence": person.sequence,
         "replied_at": isoformat(person.replied_at) if person.replied_at is not None else None,
-        "has_own_answer": person.has_own_answer,
+        "has_own_answer": person.has_own_reply,
     }
 
 
 def attendee_from_json(value: dict[str, Any]) -> Attendee:
-    replied_at = value["replied_at"]
-    at = datetime.fromisoformat(replied_at) if replied_at is not None else None
-    return Attendee(**{**value, "replied_at": at})
+    """Return an attendee of hosted_events.attendees."""
+    fields = dict(value)
+    replied_at = fields.pop("replied_at")
+    return Attendee(
+        replied_at=datetime.fromisoformat(replied_at) if replied_at is not None else None,
+        has_own_reply=fields.pop("has_own_answer", False),
+        **fields,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventComponent:
-    """An event or series (`recurrence_key` is ''), or one changed instance of a series.
+    """Event or series (`recurrence_key` is ''), or one changed instance of a series.
 
     The key of an instance is its original start: YYYYMMDD for a date, else YYYYMMDDTHHMMSSZ. Times are aware, in UTC,
     `end` exclusive; those of an all-day component are midnights of `timezone`, an IANA name. `rrule` is written
@@ -93,6 +100,7 @@ class EventComponent:
     is_cancelled: bool = False
 
     def find(self, email: str) -> Attendee | None:
+        """Return the attendee of this address; None if there is none."""
         key = fold_address(email)
         return next((person for person in self.attendees if fold_address(person.email) == key), None)
 
@@ -144,9 +152,9 @@ class EventComponent:
         guests: tuple[Attendee, ...] | None = None,
         overrides: Sequence["EventComponent"] = (),
     ) -> MailedEvent:
-        """Return the event of a mail. `hosts` are the calendar's own addresses, `guests` other people than its attendees.
+        """Return the event of a mail.
 
-        For a series: `excluded` are the original starts of instances that are left out, `overrides` changed instances
+        `hosts` are the calendar's own addresses. `guests` are listed instead of the attendees. For a series: `excluded` are the original starts of instances that are left out, `overrides` changed instances
         that go with it.
         """
         recurrence: tuple[str, ...] = ()
@@ -178,7 +186,7 @@ class EventComponent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostedEventRef:
-    """The event, series or instance that a row of calendar_events was made of.
+    """Event, series or instance that a row of calendar_events was made of.
 
     `uid` and `recurrence_key` name a component; an instance that was never changed has none of its own yet.
     """
@@ -203,7 +211,7 @@ def instance_from_series(
         recurrence_id=original_start,
         start=original_start,
         end=instant(local + series.length, series.timezone),
-        attendees=tuple(replace(one, has_own_answer=False) for one in series.attendees),
+        attendees=tuple(replace(one, has_own_reply=False) for one in series.attendees),
     )
 
 
@@ -226,6 +234,7 @@ def wall(at: datetime, timezone: str) -> datetime:
 
 
 def midnight(local: datetime) -> datetime:
+    """Return the day's midnight, naive."""
     return local.replace(hour=0, minute=0, second=0, microsecond=0)
 
 

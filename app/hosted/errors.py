@@ -6,7 +6,7 @@ _PROVIDERS = {"google": "Google", "microsoft": "Microsoft", "ics": "its iCal fee
 
 
 class CalendarIsReadOnly(InvalidFields):
-    """The calendar belongs to a provider. `field` names the part of the request that refers to it."""
+    """Calendar of a provider. `field` names the part of the request that refers to it."""
 
     def __init__(self, platform: str, *, field: str) -> None:
         sentence = (
@@ -17,25 +17,29 @@ class CalendarIsReadOnly(InvalidFields):
 
 
 class EventIsDeleted(InvalidFields):
+    """Change of an event that was deleted."""
+
     def __init__(self) -> None:
         super().__init__({"non_field_errors": ["This event was deleted."]})
 
 
 class SeriesIsOver(InvalidFields):
-    """The series has no instance from now on, so it would have no row."""
+    """Series without an instance from now on: it would have no row."""
 
     def __init__(self) -> None:
         super().__init__({"recurrence": ["The series has no instance from now on."]})
 
 
 class InstanceHasNoRule(InvalidFields):
+    """Rule for a single instance of a series."""
+
     def __init__(self) -> None:
         sentence = "An instance has no rule: use ?scope=series to change the series."
         super().__init__({"recurrence": [sentence]})
 
 
 class NoSender(InvalidFields):
-    """Mails are needed, and there is no way to send them. `has_mailbox`: the calendar has a sending identity."""
+    """Mails that cannot be sent. `has_mailbox`: the calendar has a sending identity."""
 
     def __init__(self, *, has_mailbox: bool) -> None:
         super().__init__({"send_invitations": [_INTEGRATION_OFF if has_mailbox else _NO_SMTP]})

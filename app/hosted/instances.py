@@ -38,7 +38,10 @@ def find_instance(components: Mapping[str, EventComponent], ref: HostedEventRef)
 def find_reference(
     components: Mapping[str, EventComponent], ref: HostedEventRef, *, is_instance: bool
 ) -> EventComponent:
-    """Return what the times of a request are about: the instance it names, also where the whole series is to move."""
+    """Return what the times of a request are about: the instance that it names, or a single event.
+
+    It is the instance also if the whole series is to change.
+    """
     series = components[""]
     if series.rrule is None or is_instance or ref.original_start_time is None:
         return series
@@ -95,7 +98,10 @@ def find_invited_back(
 def with_mailed_sequences(
     mails: Sequence[PlannedMail], instances: Mapping[str, EventComponent]
 ) -> dict[str, EventComponent]:
-    """Return the instances that these mails contain, with their SEQUENCE there, which is above that of the series."""
+    """Return the instances that these mails contain, with the SEQUENCE that they have there.
+
+    It is above that of the series.
+    """
     mailed = [component for mail in mails for component in (mail.component, *mail.overrides)]
     return {
         component.recurrence_key: replace(instances[component.recurrence_key], sequence=component.sequence)
@@ -107,7 +113,10 @@ def with_mailed_sequences(
 def propagate_to_instances(
     instances: Mapping[str, EventComponent], before: EventComponent, after: EventComponent
 ) -> dict[str, EventComponent]:
-    """Return the changed instances that get the series' change: where they had the same as the series had before."""
+    """Return the changed instances that get the series' change, by recurrence key.
+
+    A field or attendee changes where the instance had the same as the series before.
+    """
     changed: dict[str, EventComponent] = {}
     old_people = {fold_address(one.email): one for one in before.attendees}
     new_people = {fold_address(one.email): one for one in after.attendees}
@@ -133,7 +142,7 @@ def propagate_to_instances(
         if is_asked_again:
             kept = [
                 one
-                if one.has_own_answer or fold_address(one.email) not in new_people
+                if one.has_own_reply or fold_address(one.email) not in new_people
                 else ask_again(one, after.sequence)
                 for one in kept
             ]

@@ -43,7 +43,10 @@ class PlannedMail:
 
 
 def has_new_times(before: EventComponent, after: EventComponent) -> bool:
-    """Return whether start, end, zone or kind of the event changed. A rule with more or fewer instances does not count."""
+    """Return whether the start, the end, the zone or the kind of the event changed.
+
+    A rule with more or fewer instances does not count.
+    """
     if (before.rrule is None) != (after.rrule is None):
         return True
     if before.rrule is not None and before.timezone != after.timezone:
@@ -67,9 +70,9 @@ def is_news(before: EventComponent, after: EventComponent) -> bool:
 
 
 def revise(before: EventComponent, after: EventComponent, *, above: int) -> EventComponent:
-    """Return `after` with the SEQUENCE that the change needs. New times set all replies back to `needs_action`.
+    """Return `after` with the SEQUENCE that the change needs.
 
-    `above` is the highest SEQUENCE that was sent about the event, its series and its instances: guests' calendars order
+    New times set all replies back to `needs_action`. `above` is the highest SEQUENCE that was sent about the event, its series and its instances: guests' calendars order
     mails by it, and must not take this change for an older one. This includes guests who are invited again.
     """
     if before.is_cancelled or before == after:
@@ -86,7 +89,7 @@ def revise(before: EventComponent, after: EventComponent, *, above: int) -> Even
 def ask_again(one: Attendee, sequence: int) -> Attendee:
     """Return the attendee without a reply; replies to a lower SEQUENCE are stale from now on."""
     return replace(
-        one, response_status="needs_action", sequence=sequence, replied_at=None, has_own_answer=False
+        one, response_status="needs_action", sequence=sequence, replied_at=None, has_own_reply=False
     )
 
 
@@ -155,7 +158,7 @@ def plan_series(
         for one in _except(new.attendees, organizer_emails):
             key = fold_address(one.email)
             if key in reached_keys:
-                again = has_changes or one.has_own_answer or new.recurrence_id in mailed.get(key, ())
+                again = has_changes or one.has_own_reply or new.recurrence_id in mailed.get(key, ())
             else:
                 again = has_news and key not in in_series
             if again:
@@ -238,7 +241,7 @@ def plan_dropped(
     organizer_emails: Sequence[str],
     now: datetime,
 ) -> list[PlannedMail]:
-    """Return CANCELs to guests who were invited to changed instances alone, when these are dropped with a series' change.
+    """Return CANCELs to guests of changed instances that a change of the series drops.
 
     `reached` are the guests who get the series' own mail.
     """

@@ -148,9 +148,9 @@ def _read_times(
 
 
 def _read_time(at: datetime, timezone: str, is_all_day: bool, name: str) -> datetime:
-    """Return a time in whole seconds; for an all-day event, the midnight of its zone. Raises InvalidFields.
+    """Return a time in whole seconds; for an all-day event, the midnight of its zone.
 
-    The day is given as a date, which arrives as a midnight in UTC, or as a midnight of the zone.
+    The day is given as a date, which arrives as a midnight in UTC, or as a midnight of the zone. Raises InvalidFields.
     """
     if not is_all_day:
         return at.replace(microsecond=0)  # iCalendar has no smaller unit

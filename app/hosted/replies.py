@@ -29,7 +29,7 @@ Outcome = Literal["applied", "unchanged", "stale", "unknown_event", "cancelled",
 
 @dataclass(frozen=True, slots=True)
 class LoadedEvent:
-    """An event of a local calendar, as guests may reply to it.
+    """Event of a local calendar with all that is needed to reply to it.
 
     `components` are all of its components by recurrence key; the event or series itself has ''. `has_instances` is
     False for a series whose instances were all deleted one by one.
@@ -41,6 +41,7 @@ class LoadedEvent:
 
     @property
     def series(self) -> EventComponent:
+        """The event or series itself."""
         return self.components[""]
 
     def find(self, recurrence_key: str) -> EventComponent | None:
@@ -48,13 +49,14 @@ class LoadedEvent:
         return find_component(self.components, recurrence_key)
 
     def is_cancelled(self, component: EventComponent) -> bool:
+        """Return whether the component or its series is cancelled, or the series has no instances left."""
         is_empty = component.rrule is not None and not self.has_instances
         return component.is_cancelled or self.series.is_cancelled or is_empty
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """A guest's reply to an event, a series (`recurrence_key` '') or an instance.
+    """Reply of a guest to an event, a series (`recurrence_key` '') or an instance.
 
     `sequence` is the SEQUENCE that the reply is about; None for the current one, which is never stale.
     """
@@ -68,7 +70,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class RecordedReply:
-    """What became of a reply, and the event as it is now."""
+    """Outcome of a reply, and the event as it is now."""
 
     outcome: Outcome
     event: LoadedEvent
@@ -114,7 +116,7 @@ async def record_reply(
         response_status=reply.response_status,
         sequence=sequence,
         replied_at=reply.replied_at,
-        has_own_answer=bool(reply.recurrence_key),
+        has_own_reply=bool(reply.recurrence_key),
     )
     changed = {component.recurrence_key: component.with_attendee(replied)}
     if not reply.recurrence_key:
@@ -146,11 +148,14 @@ async def _find_known_sequence(
 def _propagate_reply(
     components: Mapping[str, EventComponent], reply: Reply, sequence: int
 ) -> dict[str, EventComponent]:
-    """Return the changed instances to which a reply to the series applies too: those without a reply of their own."""
+    """Return the changed instances to which a reply to the series applies too.
+
+    These are the ones without a reply of their own.
+    """
     changed: dict[str, EventComponent] = {}
     for key, component in components.items():
         person = component.find(reply.email)
-        if not key or person is None or person.has_own_answer:
+        if not key or person is None or person.has_own_reply:
             continue
         # A reply to an earlier version of the series does not accept the new time of a moved instance.
         if reply.sequence is None or not person.is_stale(sequence, reply.replied_at):

@@ -162,7 +162,7 @@ _LIVE = text(
 
 
 class LiveRow(NamedTuple):
-    """A row of calendar_events that is not deleted."""
+    """Row of calendar_events that is not deleted."""
 
     id: str
     platform_uuid: str

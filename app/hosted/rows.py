@@ -119,6 +119,7 @@ def find_removed(
 
 
 def facts_of(calendar: LocalCalendar) -> CalendarFacts:
+    """Return what webhooks say about the calendar."""
     return CalendarFacts(
         id=calendar.calendar_id,
         deduplication_key=calendar.deduplication_key,

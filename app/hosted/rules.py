@@ -155,8 +155,9 @@ def last_end(component: EventComponent) -> datetime | None:
 
 
 def keeps_instances(before: EventComponent, after: EventComponent) -> bool:
-    """Return whether another rule keeps the instances, save that the series ends earlier or has more of them.
+    """Return whether another rule keeps the instances of a series.
 
+    It may end earlier or later, and may have more instances in between.
     Compares the first MOST_OCCURRENCES instances. The times of both components are the same.
     """
     if before.rrule == after.rrule:

@@ -21,7 +21,7 @@ from app.hosted.rules import read_rule
 
 
 class AttendeeInput(InputModel):
-    """A person to invite."""
+    """Person to invite."""
 
     email: EmailAddress
     name: PersonName | None = None
@@ -73,7 +73,7 @@ class _EventFields(InputModel):
 
 
 class CalendarEventCreate(_EventFields):
-    """An event of a calendar that is hosted here (platform `local`)."""
+    """Event of a calendar that is hosted here (platform `local`)."""
 
     calendar_id: ShortText
     name: EventName

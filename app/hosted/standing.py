@@ -19,7 +19,7 @@ async def explain_outdated(
     recurrence_id: datetime | None,
     recipient_email: str,
 ) -> str | None:
-    """Return a sentence that says why an invitation or cancellation is out of date; None if it may be sent."""
+    """Return why an invitation or cancellation is out of date, as a sentence; None if it may be sent."""
     if method == "REPLY":
         return None
     components = await repository.load_components(session, calendar_id, uid)
@@ -45,7 +45,7 @@ async def explain_outdated(
 async def explain_changed_sender(
     session: AnySession, calendar_id: str, *, sender_email: str, is_by_smtp: bool
 ) -> str | None:
-    """Return a sentence if the calendar has another sender now; None if the mail's sender is still the right one."""
+    """Return a sentence if the calendar has another sender now; None if it has the mail's sender."""
     calendar = await repository.find_calendar(session, calendar_id)
     if calendar is None:
         return "The calendar was deleted."

@@ -1,4 +1,7 @@
-"""Keep the rows of hosted events up to date as time goes on (docs/adr/0010-expansion-of-hosted-series.md)."""
+"""Keep the rows of hosted events up to date as time goes on.
+
+The margins are explained in docs/adr/0010-expansion-of-hosted-series.md.
+"""
 
 from datetime import timedelta
 

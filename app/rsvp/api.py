@@ -74,7 +74,7 @@ async def _is_within_limit(request: Request) -> bool:
 async def show_rsvp(
     request: Request, state: AppState, session: DbReadSession, token: str = "", action: str = ""
 ) -> Response:
-    """The page of a link, with the buttons that reply. Changes nothing."""
+    """Show the page of a link, with the buttons that reply. Nothing is changed."""
     if not await _is_within_limit(request):
         return _too_many(request)
     page = await service.show_page(session, state.settings, token, action)
@@ -83,7 +83,7 @@ async def show_rsvp(
 
 @router.post("/rsvp/", operation_id="answer_rsvp", response_class=Response, responses=_PAGES)
 async def answer_rsvp(request: Request, state: AppState, session: DbSession) -> Response:
-    """Records the reply of the form: `token` and `action`. The last reply counts.
+    """Record the reply of the form: `token` and `action`. The last reply counts.
 
     `when` names the times that the page showed. If the event has moved since, the page shows it anew and asks again.
     """
@@ -108,7 +108,10 @@ async def _form(request: Request) -> FormData:
 
 
 def _address(request: Request) -> str:
-    """Return the address that requests are counted for; for IPv6 the /64 network, which belongs to one visitor."""
+    """Return the address that requests are counted for.
+
+    For IPv6 it is the /64 network, which belongs to one visitor.
+    """
     host = request.client.host if request.client is not None else "unknown"
     try:
         address = ip_address(host)

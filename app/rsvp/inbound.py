@@ -1,4 +1,4 @@
-"""Replies by mail (RFC 5546 section 3.2.3): who brings them, whether to believe them, and what they change."""
+"""Apply replies that come by mail (RFC 5546 section 3.2.3), if their sender can be believed."""
 
 import asyncio
 import hmac
@@ -41,9 +41,9 @@ Verdict = Literal["pass", "none", "fail"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Who brings a mail, and what is known of it. `project_id` None: La Suite Messages.
+    """Deliverer of a mail, and what is known of the mail.
 
-    `mailbox`: the receiving mailbox, if it is known. `body_sha256`: the digest, in hex, that the mail must have.
+    `project_id` None: La Suite Messages. `mailbox`: the receiving mailbox, if it is known. `body_sha256`: the digest, in hex, that the mail must have.
     `is_spam` None: not known yet.
     """
 
@@ -123,7 +123,7 @@ async def _find_doubt(
 ) -> IgnoredCode | None:
     """Return why the sender is not believed. Raises SenderUnverifiable.
 
-    All guests know the event's UID and the other guests: only the sender's address tells them apart.
+    All guests know the event's UID and the other guests: only the sender's address shows who replies.
     """
     verdicts = {source.verdict, reply.sender_doubt}
     if "fail" in verdicts:

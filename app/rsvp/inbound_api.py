@@ -58,9 +58,9 @@ async def receive_rsvp_mail(
         ),
     ] = None,
 ) -> InboundAnswer:
-    """Takes a raw mail with a calendar reply (METHOD:REPLY) and updates the attendee. Other mails are ignored.
+    """Update the attendee with a calendar reply (METHOD:REPLY), sent as a raw mail.
 
-    For the webhook of Messages (`Authorization: Bearer <JWT>`, with MESSAGES_WEBHOOK_SECRET), or with an API key.
+    Other mails are ignored. For the webhook of Messages (`Authorization: Bearer <JWT>`, with MESSAGES_WEBHOOK_SECRET), or with an API key.
     """
     source = replace(
         await _source(state, authorization, x_stmsg_mailbox), verdict=_verdict(x_stmsg_sender_auth)
@@ -80,7 +80,10 @@ async def receive_rsvp_mail(
 
 
 async def _ingest(request: Request, state: State, source: Source) -> InboundAnswer:
-    """Apply the mail. For Messages, faults that no retry would fix are a 200: it holds a mail until it gets one, for two days."""
+    """Apply the mail.
+
+    For Messages, faults that no retry would fix are a 200: it holds a mail until it gets one, for two days.
+    """
     is_messages = source.project_id is None
     if "json" in request.headers.get("content-type", "").lower():
         if not is_messages:

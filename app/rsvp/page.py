@@ -1,4 +1,4 @@
-"""What the RSVP page shows for an event and a guest. No database."""
+"""Choose what the RSVP page shows for an event and a guest. No database."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -30,7 +30,7 @@ EXPIRES_AFTER = timedelta(days=7)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RsvpPage:
-    """What to show. Without `invited`, nothing of the event is shown.
+    """Content of the page. Without `invited`, nothing of the event is shown.
 
     `has_changed`: the event has changed since the page was shown to the guest before.
     """
@@ -44,7 +44,7 @@ class RsvpPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invited:
-    """A guest, and what the guest is invited to: an event, a series or an instance."""
+    """Guest with the event, series or instance of the invitation."""
 
     organizer: Person
     component: EventComponent
@@ -72,4 +72,5 @@ def page_of(event: LoadedEvent | None, subject: Subject, *, now: datetime) -> Rs
 
 
 def read_action(text: str) -> Action | None:
+    """Return the action of a link or a form; None if there is no such action."""
     return next((known for known in ACTIONS if known == text), None)

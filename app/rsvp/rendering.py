@@ -50,7 +50,7 @@ def _event(invited: Invited, language: Language) -> dict[str, Any]:
         "location": event.location,
         "organizer": f"{organizer.name} ({organizer.email})" if organizer.name else organizer.email,
         "attendee": f"{attendee.name} ({attendee.email})" if attendee.name else attendee.email,
-        "current": TEXTS[language]["answers"][attendee.response_status],
+        "current": TEXTS[language]["statuses"][attendee.response_status],
     }
 
 
@@ -63,7 +63,7 @@ def _form(page: RsvpPage, language: Language) -> dict[str, Any]:
     if page.kind == "done":
         question, legend = "", t["change_legend"]
     elif page.action is not None:
-        question, legend = t["question"].format(answer=t["answers"][page.action]), t["other"]
+        question, legend = t["question"].format(status=t["statuses"][page.action]), t["other"]
     else:
         question, legend = t["choose"], t["choose_legend"]
     invited = page.invited

@@ -21,10 +21,10 @@ _REASONS: dict[IgnoredCode, str] = {
     "unknown_event": "The event is not known.",
     "other_mailbox": "The event's organizer is another mailbox.",
     "other_organizer": "The reply is to another organizer.",
-    "no_answer": "The reply does not say an answer.",
+    "no_answer": "The reply has no participation status.",
     "seen_before": "This mail was taken in before.",
     "no_instance": "The event has no such instance.",
-    "unchanged": "The answer was the same before.",
+    "unchanged": "The reply is the same as before.",
     "stale": "A newer answer was applied before.",
     "cancelled": "The event was cancelled.",
     "not_invited": "The sender is not invited to this event.",
@@ -33,7 +33,7 @@ _REASONS: dict[IgnoredCode, str] = {
 
 
 class InboundAnswer(BaseModel):
-    """What became of a mailed reply.
+    """Result of a mailed reply.
 
     Messages obeys keys such as `action`, `is_spam` or `mark_read` in the response to its webhook: none of them may be
     added here.

@@ -1,4 +1,6 @@
-"""Check that a mail comes from the sender in its From: DKIM (RFC 6376), aligned as for DMARC (RFC 7489 section 3.1.1).
+"""Check that a mail comes from the sender in its From.
+
+The check is DKIM (RFC 6376), aligned as for DMARC (RFC 7489 section 3.1.1).
 
 Mails and published keys are hostile input. dkimpy takes quadratic time for some, so their sizes are limited here.
 """
@@ -41,18 +43,18 @@ class SenderKeys:
             if self._resolver is None:
                 self._resolver = Resolver()
                 self._resolver.cache = LRUCache(1_000)
-            answer = await self._resolver.resolve(name, "TXT", lifetime=_LOOKUP_SECONDS)
+            records = await self._resolver.resolve(name, "TXT", lifetime=_LOOKUP_SECONDS)
         except (NXDOMAIN, NoAnswer):
             return None
         except (Timeout, NoNameservers, OSError) as err:
             raise LookupFailed(type(err).__name__) from None
         except DNSException:  # such as a name that is not valid
             return None
-        return b"".join(answer[0].strings)
+        return b"".join(records[0].strings)
 
 
 async def is_signed_by_sender(mail: bytes, address: str, keys: SenderKeys) -> bool:
-    """Return whether a domain that speaks for `address` has signed the mail, with its From and its whole body.
+    """Return whether a domain that speaks for `address` has signed the From and the whole body.
 
     `address` is the only one in From. Raises LookupFailed.
     """
