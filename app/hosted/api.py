@@ -59,7 +59,7 @@ async def create_calendar_event(
         event_id = await commands.create_event(session, state.settings, project_id, body)
         return await _body(session, project_id, event_id)
 
-    return await idempotent.once(work, status_code=201)
+    return await idempotent.once(work)
 
 
 @router.patch(
@@ -139,14 +139,13 @@ async def resend_invitation(
 ) -> Response:
     """Send a failed mail again now, with the same bytes.
 
-    Use it when the owner has access to the mailbox again, for example. One attempt is made at once, even while the mailbox is held because of its sending limit. 409 for a mail that was
-    sent, that a later one replaced, whose guest or event was removed, or whose calendar has another sending identity now.
+    Use it when the owner has access to the mailbox again, for example. One attempt is made at once, even while the
+    mailbox is held because of its sending limit. 409 for a mail that was sent, that a later one replaced, whose guest
+    or event was removed, or whose calendar has another sending identity now.
     """
-
-    async def work() -> bytes:
-        return (await resend_invitation_mail(session, project_id, invitation_id)).model_dump_json().encode()
-
-    return await idempotent.once(work, status_code=202)
+    return await idempotent.once(
+        lambda: resend_invitation_mail(session, project_id, invitation_id), status_code=202
+    )
 
 
 async def _body(session: Session, project_id: str, event_id: str) -> bytes:

@@ -6,7 +6,6 @@ from app.hosted.replies import LoadedEvent, Outcome, Reply, load_event, record_r
 from app.hosted.repository import (
     find_calendar,
     find_calendars_of_uid,
-    forget_inbound_replies,
     lock_calendar,
     note_inbound_reply,
     schedule_rewrite,
@@ -23,7 +22,6 @@ __all__ = [
     "Reply",
     "find_calendar",
     "find_calendars_of_uid",
-    "forget_inbound_replies",
     "last_end",
     "load_event",
     "lock_calendar",

@@ -24,8 +24,6 @@ from app.invitations.repository import (
     find_told_instances,
     find_told_sequence,
     find_undelivered,
-    forget_contents,
-    forget_lanes,
 )
 from app.invitations.schemas import InvitationRead, InvitationRecipient, InvitationSender, InvitationsQuery
 from app.itip.build import (
@@ -53,8 +51,6 @@ __all__ = [
     "find_told_instances",
     "find_told_sequence",
     "find_undelivered",
-    "forget_contents",
-    "forget_lanes",
     "list_invitations",
     "lock_for_resend",
     "queue_mails",
