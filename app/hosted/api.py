@@ -79,8 +79,8 @@ async def update_calendar_event(
 ) -> Response:
     """Change an event of a hosted calendar, and mail the guests concerned.
 
-    In a series, only this instance changes. `?scope=series` changes the series: `start_time` and `end_time` are then the new times of the named instance, and
-    all others move as much. Calendars of a provider are read-only: 400.
+    In a series, only this instance changes. `?scope=series` changes the series: `start_time` and `end_time` are then
+    the new times of the named instance, and all others move as much. Calendars of a provider are read-only: 400.
     """
     changed_id = await commands.update_event(
         session, state.settings, project_id, event_id, body, scope=query.scope
@@ -104,7 +104,8 @@ async def delete_calendar_event(
 ) -> Response:
     """Cancel an event of a hosted calendar.
 
-    In a series, only this instance is cancelled; with `?scope=series`, all are. The row stays with `is_deleted`. Calendars of a provider are read-only: 400.
+    In a series, only this instance is cancelled; with `?scope=series`, all are. The row stays with `is_deleted`.
+    Calendars of a provider are read-only: 400.
     """
     await commands.delete_event(
         session,

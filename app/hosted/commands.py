@@ -80,8 +80,9 @@ async def update_event(
 ) -> str:
     """Change an event, an instance or a series, and return the id of an event that was changed.
 
-    For a series, it is the named instance at its new time, if the series still has it. Raises CalendarEventNotFound; InvalidFields, also for a provider's event
-    (CalendarIsReadOnly), a deleted one (EventIsDeleted), and where mails are needed that cannot be sent (NoSender).
+    For a series, it is the named instance at its new time, if the series still has it. Raises CalendarEventNotFound;
+    InvalidFields, also for a provider's event (CalendarIsReadOnly), a deleted one (EventIsDeleted), and where mails
+    are needed that cannot be sent (NoSender).
     """
     calendar, ref, components = await _lock(session, project_id, event_id)
     master = components[""]

@@ -154,8 +154,9 @@ class EventComponent:
     ) -> MailedEvent:
         """Return the event of a mail.
 
-        `hosts` are the calendar's own addresses. `guests` are listed instead of the attendees. For a series: `excluded` are the original starts of instances that are left out, `overrides` changed instances
-        that go with it.
+        `hosts` are the calendar's own addresses. `guests` are listed instead of the attendees. For a series:
+        `excluded` are the original starts of instances that are left out, `overrides` changed instances that go with
+        it.
         """
         recurrence: tuple[str, ...] = ()
         if self.rrule is not None:

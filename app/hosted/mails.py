@@ -72,8 +72,9 @@ def is_news(before: EventComponent, after: EventComponent) -> bool:
 def revise(before: EventComponent, after: EventComponent, *, above: int) -> EventComponent:
     """Return `after` with the SEQUENCE that the change needs.
 
-    New times set all replies back to `needs_action`. `above` is the highest SEQUENCE that was sent about the event, its series and its instances: guests' calendars order
-    mails by it, and must not take this change for an older one. This includes guests who are invited again.
+    New times set all replies back to `needs_action`. `above` is the highest SEQUENCE that was sent about the event,
+    its series and its instances: guests' calendars order mails by it, and must not take this change for an older one.
+    This includes guests who are invited again.
     """
     if before.is_cancelled or before == after:
         return replace(after, sequence=before.sequence)

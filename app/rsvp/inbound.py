@@ -43,8 +43,8 @@ Verdict = Literal["pass", "none", "fail"]
 class Source:
     """Deliverer of a mail, and what is known of the mail.
 
-    `project_id` None: La Suite Messages. `mailbox`: the receiving mailbox, if it is known. `body_sha256`: the digest, in hex, that the mail must have.
-    `is_spam` None: not known yet.
+    `project_id` None: La Suite Messages. `mailbox`: the receiving mailbox, if it is known. `body_sha256`: the digest,
+    in hex, that the mail must have. `is_spam` None: not known yet.
     """
 
     project_id: str | None

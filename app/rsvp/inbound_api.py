@@ -60,7 +60,8 @@ async def receive_rsvp_mail(
 ) -> InboundAnswer:
     """Update the attendee with a calendar reply (METHOD:REPLY), sent as a raw mail.
 
-    Other mails are ignored. For the webhook of Messages (`Authorization: Bearer <JWT>`, with MESSAGES_WEBHOOK_SECRET), or with an API key.
+    Other mails are ignored. For the webhook of Messages (`Authorization: Bearer <JWT>`, with
+    MESSAGES_WEBHOOK_SECRET), or with an API key.
     """
     source = replace(
         await _source(state, authorization, x_stmsg_mailbox), verdict=_verdict(x_stmsg_sender_auth)
