@@ -1,4 +1,6 @@
-"""`Idempotency-Key` on POST: the first answer is kept in the transaction that did the work (contract 2).
+"""`Idempotency-Key` on POST: the first answer is kept in the transaction that did the work.
+
+See docs/reference/http-api.md, "Idempotency".
 
 The key's row is inserted first. A second request with the same key waits on it until the first has committed,
 and then gives the same answer; if the first failed, its row is gone with the rest and the second does the work.

@@ -1,4 +1,7 @@
-"""Routes of events (contract 4). Answers are built as bytes; the response models are for OpenAPI."""
+"""Routes of events. Answers are built as bytes; the response models are for OpenAPI.
+
+See docs/reference/http-api.md, "Calendar events".
+"""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""Requests and answers about events (contract 4)."""
+"""Requests and answers about events (docs/reference/http-api.md, "Calendar events")."""
 
 from typing import Annotated, Any, Literal, get_args
 

@@ -1,4 +1,7 @@
-"""Reading events, and their form in answers (contract 4). Writing hosted ones is app/hosted/."""
+"""Reading events, and their form in answers. Writing hosted ones is app/hosted/.
+
+See docs/reference/http-api.md, "Calendar events".
+"""
 
 from datetime import UTC
 from typing import Any

@@ -1,4 +1,6 @@
-"""Errors that know their status; the handlers in app/main.py only render (contract 2).
+"""Errors that know their status; the handlers in app/main.py only render.
+
+See docs/reference/http-api.md, "Errors".
 
 AppError
 ├── InvalidFields   400 {"<field>": ["<sentence>"]}

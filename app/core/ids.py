@@ -1,4 +1,7 @@
-"""Public ids: a prefix that tells the kind, and 16 random letters and digits (contract 2)."""
+"""Public ids: a prefix that tells the kind, and 16 random letters and digits.
+
+See docs/reference/http-api.md, "Identifiers".
+"""
 
 import os
 import string

@@ -1,4 +1,7 @@
-"""Pure: what `include_events` webhooks tell of a sync's changes (contract 6): each event, and old and new values."""
+"""Pure: what `include_events` webhooks tell of a sync's changes: each event, and old and new values.
+
+See docs/reference/http-api.md, "Payloads".
+"""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime

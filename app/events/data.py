@@ -37,7 +37,9 @@ class RemoteOrganizer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteEvent:
-    """One event, or one instance of a series, in the provider-neutral form (providers.md F.1).
+    """One event, or one instance of a series, in the provider-neutral form.
+
+    See docs/reference/google.md and docs/reference/microsoft.md, "Event fields".
 
     Times are aware and in UTC, `end_time` exclusive; None where the provider gave nothing that can be read. An event
     does not end before it starts: lists rely on it (app/calendar_events/repository.py), whatever the provider says.

@@ -1,4 +1,7 @@
-"""Clearing events away that nobody asks for any more (contract 4), and those of deleted calendars."""
+"""Clearing events away that nobody asks for any more, and those of deleted calendars.
+
+See docs/reference/http-api.md, "Deleted and moved events".
+"""
 
 from datetime import timedelta
 from typing import Any, cast

@@ -1,4 +1,6 @@
-"""Why a client that keeps the largest `updated_at` it has seen never misses a change (contract 4).
+"""Why a client that keeps the largest `updated_at` it has seen never misses a change.
+
+See docs/reference/http-api.md, "No change is missed".
 
 Within a calendar: every writer of its events holds the calendar's row lock until it commits, and gives each
 row an `updated_at` larger than any given before. So the order of `updated_at` is the order of visibility.

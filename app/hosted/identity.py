@@ -1,4 +1,7 @@
-"""The mailbox that a local calendar sends from (contract/messages.md). Network: never call it inside a transaction."""
+"""The mailbox that a local calendar sends from. Network: never call it inside a transaction.
+
+See docs/reference/messages.md, "Rights of users".
+"""
 
 from typing import Any
 

@@ -1,4 +1,6 @@
-"""Pure: who is told what of a change (contract/messages.md, RFC 5546), and how a change raises SEQUENCE.
+"""Pure: who is told what of a change, and how a change raises SEQUENCE.
+
+See docs/hosted-calendars.md, "Who gets a mail"; RFC 5546.
 
 Two kinds of calendars must end with what the API shows: those that apply a series' REQUEST to the series alone and keep
 the instances that they know, and those that take it as the whole set and forget them (sabre, Outlook). So whoever gets

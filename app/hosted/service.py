@@ -1,4 +1,6 @@
-"""Events of local calendars: written, expanded, told by webhook and by mail, all in one transaction (contract 4).
+"""Events of local calendars: written, expanded, told by webhook and by mail, all in one transaction.
+
+See docs/hosted-calendars.md.
 
 A change of one instance makes a component of its own beside the series. A change of the series goes to those components
 too, where they still had what the series had. A change of the series' times makes all instances new: changes and

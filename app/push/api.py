@@ -1,4 +1,7 @@
-"""Where providers notify (contract 8). No API key: a notification is believed for its channel's secret."""
+"""Where providers notify. No API key: a notification is believed for its channel's secret.
+
+See docs/reference/http-api.md, "Push notifications".
+"""
 
 from datetime import timedelta
 from typing import Annotated, Any

@@ -176,7 +176,7 @@ _SETTLE_OPENED = text(
     """
     UPDATE push_channels
     SET provider_id = :provider_id, resource_id = :resource_id, expires_at = :expires_at, attempt_count = 0,
-        -- Graph has tried the address before it answered (B.7); Google's first message tells it.
+        -- Graph has tried the address before it answered; Google's first message tells it.
         verified_at = CASE platform WHEN 'microsoft' THEN clock_timestamp() ELSE verified_at END,
         state = CASE WHEN state = 'opening' AND :is_connected THEN 'open' ELSE 'closing' END,
         next_attempt_at = CASE WHEN state = 'opening' AND :is_connected THEN NULL ELSE clock_timestamp() END

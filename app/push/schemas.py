@@ -1,4 +1,4 @@
-"""What Microsoft Graph posts (contract/providers.md B.7)."""
+"""What Microsoft Graph posts (docs/reference/microsoft.md, "Subscriptions")."""
 
 from typing import Annotated
 

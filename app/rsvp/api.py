@@ -1,4 +1,4 @@
-"""The RSVP page, and the address that mailed replies are posted to (contract 8).
+"""The RSVP page, and the address that mailed replies are posted to (docs/reference/http-api.md, "RSVP").
 
 GET and HEAD change nothing, and there is no script: scanners follow links, and some run scripts. The click POSTs.
 """

@@ -1,4 +1,4 @@
-"""Answers to invitations: by the page's click, and by mail (contract/messages.md)."""
+"""Answers to invitations: by the page's click, and by mail (docs/reference/icalendar.md, "Replies")."""
 
 import asyncio
 import hmac

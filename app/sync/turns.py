@@ -18,7 +18,8 @@ from typing import Literal
 
 Kind = Literal["account", "feed"]
 
-# Graph serves 4 requests of an application for a mailbox at once (providers.md B.8); one is left for the API.
+# Graph serves 4 requests of an application for a mailbox at once (docs/reference/microsoft.md, "Throttling"); one is
+# left for the API.
 MAILBOX_SYNCS = 3
 _TIMES_THE_FREE = 3
 # A host that hangs may hold this share of the slots.
