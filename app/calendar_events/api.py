@@ -1,7 +1,4 @@
-"""Routes of events. Answers are built as bytes; the response models are for OpenAPI.
-
-See docs/reference/http-api.md, "Calendar events".
-"""
+"""Routes of events. Responses are built as bytes; the response models document them in OpenAPI."""
 
 from typing import Annotated
 

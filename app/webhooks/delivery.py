@@ -43,7 +43,6 @@ _WAKE_BATCH = 500
 _PARK_BATCH = 1_000
 _READ_AT_MOST_BYTES = 65_536
 _RESPONSE_CHARACTERS = 500
-_PRUNE_BATCH = 1_000
 _POOLS = 16
 
 # Retries come later than the schedule says, by up to a fifth, never earlier.
@@ -386,16 +385,3 @@ class Deliverer:
 
 def _is_slow(due: DueDelivery) -> bool:
     return due.is_failing or due.is_slow
-
-
-async def prune(sessions: Sessions, settings: Settings) -> int:
-    """Deletes finished deliveries older than WEBHOOK_DELIVERY_RETENTION_DAYS, in batches; how many."""
-    total = 0
-    while True:
-        async with transaction(sessions) as session:
-            deleted = await repository.delete_finished(
-                session, older_than_days=settings.webhook_delivery_retention_days, limit=_PRUNE_BATCH
-            )
-        total += deleted
-        if deleted < _PRUNE_BATCH:
-            return total

@@ -23,7 +23,6 @@ from app.core.fetch import FetchFailed, Response, fetch, retry_after
 from app.core.http import httpx
 from app.events import limits
 from app.events.data import KnownEvent, Window
-from app.ical.event_fields import Reader
 from app.meeting_links.extract import DEFAULT_HOSTS, MeetingHosts
 from app.providers.base import (
     AccessDenied,
@@ -34,6 +33,7 @@ from app.providers.base import (
     Reread,
     Unavailable,
 )
+from app.providers.ics.events import Reader
 from app.providers.ics.process import FeedJob, too_large
 from app.providers.ics.readers import FeedReaders
 
