@@ -36,7 +36,7 @@ from app.rsvp.limits import RsvpLimiter
 from app.rsvp.senders import SenderKeys
 from app.settings import Settings, load_settings
 from app.webhooks.api import router as webhooks
-from app.webhooks.payload_schemas import router as webhook_payloads
+from app.webhooks.openapi import router as webhook_payloads
 from app.webhooks.samples import SampleSender
 
 _DESCRIPTION = """

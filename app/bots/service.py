@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
-from uuid import uuid4
 
-from sqlalchemy import func
+from sqlalchemy import ColumnElement, func
 from sqlalchemy.exc import IntegrityError
 
 from app.api.not_found import CalendarEventNotFound
@@ -28,20 +27,22 @@ from app.core.errors import InvalidFields
 from app.core.ids import new_id
 from app.core.pagination import Page
 from app.settings import Settings
-from app.webhooks import repository as webhooks
-from app.webhooks.payloads import BotFacts, Trigger, build_body
+from app.webhooks.outbox import Message, announce_each
+from app.webhooks.payloads import BotFacts
 
 PAGE_SIZE = 25
 
-_TRIGGER: Trigger = "bot.state_change"
-# How many deliveries one statement writes.
-_DELIVERIES_AT_ONCE = 500
 # A `join_at` of "now" may be this old when it arrives.
 _SKEW = timedelta(minutes=1)
 
 _READ_ONLY = "Read-only: it is the event's, and follows it."
 _STAYS_WITH_AN_EVENT = "A bot cannot stop following its event: delete it, and schedule another."
 _OF_STATE = ("calendar_event_id", "meeting_url", "join_at", "metadata")
+
+
+def bots_json(event_id: ColumnElement[str]) -> ColumnElement[str]:
+    """Return SQL for an event's bots as JSON text: a list of rows for `words.shown_bot`, oldest first."""
+    return repository.bots_of(event_id)
 
 
 async def get_bot(session: AnySession, project_id: str, bot_id: str) -> BotRead:
@@ -202,50 +203,34 @@ async def take(session: Session, steps: Sequence[Step]) -> None:
 
 
 async def _announce(session: Session, steps: Sequence[Step], at: datetime) -> None:
-    """The outbox rows of all steps at once: a sync may change thousands of bots."""
-    told: dict[str, list[tuple[Step, Entry]]] = defaultdict(list)
+    """Write the deliveries of all steps at once: a sync may change thousands of bots."""
+    messages: dict[str, list[Message]] = defaultdict(list)
     for step in steps:
         if step.entry is not None and step.entry.is_told:
-            told[step.before.project_id].append((step, step.entry))
-    for project_id, changes in sorted(told.items()):
-        subscribers = await webhooks.lock_subscribers(session, project_id, _TRIGGER)
-        rows = [
-            _delivery(subscriber.id, step, entry, at) for step, entry in changes for subscriber in subscribers
-        ]
-        for start in range(0, len(rows), _DELIVERIES_AT_ONCE):
-            await webhooks.insert_deliveries(session, rows[start : start + _DELIVERIES_AT_ONCE])
+            messages[step.before.project_id].append(_message(step, step.entry, at))
+    for project_id, announced in sorted(messages.items()):
+        await announce_each(session, project_id=project_id, trigger="bot.state_change", messages=announced)
 
 
-def _delivery(subscription_id: str, step: Step, entry: Entry, at: datetime) -> dict[str, Any]:
+def _message(step: Step, entry: Entry, at: datetime) -> Message:
     bot: BotState = step.after or step.before
-    idempotency_key = str(uuid4())
     new_state = shown_state(step.after.state) if step.after is not None else "deleted"
-    return {
-        "id": new_id("dlv"),
-        "subscription_id": subscription_id,
-        "trigger": _TRIGGER,
-        "calendar_id": bot.calendar.id if bot.calendar is not None else None,
-        "idempotency_key": idempotency_key,
-        "can_merge": False,
-        "body": build_body(
-            idempotency_key=idempotency_key,
-            trigger=_TRIGGER,
-            calendar=bot.calendar,
-            data={
-                "state": new_state,
-                "new_state": new_state,
-                "old_state": shown_state(step.before.state),
-                "join_at": isoformat(bot.join_at),
-                "meeting_url": bot.meeting_url,
-                "event_type": shown_entry_type(entry.type),
-                "event_sub_type": entry.sub_type,
-                "event_metadata": entry.metadata,
-                "created_at": isoformat(at),
-            },
-            bot=BotFacts(id=bot.id, metadata=bot.metadata),
-            calendar_event_id=bot.calendar_event_id,
-        ),
-    }
+    return Message(
+        calendar=bot.calendar,
+        data={
+            "state": new_state,
+            "new_state": new_state,
+            "old_state": shown_state(step.before.state),
+            "join_at": isoformat(bot.join_at),
+            "meeting_url": bot.meeting_url,
+            "event_type": shown_entry_type(entry.type),
+            "event_sub_type": entry.sub_type,
+            "event_metadata": entry.metadata,
+            "created_at": isoformat(at),
+        },
+        bot=BotFacts(id=bot.id, metadata=bot.metadata),
+        calendar_event_id=bot.calendar_event_id,
+    )
 
 
 async def _meeting(

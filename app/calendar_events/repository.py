@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-from app.bots.repository import bots_of
+from app.bots.service import bots_json
 from app.core.db import AnySession, ReadSession
 from app.core.pagination import Cursor, Ordering, Page, page_of, seek_values
 from app.models import Calendar, CalendarEvent
@@ -59,7 +59,7 @@ JSON_TEXTS = ("attendees", "raw", "organizer")
 def _selected(event: FromClause, name: str) -> ColumnElement[Any]:
     """JSON as the text that it is stored as, and times naive in UTC: half the work to write either out."""
     if name == "bots":
-        return bots_of(event.c.id).label(name)
+        return bots_json(event.c.id).label(name)
     if name in JSON_TEXTS:
         return cast(event.c[name], Text).label(name)
     if name in TIMES:

@@ -37,9 +37,8 @@ from app.providers.ics.feed import normalize_feed_url
 from app.push.service import release_channels
 from app.settings import Settings
 from app.sync.repository import request_sync
+from app.webhooks.outbox import announce, delete_pending_of_calendar
 from app.webhooks.payloads import CalendarFacts, state_data
-from app.webhooks.repository import delete_pending_of_calendar
-from app.webhooks.service import announce
 
 PAGE_SIZE = 25
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from app.core.clock import isoformat
 from app.events.diff import EventWrite, attendees
-from app.webhooks.service import ChangedEvent
+from app.webhooks.payloads import ChangedEvent
 
 MOST = 50
 

@@ -57,8 +57,8 @@ from app.invitations.service import (
 from app.itip.event import Person
 from app.meeting_urls.hosts import meeting_hosts
 from app.settings import Settings
-from app.webhooks.payloads import state_data
-from app.webhooks.service import CalendarFacts, announce, wants_events
+from app.webhooks.outbox import announce, wants_events
+from app.webhooks.payloads import CalendarFacts, state_data
 
 log = structlog.get_logger()
 

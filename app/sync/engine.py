@@ -50,8 +50,8 @@ from app.sync import repository
 from app.sync.providers import Providers
 from app.sync.repository import Claim, HeldBack, Pick, Settled, SyncState
 from app.sync.turns import Kind, pick_oldest
-from app.webhooks.payloads import state_data
-from app.webhooks.service import CalendarFacts, ChangedEvent, announce, wants_events
+from app.webhooks.outbox import announce, wants_events
+from app.webhooks.payloads import CalendarFacts, ChangedEvent, state_data
 
 log = structlog.get_logger()
 

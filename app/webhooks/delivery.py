@@ -29,8 +29,10 @@ from app.core.http import TargetRefused, httpx, public_client
 from app.core.http_json import retry_after
 from app.core.lease import Lease
 from app.settings import Settings
-from app.webhooks import repository
-from app.webhooks.repository import DueDelivery
+from app.webhooks.endpoint_secrets import open_secrets
+from app.webhooks.repository import claims, endpoints
+from app.webhooks.repository import log as delivery_log
+from app.webhooks.repository.claims import DueDelivery
 from app.webhooks.signing import signature_headers
 from app.webhooks.targets import url_fault
 from app.webhooks.turns import Slots
@@ -39,7 +41,7 @@ log = structlog.get_logger()
 
 # What a worker may need, beyond the attempt itself, between claiming and recording.
 _LEASE_MARGIN_SECONDS = 10.0
-_SWITCH_OFF_AFTER_DAYS = 5
+_DISABLE_AFTER_DAYS = 5
 # An endpoint whose answer takes so long is slow, until one comes in half of that.
 _SLOW_SECONDS = 1.0
 _WAKE_BATCH = 500
@@ -86,21 +88,6 @@ class ClaimedDelivery:
 
     due: DueDelivery
     lease: Lease
-
-
-def open_secrets(box: SecretBox, subscription_id: str, sealed: bytes) -> list[str]:
-    """The secrets that sign now, the current one first. Raises SealBroken."""
-    now = utcnow()
-    return [
-        kept["secret"]
-        for kept in box.open(secrets_context(subscription_id), sealed)
-        if kept["until"] is None or datetime.fromisoformat(kept["until"]) > now
-    ]
-
-
-def secrets_context(subscription_id: str) -> str:
-    """What a subscription's sealed secrets are bound to."""
-    return f"webhook_subscriptions:{subscription_id}"
 
 
 def webhook_client(settings: Settings, *, verify: ssl.SSLContext | bool = True) -> httpx.AsyncClient:
@@ -271,8 +258,8 @@ class Deliverer:
         """
         lease = Lease.new(begin_within_seconds=_LEASE_MARGIN_SECONDS / 2)
         async with transaction(self._sessions) as session:
-            await repository.wake_due(session, _WAKE_BATCH)
-            found = await repository.find_ready(
+            await claims.wake_due(session, _WAKE_BATCH)
+            found = await claims.find_ready(
                 session,
                 after=self._after,
                 limit=64 + 2 * limit,  # of more than can be taken, so that every project is among them
@@ -282,17 +269,17 @@ class Deliverer:
             due: list[DueDelivery] = []
             given = self._slots.share_out(found.endpoints, limit)
             if given:
-                due = await repository.lease_due(
+                due = await claims.claim_due(
                     session,
                     given=given,
                     slots=found.slots,
                     lease_token=lease.token,
                     lease_seconds=self._settings.webhook_timeout_seconds + _LEASE_MARGIN_SECONDS,
                 )
-            if found.switched_off:
-                await repository.park_switched_off(
+            if found.disabled:
+                await claims.park_disabled(
                     session,
-                    found.switched_off,
+                    found.disabled,
                     keep_days=self._settings.webhook_delivery_retention_days,
                     limit=_PARK_BATCH,
                 )
@@ -317,9 +304,9 @@ class Deliverer:
 
     async def _attempt(self, due: DueDelivery) -> Attempt:
         try:
-            secrets = open_secrets(self._box, due.subscription_id, due.secrets_sealed)
+            secrets = open_secrets(self._box, due.endpoint_id, due.secrets_sealed)
         except SealBroken as err:
-            log.error("webhook_secret_unreadable", webhook_id=due.subscription_id, reason=str(err))  # noqa: TRY400 - the reason says it all
+            log.error("webhook_secret_unreadable", webhook_id=due.endpoint_id, reason=str(err))  # noqa: TRY400 - the reason says it all
             error = "secret: the stored secret can no longer be decrypted, so nothing was sent; POST rotate_secret"
             return Attempt(utcnow(), "secret", None, 0, None, error, None)
         return await send(
@@ -336,13 +323,13 @@ class Deliverer:
         succeeded = attempt.outcome == "success"
         wait = None if succeeded else self._wait(due.retry_count, attempt)
         status = "success" if succeeded else "failed" if wait is None else "pending"
-        switched_off: str | None = None
+        disabled_because: str | None = None
         async with transaction(self._sessions) as session:
             if succeeded:
                 await self._note_success(session, due, attempt)
             elif attempt.outcome != "secret":  # which is not the endpoint's fault
-                switched_off = await self._note_failure(session, due, attempt)
-            recorded = await repository.settle(
+                disabled_because = await self._note_failure(session, due, attempt)
+            recorded = await claims.record_attempt(
                 session,
                 due.id,
                 lease_token=delivery.lease.token,
@@ -356,19 +343,19 @@ class Deliverer:
             log.warning(
                 "webhook_attempt_failed" if status == "pending" else "webhook_delivery_failed",
                 project_id=due.project_id,
-                webhook_id=due.subscription_id,
+                webhook_id=due.endpoint_id,
                 delivery_id=due.id,
                 attempt=due.retry_count + 1,
                 outcome=attempt.outcome,
                 status_code=attempt.status_code,
                 next_attempt_in=None if wait is None else round(wait),
             )
-        if switched_off is not None:
+        if disabled_because is not None:
             log.error(
-                "webhook_switched_off",
+                "webhook_disabled",
                 project_id=due.project_id,
-                webhook_id=due.subscription_id,
-                reason=switched_off,
+                webhook_id=due.endpoint_id,
+                reason=disabled_because,
             )
 
     async def _note_success(self, session: Session, due: DueDelivery, attempt: Attempt) -> None:
@@ -376,10 +363,10 @@ class Deliverer:
         seconds = attempt.duration_ms / 1000
         is_slow = seconds >= _SLOW_SECONDS or (due.is_slow and seconds >= _SLOW_SECONDS / 2)
         if is_slow != due.is_slow:
-            await repository.set_endpoint_slow(session, due.subscription_id, due.url, is_slow)
+            await endpoints.set_slow(session, due.endpoint_id, due.url, is_slow)
         # One that was claimed before the endpoint failed proves nothing about the time since.
         if due.is_failing:
-            await repository.note_endpoint_success(session, due.subscription_id, due.url)
+            await endpoints.note_success(session, due.endpoint_id, due.url)
 
     def _wait(self, retry_count: int, attempt: Attempt) -> float | None:
         """Return the seconds until the next attempt; None at the end of the schedule."""
@@ -390,23 +377,23 @@ class Deliverer:
 
     async def _note_failure(self, session: Session, due: DueDelivery, attempt: Attempt) -> str | None:
         """Keeps the endpoint's state; the reason, if this attempt switches it off."""
-        state = await repository.note_endpoint_failure(
-            session, due.subscription_id, due.url, pause_seconds=attempt.retry_after
+        state = await endpoints.note_failure(
+            session, due.endpoint_id, due.url, pause_seconds=attempt.retry_after
         )
         if state is None or not state.is_active:
             return None
         if attempt.status_code == 410:
             reason = f"The endpoint answered 410 Gone at {isoformat(attempt.at)}."
         elif (
-            state.failing_for_seconds >= _SWITCH_OFF_AFTER_DAYS * 86_400
+            state.failing_for_seconds >= _DISABLE_AFTER_DAYS * 86_400
             # Of a quiet endpoint, a failure then and one now say nothing about the days between.
-            and state.failing_days >= _SWITCH_OFF_AFTER_DAYS
+            and state.failing_days >= _DISABLE_AFTER_DAYS
         ):
             since = isoformat(state.failing_since)
             reason = f"No attempt has succeeded since {since}; the last error was: {attempt.error}."
         else:
             return None
-        await repository.switch_off(session, due.subscription_id, reason)
+        await endpoints.disable(session, due.endpoint_id, reason)
         return reason
 
 
@@ -419,7 +406,7 @@ async def prune(sessions: Sessions, settings: Settings) -> int:
     total = 0
     while True:
         async with transaction(sessions) as session:
-            deleted = await repository.delete_finished(
+            deleted = await delivery_log.delete_finished(
                 session, older_than_days=settings.webhook_delivery_retention_days, limit=_PRUNE_BATCH
             )
         total += deleted

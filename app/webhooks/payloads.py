@@ -6,7 +6,7 @@ language (providers.md D.2).
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, Protocol, get_args
@@ -19,9 +19,6 @@ Trigger = Literal["calendar.events_update", "calendar.state_change", "bot.state_
 Change = Literal["created", "updated", "deleted"]
 
 TRIGGERS: tuple[Trigger, ...] = get_args(Trigger)
-
-MOST_EVENTS = 50
-MOST_EVENTS_BYTES = 20_000
 
 # JavaScript's numbers are exact up to here.
 _LARGEST_INTEGER = 2**53 - 1
@@ -107,47 +104,6 @@ def build_body(
     if calendar_event_id is not None:
         payload["calendar_event_id"] = calendar_event_id
     return canonical_json(payload)
-
-
-def event_entries(changed_events: Iterable[ChangedEvent]) -> list[dict[str, Any]]:
-    """The entries of `data.events`: the event's own fields, `change`, and `changed_fields` with old and new value."""
-    return [
-        {
-            **changed.event,
-            "id": changed.id,
-            "change": changed.change,
-            "changed_fields": {
-                name: {"old": old, "new": new} for name, (old, new) in changed.changed_fields.items()
-            },
-        }
-        for changed in changed_events
-    ]
-
-
-def with_events(data: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """`data` with `events` (as many entries as fit) and `truncated` (whether a change is missing from them)."""
-    events: list[Mapping[str, Any]] = []
-    size = len(b"[]")
-    for entry in entries:
-        size_with = size + len(canonical_json(entry)) + len(b",")
-        if len(events) < MOST_EVENTS and size_with <= MOST_EVENTS_BYTES:
-            events.append(entry)
-            size = size_with
-    changed = max(len(entries), sum(data.get("changes", {}).values()))
-    return {**data, "events": events, "truncated": changed > len(events)}
-
-
-def merged_data(older: Sequence[Mapping[str, Any]], newer: Mapping[str, Any]) -> dict[str, Any]:
-    """`newer` so that it tells what the `older` data of `calendar.events_update` told, too.
-
-    `changes` are summed and `updated_after` is the earliest; the state is the newer one's.
-    """
-    every = [*older, newer]
-    return {
-        **newer,
-        "changes": {kind: sum(data["changes"].get(kind, 0) for data in every) for kind in newer["changes"]},
-        "updated_after": min((data["updated_after"] for data in every), key=datetime.fromisoformat),
-    }
 
 
 def sample_body(*, idempotency_key: str, trigger: Trigger, now: datetime) -> bytes:

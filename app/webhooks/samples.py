@@ -16,7 +16,8 @@ from app.core.errors import TooManyRequests
 from app.core.ratelimit import RateLimiter
 from app.models import WebhookSubscription
 from app.settings import Settings
-from app.webhooks.delivery import open_secrets, send, tls_context, webhook_client
+from app.webhooks.delivery import send, tls_context, webhook_client
+from app.webhooks.endpoint_secrets import open_secrets
 from app.webhooks.errors import SecretLost
 from app.webhooks.payloads import Trigger, sample_body
 from app.webhooks.schemas import TestResult

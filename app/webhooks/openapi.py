@@ -1,4 +1,4 @@
-"""OpenAPI's description of what is POSTed to subscribers. The bodies themselves are made in events.py."""
+"""OpenAPI description of the webhooks: one operation for each trigger. payloads.py builds the bodies."""
 
 from typing import Any, Literal
 
@@ -10,7 +10,8 @@ from app.api.schemas import OutputTime
 from app.models.bot import EntryType
 from app.models.bot import State as BotState
 from app.models.calendar import State as CalendarState
-from app.webhooks.payloads import MOST_EVENTS, MOST_EVENTS_BYTES, Change
+from app.webhooks.merge import MOST_EVENTS, MOST_EVENTS_BYTES
+from app.webhooks.payloads import Change
 
 router = APIRouter(tags=["webhooks"])
 
