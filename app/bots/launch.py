@@ -28,7 +28,6 @@ from app.core.db import Sessions, transaction
 from app.core.http import httpx
 from app.core.http_json import retry_after
 from app.core.lease import Lease
-from app.core.wakeups import Doorbell
 from app.settings import Settings
 
 log = structlog.get_logger()
@@ -65,12 +64,9 @@ class _Answer:
 class Launcher:
     """The worker's side: `claim`, then `handle` each in a task of its own. Any number of them may run."""
 
-    def __init__(
-        self, *, settings: Settings, sessions: Sessions, client: httpx.AsyncClient, doorbell: Doorbell
-    ) -> None:
+    def __init__(self, *, settings: Settings, sessions: Sessions, client: httpx.AsyncClient) -> None:
         self._sessions = sessions
         self._client = client
-        self._doorbell = doorbell
         self._lead = timedelta(seconds=settings.bot_launch_lead_seconds)
         self._url = f"{settings.bot_runner_url}/api/v1/bots" if settings.bot_runner_url else None
         self._api_key = (
@@ -107,8 +103,6 @@ class Launcher:
             elif step.entry is not None:
                 metrics.BOT_LAUNCHES.labels(step.entry.sub_type or "announced").inc()
                 log.info("bot_due", bot_id=whole.state.id, state=_shown(step.after))
-        if any(step.entry is not None for step in steps):
-            await self._doorbell.ring("deliveries")
         return claimed, len(due) >= limit
 
     async def handle(self, claimed: ClaimedBot) -> None:
@@ -222,7 +216,6 @@ class Launcher:
             status_code=getattr(outcome, "status_code", None),
             state=_shown(after),
         )
-        await self._doorbell.ring("deliveries")
 
 
 def _shown(bot: BotState | None) -> str:

@@ -1,14 +1,16 @@
-"""What can be wrong with a request about a calendar, beyond the form of its fields.
+"""Errors of requests about a calendar, beyond the form of its fields.
 
 AppError (app/core/errors.py)
+├── BadQuery
+│   └── CalendarNotSynced       (command line)
 ├── NotFound
-│   └── CalendarNotFound        404
+│   └── CalendarNotFound        404 (app/api/not_found.py)
 └── InvalidFields
     ├── DeduplicationKeyTaken   400 on `deduplication_key`
     └── CalendarDisconnected    400, `non_field_errors`
 """
 
-from app.core.errors import InvalidFields
+from app.core.errors import BadQuery, InvalidFields
 
 
 class DeduplicationKeyTaken(InvalidFields):
@@ -25,5 +27,14 @@ class CalendarDisconnected(InvalidFields):
         super().__init__({"non_field_errors": [sentence]})
 
 
+class CalendarNotSynced(BadQuery):
+    def __init__(self) -> None:
+        super().__init__("A local calendar has no provider to sync from.")
+
+
 class OtherAccount(Exception):
-    """Another account agreed than the one that the calendar is connected with."""
+    """The person granted access to another account than the one that the calendar is connected with."""
+
+
+def no_such_field(platform: str) -> str:
+    return f"A calendar of platform {platform} has no such field."

@@ -1,20 +1,18 @@
-"""SQL of calendars and of the credentials they are connected with.
-
-Locks, in this order everywhere: rows of calendars by id, then the row of their credentials.
-"""
+"""SQL of calendars. The state of their sync is written by app/sync/, their push channels by app/push/."""
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import RowMapping, delete, func, literal_column, select, text, update
+from sqlalchemy import RowMapping, case, delete, func, literal_column, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from app.core.db import AnySession, ReadSession, Session
 from app.core.pagination import Cursor, Ordering, Page, page_of, seek_each
-from app.models import Calendar, Credentials
+from app.core.wakeups import wake_after_commit
+from app.models import Calendar, Credentials, Project
 from app.models.calendar import FAILING, PLATFORMS, STATES
-from app.outages.breakers import probe_client_now
 
 _FIRST_RETRY_AFTER = timedelta(seconds=30)
 
@@ -82,28 +80,6 @@ async def list_calendars(
     return page_of(rows, _NEWEST_FIRST, cursor, limit, place=lambda row: (row["created_at"], row["id"]))
 
 
-async def insert_credentials(
-    session: Session,
-    *,
-    credentials_id: str,
-    project_id: str,
-    platform: str,
-    client_id: str | None,
-    sealed: bytes,
-    account_id: str | None = None,
-) -> None:
-    await session.execute(
-        insert(Credentials).values(
-            id=credentials_id,
-            project_id=project_id,
-            platform=platform,
-            client_id=client_id,
-            sealed=sealed,
-            account_id=account_id,
-        )
-    )
-
-
 async def insert_calendar(session: Session, values: Mapping[str, Any]) -> bool:
     """Whether it was inserted: False where the project has a calendar of this deduplication key.
 
@@ -115,6 +91,8 @@ async def insert_calendar(session: Session, values: Mapping[str, Any]) -> bool:
         .on_conflict_do_nothing(index_elements=[Calendar.project_id, Calendar.deduplication_key])
         .returning(Calendar.id)
     )
+    if inserted is not None and values["platform"] != "local":
+        wake_after_commit(session, "syncs")
     return inserted is not None
 
 
@@ -152,61 +130,6 @@ async def lock_calendars_of(session: Session, project_id: str, credentials_id: s
         .execution_options(populate_existing=True)
     )
     return rows.all()
-
-
-async def lock_credentials(session: Session, credentials_id: str) -> Credentials:
-    """The caller holds the locks of the calendars that they belong to."""
-    return (
-        await session.scalars(
-            select(Credentials)
-            .where(Credentials.id == credentials_id)
-            .with_for_update()
-            .execution_options(populate_existing=True)
-        )
-    ).one()
-
-
-async def replace_secrets(
-    session: Session,
-    credentials_id: str,
-    sealed: bytes,
-    *,
-    client_id: str | None = None,
-    has_client_secret: bool,
-) -> None:
-    """Stores new secrets, and `client_id` if they are another client's. `has_client_secret`: its secret is new too.
-
-    What was cached or is being fetched with the old ones no longer counts.
-    """
-    replaced = await session.execute(
-        update(Credentials)
-        .where(Credentials.id == credentials_id)
-        .values(
-            sealed=sealed,
-            client_id=Credentials.client_id if client_id is None else client_id,
-            version=Credentials.version + 1,
-            client_secret_set_at=(
-                func.clock_timestamp() if has_client_secret else Credentials.client_secret_set_at
-            ),
-            access_token_sealed=None,
-            access_token_expires_at=None,
-            refresh_lease_until=None,
-        )
-        .returning(Credentials.project_id, Credentials.client_id)
-        .execution_options(synchronize_session=False)
-    )
-    for project_id, of_client in replaced:
-        if of_client is not None:
-            await probe_client_now(session, project_id, of_client)
-
-
-async def set_account(session: Session, credentials_id: str, account_id: str | None) -> None:
-    await session.execute(
-        update(Credentials)
-        .where(Credentials.id == credentials_id)
-        .values(account_id=account_id)
-        .execution_options(synchronize_session=False)
-    )
 
 
 async def set_credentials(session: Session, calendar_id: str, credentials_id: str) -> None:
@@ -258,6 +181,7 @@ async def reconnect(session: Session, calendar_ids: Sequence[str]) -> None:
         )
         .execution_options(synchronize_session=False)
     )
+    wake_after_commit(session, "syncs")
 
 
 async def set_metadata(session: Session, calendar_id: str, metadata: dict[str, Any] | None) -> None:
@@ -295,10 +219,49 @@ async def delete_calendar(session: Session, calendar_id: str) -> None:
     )
 
 
-async def delete_credentials_unless_used(session: Session, credentials_id: str) -> None:
-    used = select(Calendar.id).where(Calendar.credentials_id == credentials_id).exists()
-    await session.execute(
-        delete(Credentials)
-        .where(Credentials.id == credentials_id, ~used)
-        .execution_options(synchronize_session=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncRecord:
+    """What a calendar's row says about its syncs, beyond CalendarRead. `now` is the database's time."""
+
+    project_id: str
+    project_name: str
+    now: datetime
+    next_sync_at: datetime
+    sync_started_at: datetime | None
+    claimed_until: datetime | None
+    last_attempted_sync_at: datetime | None
+    has_cursor: bool
+    cursor_expired_at: datetime | None
+    window_start: datetime | None
+    window_end: datetime | None
+    held_back_events: int
+    outage_scope: str | None
+    push_due_at: datetime | None
+
+
+async def find_sync_record(session: AnySession, calendar_id: str) -> SyncRecord | None:
+    """Find a calendar of any project. A lease that has expired is no claim."""
+    statement = (
+        select(
+            Calendar.project_id,
+            Project.name.label("project_name"),
+            func.clock_timestamp().label("now"),
+            Calendar.next_sync_at,
+            Calendar.sync_started_at,
+            case((Calendar.lease_until > func.clock_timestamp(), Calendar.lease_until)).label(
+                "claimed_until"
+            ),
+            Calendar.last_attempted_sync_at,
+            Calendar.sync_cursor.is_not(None).label("has_cursor"),
+            Calendar.cursor_expired_at,
+            Calendar.window_start,
+            Calendar.window_end,
+            func.coalesce(func.cardinality(Calendar.held_back_ids), 0).label("held_back_events"),
+            Calendar.outage_scope,
+            Calendar.push_due_at,
+        )
+        .join(Project, Project.id == Calendar.project_id)
+        .where(Calendar.id == calendar_id)
     )
+    row = (await session.execute(statement)).mappings().one_or_none()
+    return None if row is None else SyncRecord(**row)

@@ -1,6 +1,6 @@
-"""`calbridge doctor`: looks at everything that a start needs, and says how to mend what is wrong.
+"""`calbridge doctor`: check everything that a start needs, and say how to fix what is wrong.
 
-Changes nothing. Every network check has a short limit of time.
+It changes nothing. Every network check has a short deadline.
 """
 
 import asyncio
@@ -21,17 +21,7 @@ from app.core.crypto import SecretBox
 from app.core.db import Sessions, create_engine, create_sessions, reading
 from app.core.http import httpx, is_public_address, operator_client
 from app.core.http_json import load_json
-from app.health.repository import (
-    COUNTED,
-    count_dead_endpoints,
-    count_failing_calendars,
-    count_in_doubt,
-    count_workers,
-    limit_time,
-    load_heartbeat_age,
-    load_outages,
-    load_used_platforms,
-)
+from app.health import overview
 from app.keys.service import inspect
 from app.mail.smtp import connected, is_in_the_clear
 from app.settings import Settings, SettingsError, load_settings, misspelt_settings
@@ -45,10 +35,9 @@ _OUTAGES_SHOWN = 10
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report; where something is wrong, `text` says how to mend it.
+    """One line of the report. `text` says how to fix what is wrong.
 
-    A note is fine, but something that the operator may want to know; a warning is something to look after, though
-    this service does what it can.
+    A note is fine, but the operator may want to know it. A warning needs attention, although the service works.
     """
 
     subject: str
@@ -80,7 +69,7 @@ def _warning(subject: str, text: str) -> Finding:
 
 
 async def examine() -> list[Finding]:
-    """All findings, in the order of the report."""
+    """Return all findings, in the order of the report."""
     try:
         settings = load_settings()
     except SettingsError as err:
@@ -139,8 +128,8 @@ async def _database(settings: Settings) -> list[Finding]:
 
 async def _workers(sessions: Sessions) -> Finding:
     async with asyncio.timeout(_LIMIT_SECONDS), reading(sessions) as session:
-        age = await load_heartbeat_age(session)
-        count = await count_workers(session)
+        found = await overview.load_workers(session)
+    age, count = found.seconds_since_last, found.count
     if age is None:
         return _note("workers", "none has ever run; start one with `calbridge worker`.")
     if count == 0:
@@ -150,14 +139,13 @@ async def _workers(sessions: Sessions) -> Finding:
 
 
 async def _syncs(sessions: Sessions) -> list[Finding]:
-    """What the syncs meet outside: outages, calendars that fail, deletions that are not believed yet."""
+    """Report outages, failing calendars, and deletions that wait for confirmation."""
     async with reading(sessions) as session:
-        await limit_time(session, timedelta(seconds=_LIMIT_SECONDS))
-        outages = await load_outages(session, limit=_OUTAGES_SHOWN)
-        failing = await count_failing_calendars(session)
-        in_doubt = await count_in_doubt(session)
+        found = await overview.load_syncs(
+            session, most_outages=_OUTAGES_SHOWN, within=timedelta(seconds=_LIMIT_SECONDS)
+        )
     findings = []
-    for row in outages:
+    for row in found.outages:
         why = f" ({row.code})" if row.code else ""
         text = (
             f"it fails since {row.outage_since.astimezone(UTC):%Y-%m-%d %H:%M} UTC{why}; calendars that wait: {row.held}. "
@@ -171,13 +159,13 @@ async def _syncs(sessions: Sessions) -> list[Finding]:
             f"cannot be synced: {row.code}; for example {row.example}. "
             "GET /api/v1/calendars?failing=true shows each with its reason.",
         )
-        for row in failing
+        for row in found.failing
     ]
-    if not failing and not outages:
+    if not found.failing and not found.outages:
         findings.append(Finding("syncs", True, "no calendar failed at its last sync"))
-    if in_doubt:
+    if found.in_doubt:
         text = (
-            f"calendars whose last answer left out most events: {in_doubt}. These are deleted when another answer, "
+            f"calendars whose last answer left out most events: {found.in_doubt}. These are deleted when another answer, "
             "CALENDAR_SHRINK_CONFIRM_SECONDS later, says the same."
         )
         findings.append(_note("deletions", text))
@@ -185,7 +173,7 @@ async def _syncs(sessions: Sessions) -> list[Finding]:
 
 
 def _shown(scope: str) -> str:
-    """A breaker's scope in words (app/outages/breakers.py)."""
+    """Describe a breaker's scope (app/outages/breakers.py) in words."""
     kind, _, name = scope.partition(":")
     project_id, _, client_id = name.partition(":")
     return {"feed": f"feeds at {name}", "client": f"OAuth client {client_id} of {project_id}"}.get(kind, kind)
@@ -199,7 +187,7 @@ def _outage_help(scope: str) -> str:
 
 async def _endpoints(sessions: Sessions) -> list[Finding]:
     async with asyncio.timeout(_LIMIT_SECONDS), reading(sessions) as session:
-        found = await count_dead_endpoints(session)
+        found = await overview.load_dead_endpoints(session)
     if not found.projects:
         return []
     text = (
@@ -210,20 +198,20 @@ async def _endpoints(sessions: Sessions) -> list[Finding]:
 
 
 def _counted(number: int, noun: str) -> str:
-    if number >= COUNTED:
-        return f"{COUNTED} or more {noun}s"
+    if number >= overview.COUNTED_TO:
+        return f"{overview.COUNTED_TO} or more {noun}s"
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 async def _used_platforms(settings: Settings) -> set[str]:
-    """Those that calendars or OAuth apps need; all where the database cannot tell."""
+    """Return the platforms that calendars or OAuth apps need; all of them if the database cannot be read."""
     try:
         engine = create_engine(settings.required_database_url(), pool_size=1)
     except (SettingsError, ValueError):
         return {"google", "microsoft"}
     try:
         async with asyncio.timeout(_LIMIT_SECONDS), reading(create_sessions(engine)) as session:
-            return await load_used_platforms(session)
+            return await overview.load_used_platforms(session)
     except DATABASE_ERRORS:
         return {"google", "microsoft"}
     finally:
@@ -231,7 +219,7 @@ async def _used_platforms(settings: Settings) -> set[str]:
 
 
 async def _secrets(settings: Settings, sessions: Sessions) -> Finding:
-    """Opens some of each kind: a key that was dropped too early is found here, and not by the next sync."""
+    """Decrypt some secrets of each kind, so that a key that was removed too early is found before the next sync."""
     box = SecretBox(settings.required_fernet_keys())
     async with asyncio.timeout(6 * _LIMIT_SECONDS):
         tallies = [tally async for tally in inspect(sessions, box, most_rows=_SECRETS_OPENED)]
@@ -279,7 +267,7 @@ async def _keys(settings: Settings) -> list[Finding]:
 
 
 async def _push(settings: Settings, client: httpx.AsyncClient) -> list[Finding]:
-    """Whether providers can bring their notifications, as far as that is seen from here."""
+    """Check whether providers can send notifications, as far as this machine can see."""
     url = settings.app_url
     if not settings.push_enabled:
         text = (
@@ -310,9 +298,9 @@ async def _push(settings: Settings, client: httpx.AsyncClient) -> list[Finding]:
 
 
 async def _reachable(settings: Settings, client: httpx.AsyncClient) -> list[Finding]:
-    """Any HTTP answer counts: without credentials these addresses say 400, 401, 404 or 405.
+    """Check that providers can be reached. Any HTTP response counts: without credentials it is 400, 401, 404 or 405.
 
-    A platform that nothing here uses may be out of reach: an installation for feeds needs no way to Google.
+    A platform that no calendar uses may be unreachable.
     """
     used = await _used_platforms(settings)
     addresses = {

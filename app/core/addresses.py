@@ -43,14 +43,6 @@ def fold_address(email: str) -> str:
     return "".join(char.lower() if "A" <= char <= "Z" else char for char in email)
 
 
-def mailto(email: str) -> str:
-    """The address as a URI (RFC 6068), with those characters encoded that would end or change it.
-
-    No others: many clients compare without decoding.
-    """
-    return "mailto:" + re.sub("[%?#&]", lambda found: f"%{ord(found[0]):02X}", email)
-
-
 def same_address(one: str, other: str) -> bool:
     """Whether two addresses are one person's."""
     return fold_address(one) == fold_address(other)

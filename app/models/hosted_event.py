@@ -11,7 +11,7 @@ from app.models.base import Base, CreatedAt, PublicId
 
 
 class HostedEvent(Base):
-    """One entry (app/hosted/entries.py): an event or series (`slot` is ''), or one changed instance of a series.
+    """One component (app/hosted/components.py): an event or series (`slot` is ''), or one changed instance of a series.
 
     What applications see are rows of calendar_events, written along with it. `attendees`: a list of what
     `attendee_to_json` gives. `ends_at`: when the event is over for good; null: never. `expand_at`: when the rows

@@ -5,7 +5,7 @@ import hashlib
 import html
 from typing import Annotated, Any
 
-from fastapi import APIRouter, BackgroundTasks, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from pydantic import AfterValidator
 
@@ -15,7 +15,9 @@ from app.api.languages import visitor_language
 from app.api.paths import require_id
 from app.api.schemas import responses
 from app.core.languages import Language
-from app.oauth import service
+from app.oauth import apps, sessions
+from app.oauth.callback import OAuthCallback
+from app.oauth.errors import StateRefused
 from app.oauth.schemas import (
     OAuthAppCreate,
     OAuthAppRead,
@@ -75,7 +77,7 @@ _HEADERS = {
 @router.get("/api/v1/oauth/apps", operation_id="list_oauth_apps", responses=responses(takes_input=False))
 async def list_apps(session: DbReadSession, state: AppState, project_id: ProjectId) -> OAuthAppsRead:
     """The project's OAuth apps, at most one for each platform."""
-    return OAuthAppsRead(results=await service.list_apps(session, state.settings, project_id))
+    return OAuthAppsRead(results=await apps.list_apps(session, state.settings, project_id))
 
 
 @router.post(
@@ -96,7 +98,7 @@ async def create_app(
     """Stores an OAuth client, with which people connect their calendars by browser."""
 
     async def work() -> bytes:
-        app = await service.create_app(session, state.box, state.settings, project_id, body)
+        app = await apps.create_app(session, state.box, state.settings, project_id, body)
         return app.model_dump_json().encode()
 
     return await idempotent.once(work, status_code=201)
@@ -107,7 +109,7 @@ async def create_app(
 )
 async def get_app(session: DbReadSession, state: AppState, project_id: ProjectId, app: App) -> OAuthAppRead:
     """One OAuth app, by its id or its platform."""
-    return await service.get_app(session, state.settings, project_id, app)
+    return await apps.get_app(session, state.settings, project_id, app)
 
 
 @router.patch("/api/v1/oauth/apps/{app}", operation_id="update_oauth_app", responses=responses(404, 413))
@@ -115,7 +117,7 @@ async def update_app(
     *, session: DbSession, state: AppState, project_id: ProjectId, app: App, body: OAuthAppUpdate
 ) -> OAuthAppRead:
     """Changes an app. A new `client_secret` also counts for all calendars that are connected with this client."""
-    return await service.update_app(
+    return await apps.update_app(
         session, state.box, state.settings, project_id=project_id, app=app, body=body
     )
 
@@ -128,7 +130,7 @@ async def update_app(
 )
 async def delete_app(session: DbSession, project_id: ProjectId, app: App) -> Response:
     """Removes an app and its open sessions. Calendars that were connected with it keep working."""
-    await service.delete_app(session, project_id, app)
+    await apps.delete_app(session, project_id, app)
     return Response()
 
 
@@ -154,7 +156,7 @@ async def create_session(
     """
 
     async def work() -> bytes:
-        opened = await service.create_session(session, state.box, state.settings, project_id, body)
+        opened = await sessions.create_session(session, state.box, state.settings, project_id, body)
         return opened.model_dump_json().encode()
 
     return await idempotent.once(work, status_code=201)
@@ -182,7 +184,6 @@ async def finish_session(
     *,
     request: Request,
     state: AppState,
-    background_tasks: BackgroundTasks,
     platform: str,
     state_text: Annotated[str, Query(alias="state")] = "",
     code: str | None = None,
@@ -193,30 +194,21 @@ async def finish_session(
     if platform not in known:
         return _page(request)
     try:
-        finished = await service.finish_session(
-            sessions=state.sessions,
-            box=state.box,
-            settings=state.settings,
-            http=state.http,
-            platform=known[platform],
-            state=state_text,
-            code=code,
-            error=error,
+        callback = OAuthCallback(
+            sessions=state.sessions, box=state.box, settings=state.settings, client=state.http
         )
-    except service.StateRefused:
+        location = await callback.finish(known[platform], state=state_text, code=code, error=error)
+    except StateRefused:
         return _page(request)
-    if finished.connected:
-        background_tasks.add_task(state.doorbell.ring, "syncs")
-        background_tasks.add_task(state.doorbell.ring, "deliveries")
     return RedirectResponse(
-        finished.location, 302, headers={"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+        location, 302, headers={"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
     )
 
 
 def _page(request: Request) -> HTMLResponse:
     language = visitor_language(request)
     title = _TITLES[language]
-    sentence = _SENTENCES[language].format(minutes=int(service.SESSION_FOR.total_seconds() // 60))
+    sentence = _SENTENCES[language].format(minutes=int(sessions.SESSION_FOR.total_seconds() // 60))
     text = (
         f'<!doctype html><html lang="{language}"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>'

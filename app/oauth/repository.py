@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from app.core.db import AnySession, Session
 from app.credentials.account import Account
-from app.models import Calendar, Credentials, OAuthApp, OAuthClientSecret, OAuthSession
+from app.models import Calendar, Credentials, OAuthApp, OAuthSession
 
 # Kept a while after they ran out, so that a second click is told what happened.
 _FORGOTTEN_AFTER = timedelta(days=1)
@@ -88,7 +88,7 @@ async def insert_session(session: Session, values: Mapping[str, Any]) -> None:
     await session.execute(insert(OAuthSession).values(values))
 
 
-async def forget_old_sessions(session: Session, project_id: str) -> None:
+async def delete_old_sessions(session: Session, project_id: str) -> None:
     await session.execute(
         delete(OAuthSession)
         .where(
@@ -135,27 +135,3 @@ async def find_holder(session: AnySession, project_id: str, deduplication_key: s
         )
     ).one_or_none()
     return None if row is None else Holder(*row)
-
-
-async def find_client_secret_id(
-    session: AnySession, project_id: str, platform: str, client_id: str
-) -> str | None:
-    """The id of the row that has this client's newest secret. The lock of the app's row keeps it from changing."""
-    return await session.scalar(
-        select(OAuthClientSecret.id).where(
-            OAuthClientSecret.project_id == project_id,
-            OAuthClientSecret.platform == platform,
-            OAuthClientSecret.client_id == client_id,
-        )
-    )
-
-
-async def put_client_secret(session: Session, values: Mapping[str, Any]) -> None:
-    """From now on, that is the newest secret of its client."""
-    row = insert(OAuthClientSecret).values(**values)
-    await session.execute(
-        row.on_conflict_do_update(
-            index_elements=[OAuthClientSecret.id],
-            set_={"sealed": row.excluded.sealed, "set_at": func.clock_timestamp()},
-        )
-    )

@@ -21,7 +21,6 @@ from app.core.clock import utcnow
 from app.core.crypto import SealBroken, SecretBox, sha256_hex
 from app.core.db import Sessions, transaction
 from app.core.http import httpx
-from app.core.wakeups import Doorbell
 from app.credentials.budgets import Budgets, MeteredTokens
 from app.credentials.store import CredentialStore
 from app.providers.base import (
@@ -41,6 +40,7 @@ from app.providers.push import ChannelExists, ChannelGone, OpenedChannel, PushRe
 from app.push import repository
 from app.push.repository import ClosingChannel, DueCalendar, Platform
 from app.push.service import LEASE_FOR, sealed_context
+from app.schedule import mark_due, sync_within
 from app.settings import Settings
 
 log = structlog.get_logger()
@@ -74,7 +74,6 @@ class ChannelKeeper:
         credentials: CredentialStore,
         budgets: Budgets,
         client: httpx.AsyncClient,
-        doorbell: Doorbell,
     ) -> None:
         self._settings = settings
         self._sessions = sessions
@@ -82,7 +81,6 @@ class ChannelKeeper:
         self._credentials = credentials
         self._budgets = budgets
         self._client = client
-        self._doorbell = doorbell
 
     async def claim(self, limit: int) -> Sequence[DueCalendar | ClosingChannel]:
         """With push switched off nothing is opened or renewed: the channels that are left run out."""
@@ -151,7 +149,7 @@ class ChannelKeeper:
             expires_at = await push.renew(provider_id, address=self._address(due.platform))
         except ChannelGone:
             async with transaction(self._sessions) as session:
-                await repository.poll_again(session, due.id, self._poll_in())
+                await sync_within(session, due.id, self._poll_in())
                 await repository.drop_channels(session, [channel_id])
             return False
         async with transaction(self._sessions) as session:
@@ -179,11 +177,8 @@ class ChannelKeeper:
                 poll_in=self._poll_in(),
             )
             await repository.schedule(session, due, _renewal_in(opened.expires_at))
-            wants_sync = state == "open" and not was_notified
-            if wants_sync:
-                await repository.mark_due(session, sync_ids=[due.id], delay=timedelta(0))
-        if wants_sync:
-            await self._doorbell.ring("syncs")
+            if state == "open" and not was_notified:
+                await mark_due(session, sync_ids=[due.id], delay=timedelta(0))
         if state is None:
             # Its row was cleared away as another worker's leftover: nobody else knows of the channel.
             with suppress(ProviderError):

@@ -49,7 +49,7 @@ async def announce(
 ) -> int:
     """Write one pending delivery for each active endpoint of `trigger`; return how many.
 
-    It is part of the caller's transaction: call it last, and ring "deliveries" after the commit.
+    It is part of the caller's transaction: call it last.
     `data` is JSON-able, with times as ISO 8601 text; for `calendar.events_update` it has `changes` and
     `updated_after`. `changed_events` go to endpoints with `include_events` only.
     """

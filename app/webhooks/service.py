@@ -7,6 +7,7 @@ from app.core.crypto import SecretBox
 from app.core.db import AnySession, ReadSession, Session
 from app.core.ids import new_id
 from app.core.pagination import Page
+from app.core.wakeups import wake_after_commit
 from app.models import WebhookSubscription
 from app.settings import Settings
 from app.webhooks import endpoint_secrets, requeue
@@ -81,6 +82,7 @@ async def update_webhook(
         # Earlier failures do not count against an endpoint that was changed.
         values |= {"failing_since": None, "failing_days": 0, "failing_day_at": None, "paused_until": None}
         values |= {"is_slow": False}
+        wake_after_commit(session, "deliveries")
     if values:
         row = await endpoints.update_endpoint(session, webhook_id, values)
     if is_enabled_again:

@@ -13,6 +13,8 @@ from typer.main import get_command
 from app.cli.main import cli
 from app.main import create_app
 from app.settings import Settings
+from app.webhooks.payloads import canonical_json
+from app.webhooks.signing import body_signature
 from tests.conftest import FERNET_KEY
 
 ROOT = Path(__file__).parents[2]
@@ -100,11 +102,15 @@ def test_the_example_of_an_environment_can_be_loaded(clean_environment, tmp_path
 # -- links --------------------------------------------------------------------------------------------------
 
 
-def anchors(text: str) -> set[str]:
-    """Of a page's headings, as GitHub makes them."""
+def headings(text: str) -> list[str]:
+    """The headings of a page, without those inside code blocks."""
     without_code = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-    headings = re.findall(r"^#+ (.+)$", without_code, re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return re.findall(r"^#+ (.+)$", without_code, re.MULTILINE)
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings(text)}
 
 
 @every_page
@@ -136,18 +142,26 @@ def test_every_page_is_reached_from_the_readme() -> None:
 
 
 @pytest.fixture(scope="module")
-def operations() -> set[tuple[str, str]]:
-    """(method, path) of every endpoint, a parameter as {}."""
+def statuses() -> dict[tuple[str, str], set[int]]:
+    """The documented statuses by (method, path) of every endpoint, with a parameter as {}."""
     settings = Settings(
         database_url="postgresql://x@/x", redis_url="redis://x", credentials_encryption_keys=FERNET_KEY
     )
     app = create_app(settings)
     document = get_openapi(title="all", version="1", routes=app.routes)
+    # The public document drops the 422 that FastAPI adds by itself: such a request is 400 here.
     return {
-        (method.upper(), re.sub(r"\{.*?\}", "{}", path))
+        (method.upper(), re.sub(r"\{.*?\}", "{}", path)): {int(status) for status in operation["responses"]}
+        - {422}
         for path, item in document["paths"].items()
-        for method in item
+        for method, operation in item.items()
     }
+
+
+@pytest.fixture(scope="module")
+def operations(statuses: dict[tuple[str, str], set[int]]) -> set[tuple[str, str]]:
+    """(method, path) of every endpoint, with a parameter as {}."""
+    return set(statuses)
 
 
 # What a path may begin with; others are those of providers, Messages, or the reader's own application.
@@ -202,7 +216,7 @@ def test_endpoints_that_do_not_exist_are_found(operations: set[tuple[str, str]])
     assert known("/api/v1/calendars/cal_x/sync", operations, "POST")
     assert known("/webhooks/{id}/deliveries?status=failed", operations, "GET")
     assert not known("/api/v1/calendars/cal_x/sync", operations, "GET")
-    assert not known("/api/v1/calenders", operations)
+    assert not known("/api/v1/calenders", operations)  # codespell:ignore
 
 
 def command_names() -> set[str]:
@@ -276,3 +290,128 @@ def test_commands_have_no_comments_beside_them(page: Path) -> None:
 def test_json_is_json(page: Path) -> None:
     for block in re.findall(r"^```json\n(\{.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
         json.loads(block)
+
+
+# -- docs/reference -----------------------------------------------------------------------------------------
+
+REFERENCE = ROOT / "docs" / "reference"
+REFERENCE_PAGES = sorted(REFERENCE.glob("*.md"))
+HTTP_API = (REFERENCE / "http-api.md").read_text()
+# Statuses that mean the same for every call: the table of errors explains them once.
+_EVERYWHERE = {400, 401, 404, 409, 413, 429, 503}
+# Every fault of a request can have these two, so OpenAPI does not list them.
+_UNLISTED = {405, 500}
+
+
+def section(text: str, heading: str) -> str:
+    """The part of a page between a heading and the next one."""
+    found = re.search(rf"^#+ {re.escape(heading)}$\n(.*?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found is not None, heading
+    return found[1]
+
+
+def endpoint_rows() -> list[tuple[str, str, set[int]]]:
+    """(method, path, statuses) of each row in the tables of endpoints."""
+    found = re.findall(r"^\| `([A-Z]+) (/[^`]*)` \| ([\d, ]+) \|", HTTP_API, re.MULTILINE)
+    return [
+        (method, re.sub(r"\{.*?\}", "{}", path), {int(one) for one in listed.split(",")})
+        for method, path, listed in found
+    ]
+
+
+def test_the_reference_has_exactly_the_endpoints(statuses: dict[tuple[str, str], set[int]]) -> None:
+    listed = [(method, path) for method, path, _ in endpoint_rows()]
+    assert sorted(listed) == sorted(statuses)
+
+
+def test_the_reference_has_the_statuses_of_each_endpoint(statuses: dict[tuple[str, str], set[int]]) -> None:
+    for method, path, listed in endpoint_rows():
+        documented = statuses[method, path]
+        assert listed <= documented, (method, path)
+        assert documented - _EVERYWHERE <= listed, (method, path)
+
+
+def test_the_reference_explains_every_error_status(statuses: dict[tuple[str, str], set[int]]) -> None:
+    explained = re.findall(r"^\| (\d{3}) \|", section(HTTP_API, "Errors"), re.MULTILINE)
+    used = {status for documented in statuses.values() for status in documented if status >= 400}
+    assert {int(status) for status in explained} == used | _UNLISTED
+
+
+# Codes that no calendar shows: of base classes, of push channels, and of syncs that were put off or repeated.
+_NOT_SHOWN = {
+    "budget_spent", "channel_exists", "channel_gone", "channel_opening", "client_held", "client_misconfigured",
+    "connection_lost", "credentials_gone", "credentials_revoked", "cursor_expired", "no_tokens", "not_asked",
+    "notification_address_refused", "provider_error", "push_refused", "transient",
+}  # fmt: skip
+
+
+def test_the_reference_has_the_codes_of_sync_failures() -> None:
+    source = "".join(file.read_text() for file in ROOT.glob("app/**/*.py"))
+    raised = set(re.findall(r"\bcode(?: = |=)\"([a-z_]+)\"", source))
+    assert len(raised) > 30
+    table = re.findall(r"^\| (`.*?) \|", section(HTTP_API, "Sync failure"), re.MULTILINE)
+    listed = set(re.findall(r"`([a-z_]+)`", "".join(table))) - {"code"}
+    assert raised - _NOT_SHOWN <= listed
+    assert {code for code in listed if f'"{code}"' not in source} == set()
+
+
+@pytest.mark.parametrize("page", REFERENCE_PAGES, ids=[page.name for page in REFERENCE_PAGES])
+def test_each_section_of_the_reference_can_be_cited(page: Path) -> None:
+    found = headings(page.read_text())
+    assert len(found) == len(set(found))
+    assert len(anchors(page.read_text())) == len(found)
+
+
+def cited_sections(text: str) -> list[tuple[str, str]]:
+    """(page, section or anchor, empty for the whole page) of what a text cites below docs/reference/."""
+    # A citation may go on in the next line, in a comment too.
+    joined = re.sub(r"\n[ \t]*(?:# )?", " ", text)
+    found = re.findall(r"docs/reference/([\w-]+\.md)(?:#([\w-]+)|,? \"([^\"]{1,80})\")?", joined)
+    return [(page, anchor or name) for page, anchor, name in found]
+
+
+def is_section(page: str, name: str) -> bool:
+    if not (REFERENCE / page).is_file():
+        return False
+    text = (REFERENCE / page).read_text()
+    return not name or name in headings(text) or name in anchors(text)
+
+
+def test_code_cites_sections_that_exist() -> None:
+    files = [
+        file
+        for folder in ("app", "workers", "tests", "migrations")
+        for file in ROOT.glob(f"{folder}/**/*.py")
+    ]
+    cited = {
+        (str(file.relative_to(ROOT)), page, name)
+        for file in files
+        if file != Path(__file__)
+        for page, name in cited_sections(file.read_text())
+    }
+    assert [one for one in sorted(cited) if not is_section(*one[1:])] == []
+
+
+def test_a_section_that_does_not_exist_is_found() -> None:
+    text = """\"\"\"Google's token endpoint (docs/reference/google.md, "Token
+    endpoint"; docs/reference/google.md#sync-tokens).\"\"\"
+    # docs/reference/google.md
+    # docs/reference/google.md, "No such thing"; docs/reference/yahoo.md
+    """
+    assert [is_section(*one) for one in cited_sections(text)] == [True, True, True, False, False]
+
+
+@every_page
+def test_settings_that_pages_name_exist(page: Path) -> None:
+    known = {name.upper() for name in Settings.model_fields} | others()
+    families = {name.partition("_")[0] for name in known}
+    named = re.findall(r"`([A-Z]+_[A-Z_]+[A-Z])`", page.read_text())
+    assert {name for name in named if name.partition("_")[0] in families} <= known
+
+
+def test_the_example_of_a_signature_is_right() -> None:
+    text = section((REFERENCE / "attendee.md").read_text(), "Webhook signatures")
+    secret, signature = re.findall(r"`([\w+/]{43}=)`", text)
+    body = re.findall(r"^```\n(.*)\n```", text, re.MULTILINE)[0].encode()
+    assert body_signature(secret, body) == signature
+    assert canonical_json(json.loads(body)) == body

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import ARRAY, Text, any_, delete, exists, func, insert, literal, select, text
 
 from app.core.db import AnySession, Session
+from app.core.wakeups import wake_after_commit
 from app.models import WebhookDelivery, WebhookSubscription
 
 _sub = WebhookSubscription
@@ -87,6 +88,7 @@ async def insert_deliveries(session: Session, rows: Sequence[Mapping[str, Any]])
     """Insert pending deliveries that are due at once."""
     values = [{**row, "next_attempt_at": func.clock_timestamp()} for row in rows]
     await session.execute(insert(_dlv).values(values))
+    wake_after_commit(session, "deliveries")
 
 
 async def close_merged(session: Session, merged_into: Mapping[str, str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any, cast
 from sqlalchemy import ColumnElement, CursorResult, func, or_, select, text, tuple_, update
 
 from app.core.db import AnySession, Session
+from app.core.wakeups import wake_after_commit
 from app.models import WebhookDelivery, WebhookSubscription
 
 _sub = WebhookSubscription
@@ -36,6 +37,7 @@ async def requeue(session: Session, delivery_id: str) -> WebhookDelivery | None:
         .where(_dlv.id == delivery_id, _is_unclaimed())
         .values(**_AFRESH, next_attempt_at=func.now())
     )
+    wake_after_commit(session, "deliveries")
     return await session.scalar(
         select(_dlv).where(_dlv.id == delivery_id).execution_options(populate_existing=True)
     )
@@ -81,6 +83,7 @@ async def replay_batch(
     seen, requeued, last_time, last_id = (
         await session.execute(_REPLAY_BATCH, {"endpoint_id": endpoint_id, **parameters})
     ).one()
+    wake_after_commit(session, "deliveries")
     return ReplayBatch(requeued, (last_time, last_id) if seen == limit else None)
 
 
@@ -121,6 +124,7 @@ _RESUME_BATCH = text(
 async def resume_batch(session: Session, endpoint_id: str, limit: int) -> int:
     """Make up to `limit` deliveries that wait for this endpoint due now, oldest first; return how many."""
     done = await session.execute(_RESUME_BATCH, {"endpoint_id": endpoint_id, "limit": limit})
+    wake_after_commit(session, "deliveries")
     return cast("CursorResult[Any]", done).rowcount
 
 
