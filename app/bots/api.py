@@ -1,4 +1,4 @@
-"""Routes of bots (contract 5)."""
+"""HTTP routes of bots."""
 
 from typing import Annotated
 

@@ -1,7 +1,7 @@
 """SQL of bots.
 
-Locks, in this order everywhere: the calendar's row, rows of its events, rows of bots by id. Whoever changes a bot
-holds its row lock from reading it until the commit; claiming skips rows that others hold.
+Locks, in this order everywhere: the calendar's row, rows of its events, rows of bots by id. A transaction that changes
+a bot holds its row lock from reading it until the commit; claiming skips locked rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import aggregate_order_by, insert
 
-from app.bots.lifecycle import RETRY_FOR, USUAL_LENGTH, BotState, Entry, FollowedEvent, Step
+from app.bots.lifecycle import RETRY_FOR, USUAL_LENGTH, BotState, FollowedEvent, LogEntry, Transition
 from app.core.backlog import Backlog
 from app.core.clock import isoformat
 from app.core.db import AnySession, ReadSession, Session
@@ -72,7 +72,7 @@ class BotFilters:
 
 
 async def find_bot(session: AnySession, project_id: str, bot_id: str) -> RowMapping | None:
-    """A row for `words.shown_bot`."""
+    """Return a row for `words.shown_bot`."""
     statement = _READ.where(Bot.project_id == project_id, Bot.id == bot_id)
     return (await session.execute(statement)).mappings().one_or_none()
 
@@ -80,7 +80,7 @@ async def find_bot(session: AnySession, project_id: str, bot_id: str) -> RowMapp
 async def list_bots(
     session: ReadSession, project_id: str, filters: BotFilters, cursor_text: str | None, limit: int
 ) -> Page[RowMapping]:
-    """Oldest first. Raises BadQuery for a bad cursor."""
+    """List the project's bots, oldest first. Raises BadQuery for a bad cursor."""
     conditions = [Bot.project_id == project_id]
     if filters.calendar_event_id is not None:
         conditions.append(Bot.calendar_event_id == filters.calendar_event_id)
@@ -118,7 +118,7 @@ def _time_text(column: ColumnElement[datetime]) -> ColumnElement[str]:
 
 
 def bots_of(event_id: ColumnElement[str]) -> ColumnElement[str]:
-    """The bots of an event as JSON text: a list of rows for `words.shown_bot`, oldest first."""
+    """Return SQL for an event's bots as JSON text: a list of rows for `words.shown_bot`, oldest first."""
     fields: dict[str, ColumnElement[Any]] = {
         "id": Bot.id.expression,
         "metadata": Bot.metadata_.expression,
@@ -157,9 +157,9 @@ class BookableEvent:
 
 
 async def lock_event(session: Session, project_id: str, event_id: str) -> BookableEvent | None:
-    """The event, which nobody changes until the transaction's end: all who write events hold the calendar's lock.
+    """Return the event, unchanged until this transaction ends: writing events takes the calendar's lock.
 
-    Three statements, so that the last one sees what the lock was waited for.
+    The last of the three statements begins after the lock is held, so it sees what was committed before.
     """
     calendar_id = await session.scalar(
         select(CalendarEvent.calendar_id).where(
@@ -197,7 +197,7 @@ _RELEASE_KEY = text(
 
 
 async def release_key(session: Session, project_id: str, deduplication_key: str) -> None:
-    """Takes a deduplication key from a bot whose meeting is over by now."""
+    """Release a deduplication key that a bot holds whose meeting is over."""
     await session.execute(
         _RELEASE_KEY,
         {
@@ -209,9 +209,9 @@ async def release_key(session: Session, project_id: str, deduplication_key: str)
 
 
 async def insert_bot(session: Session, values: Mapping[str, Any]) -> bool:
-    """Whether it was inserted: False where an unfinished bot of the project has this deduplication key.
+    """Insert a bot; return False if an unfinished bot of the project has its deduplication key.
 
-    A request at the same time with the same key waits here until the other has committed or rolled back.
+    A concurrent request with the same key waits until the first one has committed or rolled back.
     """
     inserted = await session.scalar(
         insert(Bot)
@@ -233,7 +233,7 @@ _STATE = """
     b.runner_bot_id, b.attempt_count, b.next_attempt_at IS NOT NULL AS is_attempted, b.may_be_handed_over,
     CASE WHEN c.id IS NULL THEN 'calendar_deleted'
          WHEN e.is_deleted THEN 'event_cancelled'
-         WHEN c.state <> 'connected' THEN 'calendar_disconnected' END AS gone,
+         WHEN c.state <> 'connected' THEN 'calendar_disconnected' END AS removal_reason,
     e.start_time AS event_start_time, e.end_time AS event_end_time, e.meeting_url AS event_meeting_url,
     c.id AS calendar_id, c.deduplication_key AS calendar_deduplication_key, c.metadata AS calendar_metadata
 """
@@ -260,15 +260,17 @@ def _state(row: Row[Any]) -> BotState:
         attempt_count=row.attempt_count,
         is_attempted=row.is_attempted,
         may_be_handed_over=row.may_be_handed_over,
-        event=FollowedEvent(row.gone, row.event_start_time, row.event_end_time, row.event_meeting_url)
+        event=FollowedEvent(
+            row.removal_reason, row.event_start_time, row.event_end_time, row.event_meeting_url
+        )
         if has_event
         else None,
         calendar=calendar if row.calendar_id is not None else None,
     )
 
 
-# Bots that can still follow, those that the runner may have included: their lock makes a hand-over that is about
-# to be settled wait, and see the change. And bots that are past that, but hold a key.
+# Bots that can still follow their event, and finished ones that hold a key. The lock also covers bots that the runner
+# may have: a hand-over that is about to be settled waits for it and then sees the change.
 _MAY_FOLLOW = "(b.state IN ('scheduled', 'launching') OR (b.holds_key AND b.deduplication_key IS NOT NULL))"
 
 _LOCK_OF_EVENTS = text(
@@ -291,35 +293,35 @@ _LOCK_OF_CALENDAR = text(
 
 
 async def lock_bots_of_events(session: Session, event_ids: Sequence[str]) -> list[BotState]:
-    """Bots that may have to follow these events. The caller holds the lock of the events' calendar."""
+    """Lock the bots that may have to follow these events. The caller holds the lock of the events' calendar."""
     rows = await session.execute(_LOCK_OF_EVENTS, {"event_ids": list(event_ids)})
     return [_state(row) for row in rows]
 
 
 async def lock_bots_of_calendar(session: Session, calendar_id: str) -> list[BotState]:
-    """The same for all events of a calendar, whose lock the caller holds."""
+    """Lock the bots that may have to follow any event of a calendar. The caller holds the calendar's lock."""
     rows = await session.execute(_LOCK_OF_CALENDAR, {"calendar_id": calendar_id})
     return [_state(row) for row in rows]
 
 
-_BY_HAND = "b.bot_name, b.bot_settings, b.deduplication_key"
+_SETTINGS = "b.bot_name, b.bot_settings, b.deduplication_key"
 
 _LOAD = text(
-    f"SELECT {_STATE}, {_BY_HAND} FROM bots b {_WITH_EVENT} WHERE b.id = :id"  # noqa: S608 - constants
+    f"SELECT {_STATE}, {_SETTINGS} FROM bots b {_WITH_EVENT} WHERE b.id = :id"  # noqa: S608 - constants
 )
 
 
-async def _load(session: Session, bot_id: str) -> "WholeBot":
-    return _whole((await session.execute(_LOAD, {"id": bot_id})).one())
+async def _load(session: Session, bot_id: str) -> "BotWithSettings":
+    return _with_settings((await session.execute(_LOAD, {"id": bot_id})).one())
 
 
-def _whole(row: Row[Any]) -> "WholeBot":
-    return WholeBot(_state(row), row.bot_name, row.bot_settings, row.deduplication_key)
+def _with_settings(row: Row[Any]) -> "BotWithSettings":
+    return BotWithSettings(_state(row), row.bot_name, row.bot_settings, row.deduplication_key)
 
 
 @dataclass(frozen=True, slots=True)
-class WholeBot:
-    """A bot's state, and what of it changes by hand only."""
+class BotWithSettings:
+    """A bot's state, and the columns that only clients change."""
 
     state: BotState
     bot_name: str
@@ -327,7 +329,7 @@ class WholeBot:
     deduplication_key: str | None
 
 
-async def lock_bot(session: Session, project_id: str, bot_id: str) -> WholeBot | None:
+async def lock_bot(session: Session, project_id: str, bot_id: str) -> BotWithSettings | None:
     found = await session.scalar(
         select(Bot.id).where(Bot.project_id == project_id, Bot.id == bot_id).with_for_update()
     )
@@ -335,7 +337,7 @@ async def lock_bot(session: Session, project_id: str, bot_id: str) -> WholeBot |
 
 
 async def lock_leased(session: Session, bot_id: str, lease_token: str) -> BotState | None:
-    """The bot, and its event as it is once the lock is held; None where the lease is no longer ours."""
+    """Lock a claimed bot and return it with its event's current values; None if the lease is lost."""
     found = await session.scalar(
         select(Bot.id).where(Bot.id == bot_id, Bot.lease_token == lease_token).with_for_update()
     )
@@ -358,19 +360,19 @@ _LOCK_DUE = text(
         LIMIT greatest(0, :limit - (SELECT count(*) FROM again))
         FOR UPDATE SKIP LOCKED
     )
-    SELECT {_STATE}, {_BY_HAND}
+    SELECT {_STATE}, {_SETTINGS}
     FROM (SELECT * FROM again UNION ALL SELECT * FROM fresh) AS b {_WITH_EVENT}
     """  # noqa: S608 - constants
 )
 
 
-async def lock_due(session: Session, *, lead: timedelta, limit: int) -> list[WholeBot]:
-    """Up to `limit` bots whose hand-over is due and which nobody else has locked.
+async def lock_due(session: Session, *, lead: timedelta, limit: int) -> list[BotWithSettings]:
+    """Lock up to `limit` bots whose hand-over is due, except those that another transaction has locked.
 
-    A scheduled bot without a link is due when there is no more hope of one.
+    A scheduled bot without a meeting URL is due when the time to wait for one has passed.
     """
     rows = await session.execute(_LOCK_DUE, {"limit": limit, "lead": lead, "wait_for_link": RETRY_FOR})
-    return [_whole(row) for row in rows]
+    return [_with_settings(row) for row in rows]
 
 
 def _append(entry: str) -> str:
@@ -410,8 +412,8 @@ _SAVE = text(
 _DELETE = text("DELETE FROM bots WHERE id = ANY(:ids)").bindparams(bindparam("ids", type_=ARRAY(Text())))
 
 
-def log_entry(entry: Entry, at: datetime) -> dict[str, Any]:
-    """As it is kept in a bot's log, JSON-able."""
+def log_entry(entry: LogEntry, at: datetime) -> dict[str, Any]:
+    """Return an entry as it is stored in a bot's log, JSON-able."""
     return {
         "type": entry.type,
         "sub_type": entry.sub_type,
@@ -420,11 +422,11 @@ def log_entry(entry: Entry, at: datetime) -> dict[str, Any]:
     }
 
 
-async def save(session: Session, steps: Sequence[Step], at: datetime) -> None:
-    """Writes what the steps lead to, one for each bot; the caller holds the bots' locks."""
+async def save(session: Session, transitions: Sequence[Transition], at: datetime) -> None:
+    """Write the results of transitions, one for each bot. The caller holds the bots' locks."""
     rows = []
-    for step in steps:
-        after = step.after
+    for transition in transitions:
+        after = transition.after
         if after is not None:
             rows.append(
                 (
@@ -438,12 +440,14 @@ async def save(session: Session, steps: Sequence[Step], at: datetime) -> None:
                     after.may_be_handed_over,
                     after.lease_token,
                     after.next_in,
-                    orjson.dumps(log_entry(step.entry, at)).decode() if step.entry is not None else None,
+                    orjson.dumps(log_entry(transition.entry, at)).decode()
+                    if transition.entry is not None
+                    else None,
                 )
             )
     if rows:
         await session.execute(_SAVE, dict(zip(_COLUMNS, map(list, zip(*rows, strict=True)), strict=True)))
-    deleted = [step.before.id for step in steps if step.after is None]
+    deleted = [transition.before.id for transition in transitions if transition.after is None]
     if deleted:
         await session.execute(_DELETE, {"ids": deleted})
 
@@ -460,10 +464,10 @@ _CHANGE = text(
 )
 
 
-async def change_bot(session: Session, changed: WholeBot, entry: Mapping[str, Any]) -> None:
-    """Writes what can be changed by hand, with its entry of the log. The caller holds the bot's lock.
+async def change_bot(session: Session, changed: BotWithSettings, entry: Mapping[str, Any]) -> None:
+    """Write a client's change with its log entry. The caller holds the bot's lock.
 
-    A hand-over that is under way is left alone. Raises IntegrityError where another bot holds the deduplication key.
+    A hand-over that is under way is not affected. Raises IntegrityError if another bot holds the deduplication key.
     """
     state = changed.state
     await session.execute(
