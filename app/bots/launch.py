@@ -246,7 +246,7 @@ def _order(bot: BotWithSettings, *, with_join_at: bool) -> dict[str, Any]:
 
 
 def _is_duplicate(answer: _Answer) -> bool:
-    """Whether the runner refuses since it has a bot with this deduplication key (Attendee: a 400 that says so)."""
+    """Whether the runner already has a bot with this deduplication key (Attendee responds 400 with a text)."""
     words = answer.body.lower()
     return answer.status_code == 409 or (
         answer.status_code == 400 and b"deduplication" in words and b"already" in words

@@ -1,4 +1,4 @@
-"""Routes of webhooks and their deliveries (contract 6)."""
+"""HTTP routes of webhooks and their deliveries."""
 
 from typing import Annotated
 
@@ -76,7 +76,7 @@ async def update_webhook(
     webhook_id: WebhookId,
     body: WebhookUpdate,
 ) -> WebhookRead:
-    """Changes a webhook. When it is switched on again, pending deliveries are sent at once."""
+    """Changes a webhook. When it is enabled again, pending deliveries are sent at once."""
     return await service.update_webhook(session, state.settings, project_id, webhook_id, body)
 
 

@@ -1,7 +1,7 @@
 """Deliveries: claim, sign, POST, record. No transaction is open while an endpoint is being called.
 
-At least once: a delivery stays pending in PostgreSQL until an attempt of it is recorded. A worker that dies
-between the POST and the record leaves a lease that runs out, and the same bytes with the same id go out again.
+Delivery is at least once: a delivery stays pending until an attempt is recorded. If a worker dies between the POST and
+the record, its lease expires, and another worker sends the same bytes with the same id again.
 """
 
 import asyncio
@@ -39,10 +39,10 @@ from app.webhooks.turns import Slots
 
 log = structlog.get_logger()
 
-# What a worker may need, beyond the attempt itself, between claiming and recording.
+# The time that a worker may need between claiming and recording, in addition to the attempt itself.
 _LEASE_MARGIN_SECONDS = 10.0
 _DISABLE_AFTER_DAYS = 5
-# An endpoint whose answer takes so long is slow, until one comes in half of that.
+# An endpoint is slow once a response takes this long, and until one takes less than half of it.
 _SLOW_SECONDS = 1.0
 _WAKE_BATCH = 500
 _PARK_BATCH = 1_000
@@ -61,7 +61,7 @@ Outcome = Literal["success", "status", "redirect", "timeout", "dns", "tls", "con
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What came of one POST. `error` is None for a success; `retry_after` is in seconds."""
+    """The result of one POST. `error` is None for a success; `retry_after` is in seconds."""
 
     at: datetime
     outcome: Outcome
@@ -72,7 +72,7 @@ class Attempt:
     retry_after: float | None
 
     def record(self) -> dict[str, Any]:
-        """As the API shows it (contract 6)."""
+        """Return the attempt as the API shows it."""
         return {
             "at": isoformat(self.at),
             "status_code": self.status_code,
@@ -91,7 +91,7 @@ class ClaimedDelivery:
 
 
 def webhook_client(settings: Settings, *, verify: ssl.SSLContext | bool = True) -> httpx.AsyncClient:
-    """A pooled client for endpoints. Connections that are kept open never use up the room for new ones."""
+    """Create a client for endpoints. Its pool has room for new connections while idle ones are kept open."""
     return public_client(
         allow_private=settings.allow_private_network_targets,
         allowed_hosts=settings.webhook_allowed_hosts,
@@ -103,15 +103,15 @@ def webhook_client(settings: Settings, *, verify: ssl.SSLContext | bool = True) 
 
 @cache
 def tls_context() -> ssl.SSLContext:
-    """The system's authorities, read once in a process: that takes 26 ms in which nothing else runs."""
+    """Return the system's certificate authorities; reading them blocks for 26 ms, so it is done once."""
     return httpx.create_ssl_context(trust_env=False)
 
 
 class _Clients:
-    """Several pools, each for a share of the hosts.
+    """Several connection pools, each for a share of the hosts.
 
-    httpcore looks at all connections of a pool, for each of them, at every request: with a hundred hosts in
-    one pool that alone would take milliseconds. It also closes idle connections by the number of all.
+    At every request httpcore compares all connections of a pool with each other. With a hundred hosts in one pool this
+    takes milliseconds, and the limit of idle connections closes those of other hosts.
     """
 
     def __init__(self, settings: Settings, verify: ssl.SSLContext | bool) -> None:
@@ -217,11 +217,11 @@ def _causes(err: BaseException | None) -> Iterator[BaseException]:
 
 
 class Deliverer:
-    """The worker's side: `claim`, then `handle` each in a task of its own. An async context manager.
+    """Sends deliveries in a worker: `claim`, then `handle` each in a task of its own. An async context manager.
 
-    At most WEBHOOK_ENDPOINT_CONCURRENCY deliveries of an endpoint are under way over all workers: half of it where
-    answers take long, one where the last attempt failed. How the worker's WEBHOOK_CONCURRENCY slots are shared out
-    among projects and endpoints is in turns.py.
+    An endpoint has at most WEBHOOK_ENDPOINT_CONCURRENCY deliveries under way over all workers: half as many if it is
+    slow, one if its last attempt failed. turns.py shares the worker's WEBHOOK_CONCURRENCY slots among projects and
+    endpoints.
     """
 
     def __init__(
@@ -251,10 +251,10 @@ class Deliverer:
         await self._clients.aclose()
 
     async def claim(self, limit: int) -> list[ClaimedDelivery]:
-        """Up to `limit` due deliveries, each under a lease that covers one attempt. Call `handle` for each.
+        """Claim up to `limit` due deliveries, with a lease that covers one attempt. Call `handle` for each.
 
-        Fewer than `limit` do not mean that nothing is left: an endpoint or a project may be at its own limit. So
-        look again whenever a delivery has ended.
+        Fewer than `limit` do not mean that nothing is left: an endpoint or a project may be at its own limit. So call
+        it again whenever a delivery has ended.
         """
         lease = Lease.new(begin_within_seconds=_LEASE_MARGIN_SECONDS / 2)
         async with transaction(self._sessions) as session:
@@ -262,7 +262,7 @@ class Deliverer:
             found = await claims.find_ready(
                 session,
                 after=self._after,
-                limit=64 + 2 * limit,  # of more than can be taken, so that every project is among them
+                limit=64 + 2 * limit,  # more than are needed, so that every project is among them
                 per_endpoint=self._settings.webhook_endpoint_concurrency,
                 held=self._slots,
             )
@@ -289,7 +289,7 @@ class Deliverer:
         return [ClaimedDelivery(delivery, lease) for delivery in due]
 
     async def handle(self, delivery: ClaimedDelivery) -> None:
-        """Signs, sends and records one attempt. Raises nothing for an endpoint's fault."""
+        """Sign, send and record one attempt. An error of the endpoint is recorded and not raised."""
         due = delivery.due
         try:
             if delivery.lease.is_too_late:
@@ -306,7 +306,7 @@ class Deliverer:
         try:
             secrets = open_secrets(self._box, due.endpoint_id, due.secrets_sealed)
         except SealBroken as err:
-            log.error("webhook_secret_unreadable", webhook_id=due.endpoint_id, reason=str(err))  # noqa: TRY400 - the reason says it all
+            log.error("webhook_secret_unreadable", webhook_id=due.endpoint_id, reason=str(err))  # noqa: TRY400 - the reason is enough
             error = "secret: the stored secret can no longer be decrypted, so nothing was sent; POST rotate_secret"
             return Attempt(utcnow(), "secret", None, 0, None, error, None)
         return await send(
@@ -327,7 +327,7 @@ class Deliverer:
         async with transaction(self._sessions) as session:
             if succeeded:
                 await self._note_success(session, due, attempt)
-            elif attempt.outcome != "secret":  # which is not the endpoint's fault
+            elif attempt.outcome != "secret":  # not a failure of the endpoint
                 disabled_because = await self._note_failure(session, due, attempt)
             recorded = await claims.record_attempt(
                 session,
@@ -359,12 +359,12 @@ class Deliverer:
             )
 
     async def _note_success(self, session: Session, due: DueDelivery, attempt: Attempt) -> None:
-        """Writes only what changes; a busy endpoint's row would else be written at every delivery."""
+        """Update the endpoint's state, only if it changes: a busy endpoint has many deliveries a second."""
         seconds = attempt.duration_ms / 1000
         is_slow = seconds >= _SLOW_SECONDS or (due.is_slow and seconds >= _SLOW_SECONDS / 2)
         if is_slow != due.is_slow:
             await endpoints.set_slow(session, due.endpoint_id, due.url, is_slow)
-        # One that was claimed before the endpoint failed proves nothing about the time since.
+        # A delivery that was claimed before the endpoint failed says nothing about the time since.
         if due.is_failing:
             await endpoints.note_success(session, due.endpoint_id, due.url)
 
@@ -376,7 +376,7 @@ class Deliverer:
         return Backoff(schedule, _JITTER).delay(retry_count + 1, retry_after=attempt.retry_after)
 
     async def _note_failure(self, session: Session, due: DueDelivery, attempt: Attempt) -> str | None:
-        """Keeps the endpoint's state; the reason, if this attempt switches it off."""
+        """Update the endpoint's state; return the reason if this attempt disables it."""
         state = await endpoints.note_failure(
             session, due.endpoint_id, due.url, pause_seconds=attempt.retry_after
         )
@@ -386,7 +386,7 @@ class Deliverer:
             reason = f"The endpoint answered 410 Gone at {isoformat(attempt.at)}."
         elif (
             state.failing_for_seconds >= _DISABLE_AFTER_DAYS * 86_400
-            # Of a quiet endpoint, a failure then and one now say nothing about the days between.
+            # If an endpoint has few deliveries, two failures say nothing about the days between them.
             and state.failing_days >= _DISABLE_AFTER_DAYS
         ):
             since = isoformat(state.failing_since)
@@ -402,7 +402,7 @@ def _is_slow(due: DueDelivery) -> bool:
 
 
 async def prune(sessions: Sessions, settings: Settings) -> int:
-    """Deletes finished deliveries older than WEBHOOK_DELIVERY_RETENTION_DAYS, in batches; how many."""
+    """Delete finished deliveries older than WEBHOOK_DELIVERY_RETENTION_DAYS, in batches; return how many."""
     total = 0
     while True:
         async with transaction(sessions) as session:

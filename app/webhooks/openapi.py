@@ -88,7 +88,7 @@ class EventsUpdateData(CalendarStateData):
 
     changes: ChangeCounts
     updated_after: OutputTime = Field(
-        description="Ask `/calendar_events` with this `updated_after`: the answer has all changed events."
+        description="Ask `/calendar_events` with this `updated_after`: the response has all changed events."
     )
     events: list[ChangedEventData] | None = Field(
         default=None,
@@ -121,7 +121,7 @@ class RsvpAttendee(_Payload):
 
 
 class RsvpUpdateData(_Payload):
-    """Who answered what."""
+    """A guest's reply."""
 
     response_status: ResponseStatus
     previous_response_status: ResponseStatus
@@ -161,7 +161,7 @@ class RsvpUpdateDelivery(_Delivery):
 
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "Any 2xx: delivered."},
-    410: {"description": "The webhook is switched off."},
+    410: {"description": "The webhook is disabled."},
     "default": {"description": "Tried again by the retry schedule."},
 }
 _HEADERS = "Signed: `X-Webhook-Signature`, and `webhook-id`, `webhook-timestamp` and `webhook-signature` of Standard Webhooks."

@@ -1,8 +1,7 @@
-"""Pure: the catalogue of triggers and the bodies of deliveries (contract 6).
+"""Pure: the triggers and the bodies of deliveries. openapi.py describes the same bodies in the OpenAPI document.
 
-A body is canonical JSON: keys sorted, `,` and `:`, UTF-8 not escaped, and nothing but strings, integers,
-booleans and null in it, so that a verifier that parses and re-serialises arrives at the same bytes in any
-language (providers.md D.2).
+A body is canonical JSON: keys sorted, separators `,` and `:`, UTF-8 not escaped, and only strings, integers, booleans
+and null as values. So a receiver in any language that parses and serialises it again gets the bytes that were signed.
 """
 
 import math
@@ -20,13 +19,13 @@ Change = Literal["created", "updated", "deleted"]
 
 TRIGGERS: tuple[Trigger, ...] = get_args(Trigger)
 
-# JavaScript's numbers are exact up to here.
+# JavaScript's numbers are exact up to this one.
 _LARGEST_INTEGER = 2**53 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class CalendarFacts:
-    """What a delivery says of the calendar that it is about."""
+    """The calendar in a delivery."""
 
     id: str
     deduplication_key: str | None
@@ -35,15 +34,17 @@ class CalendarFacts:
 
 @dataclass(frozen=True, slots=True)
 class BotFacts:
+    """The bot in a delivery."""
+
     id: str
     metadata: dict[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
 class ChangedEvent:
-    """One changed event, for subscriptions with `include_events`. JSON-able, times as ISO 8601 text.
+    """One changed event, for endpoints with `include_events`. JSON-able, times as ISO 8601 text.
 
-    `changed_fields`: name -> (old value, new value).
+    `changed_fields`: {name: (old value, new value)}.
     """
 
     id: str
@@ -53,12 +54,12 @@ class ChangedEvent:
 
 
 def canonical_json(value: Any) -> bytes:
-    """The bytes that are stored, signed and sent."""
+    """Return the bytes that are stored, signed and sent."""
     return orjson.dumps(_plain(value), option=orjson.OPT_SORT_KEYS)
 
 
 def _plain(value: Any) -> Any:
-    """`value` with what canonical JSON must not have (see above) replaced by text."""
+    """Return `value` with everything that canonical JSON does not allow (see above) as text."""
     if isinstance(value, str):
         return _text(value)
     if value is None or isinstance(value, bool):
@@ -77,7 +78,7 @@ def _plain(value: Any) -> Any:
 
 
 def _text(value: str) -> str:
-    # Half of a surrogate pair has no UTF-8.
+    # A lone surrogate has no UTF-8 encoding.
     return value if value.isascii() else value.encode("utf-8", "replace").decode()
 
 
@@ -90,7 +91,7 @@ def build_body(
     bot: BotFacts | None = None,
     calendar_event_id: str | None = None,
 ) -> bytes:
-    """The whole body of one delivery."""
+    """Return the whole body of one delivery."""
     payload: dict[str, Any] = {
         "idempotency_key": idempotency_key,
         "calendar_id": calendar.id if calendar else None,
@@ -107,7 +108,7 @@ def build_body(
 
 
 def sample_body(*, idempotency_key: str, trigger: Trigger, now: datetime) -> bytes:
-    """What `POST /webhooks/{id}/test` sends: the real thing's shape with ids that no object has; `data.test` is true."""
+    """Return the body that `POST /webhooks/{id}/test` sends: no object has its ids, and `data.test` is true."""
     at = isoformat(now)
     state = {
         "state": "connected",
@@ -167,7 +168,7 @@ class CalendarState(Protocol):
 
 
 def state_data(calendar: CalendarState) -> dict[str, Any]:
-    """What webhooks about a calendar tell in `data` (contract 6), times as text."""
+    """Return what `data` says of a calendar's state, with times as ISO 8601 text."""
     succeeded_at, attempted_at = calendar.last_successful_sync_at, calendar.last_attempted_sync_at
     return {
         "state": calendar.state,

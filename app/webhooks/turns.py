@@ -1,11 +1,11 @@
 """Pure: which endpoints get a worker's free slots.
 
-Two rules keep a slot for whoever comes next:
+Two rules keep slots free for projects that have nothing under way:
 
 - A project may hold four times as many slots as are free (dynamic thresholds: Choudhury and Hahne, IEEE/ACM
   Transactions on Networking 6(2), 1998). Of 64 slots a project alone gets 52, two get 28 each, and so on: the more
   projects are busy the less each has, and some slots are always free.
-- Endpoints that fail or answer slowly have half of the slots together, shared out by the same rule.
+- Endpoints that fail or respond slowly have half of the slots together, shared by the same rule.
 
 Among those that may have a slot, the project that holds the fewest is next, and in it the endpoint that was served
 longest ago.
@@ -31,7 +31,7 @@ class ReadyEndpoint:
 
 
 class Slots:
-    """The slots of one worker, and who holds them."""
+    """The slots of one worker, and the projects that hold them."""
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -43,12 +43,12 @@ class Slots:
 
     @property
     def full_projects(self) -> list[str]:
-        """The projects that may have no further slot now."""
+        """Projects that may have no further slot now."""
         return _at_their_limit(self._held, self._total)
 
     @property
     def projects_full_of_slow(self) -> list[str]:
-        """The projects whose slow endpoints may have no further slot now."""
+        """Projects whose slow endpoints may have no further slot now."""
         return _at_their_limit(self._held_slow, self._total_slow)
 
     @property
@@ -56,7 +56,7 @@ class Slots:
         return self._held_slow.total() >= self._total_slow
 
     def share_out(self, endpoints: Iterable[ReadyEndpoint], limit: int) -> dict[str, int]:
-        """How many slots each endpoint gets, `limit` at most altogether. It holds none before `take`."""
+        """Return how many slots each endpoint gets, `limit` at most altogether. `take` then makes it hold them."""
         held, held_slow = Counter(self._held), Counter(self._held_slow)
         free = self._total - held.total()
         free_slow = self._total_slow - held_slow.total()
