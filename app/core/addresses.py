@@ -15,7 +15,7 @@ _LONGEST, _LONGEST_LOCAL_PART = 254, 64  # RFC 5321 4.5.3.1
 
 
 def is_address(value: str) -> bool:
-    """Whether this is written like a bare address; of a sender, who is known to exist, that is enough."""
+    """Whether this has the form of a bare address. That is enough for a sender, who is known to exist."""
     fits = len(value) <= _LONGEST and len(value.partition("@")[0]) <= _LONGEST_LOCAL_PART
     return fits and _ADDRESS.fullmatch(value) is not None
 
@@ -24,7 +24,7 @@ def is_mail_address(value: str) -> bool:
     """Whether a mail to this bare address can arrive.
 
     Its last label is one that a top-level domain can have: letters, or `xn--` and what follows it. Messages drops a
-    mail to anything else without a word (contract/messages.md), so it is never handed to it.
+    mail to anything else without a word (docs/reference/messages.md), so it is never handed to it.
     """
     return is_address(value) and _TOP_LEVEL.fullmatch(re.split("[@.]", value)[-1]) is not None
 
@@ -39,7 +39,7 @@ def parse_mailbox(value: str) -> tuple[str, str | None]:
 
 
 def fold_address(email: str) -> str:
-    """A-Z in lower case, everything else as it is (contract/messages.md)."""
+    """A-Z in lower case, everything else as it is (docs/reference/messages.md)."""
     return "".join(char.lower() if "A" <= char <= "Z" else char for char in email)
 
 

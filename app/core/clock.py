@@ -8,5 +8,5 @@ def utcnow() -> datetime:
 
 
 def isoformat(value: datetime) -> str:
-    """ISO 8601, UTC, microseconds, `Z` (contract 2)."""
+    """Format a time as ISO 8601 in UTC, with microseconds and `Z` (docs/reference/http-api.md)."""
     return value.astimezone(UTC).isoformat("T", "microseconds").removesuffix("+00:00") + "Z"

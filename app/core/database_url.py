@@ -32,8 +32,8 @@ _SYNONYMS = {"ssl": "sslmode", "database": "dbname"}
 _SSL_MODES = {"true": "require", "1": "require", "false": "disable", "0": "disable"}
 _FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl", "passfile")
 _OTHERS = ("host", "port", "user", "password", "dbname", "sslpassword", "krbsrvname", "gsslib", "options")
-# What asyncpg does not know. The connection is none the worse without them: it has keep-alives, and sends the server's
-# name, by itself. (Channel binding it cannot do: sslmode=verify-full is what keeps others out of the middle.)
+# Parameters that asyncpg does not know. It uses keep-alives and sends the server's name without them. It has no
+# channel binding: sslmode=verify-full is the protection against a proxy in between.
 _DROPPED = (
     "channel_binding",
     "gssencmode",
@@ -98,7 +98,7 @@ def parse_database_url(value: str) -> DatabaseUrl:
 
 
 def _encoded(part: str | None) -> str:
-    """Percent-encoded once, whether it was before or not."""
+    """Percent-encode a part once, whether it was encoded before or not."""
     return quote(unquote(part or ""), safe="")
 
 
@@ -108,13 +108,13 @@ def _query(text: str) -> dict[str, str]:
         name = _SYNONYMS.get(given, given)
         if name == "sslmode":
             mode = _SSL_MODES.get(value, value) if given == "ssl" else value
-            # Told twice, the stricter one counts: no connection is less safe than a part of its URL demands.
+            # Of two modes the stricter one counts: a connection is at least as safe as each part of its URL demands.
             query[name] = max(query.get(name, mode), mode, key=_strictness)
         else:
             query[name] = value
     for name, value in query.items():
         if name not in _PASSED_ON and name not in _DROPPED and name not in _OURS:
-            # With an @ in it, this is rather the rest of a password that was not encoded.
+            # With an @ in it, this is probably the rest of a password that was not encoded.
             is_name = "@" not in text and re.fullmatch(r"[A-Za-z_]{1,40}", name)
             shown = f"the parameter {name}" if is_name else "a parameter"
             raise ValueError(
@@ -128,7 +128,7 @@ def _query(text: str) -> dict[str, str]:
 
 
 def _strictness(mode: str) -> int:
-    """An unknown mode is the strictest, so that it is refused."""
+    """The rank of a mode. An unknown mode is the strictest, so that it is refused."""
     modes = _CHOICES["sslmode"]
     return modes.index(mode) if mode in modes else len(modes)
 

@@ -1,4 +1,4 @@
-"""Errors that know their status; the handlers in app/main.py only render (contract 2).
+"""Errors with their HTTP status. The handlers in app/api/errors.py render them.
 
 AppError
 ├── InvalidFields   400 {"<field>": ["<sentence>"]}
@@ -84,7 +84,7 @@ class BadGateway(AppError):
 
 
 class TryLater(AppError):
-    """Something that is needed is away for the moment: a retry mends it."""
+    """Something that the request needs is unavailable for now: the client is to try again."""
 
     status_code = 503
 

@@ -1,4 +1,4 @@
-"""Opaque keyset cursors over (sort key, id): rows neither repeat nor go missing while others are written."""
+"""Opaque keyset cursors over (sort key, id): no row repeats or is skipped while others are written."""
 
 import base64
 import binascii
@@ -25,7 +25,7 @@ from app.core.errors import BadQuery
 
 Row = TypeVar("Row")
 
-# The sort key of rows that have none: they stand behind all others.
+# The sort key of rows that have none: they come after all others.
 _LAST: ColumnElement[Any] = literal_column("'infinity'::timestamptz")
 _BAD = "The cursor is not one that this list gave out. Start again without it."
 
@@ -85,7 +85,7 @@ class Page(Generic[Row]):
 
 
 def seek(statement: Select[Any], ordering: Ordering, cursor: Cursor | None, limit: int) -> Select[Any]:
-    """`statement` ordered and started at the cursor; it asks for one row more than `limit`.
+    """Order `statement`, and start it at the cursor. It selects one row more than `limit`.
 
     The cursor's and the limit's values are parameters (`seek_values`), so the statement can be kept and executed
     with those of another cursor of the same ordering, direction, and presence of a key.
@@ -116,7 +116,7 @@ def seek_each(
     conditions: Sequence[ColumnElement[bool]],
     kinds: Sequence[ColumnElement[bool]],
 ) -> Select[Any]:
-    """As `seek`, of the rows that meet all `conditions` and one of `kinds`, which exclude each other.
+    """Like `seek`, for rows that meet all `conditions` and one of `kinds`, which exclude each other.
 
     Of each kind the first rows are found by themselves: an index that has the kind before the key leads to them.
     """

@@ -1,4 +1,4 @@
-"""Checks of web addresses that people see."""
+"""Checks of web addresses that are shown to people."""
 
 import re
 from urllib.parse import urlsplit

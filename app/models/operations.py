@@ -8,7 +8,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from app.models.base import Base, CreatedAt, PublicId, Sealed
 
 
-class IdempotentAnswer(Base):
+class StoredResponse(Base):
     """The first answer to a POST with an Idempotency-Key, kept 24 hours (contract 2)."""
 
     __tablename__ = "idempotent_answers"

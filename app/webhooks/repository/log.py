@@ -1,11 +1,9 @@
-"""Reading the log of deliveries, and deleting what is older than it is kept."""
+"""Reading the log of deliveries."""
 
-from typing import Any, cast
-
-from sqlalchemy import CursorResult, delete, func, literal, select
+from sqlalchemy import literal, select
 from sqlalchemy.orm import defer
 
-from app.core.db import AnySession, Session
+from app.core.db import AnySession
 from app.core.pagination import Cursor, Ordering, Page, page_of, seek
 from app.models import WebhookDelivery, WebhookSubscription
 
@@ -46,16 +44,3 @@ async def find_endpoint_id(session: AnySession, project_id: str, delivery_id: st
         .join(_dlv, _dlv.subscription_id == _sub.id)
         .where(_dlv.id == delivery_id, _sub.project_id == project_id)
     )
-
-
-async def delete_finished(session: Session, *, older_than_days: int, limit: int) -> int:
-    """Delete up to `limit` deliveries that finished before then; return how many."""
-    old = (
-        select(_dlv.id)
-        .where(_dlv.finished_at < func.now() - func.make_interval(0, 0, 0, older_than_days))
-        .order_by(_dlv.finished_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    done = await session.execute(delete(_dlv).where(_dlv.id.in_(old)))
-    return cast("CursorResult[Any]", done).rowcount
