@@ -181,7 +181,7 @@ class Launcher:
     def _failed(self, response: Response, *, is_unclear: bool) -> Failed:
         status = response.status
         return Failed(
-            f"The runner answered {status}.",
+            f"The runner responded with status {status}.",
             is_unclear=is_unclear,
             status_code=status,
             response=self._text(response.body),
@@ -189,7 +189,7 @@ class Launcher:
         )
 
     def _text(self, body: bytes) -> str:
-        """The start of an answer, without the key, should the runner have repeated it."""
+        """Return the start of a response. If the runner repeats the API key in it, the key is masked."""
         text = body.decode("utf-8", "replace").replace("\x00", "\ufffd")
         if self._api_key:
             text = text.replace(self._api_key, "***")

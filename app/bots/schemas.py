@@ -187,7 +187,7 @@ class BotEntryRead(BaseModel):
 
     type: ShownEntryType
     sub_type: str | None = Field(description="Of `fatal_error`: why.", examples=["runner_refused"])
-    metadata: dict[str, Any] | None = Field(description="What changed, or what the runner answered.")
+    metadata: dict[str, Any] | None = Field(description="What changed, or the runner's response.")
     created_at: TimeText
 
 

@@ -269,7 +269,7 @@ def _meeting_of_event(event: BookableEvent | None, settings: Settings) -> tuple[
     elif not event.is_connected:
         fault = "The event's calendar is disconnected, so that a bot could not follow the event."
     elif event.start_time is None:
-        fault = "The provider did not tell when this event starts."
+        fault = "The provider does not state when this event starts."
     elif lifecycle.is_over(event.start_time, event.end_time, utcnow()):
         fault = "This event is over."
     elif event.meeting_url is None:

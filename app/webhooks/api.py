@@ -81,7 +81,7 @@ async def update_webhook(
     "/webhooks/{webhook_id}",
     operation_id="delete_webhook",
     response_class=Response,
-    responses={**responses(404, takes_input=False), 200: {"description": "Gone; the body is empty."}},
+    responses={**responses(404, takes_input=False), 200: {"description": "Deleted; the body is empty."}},
 )
 async def delete_webhook(session: DbSession, project_id: ProjectId, webhook_id: WebhookId) -> Response:
     """Removes the webhook, its log and its pending deliveries."""

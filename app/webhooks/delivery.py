@@ -131,7 +131,7 @@ async def send(
     body: bytes,
     secrets: list[str],
 ) -> Attempt:
-    """One signed POST, bounded in time and in what is read of the answer. Raises nothing for an endpoint's fault."""
+    """Send one signed POST, with limits on its time and on the response. An endpoint's error is not raised."""
     at, started = utcnow(), time.perf_counter()
     # The settings may have become stricter since the URL was accepted.
     fault = url_fault(url, settings)
@@ -139,7 +139,7 @@ async def send(
         return Attempt(at, "refused", None, 0, None, f"refused: {fault}", None)
     headers = {
         **BODY_HEADERS,
-        # A compressed answer could unpack to anything.
+        # A compressed response could expand to any size.
         "Accept-Encoding": "identity",
         **signature_headers(secrets, message_id=message_id, attempted_at=at, body=body),
     }
@@ -177,7 +177,7 @@ async def send(
 
 
 def _transport_fault(err: FetchFailed, settings: Settings) -> tuple[Outcome, str]:
-    """The outcome and the error text of a request without a complete response."""
+    """Return the outcome and the error text of a request without a complete response."""
     if err.code == "timeout":
         seconds = settings.webhook_timeout_seconds
         return "timeout", f"timeout: no complete answer within {seconds:g} seconds"

@@ -198,4 +198,4 @@ def bot_state_change(body: BotStateDelivery) -> None:
     "event.rsvp_update", operation_id="on_event_rsvp_update", responses=_RESPONSES, description=_HEADERS
 )
 def event_rsvp_update(body: RsvpUpdateDelivery) -> None:
-    """A guest of a hosted event answered."""
+    """A guest of a hosted event replied."""

@@ -1,4 +1,4 @@
-"""Rows of endpoints (`webhook_subscriptions`): what clients set, and how their attempts have gone."""
+"""Rows of endpoints (`webhook_subscriptions`): what clients set, and the results of attempts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -73,7 +73,7 @@ async def delete_endpoint(session: Session, project_id: str, endpoint_id: str) -
     return deleted is not None
 
 
-# How attempts have gone. An update applies only while the URL is the one that was called.
+# Results of attempts. An update applies only while the URL is the one that was called.
 
 
 @dataclass(frozen=True, slots=True)
