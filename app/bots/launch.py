@@ -16,9 +16,10 @@ from urllib.parse import urlencode
 import orjson
 import structlog
 
-from app.bots import lifecycle, repository, service
+from app.bots import lifecycle, service
 from app.bots.lifecycle import BotState, Failed, Launched, Outcome, Refused, UnknownToRunner
-from app.bots.repository import BotWithSettings
+from app.bots.repository import states
+from app.bots.repository.states import BotWithSettings
 from app.bots.runner import drop_nulls
 from app.bots.words import shown_state
 from app.core import metrics
@@ -81,7 +82,7 @@ class Launcher:
     async def _claim(self, limit: int) -> tuple[list[ClaimedBot], bool]:
         lease = Lease.new(begin_within_seconds=_BEGIN_WITHIN_SECONDS)
         async with transaction(self._sessions) as session:
-            due = await repository.lock_due(session, lead=self._lead, limit=limit)
+            due = await states.lock_due(session, lead=self._lead, limit=limit)
             now = utcnow()
             transitions = [
                 lifecycle.claim(
@@ -198,7 +199,7 @@ class Launcher:
     async def _settle(self, claimed: ClaimedBot, outcome: Outcome) -> None:
         bot_id = claimed.bot.state.id
         async with transaction(self._sessions) as session:
-            bot = await repository.lock_leased(session, bot_id, claimed.lease.token)
+            bot = await states.lock_leased(session, bot_id, claimed.lease.token)
             transitions = []
             if bot is not None:
                 transitions = lifecycle.settle(

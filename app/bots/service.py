@@ -14,10 +14,13 @@ from sqlalchemy import ColumnElement, func
 from sqlalchemy.exc import IntegrityError
 
 from app.api.not_found import CalendarEventNotFound
-from app.bots import lifecycle, repository
+from app.bots import lifecycle
 from app.bots.errors import BotNotFound, BotNotScheduled, DeduplicationKeyTaken
 from app.bots.lifecycle import BotState, LogEntry, RemovalReason, Transition
-from app.bots.repository import BookableEvent, BotFilters, BotWithSettings
+from app.bots.repository import creating, reads, states
+from app.bots.repository.creating import BookableEvent
+from app.bots.repository.reads import BotFilters
+from app.bots.repository.states import BotWithSettings
 from app.bots.runner import drop_nulls, platform_fault
 from app.bots.schemas import BotCreate, BotRead, BotsQuery, BotUpdate
 from app.bots.words import shown_bot, shown_entry_type, shown_state, stored_states
@@ -43,12 +46,12 @@ _OF_STATE = ("calendar_event_id", "meeting_url", "join_at", "metadata")
 
 def bots_json(event_id: ColumnElement[str]) -> ColumnElement[str]:
     """Return SQL for an event's bots as JSON text: a list of rows for `words.shown_bot`, oldest first."""
-    return repository.bots_of(event_id)
+    return reads.bots_json(event_id)
 
 
 async def get_bot(session: AnySession, project_id: str, bot_id: str) -> BotRead:
     """Return one bot. Raises BotNotFound."""
-    row = await repository.find_bot(session, project_id, bot_id)
+    row = await reads.find_bot(session, project_id, bot_id)
     if row is None:
         raise BotNotFound
     return BotRead(**shown_bot(dict(row)))
@@ -57,11 +60,11 @@ async def get_bot(session: AnySession, project_id: str, bot_id: str) -> BotRead:
 async def list_bots(session: ReadSession, project_id: str, query: BotsQuery) -> Page[BotRead]:
     """List the project's bots, oldest first. Raises BadQuery for a bad cursor."""
     asked = [*query.states, *([query.state] if query.state is not None else [])]
-    states = stored_states(asked)
-    if query.finds_nothing or (asked and not states):
+    wanted = stored_states(asked)
+    if query.finds_nothing or (asked and not wanted):
         return Page([], None, None)
     filters = BotFilters(
-        states=states or None,
+        states=wanted or None,
         calendar_event_id=query.calendar_event_id,
         deduplication_key=query.deduplication_key,
         meeting_url=query.meeting_url,
@@ -70,7 +73,7 @@ async def list_bots(session: ReadSession, project_id: str, query: BotsQuery) -> 
         join_after=query.join_at_after,
         join_before=query.join_at_before,
     )
-    page = await repository.list_bots(session, project_id, filters, query.cursor, query.rows_of(PAGE_SIZE))
+    page = await reads.list_bots(session, project_id, filters, query.cursor, query.rows_of(PAGE_SIZE))
     return Page([BotRead(**shown_bot(dict(row))) for row in page.rows], page.next, page.previous)
 
 
@@ -78,9 +81,9 @@ async def create_bot(session: Session, settings: Settings, project_id: str, body
     """Schedule a bot. Raises CalendarEventNotFound, InvalidFields, DeduplicationKeyTaken."""
     meeting_url, join_at = await _meeting(session, settings, project_id, body)
     if body.deduplication_key is not None:
-        await repository.release_key(session, project_id, body.deduplication_key)
+        await creating.release_key(session, project_id, body.deduplication_key)
     bot_id = new_id("bot")
-    inserted = await repository.insert_bot(
+    inserted = await creating.insert_bot(
         session,
         {
             "id": bot_id,
@@ -92,7 +95,7 @@ async def create_bot(session: Session, settings: Settings, project_id: str, body
             "metadata_": body.metadata,
             "deduplication_key": body.deduplication_key,
             "bot_settings": body.all_settings(),
-            "events": [repository.log_entry(LogEntry("scheduled"), utcnow())],
+            "events": [states.log_entry(LogEntry("scheduled"), utcnow())],
         },
     )
     if not inserted:
@@ -110,8 +113,8 @@ async def update_bot(
     given = body.given()
     event_id = given.get("calendar_event_id")
     # The lock of the event's calendar comes before the bot's.
-    event = await repository.lock_event(session, project_id, event_id) if event_id is not None else None
-    old = await repository.lock_bot(session, project_id, bot_id)
+    event = await creating.lock_event(session, project_id, event_id) if event_id is not None else None
+    old = await states.lock_bot(session, project_id, bot_id)
     if old is None:
         raise BotNotFound
     names = sorted(given.keys() | body.further_settings.keys())
@@ -149,20 +152,20 @@ async def _change(session: Session, old: BotWithSettings, new: BotWithSettings, 
     at = utcnow()
     project_id = old.state.project_id
     if new.deduplication_key is not None and new.deduplication_key != old.deduplication_key:
-        await repository.release_key(session, project_id, new.deduplication_key)
+        await creating.release_key(session, project_id, new.deduplication_key)
     try:
-        await repository.change_bot(session, new, repository.log_entry(entry, at))
+        await states.change_bot(session, new, states.log_entry(entry, at))
     except IntegrityError as err:
         # The unique index of the key is the only constraint that a change can violate.
         raise DeduplicationKeyTaken from err
-    written = await repository.lock_bot(session, project_id, old.state.id)
+    written = await states.lock_bot(session, project_id, old.state.id)
     assert written is not None
     await _announce(session, [Transition(old.state, written.state, entry)], at)
 
 
 async def delete_bot(session: Session, project_id: str, bot_id: str) -> None:
     """Delete a scheduled bot. Raises BotNotFound, BotNotScheduled."""
-    bot = await repository.lock_bot(session, project_id, bot_id)
+    bot = await states.lock_bot(session, project_id, bot_id)
     if bot is None:
         raise BotNotFound
     if bot.state.state != "scheduled":
@@ -178,7 +181,7 @@ async def follow_events(session: Session, event_ids: Sequence[str]) -> None:
     if not event_ids:
         return
     now = utcnow()
-    bots = await repository.lock_bots_of_events(session, event_ids)
+    bots = await states.lock_bots_of_events(session, event_ids)
     transitions = [transition for bot in bots if (transition := lifecycle.follow(bot, now)) is not None]
     if transitions:
         wake_after_commit(session, "bots")
@@ -189,7 +192,7 @@ async def drop_bots_of_calendar(session: Session, calendar_id: str, reason: Remo
     """Delete the scheduled bots of a calendar's events. The caller holds the calendar's row lock."""
     now = utcnow()
     transitions = []
-    for bot in await repository.lock_bots_of_calendar(session, calendar_id):
+    for bot in await states.lock_bots_of_calendar(session, calendar_id):
         assert bot.event is not None
         transition = lifecycle.follow(replace(bot, event=replace(bot.event, removal_reason=reason)), now)
         if transition is not None:
@@ -202,7 +205,7 @@ async def apply_transitions(session: Session, transitions: Sequence[Transition])
     if not transitions:
         return
     at = utcnow()
-    await repository.save(session, transitions, at)
+    await states.save(session, transitions, at)
     await _announce(session, transitions, at)
 
 
@@ -246,7 +249,7 @@ async def _meeting(
         if given:
             sentence = "Leave it out when calendar_event_id is given: it is the event's, and follows it."
             raise InvalidFields({name: [sentence] for name in given})
-        event = await repository.lock_event(session, project_id, body.calendar_event_id)
+        event = await creating.lock_event(session, project_id, body.calendar_event_id)
         return _meeting_of_event(event, settings)
     if body.meeting_url is None and body.join_at is None:
         raise InvalidFields.one("non_field_errors", "Give calendar_event_id, or meeting_url and join_at.")
