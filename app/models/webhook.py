@@ -67,7 +67,7 @@ class WebhookDelivery(Base):
     was written, so it is found by its time, and waits no longer then. The flag only says where to look: a row is
     due by `next_attempt_at` alone.
 
-    `can_merge`: a newer message about the same calendar may take this one's place (app/webhooks/service.py);
+    `can_merge`: a newer message about the same calendar may take this one's place (app/webhooks/merge.py);
     `merged_into` is then the newer one's id.
     """
 

@@ -33,7 +33,7 @@ from app.models import (
 from app.oauth.apps import app_context
 from app.oauth.sessions import session_context
 from app.push.service import sealed_context
-from app.webhooks.delivery import secrets_context
+from app.webhooks.endpoint_secrets import secrets_context
 from tests.conftest import FERNET_KEY
 
 OLD, NEW = FERNET_KEY, Fernet.generate_key().decode()
@@ -90,7 +90,7 @@ def test_everything_that_is_sealed_in_the_code_goes_into_a_known_module():
         "oauth/apps.py",
         "oauth/sessions.py",
         "push/service.py",
-        "webhooks/service.py",
+        "webhooks/endpoint_secrets.py",
     }
 
 
