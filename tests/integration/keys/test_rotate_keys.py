@@ -17,7 +17,7 @@ import app as app_package
 from app.core.crypto import SecretBox
 from app.core.db import transaction
 from app.core.ids import new_id
-from app.credentials.store import _access_context, client_secret_context, context_of
+from app.credentials.sealed import access_token_context, client_secret_context, context_of
 from app.keys import repository, service
 from app.models import (
     Base,
@@ -39,7 +39,7 @@ from tests.conftest import FERNET_KEY
 OLD, NEW = FERNET_KEY, Fernet.generate_key().decode()
 CONTEXTS = {
     "credentials.sealed": context_of("x"),
-    "credentials.access_token_sealed": _access_context("x"),
+    "credentials.access_token_sealed": access_token_context("x"),
     "idempotent_answers.body": "idempotent_answers:x:x",
     "oauth_apps.sealed": app_context("x"),
     "oauth_sessions.sealed": session_context("x"),
@@ -101,7 +101,7 @@ async def make_one_of_each(sessions, project_id, box):
         await add(
             insert(Credentials).values(
                 **values, id="cred_1", sealed=box.seal(context_of("cred_1"), {"refresh_token": "hunter2"}),
-                access_token_sealed=box.seal(_access_context("cred_1"), "hunter2"),
+                access_token_sealed=box.seal(access_token_context("cred_1"), "hunter2"),
             )
         )  # fmt: skip
         await add(
