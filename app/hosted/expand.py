@@ -20,7 +20,7 @@ from app.ical.recurrence import Rule, RuleRefused
 from app.ical.series import Occurrence, expand_series, find_next_occurrence
 from app.ical.timezones import Zone
 from app.ical.values import parse_time
-from app.invitations.repository import Undelivered
+from app.invitations.service import Undelivered
 from app.itip.event import Person
 from app.meeting_links.extract import MeetingHosts, find_meeting_link
 

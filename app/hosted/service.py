@@ -46,13 +46,13 @@ from app.hosted.mails import (
 from app.hosted.repository import HostedEventRef, LocalCalendar
 from app.hosted.schemas import AttendeeInput, CalendarEventCreate, CalendarEventUpdate
 from app.invitations.links import RsvpTokens, Subject
-from app.invitations.repository import find_undelivered
 from app.invitations.service import (
     RsvpLinks,
     Sender,
     find_highest_sequence,
-    find_told_instances,
-    find_told_sequence,
+    find_sent_instances,
+    find_sent_sequence,
+    find_undelivered,
     queue_mails,
 )
 from app.itip.event import Person
@@ -192,7 +192,7 @@ async def update_event(
                 replace(series, attendees=without(series.attendees, back)),
                 series,
                 [(component, component) for component in instances.values()],
-                told=await find_told_instances(session, calendar.calendar_id, before.uid),
+                told=await find_sent_instances(session, calendar.calendar_id, before.uid),
                 plain=lambda at: _plain_instance(series, at),
                 organizer_emails=own,
                 now=now,
@@ -214,7 +214,7 @@ async def update_event(
                 (component, followed.get(recurrence_key, component))
                 for recurrence_key, component in instances.items()
             ],
-            told=await find_told_instances(session, calendar.calendar_id, before.uid),
+            told=await find_sent_instances(session, calendar.calendar_id, before.uid),
             plain=lambda at: _plain_instance(after, at),
             organizer_emails=own,
             now=now,
@@ -322,7 +322,7 @@ async def record_answer(
             return "stale"
     else:
         # What this guest knows of: others may have been told more, and a later answer by mail must still count.
-        sequence = await find_told_sequence(
+        sequence = await find_sent_sequence(
             session, calendar.calendar_id, component.uid, component.recurrence_id, fold_address(answer.email)
         )
         sequence = min(component.sequence, max(person.sequence or 0, sequence))

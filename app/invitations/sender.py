@@ -25,8 +25,8 @@ from app.core.backoff import Backoff
 from app.core.db import Session, Sessions, transaction
 from app.core.errors import AppError
 from app.core.lease import Lease
-from app.invitations import repository
-from app.invitations.repository import DueMail
+from app.invitations.repository import claims, lanes
+from app.invitations.repository.claims import DueMail
 from app.mail.check import MailUnsafe, check_mail
 from app.mail.client import SUBMIT_WITHIN_SECONDS, MailRefused, MessagesThrottled, MessagesUnavailable
 from app.mail.mailboxes import Messages
@@ -119,7 +119,7 @@ class MailSender:
         if by_messages + by_smtp <= 0:
             return []
         async with transaction(self._sessions) as session:
-            found = await repository.claim_due(
+            found = await claims.claim_due(
                 session,
                 by_messages=by_messages,
                 by_smtp=by_smtp,
@@ -153,7 +153,7 @@ class MailSender:
             await self._settle(due, stop.outcome)
             return
         async with transaction(self._sessions) as session:
-            is_ours = await repository.begin_submit(
+            is_ours = await claims.begin_submit(
                 session, due.id, due.lease_token, lease_for=timedelta(seconds=_AFTER_LOST_ANSWER_SECONDS)
             )
         if not is_ours:
@@ -250,8 +250,8 @@ class MailSender:
         """To whoever claims it after its lease; its lane goes on."""
         async with transaction(self._sessions) as session:
             if due.mailbox_id is not None:
-                await repository.end_probe(session, due.lease_token)
-            await repository.release_lane(session, due.lane, due.lease_token)
+                await lanes.end_probe(session, due.lease_token)
+            await lanes.release_lane(session, due.lane, due.lease_token)
 
     async def _settle(self, due: DueMail, outcome: _Outcome) -> None:
         """Writes what came of an attempt. `open_submits` of `due` is from before it."""
@@ -272,7 +272,7 @@ class MailSender:
         error = outcome.error
         async with transaction(self._sessions) as session:
             if result in {"sent", "failed", "unknown"}:
-                settled = await repository.finish(
+                settled = await claims.finish(
                     session,
                     due,
                     status=result,
@@ -283,7 +283,7 @@ class MailSender:
                 if settled and result == "failed":
                     await self._refresh_event(session, due.calendar_id, due.event_uid)
             else:
-                settled = await repository.retry_later(
+                settled = await claims.retry_later(
                     session,
                     due,
                     # A mail that is throttled waits with its lane: it may go as soon as others may.
@@ -292,7 +292,7 @@ class MailSender:
                     open_submits=open_submits,
                 )
             if is_throttled:
-                await repository.hold(
+                await lanes.hold(
                     session,
                     due.lane if outcome.result == "throttled" else None,
                     wait_seconds=outcome.retry_after,
@@ -301,11 +301,13 @@ class MailSender:
                     reason=error or "",
                 )
             if outcome.result == "sent":
-                await repository.end_holds(session, due)
+                await lanes.end_holds(
+                    session, due.lane, due.lease_token, by_messages=due.mailbox_id is not None
+                )
             else:
                 if due.mailbox_id is not None and outcome.result != "all_throttled":
-                    await repository.end_probe(session, due.lease_token)
-                await repository.release_lane(session, due.lane, due.lease_token)
+                    await lanes.end_probe(session, due.lease_token)
+                await lanes.release_lane(session, due.lane, due.lease_token)
         if settled and result in {"sent", "unknown"} and due.follows_failure:
             # On its own: nothing may keep a mail that went out from being noted as such.
             async with transaction(self._sessions) as session:

@@ -22,7 +22,7 @@ from app.hosted.components import EventComponent, instant, wall
 from app.hosted.expand import last_end
 from app.hosted.service import Answer, Hosting, find_component, has_no_instance, organizer_of, record_answer
 from app.invitations.links import Subject
-from app.invitations.repository import find_organizers
+from app.invitations.service import find_organizers
 from app.itip.parse import ParsedReply, parse_reply
 from app.rsvp.schemas import ACTIONS, Action, IgnoredCode, InboundAnswer, Page, ignored
 from app.rsvp.senders import LookupFailed, SenderKeys, is_signed_by_sender

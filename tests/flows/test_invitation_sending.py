@@ -21,7 +21,8 @@ from app.core.errors import InvalidFields
 from app.core.http import operator_client
 from app.core.ids import new_id
 from app.hosted.service import write_rows_soon
-from app.invitations.repository import READY, requeue
+from app.invitations.repository.claims import READY
+from app.invitations.repository.log import requeue
 from app.invitations.retention import prune_mail_contents
 from app.invitations.sender import MailSender
 from app.invitations.service import RsvpLinks, Sender, queue_mails

@@ -1,0 +1,191 @@
+"""Writing mails into the outbox, and what was sent about an event before."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    Text,
+    bindparam,
+    case,
+    func,
+    insert,
+    or_,
+    select,
+    text,
+)
+
+from app.core.db import AnySession, Session
+from app.core.wakeups import wake_after_commit
+from app.models import InvitationMail
+
+_mail = InvitationMail
+
+
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """The thread of the last REQUEST or CANCEL that a recipient has had, or will, about an event.
+
+    `id`: the Message-ID of its first mail. `last_method`: None where all were about other instances. `subject`: None if
+    written by a release that did not note it.
+    """
+
+    id: str
+    subject: str | None
+    last_method: str | None
+
+
+_THREADS = text(
+    """
+    SELECT recipient_key,
+           (array_agg(coalesce(thread_id, message_id) ORDER BY position DESC))[1] AS id,
+           (array_agg(thread_subject ORDER BY position DESC))[1] AS subject,
+           (array_agg(method ORDER BY position DESC) FILTER (
+               WHERE recurrence_id IS NULL OR recurrence_id = CAST(:recurrence_id AS timestamptz)
+           ))[1] AS last_method
+    FROM invitation_mails
+    WHERE calendar_id = :calendar_id AND event_uid = :event_uid AND recipient_key = ANY(:recipient_keys)
+      AND status <> 'failed' AND method IN ('REQUEST', 'CANCEL')
+    GROUP BY recipient_key
+    """
+).bindparams(bindparam("recipient_keys", type_=ARRAY(Text())))
+
+
+async def load_threads(
+    session: Session,
+    calendar_id: str,
+    event_uid: str,
+    recurrence_id: datetime | None,
+    recipient_keys: Sequence[str],
+) -> dict[str, Thread]:
+    """By recipient key, for those who have had a mail. Mails about other instances count for the thread alone."""
+    rows = await session.execute(
+        _THREADS,
+        {
+            "calendar_id": calendar_id,
+            "event_uid": event_uid,
+            "recurrence_id": recurrence_id,
+            "recipient_keys": list(recipient_keys),
+        },
+    )
+    return {row.recipient_key: Thread(row.id, row.subject, row.last_method) for row in rows}
+
+
+async def find_highest_sequence(session: AnySession, calendar_id: str, event_uid: str) -> int:
+    """Of all mails about an event, its series and its instances; -1 if there is none."""
+    statement = select(func.max(_mail.sequence)).where(
+        _mail.calendar_id == calendar_id, _mail.event_uid == event_uid, _mail.method != "REPLY"
+    )
+    found: int | None = await session.scalar(statement)
+    return -1 if found is None else found
+
+
+async def find_sent_sequence(
+    session: AnySession, calendar_id: str, event_uid: str, recurrence_id: datetime | None, recipient_key: str
+) -> int:
+    """The highest that this guest was sent of the event, or of its series or this instance; -1 if there is none."""
+    statement = select(func.max(_mail.sequence)).where(
+        _mail.calendar_id == calendar_id,
+        _mail.event_uid == event_uid,
+        _mail.recipient_key == recipient_key,
+        _mail.method == "REQUEST",
+        or_(_mail.recurrence_id.is_(None), _mail.recurrence_id == recurrence_id),
+    )
+    found: int | None = await session.scalar(statement)
+    return -1 if found is None else found
+
+
+async def find_sent_instances(
+    session: AnySession, calendar_id: str, event_uid: str
+) -> dict[str, set[datetime]]:
+    """By recipient key, the original starts of the instances that had a mail of their own."""
+    statement = (
+        select(_mail.recipient_key, _mail.recurrence_id)
+        .where(
+            _mail.calendar_id == calendar_id,
+            _mail.event_uid == event_uid,
+            _mail.method != "REPLY",
+            _mail.recurrence_id.is_not(None),
+        )
+        .distinct()
+    )
+    sent: dict[str, set[datetime]] = {}
+    for key, recurrence_id in await session.execute(statement):
+        if recurrence_id is not None:
+            sent.setdefault(key, set()).add(recurrence_id)
+    return sent
+
+
+async def find_organizers(session: AnySession, calendar_id: str, event_uid: str) -> list[str]:
+    """The ORGANIZERs that invitations to this event have named: the mailbox, or by SMTP the owner."""
+    statement = (
+        select(case((_mail.mailbox_id.is_(None), _mail.owner_email), else_=_mail.sender_email))
+        .where(_mail.calendar_id == calendar_id, _mail.event_uid == event_uid, _mail.method == "REQUEST")
+        .distinct()
+    )
+    return list(await session.scalars(statement))
+
+
+async def insert_mails(
+    session: Session, rows: Sequence[Mapping[str, Any]], *, due_at: datetime | None = None
+) -> None:
+    """In this order, which is the order of sending. Due at `due_at`, or at once."""
+    if rows:
+        at = func.now() if due_at is None else due_at
+        await session.execute(insert(_mail).values(next_attempt_at=at), list(rows))
+        wake_after_commit(session, "mails")
+
+
+_TAKE_PLACE = text(
+    """
+    DELETE FROM invitation_mails
+    WHERE id IN (
+        SELECT id FROM invitation_mails
+        WHERE calendar_id = :calendar_id AND event_uid = :event_uid AND recipient_key = ANY(:recipient_keys)
+          AND replying_key = :replying_key AND recurrence_id IS NOT DISTINCT FROM CAST(:recurrence_id AS timestamptz)
+          AND status = 'pending' AND lease_token IS NULL AND open_submits = 0
+        FOR UPDATE SKIP LOCKED
+    )
+    RETURNING next_attempt_at
+    """
+).bindparams(bindparam("recipient_keys", type_=ARRAY(Text())))
+
+_NEXT_REPLY = text(
+    """
+    SELECT created_at + CAST(:within AS interval) FROM invitation_mails
+    WHERE calendar_id = :calendar_id AND event_uid = :event_uid AND recipient_key = ANY(:recipient_keys)
+      AND replying_key = :replying_key AND recurrence_id IS NOT DISTINCT FROM CAST(:recurrence_id AS timestamptz)
+      AND created_at > now() - CAST(:within AS interval)
+    ORDER BY created_at DESC OFFSET :most - 1 LIMIT 1
+    """
+).bindparams(bindparam("recipient_keys", type_=ARRAY(Text())))
+
+
+async def take_place_of_reply(
+    session: Session,
+    *,
+    calendar_id: str,
+    event_uid: str,
+    recurrence_id: datetime | None,
+    recipient_keys: Sequence[str],
+    replying_key: str,
+    most: int,
+    within: timedelta,
+) -> datetime | None:
+    """Deletes this guest's REPLY that waits, and says when the newer one is due; None: now.
+
+    Of one guest's answers to an event at most `most` are sent `within` that time. A mail that a worker holds, or that
+    may have been taken, stays.
+    """
+    values = {
+        "calendar_id": calendar_id,
+        "event_uid": event_uid,
+        "recurrence_id": recurrence_id,
+        "recipient_keys": list(recipient_keys),
+        "replying_key": replying_key,
+    }
+    waited = list(await session.scalars(_TAKE_PLACE, values))
+    next_at: datetime | None = await session.scalar(_NEXT_REPLY, {**values, "most": most, "within": within})
+    return max((at for at in (*waited, next_at) if at is not None), default=None)
