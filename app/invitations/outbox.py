@@ -57,7 +57,7 @@ async def queue_mails(
     replying_key = fold_address(replying.email) if replying is not None else None
     due_at = None
     if replying_key is not None:
-        due_at = await mails.take_place_of_reply(
+        due_at = await mails.replace_waiting_reply(
             session,
             calendar_id=calendar_id,
             event_uid=event.uid,

@@ -1,4 +1,4 @@
-"""Requests and answers about invitations (contract 4; docs/messages.md)."""
+"""Requests and responses of the log of mails (docs/messages.md)."""
 
 from typing import Literal
 

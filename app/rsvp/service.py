@@ -64,7 +64,7 @@ async def answer(session: Session, hosting: Hosting, token: str, action: str, *,
         calendar,
         Answer(
             uid=subject.uid,
-            recurrence_key=subject.slot,
+            recurrence_key=subject.recurrence_key,
             email=subject.email,
             response_status=chosen,
             sequence=None,
@@ -81,7 +81,7 @@ async def _page(session: AnySession, subject: Subject, calendar: events.LocalCal
     if calendar is None:
         return Page(kind="cancelled")
     components = await events.load_components(session, subject.calendar_id, subject.uid)
-    component = find_component(components, subject.slot)
+    component = find_component(components, subject.recurrence_key)
     if component is None:
         return Page(kind="cancelled")
     ends_at = last_end(component)

@@ -21,7 +21,7 @@ from app.core.errors import InvalidFields
 from app.core.http import operator_client
 from app.core.ids import new_id
 from app.hosted.service import write_rows_soon
-from app.invitations.repository.claims import READY
+from app.invitations.repository.claims import READY_LANES
 from app.invitations.repository.log import requeue
 from app.invitations.retention import prune_mail_contents
 from app.invitations.sender import MailSender
@@ -863,7 +863,8 @@ async def test_a_claim_passes_by_what_is_held(outbox):
         await session.execute(text("ANALYZE invitation_mails"))
     async with transaction(outbox.sessions) as session:
         plan = await session.scalar(
-            text("EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) " + READY.text), {"by_messages": 3, "by_smtp": 8}
+            text("EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) " + READY_LANES.text),
+            {"by_messages": 3, "by_smtp": 8},
         )
     reads = [node for node in _nodes(plan[0]["Plan"]) if node.get("Relation Name") == "invitation_mails"]
     assert {node["Node Type"] for node in reads} <= {"Index Scan", "Index Only Scan"}

@@ -87,7 +87,7 @@ class World:
                 session, self.webhook_id, status=None, cursor=None, limit=1
             )
             self.delivery_id = page.rows[0].id
-            event = mails.EventOfMails(self.calendar_id, "uid-1", None)
+            event = mails.LoggedEvent(self.calendar_id, "uid-1", None)
             self.mail_id = (await mails.list_mails(session, event, cursor=None, limit=1)).rows[0].mail.id
 
     async def announce(self, session) -> None:

@@ -25,10 +25,10 @@ _mail = InvitationMail
 
 @dataclass(frozen=True, slots=True)
 class DueMail:
-    """A claimed mail. `open_submits`: earlier submits of which nobody knows how they ended.
+    """A claimed mail.
 
-    `seconds_left`: until it is given up; below 0 afterwards. `follows_failure`: an earlier mail about the event to this
-    person has failed.
+    `open_submits` counts earlier submits without a response. `seconds_left` is the time until the mail is given up,
+    negative afterwards. `follows_failure`: an earlier mail to this recipient about the event has failed.
     """
 
     id: str
@@ -50,8 +50,8 @@ class DueMail:
     follows_failure: bool
 
 
-# Mails of one recipient about one event go out in their order: a late invitation must not undo a cancellation. To the
-# organizer, one guest's answers do not wait for another's; older releases did not note whose answer it is.
+# Whether an earlier mail to the recipient about the event waits: a late invitation must not undo a cancellation.
+# Replies of different guests to one organizer do not wait for each other. Older rows have no `replying_key`.
 _IS_BEHIND = """EXISTS (
     SELECT FROM invitation_mails AS earlier
     WHERE earlier.calendar_id = mail.calendar_id AND earlier.event_uid = mail.event_uid
@@ -61,9 +61,9 @@ _IS_BEHIND = """EXISTS (
 _LANE_OF_MAIL = LANE.replace("mailbox_id", "mail.mailbox_id").replace("owner_email", "mail.owner_email")
 _LANE_OF_MAIL = _LANE_OF_MAIL.replace("position", "mail.position")
 
-# The next mail of a lane for a project: one asked for by hand, else the one that is due longest. `place` is the
-# row that names project_id, lane and is_held.
-_HEAD = f"""coalesce(
+# The next mail of a project in a lane: one that was requested by hand, else the one that is due longest.
+# `place` is the row with project_id, lane and is_held.
+_NEXT_MAIL = f"""coalesce(
     (
         SELECT mail.id FROM invitation_mails AS mail
         WHERE mail.status = 'pending' AND mail.goes_first AND {_LANE_OF_MAIL} = place.lane
@@ -83,9 +83,9 @@ _HOLDS = f"""
 """
 _IS_HELD = "(coalesce(own.held_until > now(), false) OR coalesce(of_all.held_until > now(), false))"
 
-# From lane to lane by the index, whatever waits in them; then one look into each that is free. Turns go round the
-# projects, and within a project round its lanes.
-READY = text(
+# The lanes that have a mail to send, in turn: projects take turns, and within a project its lanes.
+# A loose index scan finds the lanes, so that the cost does not grow with the mails that wait in them.
+READY_LANES = text(
     f"""
     WITH RECURSIVE found AS (
         (
@@ -109,7 +109,7 @@ READY = text(
         SELECT *, row_number() OVER (
             PARTITION BY by_smtp, project_id ORDER BY served_at NULLS FIRST, lane
         ) AS turn
-        FROM place WHERE {_HEAD} IS NOT NULL
+        FROM place WHERE {_NEXT_MAIL} IS NOT NULL
     ), ranked AS (
         SELECT *, row_number() OVER (
             PARTITION BY by_smtp ORDER BY turn, project_served_at NULLS FIRST, served_at NULLS FIRST, lane
@@ -121,6 +121,7 @@ READY = text(
     ORDER BY rank
     """  # noqa: S608 - all parts are above
 )
+# Takes the right to try one mail after a hold of all of Messages.
 _BEGIN_PROBE = text(
     f"""
     UPDATE mail_lanes SET held_until = now() + CAST(:lease_for AS interval), lease_token = :lease_token
@@ -139,6 +140,7 @@ _LEASE_LANES = text(
     RETURNING key
     """
 ).bindparams(bindparam("lanes", type_=ARRAY(Text())))
+# Claims the next mail of each leased lane.
 _CLAIM = text(
     f"""
     WITH place AS (
@@ -146,7 +148,7 @@ _CLAIM = text(
         FROM unnest(:projects, :lanes, :probes) AS found (project_id, lane, is_probe) {_HOLDS}
     ), due AS (
         SELECT id FROM invitation_mails
-        WHERE id IN (SELECT {_HEAD} FROM place) AND status = 'pending' AND next_attempt_at <= now()
+        WHERE id IN (SELECT {_NEXT_MAIL} FROM place) AND status = 'pending' AND next_attempt_at <= now()
         FOR UPDATE SKIP LOCKED
     )
     UPDATE invitation_mails AS mail
@@ -168,6 +170,7 @@ _CLAIM = text(
     bindparam("lanes", type_=ARRAY(Text())),
     bindparam("probes", type_=ARRAY(Boolean())),
 )
+# Notes when projects had their turn.
 _NOTE_TURNS = text(
     """
     INSERT INTO mail_lanes (key, served_at)
@@ -180,13 +183,13 @@ _NOTE_TURNS = text(
 async def claim_due(
     session: Session, *, by_messages: int, by_smtp: int, lease_token: str, lease_for: timedelta
 ) -> list[DueMail]:
-    """Due mails that nobody else works on, under a lease: up to so many of each way out, and one of a lane.
+    """Claim due mails under a lease: up to `by_messages` and `by_smtp`, one of each lane.
 
-    A lane has one lease for all workers, so that a mailbox has one submit at a time. Lanes that are held are passed
-    by, but for mails that were asked for by hand. While all of Messages was held, one mail alone goes out to see.
+    A lane has one lease for all workers, so that a mailbox has one submit at a time. A lane that is held is skipped,
+    except for mails that were requested by hand. After a hold of all of Messages, one mail is claimed as a probe.
     """
     probe = None
-    ready = (await session.execute(READY, {"by_messages": by_messages, "by_smtp": by_smtp})).all()
+    ready = (await session.execute(READY_LANES, {"by_messages": by_messages, "by_smtp": by_smtp})).all()
     if any(place.is_probe and not place.is_held for place in ready):
         is_ours = await session.scalar(_BEGIN_PROBE, {"lease_for": lease_for, "lease_token": lease_token})
         probe = next(place for place in ready if place.is_probe and not place.is_held) if is_ours else None
@@ -217,15 +220,15 @@ async def claim_due(
     await session.execute(_NOTE_TURNS, {"projects": sorted({mail.project_id for mail in found})})
     if probe is not None and probe.lane not in {mail.lane for mail in found}:
         await end_probe(session, lease_token)
-    for lane in sorted(leased - {mail.lane for mail in found}):  # somebody else was faster
+    for lane in sorted(leased - {mail.lane for mail in found}):  # another worker was faster
         await release_lane(session, lane, lease_token)
     return found
 
 
 async def begin_submit(session: Session, mail_id: str, lease_token: str, *, lease_for: timedelta) -> bool:
-    """Notes that a submit is about to go out; False if the lease is lost, and nothing may be sent.
+    """Count the submit that is about to be made; False if the lease is lost, and nothing may be sent.
 
-    The lease is renewed: if this process dies, nobody tries again before that.
+    The lease is extended by `lease_for`: if this process dies, no other worker tries the mail before.
     """
     found = await session.scalar(
         update(_mail)
@@ -249,7 +252,7 @@ async def finish(
     messages_id: str | None,
     open_submits: int,
 ) -> bool:
-    """The last word on a mail; False if the lease is lost."""
+    """End a mail as sent, failed or unknown; False if the lease is lost."""
     return await _settle(
         session,
         due,
@@ -258,7 +261,7 @@ async def finish(
             "last_error": error,
             "messages_id": messages_id,
             "open_submits": open_submits,
-            # Those that may not have arrived are kept for `requeue`.
+            # Mails that may not have arrived are kept for `requeue`.
             "mail": None if status == "sent" else _mail.mail,
             "next_attempt_at": None,
             "finished_at": func.clock_timestamp(),
@@ -269,7 +272,7 @@ async def finish(
 async def retry_later(
     session: Session, due: DueMail, *, wait_seconds: float, error: str, open_submits: int
 ) -> bool:
-    """Another attempt after `wait_seconds`; False if the lease is lost."""
+    """Schedule another attempt after `wait_seconds`; False if the lease is lost."""
     return await _settle(
         session,
         due,

@@ -19,7 +19,7 @@ ALL_MESSAGES = "messages"  # the lane that stands for all mailboxes together
 
 
 async def release_lane(session: Session, lane: str, lease_token: str) -> None:
-    """Lets the lane's next mail go, if this lease still has it."""
+    """End the lease of a lane, if it is still this one: the next mail may be sent."""
     await session.execute(
         update(MailLane)
         .where(MailLane.key == lane, MailLane.lease_token == lease_token)
@@ -29,7 +29,7 @@ async def release_lane(session: Session, lane: str, lease_token: str) -> None:
 
 
 async def end_probe(session: Session, lease_token: str) -> None:
-    """If this lease was to find out whether Messages can be asked again: it has not, so the next one may at once."""
+    """End the probe of Messages without a result, if it is still this lease's: the next mail probes at once."""
     await session.execute(
         update(MailLane)
         .where(MailLane.key == ALL_MESSAGES, MailLane.lease_token == lease_token)
@@ -38,6 +38,7 @@ async def end_probe(session: Session, lease_token: str) -> None:
     )
 
 
+# Begins or extends a hold.
 _HOLD = text(
     f"""
     INSERT INTO mail_lanes AS known (key, held_until, hold_count, hold_reason)
@@ -63,7 +64,10 @@ async def hold(
     longest_seconds: float,
     reason: str,
 ) -> None:
-    """Nothing goes out of this lane (None: through Messages) for so long; longer with each hold that follows another."""
+    """Hold a lane, or with `key` None all of Messages; each hold that follows another is twice as long.
+
+    It lasts at least `wait_seconds`, and at most `longest_seconds`.
+    """
     await session.execute(
         _HOLD,
         {

@@ -32,7 +32,7 @@ _NEWEST = Ordering("-created_at", _mail.created_at.expression, _mail.id.expressi
 
 @dataclass(frozen=True, slots=True)
 class Undelivered:
-    """A guest whom an invitation or a cancellation could not be sent to; about one instance, or the whole event."""
+    """A guest to whom a mail could not be sent. `recurrence_id` is None if it is about the whole event."""
 
     recurrence_id: datetime | None
     email: str
@@ -40,6 +40,7 @@ class Undelivered:
     error: str | None
 
 
+# The failed mails that no later mail about the same event or instance replaced.
 _UNDELIVERED = text(
     """
     SELECT recurrence_id, recipient_email, method, last_error
@@ -58,32 +59,32 @@ _UNDELIVERED = text(
 
 
 async def find_undelivered(session: AnySession, calendar_id: str, event_uid: str) -> list[Undelivered]:
-    """Those whom no later mail about the same has reached."""
+    """Return the guests whom no later mail about the same has reached."""
     rows = await session.execute(_UNDELIVERED, {"calendar_id": calendar_id, "event_uid": event_uid})
     return [Undelivered(*row) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)
-class EventOfMails:
-    """What tells an event's mails; `original_start_time` only of an instance."""
+class LoggedEvent:
+    """The event that a log is about. `original_start_time` is set for an instance of a series."""
 
     calendar_id: str
     uid: str
     original_start_time: datetime | None
 
 
-async def find_event(session: AnySession, project_id: str, event_id: str) -> EventOfMails | None:
-    """The project's event, deleted or not."""
+async def find_event(session: AnySession, project_id: str, event_id: str) -> LoggedEvent | None:
+    """Return the project's event, deleted or not."""
     event = CalendarEvent
     statement = select(event.calendar_id, func.coalesce(event.ical_uid, ""), event.original_start_time).where(
         event.id == event_id, event.project_id == project_id
     )
     row = (await session.execute(statement)).one_or_none()
-    return None if row is None else EventOfMails(*row)
+    return None if row is None else LoggedEvent(*row)
 
 
-class Shown(NamedTuple):
-    """A mail of the log, and the hold that it waits for if there is one."""
+class LoggedMail(NamedTuple):
+    """A mail of the log, and the hold that it waits for, if there is one."""
 
     mail: InvitationMail
     held_until: datetime | None
@@ -91,9 +92,12 @@ class Shown(NamedTuple):
 
 
 async def list_mails(
-    session: AnySession, event: EventOfMails, *, cursor: str | None, limit: int
-) -> Page[Shown]:
-    """Of an instance, those about its series too. Newest first. Raises BadQuery for a bad cursor."""
+    session: AnySession, event: LoggedEvent, *, cursor: str | None, limit: int
+) -> Page[LoggedMail]:
+    """Return a page of mails, newest first; for an instance also those about its series.
+
+    Raises BadQuery for a bad cursor.
+    """
     place = Cursor.decode(cursor, ordering=_NEWEST.name) if cursor is not None else None
     own, of_all = aliased(MailLane), aliased(MailLane)
     is_waiting = and_(_mail.status == "pending", _mail.lease_token.is_(None), ~_mail.goes_first)
@@ -121,12 +125,12 @@ async def list_mails(
         statement = statement.where(
             or_(_mail.recurrence_id.is_(None), _mail.recurrence_id == event.original_start_time)
         )
-    rows = [Shown(*row) for row in await session.execute(seek(statement, _NEWEST, place, limit))]
+    rows = [LoggedMail(*row) for row in await session.execute(seek(statement, _NEWEST, place, limit))]
     return page_of(rows, _NEWEST, place, limit, place=lambda row: (row.mail.created_at, row.mail.id))
 
 
 async def lock_mail(session: Session, project_id: str, mail_id: str) -> InvitationMail | None:
-    """The project's mail, which no worker claims until the transaction's end."""
+    """Return the project's mail, locked: no worker claims it until the transaction ends."""
     return await session.scalar(
         select(_mail)
         .where(_mail.id == mail_id, _mail.project_id == project_id)
@@ -136,7 +140,7 @@ async def lock_mail(session: Session, project_id: str, mail_id: str) -> Invitati
 
 
 async def has_later_mail(session: Session, mail: InvitationMail) -> bool:
-    """Whether this mail's guest has had, or will have, a later one about the same."""
+    """Return whether there is a later mail to this guest about the same event or instance."""
     return bool(
         await session.scalar(
             select(
@@ -154,7 +158,7 @@ async def has_later_mail(session: Session, mail: InvitationMail) -> bool:
 
 
 async def requeue(session: Session, mail_id: str) -> InvitationMail:
-    """Makes the mail due now, before all others of its lane and in spite of a hold, as if it had never been tried."""
+    """Make the mail due now, before all others of its lane and in spite of a hold, with no attempts so far."""
     wake_after_commit(session, "mails")
     return (
         await session.scalars(
@@ -178,6 +182,7 @@ async def requeue(session: Session, mail_id: str) -> InvitationMail:
     ).one()
 
 
+# Counts of the mails that are not sent.
 _BACKLOG = text(
     """
     SELECT count(*) FILTER (WHERE status = 'pending') AS pending,

@@ -26,10 +26,10 @@ _mail = InvitationMail
 
 @dataclass(frozen=True, slots=True)
 class Thread:
-    """The thread of the last REQUEST or CANCEL that a recipient has had, or will, about an event.
+    """The thread of the last REQUEST or CANCEL to a recipient about an event, sent or waiting.
 
-    `id`: the Message-ID of its first mail. `last_method`: None where all were about other instances. `subject`: None if
-    written by a release that did not note it.
+    `id` is the Message-ID of its first mail. `subject` is None if an older release wrote the mail. `last_method` is
+    None if all mails were about other instances.
     """
 
     id: str
@@ -37,6 +37,7 @@ class Thread:
     last_method: str | None
 
 
+# For each recipient, the thread of the last mail about the event that did not fail.
 _THREADS = text(
     """
     SELECT recipient_key,
@@ -60,7 +61,10 @@ async def load_threads(
     recurrence_id: datetime | None,
     recipient_keys: Sequence[str],
 ) -> dict[str, Thread]:
-    """By recipient key, for those who have had a mail. Mails about other instances count for the thread alone."""
+    """Return threads by recipient key, without recipients who have none.
+
+    Mails about other instances count for the thread, but not for `last_method`.
+    """
     rows = await session.execute(
         _THREADS,
         {
@@ -74,7 +78,7 @@ async def load_threads(
 
 
 async def find_highest_sequence(session: AnySession, calendar_id: str, event_uid: str) -> int:
-    """Of all mails about an event, its series and its instances; -1 if there is none."""
+    """Return the highest SEQUENCE of the mails about an event, its series and its instances; -1 without mails."""
     statement = select(func.max(_mail.sequence)).where(
         _mail.calendar_id == calendar_id, _mail.event_uid == event_uid, _mail.method != "REPLY"
     )
@@ -85,7 +89,7 @@ async def find_highest_sequence(session: AnySession, calendar_id: str, event_uid
 async def find_sent_sequence(
     session: AnySession, calendar_id: str, event_uid: str, recurrence_id: datetime | None, recipient_key: str
 ) -> int:
-    """The highest that this guest was sent of the event, or of its series or this instance; -1 if there is none."""
+    """Return the highest SEQUENCE sent to this guest about the event, its series or this instance; -1 without mails."""
     statement = select(func.max(_mail.sequence)).where(
         _mail.calendar_id == calendar_id,
         _mail.event_uid == event_uid,
@@ -100,7 +104,7 @@ async def find_sent_sequence(
 async def find_sent_instances(
     session: AnySession, calendar_id: str, event_uid: str
 ) -> dict[str, set[datetime]]:
-    """By recipient key, the original starts of the instances that had a mail of their own."""
+    """Return the original starts of the instances that had mails of their own, by recipient key."""
     statement = (
         select(_mail.recipient_key, _mail.recurrence_id)
         .where(
@@ -119,7 +123,7 @@ async def find_sent_instances(
 
 
 async def find_organizers(session: AnySession, calendar_id: str, event_uid: str) -> list[str]:
-    """The ORGANIZERs that invitations to this event have named: the mailbox, or by SMTP the owner."""
+    """Return the ORGANIZER addresses of the invitations to this event: the mailbox, or by SMTP the owner."""
     statement = (
         select(case((_mail.mailbox_id.is_(None), _mail.owner_email), else_=_mail.sender_email))
         .where(_mail.calendar_id == calendar_id, _mail.event_uid == event_uid, _mail.method == "REQUEST")
@@ -131,14 +135,15 @@ async def find_organizers(session: AnySession, calendar_id: str, event_uid: str)
 async def insert_mails(
     session: Session, rows: Sequence[Mapping[str, Any]], *, due_at: datetime | None = None
 ) -> None:
-    """In this order, which is the order of sending. Due at `due_at`, or at once."""
+    """Add mails in the order in which they will be sent; due at `due_at`, or at once."""
     if rows:
         at = func.now() if due_at is None else due_at
         await session.execute(insert(_mail).values(next_attempt_at=at), list(rows))
         wake_after_commit(session, "mails")
 
 
-_TAKE_PLACE = text(
+# The replies of one guest that no worker has and that were not submitted.
+_DELETE_WAITING_REPLY = text(
     """
     DELETE FROM invitation_mails
     WHERE id IN (
@@ -152,6 +157,7 @@ _TAKE_PLACE = text(
     """
 ).bindparams(bindparam("recipient_keys", type_=ARRAY(Text())))
 
+# When the next reply of one guest may be sent, if `most` of them were written within the time.
 _NEXT_REPLY = text(
     """
     SELECT created_at + CAST(:within AS interval) FROM invitation_mails
@@ -163,7 +169,7 @@ _NEXT_REPLY = text(
 ).bindparams(bindparam("recipient_keys", type_=ARRAY(Text())))
 
 
-async def take_place_of_reply(
+async def replace_waiting_reply(
     session: Session,
     *,
     calendar_id: str,
@@ -174,10 +180,10 @@ async def take_place_of_reply(
     most: int,
     within: timedelta,
 ) -> datetime | None:
-    """Deletes this guest's REPLY that waits, and says when the newer one is due; None: now.
+    """Delete the waiting REPLY of this guest, and return when the newer one is due; None for now.
 
-    Of one guest's answers to an event at most `most` are sent `within` that time. A mail that a worker holds, or that
-    may have been taken, stays.
+    At most `most` replies of one guest to an event are sent `within` that time. A mail that a worker has claimed, or
+    that may have been accepted, stays.
     """
     values = {
         "calendar_id": calendar_id,
@@ -186,6 +192,6 @@ async def take_place_of_reply(
         "recipient_keys": list(recipient_keys),
         "replying_key": replying_key,
     }
-    waited = list(await session.scalars(_TAKE_PLACE, values))
+    waited = list(await session.scalars(_DELETE_WAITING_REPLY, values))
     next_at: datetime | None = await session.scalar(_NEXT_REPLY, {**values, "most": most, "within": within})
     return max((at for at in (*waited, next_at) if at is not None), default=None)
