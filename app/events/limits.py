@@ -14,10 +14,15 @@ RAW_TOTAL_BYTES = 262_144
 
 def cut(value: object, length: int) -> str | None:
     """`value` as text without NUL characters and lone surrogates, at most `length` characters; None if it is not text."""
+    if isinstance(value, str) and len(value) > length:
+        value = value[: length - 1] + "…"
+    return storable_text(value)
+
+
+def storable_text(value: object) -> str | None:
+    """As `cut`, in any length: for texts in which links are looked for, as half a link is another link."""
     if not isinstance(value, str):
         return None
-    if len(value) > length:
-        value = value[: length - 1] + "…"
     if "\x00" in value:
         value = value.replace("\x00", "")
     return value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
