@@ -3,7 +3,7 @@
 from typing import Any
 
 from app.core.errors import InvalidFields
-from app.mail.mailboxes import Mailbox, Messages
+from app.mail.lasuite.mailboxes import Mailbox, Messages
 
 
 async def default_identity(messages: Messages, owner_email: str) -> dict[str, Any] | None:

@@ -28,8 +28,9 @@ from app.core.lease import Lease
 from app.invitations.repository import claims, lanes
 from app.invitations.repository.claims import DueMail
 from app.mail.check import MailUnsafe, check_mail
-from app.mail.client import SUBMIT_WITHIN_SECONDS, MailRefused, MessagesThrottled, MessagesUnavailable
-from app.mail.mailboxes import Messages
+from app.mail.lasuite.client import SUBMIT_TIMEOUT_SECONDS
+from app.mail.lasuite.errors import MailRefused, MessagesThrottled, MessagesUnavailable
+from app.mail.lasuite.mailboxes import Messages
 from app.mail.mime import is_to_itself
 from app.mail.smtp import SmtpFailed, send_by_smtp
 from app.settings import Settings
@@ -43,13 +44,13 @@ _AFTER_LOST_ANSWER_SECONDS = 600.0
 _MOST_OPEN_SUBMITS = 2
 _JITTER = (1.0, 1.1)
 # Time to begin and to look up the mailbox. From the submit on, a mail is left alone like one without an answer.
-_LEASE_FOR = timedelta(seconds=SUBMIT_WITHIN_SECONDS + 90)
+_LEASE_FOR = timedelta(seconds=SUBMIT_TIMEOUT_SECONDS + 90)
 _BEGIN_WITHIN_SECONDS = 30.0
 # Of one worker. Messages has few processes for all who use it.
 _MOST_BY_MESSAGES = 3
 _MOST_BY_SMTP = 8
 CONCURRENCY = _MOST_BY_MESSAGES + _MOST_BY_SMTP
-_SEND_WITHIN_SECONDS = SUBMIT_WITHIN_SECONDS + 20
+_SEND_WITHIN_SECONDS = SUBMIT_TIMEOUT_SECONDS + 20
 
 # After a 429. Messages may ask for up to a day; but limits are lifted, and windows end sooner than told: one mail now
 # and then finds out. A short Retry-After is heeded to the second.

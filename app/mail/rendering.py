@@ -1,12 +1,9 @@
 """Subjects and texts of the mails, in English and French: Jinja2, and css-inline for the HTML."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Literal
-from zoneinfo import ZoneInfo
 
 from css_inline import CSSInliner
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -14,11 +11,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from app.core.languages import Language, language_of
 from app.core.web_urls import safe_url
 from app.events.data import ResponseStatus
-from app.ical.values import parse_time
 from app.itip.build import MOST_GUESTS_LISTED, Method
 from app.itip.clean import clean_line, clean_text
 from app.itip.event import Guest, MailedEvent
-from app.mail.texts import TEXTS, Texts
+from app.mail.texts import TEXTS
+from app.mail.when import repeats_text, when_text
 
 Kind = Literal["invitation", "update", "cancelled", "uninvited", "reply"]
 
@@ -164,90 +161,3 @@ def _environment() -> Environment:
 def _inliner() -> CSSInliner:
     # The <style> stays too: phones and dark mode need its media queries. Nothing is ever fetched.
     return CSSInliner(keep_style_tags=True, keep_at_rules=True, load_remote_stylesheets=False)
-
-
-# Times
-
-
-def when_text(event: MailedEvent, language: Language) -> str:
-    """When it is, on the wall of the event's zone, with the zone's name: `Tuesday 24 November 2026, 10:00 – 10:30 (Europe/Paris, CET)`."""
-    texts = TEXTS[language]
-    zone = ZoneInfo(event.timezone)
-    start, end = event.start.astimezone(zone), event.end.astimezone(zone)
-    if event.is_all_day:
-        last = max(start, end - timedelta(days=1))
-        days = (
-            _day(start, texts)
-            if last.date() <= start.date()
-            else f"{_day(start, texts)} – {_day(last, texts)}"
-        )
-        return f"{days}, {texts['all_day']}"
-    if start.date() == end.date():
-        span = f"{_day(start, texts)}, {start:%H:%M} – {end:%H:%M}"
-    else:
-        span = f"{_day(start, texts)}, {start:%H:%M} – {_day(end, texts)}, {end:%H:%M}"
-    return f"{span} ({_zone_name(event.timezone, start, end)})"
-
-
-def _zone_name(name: str, start: datetime, end: datetime) -> str:
-    """The IANA name, and what it is called there on that day. Zones without letters have their offset."""
-    if name == "UTC":
-        return name
-    short = start.tzname() or ""
-    if start.utcoffset() != end.utcoffset():
-        short = f"{short}/{end.tzname()}"
-    if not short.replace("/", "").isalpha():
-        minutes = round((start.utcoffset() or timedelta(0)).total_seconds() / 60)
-        short = f"UTC{'-' if minutes < 0 else '+'}{abs(minutes) // 60}"
-        short += f":{abs(minutes) % 60:02}" if minutes % 60 else ""
-    return f"{name}, {short}"
-
-
-def _day(at: datetime, texts: Texts) -> str:
-    day = texts["first_day"] if at.day == 1 else str(at.day)
-    return f"{texts['weekdays'][at.weekday()]} {day} {texts['months'][at.month - 1]} {at.year}"
-
-
-_WEEKDAYS = ("MO", "TU", "WE", "TH", "FR", "SA", "SU")
-
-
-def repeats_text(event: MailedEvent, language: Language) -> str:
-    """How a series repeats: `Every 2 weeks on Monday and Wednesday, until 24 December 2026`; "" for a single event.
-
-    Of rules that take more words than that: "Repeats".
-    """
-    if event.recurrence_id is not None or not event.recurrence:
-        return ""
-    texts = TEXTS[language]
-    rules = [line.partition(":")[2].upper() for line in event.recurrence if line.upper().startswith("RRULE")]
-    if len(rules) != 1:
-        return texts["repeats"]
-    parts = dict(part.partition("=")[::2] for part in rules[0].split(";"))
-    spoken = _spoken_rule(parts, event, texts)
-    return spoken or texts["repeats"]
-
-
-def _spoken_rule(parts: Mapping[str, str], event: MailedEvent, texts: Texts) -> str | None:
-    if set(parts) - {"FREQ", "INTERVAL", "BYDAY", "UNTIL", "COUNT", "WKST"}:
-        return None
-    every = texts["every"].get(parts.get("FREQ", ""))
-    interval = parts.get("INTERVAL", "1")
-    if every is None or not interval.isdigit():
-        return None
-    spoken = every[0] if interval == "1" else every[1].format(count=interval)
-    if "BYDAY" in parts:
-        days = parts["BYDAY"].split(",")
-        if parts["FREQ"] != "WEEKLY" or not set(days) <= set(_WEEKDAYS):
-            return None
-        names = [texts["weekdays"][_WEEKDAYS.index(day)] for day in days]
-        listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {texts['last_and']} {names[-1]}"
-        spoken += f" {texts['on_days']} {listed}"
-    until = parse_time(parts["UNTIL"]) if "UNTIL" in parts else None
-    if until is not None:
-        last = until.wall
-        if until.is_utc:
-            last = last.replace(tzinfo=UTC).astimezone(ZoneInfo(event.timezone))
-        spoken += f", {texts['until']} {_day(last, texts)}"
-    elif parts.get("COUNT", "").isdigit():
-        spoken += f", {texts['times'].format(count=parts['COUNT'])}"
-    return spoken

@@ -28,7 +28,7 @@ from app.core import metrics
 from app.core.errors import Unauthorized
 from app.core.languages import Language
 from app.hosted.service import Hosting, organizer_of
-from app.mail.rendering import repeats_text, when_text
+from app.mail.when import repeats_text, when_text
 from app.rsvp import service
 from app.rsvp.limits import RETRY_AFTER_SECONDS, RsvpLimiter
 from app.rsvp.schemas import ACTIONS, STATUS_CODES, Action, InboundAnswer, Page, ignored

@@ -28,7 +28,7 @@ from app.invitations.sender import MailSender
 from app.invitations.service import RsvpLinks, Sender, queue_mails
 from app.itip.event import Guest, MailedEvent, Person
 from app.mail import smtp as smtp_module
-from app.mail.mailboxes import Messages
+from app.mail.lasuite.mailboxes import Messages
 from app.models import Calendar, CalendarEvent, InvitationMail, MailLane
 from app.settings import Settings
 from tests.conftest import StartWorker, TestProject
