@@ -1,4 +1,4 @@
-"""Subjects and texts of the mails, in English and French: Jinja2, and css-inline for the HTML."""
+"""Subjects and bodies of mails, by Jinja2 templates and, for the HTML, css-inline."""
 
 import re
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ _HTTP_LINK = re.compile(r"^https?://", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class RsvpLinks:
-    """The three addresses of a guest's answers."""
+    """The three links of a guest, one for each reply."""
 
     accepted: str
     tentative: str
@@ -35,7 +35,7 @@ class RsvpLinks:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """`text` is plain, and not HTML-escaped. `thread_subject`: the `subject`, without the prefix of a later mail."""
+    """The words of a mail. `text` is plain text; `thread_subject` is `subject` without the `Re: ` of a later mail."""
 
     language: Language
     subject: str
@@ -61,23 +61,22 @@ def render(
     links: RsvpLinks | None = None,
     thread_subject: str | None = None,
 ) -> Rendered:
-    """The mail's subject and bodies. `replying`: who answered, for a reply.
+    """The subject and bodies of a mail. `replying` is the guest who replied, for a reply.
 
-    `thread_subject`: of the earlier mails to this recipient about the event. Messages and Gmail put a mail into its
-    thread only if the subject is the same too, so a later mail is `Re: ` that; what it tells stands in its first line,
-    which inboxes show beside the subject. After the event got another name the old subject would mislead, and the
-    mail begins a thread of its own.
+    `thread_subject` is the subject of the earlier mails to this recipient about the event. Messages and Gmail put a
+    mail into its thread only if the subjects agree, so a later mail has `Re: ` and that subject, and says what changed
+    in its first line, which inboxes show beside the subject. If the event was renamed, the mail begins a new thread.
     """
     language = language_of(locale)
     texts = TEXTS[language]
     name = clean_line(event.name) or texts["untitled"]
     who = (clean_line(replying.name) or replying.email) if replying is not None else ""
-    answer: ResponseStatus | None = replying.response_status if replying is not None else None
+    status: ResponseStatus | None = replying.response_status if replying is not None else None
     values = {"name": name, "who": who}
-    subject = (texts["subject_reply"][answer] if answer is not None else texts["subject"][kind]).format(
+    subject = (texts["subject_reply"][status] if status is not None else texts["subject"][kind]).format(
         **values
     )
-    intro = (texts["answered"][answer] if answer is not None else texts["intro"][kind]).format(
+    intro = (texts["answered"][status] if status is not None else texts["intro"][kind]).format(
         organizer=_shown(event.organizer.name, event.organizer.email), **values
     )
     headline = ""
@@ -120,12 +119,12 @@ def first_subject(event: MailedEvent, locale: str | None) -> str:
 
 
 def cut_subject(subject: str) -> str:
-    """On one line, and cut: clients show less anyway."""
+    """The subject on one line, cut to 200 characters. Clients show less than this."""
     return clean_line(subject)[:_LONGEST_SUBJECT].rstrip()
 
 
 def _subjects(name: str) -> set[str]:
-    """What a thread about an event of this name can be called."""
+    """The subjects that a thread about an event of this name can have."""
     return {
         cut_subject(subject.format(name=name))
         for texts in TEXTS.values()
@@ -159,5 +158,5 @@ def _environment() -> Environment:
 
 @lru_cache(maxsize=1)
 def _inliner() -> CSSInliner:
-    # The <style> stays too: phones and dark mode need its media queries. Nothing is ever fetched.
+    # The <style> is kept, because phones and dark mode need its media queries. Nothing is fetched.
     return CSSInliner(keep_style_tags=True, keep_at_rules=True, load_remote_stylesheets=False)

@@ -1,4 +1,4 @@
-"""Requests and answers about mailboxes (contract 8)."""
+"""Requests and responses about mailboxes (docs/reference/http-api.md)."""
 
 from typing import Annotated
 

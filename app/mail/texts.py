@@ -1,10 +1,10 @@
-"""The words of the mails, by language."""
+"""The texts of mails, by language."""
 
 from typing import Literal, TypedDict
 
 
 class Texts(TypedDict):
-    """`subject` and `intro` go by the kind of mail, `subject_reply`, `answered` and `answers` by the answer."""
+    """The texts of one language. `subject` and `intro` are by kind of mail, the texts about replies by participation status."""
 
     untitled: str
     colon: str

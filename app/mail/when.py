@@ -11,7 +11,7 @@ from app.mail.texts import TEXTS, Texts
 
 
 def when_text(event: MailedEvent, language: Language) -> str:
-    """When it is, on the wall of the event's zone, with the zone's name: `Tuesday 24 November 2026, 10:00 – 10:30 (Europe/Paris, CET)`."""
+    """The time of an event in its zone, such as `Tuesday 24 November 2026, 10:00 – 10:30 (Europe/Paris, CET)`."""
     texts = TEXTS[language]
     zone = ZoneInfo(event.timezone)
     start, end = event.start.astimezone(zone), event.end.astimezone(zone)
@@ -31,7 +31,7 @@ def when_text(event: MailedEvent, language: Language) -> str:
 
 
 def _zone_name(name: str, start: datetime, end: datetime) -> str:
-    """The IANA name, and what it is called there on that day. Zones without letters have their offset."""
+    """The IANA name, and the zone's abbreviation on that day, or its offset if the abbreviation has no letters."""
     if name == "UTC":
         return name
     short = start.tzname() or ""
@@ -53,9 +53,9 @@ _WEEKDAYS = ("MO", "TU", "WE", "TH", "FR", "SA", "SU")
 
 
 def repeats_text(event: MailedEvent, language: Language) -> str:
-    """How a series repeats: `Every 2 weeks on Monday and Wednesday, until 24 December 2026`; "" for a single event.
+    """How a series repeats, such as `Every 2 weeks on Monday and Wednesday, until 24 December 2026`.
 
-    Of rules that take more words than that: "Repeats".
+    "" for a single event; "Repeats" for a rule that cannot be said in such a sentence.
     """
     if event.recurrence_id is not None or not event.recurrence:
         return ""

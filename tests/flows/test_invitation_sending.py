@@ -1149,7 +1149,7 @@ async def test_a_mail_server_that_is_away_is_tried_again(outbox, smtp):
 
 
 async def test_a_mail_server_that_is_slow_before_the_mail_has_not_taken_it(outbox, smtp, monkeypatch):
-    monkeypatch.setattr(smtp_module, "_ALL_WITHIN_SECONDS", 0.2)
+    monkeypatch.setattr(smtp_module, "_TOTAL_TIMEOUT_SECONDS", 0.2)
     smtp.rcpt_seconds = 5
     await outbox.queue()
     await outbox.drain()
