@@ -78,7 +78,7 @@ def find_next_occurrence(
 
 
 def follow_rule(rule: Rule, start: Moment, *, first: datetime, last: datetime) -> Iterator[Moment]:
-    """Yield what the rule matches from `first` to `last` (naive, on the wall clock), in order, up to its UNTIL.
+    """Yield the starts from `first` to `last` (naive, on the wall clock), in order, up to UNTIL.
 
     Raises RuleRefused, also after some moments.
     """

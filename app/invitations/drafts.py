@@ -1,4 +1,4 @@
-"""Composing the mails about one change of an event: their iCalendar object, their words and their thread."""
+"""Composing the mails about one change of an event: iCalendar object, words and thread."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -93,7 +93,7 @@ class MailDraft:
     def compose_all(
         self, recipients: Sequence[tuple[str, Guest | Person, Thread | None]]
     ) -> list[ComposedMail]:
-        """The complete mails, in this order; recipients come with their key and thread. Takes up to 20 ms for each."""
+        """Compose the mails of (key, recipient, thread), in this order. Takes up to 20 ms for each."""
         return [self._compose(person, thread) for _, person, thread in recipients]
 
     def _compose(self, person: Guest | Person, thread: Thread | None) -> ComposedMail:

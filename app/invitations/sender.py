@@ -1,4 +1,4 @@
-"""Sending the mails of the outbox. Each is claimed under a lease, and submitted with no transaction open.
+"""Sending the mails of the outbox: claimed under a lease, submitted with no transaction open.
 
 A submit can end without a known result: the response is lost, or this process dies. The same bytes are then submitted
 once more after ten minutes. If the second submit has no result either, the mail ends as `unknown` and is never sent
@@ -105,7 +105,7 @@ class MailSender:
         self._in_flight = dict.fromkeys((False, True), 0)  # by whether the mail is sent by SMTP
 
     async def claim(self, limit: int) -> list[ClaimedMail]:
-        """Claim up to `limit` due mails. Messages and SMTP have limits of their own, so that neither blocks the other."""
+        """Claim up to `limit` due mails. Messages and SMTP have separate limits: neither blocks the other."""
         lease = Lease.new(begin_within_seconds=_BEGIN_WITHIN_SECONDS)
         by_messages = min(limit, _MAX_BY_MESSAGES - self._in_flight[False])
         by_smtp = min(limit, _MAX_BY_SMTP - self._in_flight[True])
@@ -140,7 +140,7 @@ class MailSender:
             await self._leave(due)
             return
         if due.open_submits >= _MAX_OPEN_SUBMITS:
-            await self._settle(due, _Outcome("lost", "No submit of this mail was answered."))
+            await self._settle(due, _Outcome("lost", "No submit of this mail got a response."))
             return
         try:
             await self._check_bytes(due)
@@ -162,11 +162,11 @@ class MailSender:
                     self._submit(due, mailbox_id) if mailbox_id is not None else self._send_by_smtp(due)
                 )
         except TimeoutError:
-            outcome = _Outcome("lost", "The mail was not taken in time.")
+            outcome = _Outcome("lost", "The mail was not accepted in time.")
         await self._settle(due, outcome)
 
     async def _check_bytes(self, due: DueMail) -> None:
-        """Check that the mail, which an older release may have written, goes to its recipient only. Raises _NothingSent."""
+        """Check that the mail goes to its recipient only, whichever release wrote it. Raises _NothingSent."""
         if not is_mail_address(due.recipient_email):
             reason = f"No mail can arrive at {due.recipient_email}: check what follows the @."
             raise _NothingSent(_Outcome("failed", reason))
@@ -182,7 +182,7 @@ class MailSender:
             raise _NothingSent(_Outcome("failed", reason)) from None
 
     async def _check_right(self, due: DueMail) -> str | None:
-        """Return the mailbox to send from, or None for SMTP. Raises _NothingSent if the owner may not send from it.
+        """Return the mailbox to send from, None for SMTP. Raises _NothingSent if the owner has no right to.
 
         Messages does not check the roles of users (docs/reference/messages.md).
         """

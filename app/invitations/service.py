@@ -71,7 +71,7 @@ async def lock_for_resend(session: Session, project_id: str, mail_id: str) -> In
 
 
 async def requeue(session: Session, mail: InvitationMail) -> InvitationRead:
-    """Make a locked mail due now, before others and in spite of a hold; one that is being sent is left as it is."""
+    """Make a locked mail due now, before others and in spite of a hold, unless it is being sent."""
     if mail.lease_token is None:
         mail = await log.requeue(session, mail.id)
     return _read(mail)
@@ -80,7 +80,7 @@ async def requeue(session: Session, mail: InvitationMail) -> InvitationRead:
 def _read(
     row: InvitationMail, held_until: datetime | None = None, hold_reason: str | None = None
 ) -> InvitationRead:
-    """The mail for the API. One that is held has the end of the hold as next attempt, and its reason as error."""
+    """The mail for the API. If it is held, the hold gives the next attempt and the error."""
     next_attempt_at = row.next_attempt_at
     if next_attempt_at is not None and held_until is not None:
         next_attempt_at = max(next_attempt_at, held_until)

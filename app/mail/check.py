@@ -1,4 +1,4 @@
-"""The check of a mail right before it is sent: its bytes are parsed by other code than the code that wrote them.
+"""The check of a mail right before it is sent, by other code than the code that wrote it.
 
 A mail holds its recipient's personal RSVP links. One that names another recipient must never be sent, also if an older
 release wrote it.
@@ -33,7 +33,7 @@ class MailUnsafe(Exception):
 
 
 def check_addressing(mail: bytes, *, sender_email: str, recipient_email: str) -> None:
-    """Check by its header that `mail` is from exactly this sender to exactly this recipient. Raises MailUnsafe."""
+    """Check that the header has exactly this sender and this recipient. Raises MailUnsafe."""
     header, blank, _ = mail.partition(b"\r\n\r\n")
     message = BytesParser(policy=compat32).parsebytes(header + blank, headersonly=True)
     if message.defects or message.get_payload():

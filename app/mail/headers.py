@@ -28,7 +28,7 @@ def phrase(header: str, text: str) -> str:
 
 
 def unstructured(header: str, text: str) -> str:
-    """An unstructured value such as a subject. `text` must be on one line. Long values are folded with CRLF."""
+    """A value such as a subject. `text` must be on one line. Long values are folded with CRLF."""
     is_plain = _PLAIN_TEXT.fullmatch(text) is not None and "=?" not in text
     if not text or (is_plain and len(header) + 2 + len(text) <= _LONGEST_PLAIN):
         return text

@@ -17,7 +17,7 @@ from app.mail.rendering import Rendered
 
 # Longer display names are cut. Clients show less than this.
 _LONGEST_NAME = 120
-# A longer address would make the line longer than 78 characters. Python programs would then fold it again, and decode the name.
+# A longer address makes the line longer than 78 characters. Python programs fold it again, and decode the name.
 _LONGEST_NAMED_ADDRESS = 75
 # Keeps the line of the header short enough.
 _LONGEST_ID_DOMAIN = 30
@@ -25,9 +25,9 @@ _LONGEST_ID_DOMAIN = 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mailing:
-    """The parts of a mail. `thread_id` is the Message-ID of the first mail about the event, if this is a later one.
+    """The parts of a mail.
 
-    `reply_to` is the address for written replies, if that is not the sender's.
+    `thread_id` is the Message-ID of the first mail about the event, if this is a later one. `reply_to` is the address for written replies, if that is not the sender's.
     """
 
     sender_email: str
@@ -53,8 +53,9 @@ def make_message_id(sender_email: str, *parts: str | int | None) -> str:
 
 
 def compose(mailing: Mailing) -> bytes:
-    """Write the mail as mixed(alternative(text/plain, text/html, text/calendar), invite.ics), as Outlook and Gmail need it.
+    """Write a mail in the form that Outlook and Gmail need.
 
+    It is mixed(alternative(text/plain, text/html, text/calendar), invite.ics).
     Raises ValueError if an address is not valid.
     """
     lines = [
@@ -90,16 +91,16 @@ def compose(mailing: Mailing) -> bytes:
 
 
 def is_to_itself(sender_email: str, recipient_email: str) -> bool:
-    """Whether the mail goes to the mailbox that it comes from, as replies of guests to an owner's own mailbox do.
+    """Whether the mail goes to the mailbox that it comes from.
 
-    Such a mail has no Message-ID. Messages stores it as sent, and would not put it into the inbox if it found the same
+    Replies of guests do if the owner's own mailbox sends the invitations. Such a mail has no Message-ID. Messages stores it as sent, and would not put it into the inbox if it found the same
     Message-ID in the mailbox. A second submit of the same mail has the Message-ID (app/invitations/sender.py).
     """
     return same_address(sender_email, recipient_email)
 
 
 def _multipart(boundary: str, parts: Sequence[bytes]) -> bytes:
-    """A multipart body (RFC 2046 section 5.1.1). The standard library would encode the calendar parts again for each guest."""
+    """A multipart body (RFC 2046 section 5.1.1). The library would encode the calendar for each guest."""
     mark = f"--{boundary}".encode()
     return b"".join(mark + b"\r\n" + part + b"\r\n" for part in parts) + mark + b"--\r\n"
 
@@ -118,7 +119,7 @@ def _html_part(html: str) -> bytes:
 
 @lru_cache(maxsize=8)
 def _calendar_parts(ics: bytes, method: Method) -> tuple[bytes, bytes]:
-    """The part for calendar programs, and the same bytes as an attachment; in base64, so that no relay changes a line."""
+    """The part for calendar programs, and the same as an attachment. In base64, no relay changes a line."""
     calendar = MIMEPart(policy=SMTP)
     calendar.set_content(ics.decode(), subtype="calendar", cte="base64", params={"method": method})
     # application/ics, because some clients show a second text/calendar part as a second invitation.

@@ -35,7 +35,7 @@ class RsvpLinks:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """The words of a mail. `text` is plain text; `thread_subject` is `subject` without the `Re: ` of a later mail."""
+    """The words of a mail. `thread_subject` is `subject` without the `Re: ` of a later mail."""
 
     language: Language
     subject: str
@@ -76,7 +76,7 @@ def render(
     subject = (texts["subject_reply"][status] if status is not None else texts["subject"][kind]).format(
         **values
     )
-    intro = (texts["answered"][status] if status is not None else texts["intro"][kind]).format(
+    intro = (texts["replied"][status] if status is not None else texts["intro"][kind]).format(
         organizer=_shown(event.organizer.name, event.organizer.email), **values
     )
     headline = ""

@@ -11,7 +11,7 @@ from app.mail.texts import TEXTS, Texts
 
 
 def when_text(event: MailedEvent, language: Language) -> str:
-    """The time of an event in its zone, such as `Tuesday 24 November 2026, 10:00 – 10:30 (Europe/Paris, CET)`."""
+    """The time of an event, as `Tuesday 24 November 2026, 10:00 – 10:30 (Europe/Paris, CET)`."""
     texts = TEXTS[language]
     zone = ZoneInfo(event.timezone)
     start, end = event.start.astimezone(zone), event.end.astimezone(zone)
@@ -31,7 +31,7 @@ def when_text(event: MailedEvent, language: Language) -> str:
 
 
 def _zone_name(name: str, start: datetime, end: datetime) -> str:
-    """The IANA name, and the zone's abbreviation on that day, or its offset if the abbreviation has no letters."""
+    """The IANA name and the abbreviation on that day; the offset if the abbreviation has no letters."""
     if name == "UTC":
         return name
     short = start.tzname() or ""

@@ -1,1 +1,1 @@
-"""SQL of the outbox of mails: its rows, its log, the claims of due mails, and the lanes that they wait in."""
+"""SQL of the outbox of mails: writing, the log, claims of due mails, and lanes."""

@@ -1,4 +1,4 @@
-"""The lanes that mails wait in: who has one, and whether it is held (docs/adr/0011-mail-outbox-and-lanes.md)."""
+"""The lanes in which mails wait: their leases and holds (docs/adr/0011-mail-outbox-and-lanes.md)."""
 
 from datetime import timedelta
 
@@ -29,7 +29,7 @@ async def release_lane(session: Session, lane: str, lease_token: str) -> None:
 
 
 async def end_probe(session: Session, lease_token: str) -> None:
-    """End the probe of Messages without a result, if it is still this lease's: the next mail probes at once."""
+    """End a probe of Messages without a result, if the lease is still this one: another mail may probe."""
     await session.execute(
         update(MailLane)
         .where(MailLane.key == ALL_MESSAGES, MailLane.lease_token == lease_token)
@@ -81,7 +81,7 @@ async def hold(
 
 
 async def end_holds(session: Session, lane: str, lease_token: str, *, by_messages: bool) -> None:
-    """End the lease and the hold of a lane from which a mail was accepted; with `by_messages`, that of all mailboxes too."""
+    """End the lease and hold of a lane after a mail was accepted; `by_messages`: of all mailboxes too."""
     is_own = and_(MailLane.key == lane, MailLane.lease_token == lease_token)
     is_of_all = and_(MailLane.key == ALL_MESSAGES, MailLane.hold_count > 0)
     await session.execute(

@@ -158,7 +158,7 @@ async def has_later_mail(session: Session, mail: InvitationMail) -> bool:
 
 
 async def requeue(session: Session, mail_id: str) -> InvitationMail:
-    """Make the mail due now, before all others of its lane and in spite of a hold, with no attempts so far."""
+    """Make the mail due now, before others of its lane and in spite of a hold, without attempts so far."""
     wake_after_commit(session, "mails")
     return (
         await session.scalars(

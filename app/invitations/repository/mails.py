@@ -78,7 +78,7 @@ async def load_threads(
 
 
 async def find_highest_sequence(session: AnySession, calendar_id: str, event_uid: str) -> int:
-    """Return the highest SEQUENCE of the mails about an event, its series and its instances; -1 without mails."""
+    """Return the highest SEQUENCE of mails about an event and its instances; -1 without mails."""
     statement = select(func.max(_mail.sequence)).where(
         _mail.calendar_id == calendar_id, _mail.event_uid == event_uid, _mail.method != "REPLY"
     )
@@ -89,7 +89,7 @@ async def find_highest_sequence(session: AnySession, calendar_id: str, event_uid
 async def find_sent_sequence(
     session: AnySession, calendar_id: str, event_uid: str, recurrence_id: datetime | None, recipient_key: str
 ) -> int:
-    """Return the highest SEQUENCE sent to this guest about the event, its series or this instance; -1 without mails."""
+    """Return the highest SEQUENCE sent to this guest about the event or this instance; -1 without mails."""
     statement = select(func.max(_mail.sequence)).where(
         _mail.calendar_id == calendar_id,
         _mail.event_uid == event_uid,

@@ -33,7 +33,7 @@ def _json(response: Response) -> Any:
 
 
 def _reason(response: Response) -> str:
-    """What Messages says about an error, on one line; empty for an HTML page."""
+    """The reason that Messages gives for an error, on one line; empty for an HTML page."""
     value = _json(response)
     if isinstance(value, Mapping):
         texts = [text for text in map(_sentence, value.values()) if text]
@@ -61,7 +61,7 @@ class MessagesClient:
         return self._settings.feature_messages_integration
 
     async def fetch_mailboxes(self, user_email: str) -> list[Any]:
-        """Return the mailboxes that the user has access to, as Messages lists them. Its look-up is case-sensitive.
+        """Return the list of mailboxes that the user has access to. The look-up is case-sensitive.
 
         Raises MessagesUnavailable, MessagesThrottled, MessagesRefused.
         """
@@ -76,8 +76,8 @@ class MessagesClient:
         value = _json(response)
         results = value.get("results") if isinstance(value, Mapping) else None
         if not isinstance(results, list):
-            # The page of a proxy is not a list of mailboxes. Read as an empty list, it would take rights away.
-            raise MessagesUnavailable("Messages answered with something that is not a list of mailboxes.")
+            # The page of a proxy is not a list of mailboxes. Read as an empty list, it would take rights from users.
+            raise MessagesUnavailable("Messages returned something that is not a list of mailboxes.")
         return results
 
     async def submit(self, mailbox_id: str, recipients: Sequence[str], mail: bytes) -> str | None:
@@ -146,9 +146,9 @@ class MessagesClient:
             if err.stage == "connect":
                 problem = f"cannot be reached ({err.cause})"
             elif err.code == "too_large":
-                problem = "sent too large an answer"
+                problem = "sent too large a response"
             elif err.code == "timeout" and err.stage == "receive":
-                problem = "did not answer in time"
+                problem = "did not respond in time"
             else:
                 problem = f"broke the connection off ({err.cause})"
             # Only a request that was sent completely may have been accepted.

@@ -19,7 +19,7 @@ _MAY_SEND = frozenset({"sender", "admin"})
 
 @dataclass(frozen=True, slots=True)
 class Mailbox:
-    """A mailbox. `role` is the user's: `viewer`, `editor`, `sender` or `admin`; None if Messages returns none."""
+    """A mailbox, with the user's role: `viewer`, `editor`, `sender` or `admin`; None if Messages has none."""
 
     mailbox_id: str
     email: str
@@ -33,7 +33,7 @@ class Mailbox:
 
 
 class Messages:
-    """The client of Messages with a cache of mailboxes; one for a process. `client` has the endpoints without it."""
+    """The client of Messages with a cache of mailboxes, one for each process."""
 
     def __init__(self, settings: Settings, client: httpx.AsyncClient) -> None:
         self.client = MessagesClient(settings, client)
@@ -66,7 +66,10 @@ class Messages:
         return list(mailboxes)
 
     async def own_mailbox(self, user_email: str) -> Mailbox | None:
-        """Return the mailbox with the user's address, if the user may send from it. Raises as `list_mailboxes` does."""
+        """Return the mailbox with the user's address, if the user may send from it.
+
+        Raises as `list_mailboxes` does.
+        """
         mailboxes = await self.list_mailboxes(user_email)
         return next((box for box in mailboxes if box.can_send and same_address(box.email, user_email)), None)
 
@@ -83,7 +86,7 @@ def _mailbox(item: Any) -> Mailbox:
                 _printable(name) or None if isinstance(name, str) else None,
                 role if isinstance(role, str) and role.isprintable() else None,
             )
-    raise MessagesUnavailable("Messages answered with something that is not a list of mailboxes.")
+    raise MessagesUnavailable("Messages returned something that is not a list of mailboxes.")
 
 
 def _printable(text: str) -> str:
