@@ -64,7 +64,7 @@ class Component:
 def normalize(body: bytes) -> bytes:
     """Unfold a feed's body, with LF line ends and without byte order mark and control characters.
 
-    Raises CalendarUnreadable unless it begins and ends as a calendar does: `feed_empty`, `feed_not_ics`, `feed_truncated`.
+    Raises CalendarUnreadable (`feed_empty`, `feed_not_ics`, `feed_truncated`) if it does not begin and end as a calendar.
     """
     text = body.removeprefix(_BOM).translate(None, _CONTROLS)
     text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n").strip()

@@ -103,7 +103,7 @@ def _length(start: Moment, first: dict[str, Line], zones: ZoneTable) -> tuple[ti
 
     Without both, a date has a length of one day, and a time has none.
 
-    An end before the start counts as the start. DTEND in the zone of DTSTART gives a length on the wall clock; a DURATION
+    An end before the start counts as the start. DTEND in the zone of DTSTART gives a length on the wall clock. A DURATION
     with a time part, and a DTEND in another zone, give elapsed time.
     """
     end = read_moment(first["DTEND"], zones) if "DTEND" in first else None

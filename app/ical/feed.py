@@ -67,7 +67,8 @@ class Instance(NamedTuple):
 class Feed:
     """A complete calendar. `digest` does not depend on DTSTAMP and LAST-MODIFIED.
 
-    Raises CalendarUnreadable: `feed_empty`, `feed_not_ics`, `feed_truncated`, `feed_too_large`. Takes long: call it in a thread.
+    Raises CalendarUnreadable (`feed_empty`, `feed_not_ics`, `feed_truncated`, `feed_too_large`). Takes long: call it in a
+    thread.
     """
 
     def __init__(self, body: bytes) -> None:

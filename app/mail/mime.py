@@ -27,7 +27,8 @@ _LONGEST_ID_DOMAIN = 30
 class Mailing:
     """The parts of a mail.
 
-    `thread_id` is the Message-ID of the first mail about the event, if this is a later one. `reply_to` is the address for written replies, if that is not the sender's.
+    `thread_id` is the Message-ID of the first mail about the event, if this is a later one. `reply_to` is the address
+    for written replies, if that is not the sender's.
     """
 
     sender_email: str
@@ -93,8 +94,9 @@ def compose(mailing: Mailing) -> bytes:
 def is_to_itself(sender_email: str, recipient_email: str) -> bool:
     """Whether the mail goes to the mailbox that it comes from.
 
-    Replies of guests do if the owner's own mailbox sends the invitations. Such a mail has no Message-ID. Messages stores it as sent, and would not put it into the inbox if it found the same
-    Message-ID in the mailbox. A second submit of the same mail has the Message-ID (app/invitations/sender.py).
+    Replies of guests do if the owner's own mailbox sends the invitations. Such a mail has no Message-ID: Messages stores
+    it as sent, and would not put it into the inbox if it found the same Message-ID in the mailbox. A second submit of
+    the same mail has the Message-ID (app/invitations/sender.py).
     """
     return same_address(sender_email, recipient_email)
 

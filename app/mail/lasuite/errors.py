@@ -20,7 +20,8 @@ class MessagesOff(NotFound):
 class MessagesUnavailable(BadGateway):
     """Messages is unavailable; the request was correct.
 
-    `may_be_taken`: only the response is missing, so the request may have been carried out. `retry_after`: seconds that Messages asks to wait, 0 if it does not say.
+    `may_be_taken`: only the response is missing, so the request may have been carried out. `retry_after`: seconds that
+    Messages asks to wait, 0 if it does not say.
     """
 
     def __init__(self, message: str, *, may_be_taken: bool = False, retry_after: float = 0.0) -> None:
