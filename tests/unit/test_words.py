@@ -43,7 +43,7 @@ def test_the_message_names_the_place_and_the_word_to_write() -> None:
     [
         "told = 1",
         "is_told = 1",
-        "find_sent_instances()",
+        "find_told_instances()",
         "class MailTold: ...",
         "class ToldMail: ...",
         "TOLD_ONCE = 1",
