@@ -20,7 +20,7 @@ from app.core.db import Sessions, transaction
 from app.core.errors import InvalidFields
 from app.core.http import operator_client
 from app.core.ids import new_id
-from app.hosted.service import write_rows_soon
+from app.hosted.service import schedule_rewrite
 from app.invitations.repository.claims import READY_LANES
 from app.invitations.repository.log import requeue
 from app.invitations.retention import prune_mail_contents
@@ -165,7 +165,7 @@ async def outbox(
             settings=settings,
             sessions=sessions,
             messages=messages,
-            refresh_event=write_rows_soon,
+            refresh_event=schedule_rewrite,
             retry_waits=(5, 30),
         )
         yield Outbox(
@@ -511,7 +511,7 @@ async def test_a_throttled_mailbox_holds_no_other(outbox):
         settings=outbox.settings,
         sessions=outbox.sessions,
         messages=outbox.messages,
-        refresh_event=write_rows_soon,
+        refresh_event=schedule_rewrite,
     )
     assert len(await other.claim(10)) == 1
     await outbox.make_due()
@@ -529,7 +529,7 @@ async def test_a_hold_outlives_the_process_and_is_probed_by_one_mail(outbox):
             settings=outbox.settings,
             sessions=outbox.sessions,
             messages=outbox.messages,
-            refresh_event=write_rows_soon,
+            refresh_event=schedule_rewrite,
         )
         before = len(outbox.fake.refused)
         (claimed,) = await sender.claim(10)
@@ -722,7 +722,7 @@ async def test_after_a_throttled_look_up_one_mail_finds_out(outbox):
         settings=outbox.settings,
         sessions=outbox.sessions,
         messages=outbox.messages,
-        refresh_event=write_rows_soon,
+        refresh_event=schedule_rewrite,
     )
     (probe,) = await outbox.sender.claim(10)
     assert await other.claim(10) == []
@@ -776,7 +776,7 @@ async def test_a_mailbox_has_one_submit_at_a_time_whatever_workers_there_are(out
             settings=outbox.settings,
             sessions=outbox.sessions,
             messages=outbox.messages,
-            refresh_event=write_rows_soon,
+            refresh_event=schedule_rewrite,
         )
         for _ in range(3)
     ]
@@ -803,7 +803,7 @@ async def test_mailboxes_that_hang_keep_no_place_from_the_others(outbox):
         settings=outbox.settings,
         sessions=outbox.sessions,
         messages=outbox.messages,
-        refresh_event=write_rows_soon,
+        refresh_event=schedule_rewrite,
     )
     for _ in range(2):
         claimed = await other.claim(10)
@@ -990,7 +990,7 @@ async def test_two_senders_never_send_a_mail_twice(outbox):
         settings=outbox.settings,
         sessions=outbox.sessions,
         messages=outbox.messages,
-        refresh_event=write_rows_soon,
+        refresh_event=schedule_rewrite,
     )
     while len(outbox.fake.submitted) < 30:
         one, two = await asyncio.gather(outbox.sender.claim(20), other.claim(20))

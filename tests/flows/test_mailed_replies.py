@@ -9,7 +9,7 @@ from prometheus_client import REGISTRY
 from pydantic import SecretStr
 from sqlalchemy import text
 
-from app.rsvp import service
+from app.rsvp import inbound
 from app.rsvp.senders import SenderKeys, _signatures, _split, is_signed_by_sender
 from tests.factories import at
 from tests.fakes.dns import serve_dns, sign
@@ -240,14 +240,14 @@ async def test_while_the_database_is_busy_the_mail_waits(api, sessions, messages
 
 async def test_a_reply_that_was_not_recorded_is_not_acknowledged(api, messages, box, event, monkeypatch):
     """The process dies between taking the mail and the commit: seen from outside, there is no answer."""
-    apply = service._apply
+    apply = inbound._apply
 
     async def die(*args, **kwargs):
         await apply(*args, **kwargs)
         raise asyncio.CancelledError
 
     with monkeypatch.context() as patch:
-        patch.setattr(service, "_apply", die)
+        patch.setattr(inbound, "_apply", die)
         incoming = await messages.deliver(box, signed(event))
     assert incoming.state == "held"
     assert await bobs(api, event) == "needs_action"

@@ -17,7 +17,7 @@ from sqlalchemy import func, select, text, update
 from app.core.http import httpx
 from app.invitations.links import RsvpTokens, Subject
 from app.models import Calendar, HostedEvent, InvitationMail, WebhookDelivery
-from app.rsvp.limits import PER_MINUTE
+from app.rsvp.api import PER_MINUTE
 from tests.factories import at
 
 pytestmark = pytest.mark.settings(smtp_url="smtp://127.0.0.1:9", email_from="calendar@example.net")

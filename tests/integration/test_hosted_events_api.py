@@ -15,7 +15,7 @@ from sqlalchemy import text as sql
 
 from app.core.http import httpx
 from app.hosted.components import EventComponent
-from app.hosted.expand import fit_rule
+from app.hosted.rules import fit_rule
 from app.invitations.links import RsvpTokens, Subject
 from app.models import InvitationMail, WebhookDelivery
 

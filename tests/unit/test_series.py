@@ -127,3 +127,20 @@ def test_a_rule_that_cannot_be_followed_leaves_the_start(rule):
         )
     assert [one.start for one in found] == [start.utc]
     assert len(logs) == 2
+
+
+@pytest.mark.parametrize(
+    ("until", "last_day"),
+    [
+        ("20260103", 3),
+        ("20260103T080000Z", 3),
+        ("20260103T075959Z", 2),
+        ("20260103T090000", 3),
+        ("20260103T085959", 2),
+    ],
+)
+def test_until_is_inclusive(until, last_day):
+    start = moment(datetime(2026, 1, 1, 9), "Europe/Paris")
+    window = Window(start.utc, start.utc + timedelta(days=30))
+    found = expand_series(start, timedelta(hours=1), Rule(f"FREQ=DAILY;UNTIL={until}"), window)
+    assert [one.start.day for one in found] == list(range(1, last_day + 1))
