@@ -1,4 +1,4 @@
-"""Settings: environment variables (and `.env`), as in contract 1. Nothing here opens a connection."""
+"""Settings: environment variables and `.env` (docs/settings.md). Nothing here opens a connection."""
 
 import os
 import re

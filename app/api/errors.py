@@ -1,4 +1,4 @@
-"""Rendering of errors as contract 2 says. The errors themselves are in app/core/errors.py."""
+"""Rendering of errors (docs/reference/http-api.md, "Errors"), which app/core/errors.py defines."""
 
 from typing import Any
 

@@ -14,7 +14,7 @@ from app.api.schemas import (
 from app.core.addresses import MAIL_ADDRESS, is_mail_address
 from app.core.web_urls import LONGEST_URL, safe_url
 
-MOST_ATTENDEES = 500  # what Messages takes for one mail (contract/messages.md)
+MOST_ATTENDEES = 500  # what Messages takes for one mail (docs/reference/messages.md, "Recipients")
 
 # Everything that could end a line of a mail's header or of an iCalendar file (NEL and the separators of Unicode too).
 _LINE_CONTROLS = r"\x00-\x1f\x7f-\x9f\u2028\u2029"

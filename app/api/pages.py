@@ -1,4 +1,7 @@
-"""List answers: {"next", "previous", "results"} with absolute links (contract 2), and what their queries share."""
+"""List answers: {"next", "previous", "results"} with absolute links, and what their queries share.
+
+See docs/reference/http-api.md, "Lists".
+"""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Generic, Self, TypeVar

@@ -153,7 +153,7 @@ def _parse_time(value: Any) -> datetime:
         raise ValueError("The date is out of range.") from None
 
 
-# Any offset is accepted; a time without one is read as UTC (contract 2).
+# Any offset is accepted; a time without one is read as UTC (docs/reference/http-api.md, "Times").
 InputTime = Annotated[datetime, BeforeValidator(_parse_time)]
 _TIME_SCHEMA = {"type": "string", "format": "date-time", "examples": ["2026-01-31T09:00:00.000000Z"]}
 OutputTime = Annotated[
@@ -166,7 +166,7 @@ TimeText = Annotated[str, WithJsonSchema(_TIME_SCHEMA)]
 
 
 def check_metadata(value: dict[str, Any]) -> dict[str, Any]:
-    """Contract 3: an object with at least one key, string values, at most 1,000 characters as JSON."""
+    """Metadata (docs/reference/http-api.md, "Input"): an object with at least one key, string values, at most 1,000 characters as JSON."""
     if not value:
         raise ValueError("Must have at least one key.")
     for key, item in value.items():

@@ -1,4 +1,4 @@
-"""Routes of calendars (contract 3)."""
+"""Routes of calendars (docs/reference/http-api.md, "Calendars")."""
 
 from typing import Annotated, Any
 

@@ -1,4 +1,4 @@
-"""Requests and answers about calendars (contract 3)."""
+"""Requests and answers about calendars (docs/reference/http-api.md, "Calendars")."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal

@@ -330,7 +330,10 @@ async def _reachable(settings: Settings, client: httpx.AsyncClient) -> list[Find
 
 
 async def _messages(settings: Settings, client: httpx.AsyncClient) -> list[Finding]:
-    """Both scopes of the channel, without sending anything (contract/messages.md)."""
+    """Both scopes of the channel, without sending anything.
+
+    See docs/reference/messages.md, "Authentication".
+    """
     if not settings.feature_messages_integration:
         return []
     assert settings.messages_api_key is not None

@@ -1,4 +1,4 @@
-"""The console command `calbridge` (contract 1).
+"""The console command `calbridge` (README.md, "Run it in production").
 
 Exit codes: 0 done, 1 it cannot be done (a sentence on stderr says why), 2 wrong settings or arguments.
 """

@@ -1,4 +1,7 @@
-"""Liveness, readiness and metrics (contract 8). No API key: keep them inside the operator's network."""
+"""Liveness, readiness and metrics. No API key: keep them inside the operator's network.
+
+See docs/reference/http-api.md, "Health and metrics".
+"""
 
 import asyncio
 from datetime import timedelta

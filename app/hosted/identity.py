@@ -1,6 +1,6 @@
 """Choose the mailbox that a local calendar sends from.
 
-These functions use the network: never call them inside a transaction.
+These functions use the network: never call them inside a transaction. See docs/reference/messages.md, "Rights of users".
 """
 
 from typing import Any

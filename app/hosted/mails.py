@@ -1,5 +1,7 @@
 """Plan the mails of a change (RFC 5546), and the SEQUENCE that the change gets. No database.
 
+See docs/hosted-calendars.md, "Who gets a mail".
+
 Two kinds of calendars must end with what the API shows: those that apply a series' REQUEST to the series alone and keep
 the instances that they know, and those that take it as the whole set and drop the instances (sabre, Outlook). Guests
 who get a series' REQUEST therefore get its changed instances again, with a higher SEQUENCE, and instances to which

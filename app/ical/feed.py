@@ -1,4 +1,4 @@
-"""The events of an iCalendar feed in a time window (docs/reference/icalendar.md).
+"""The events of an iCalendar feed in a time window (docs/reference/icalendar.md, "Recurrence").
 
 Reading has three steps, so that a feed of 20 MB costs little: the file is walked once (`Feed`), each VEVENT is reduced
 to its times and series are expanded in the window (`Feed.select`), and the caller reads in full only what is left.

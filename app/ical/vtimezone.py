@@ -1,4 +1,7 @@
-"""VTIMEZONE definitions in the form that Outlook reads: yearly RRULEs with BYDAY that begin in 1970."""
+"""VTIMEZONE definitions in the form that Outlook reads: yearly RRULEs with BYDAY that begin in 1970.
+
+See docs/reference/icalendar.md, "VTIMEZONE".
+"""
 
 import calendar
 import itertools

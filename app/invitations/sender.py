@@ -184,7 +184,7 @@ class MailSender:
     async def _check_right(self, due: DueMail) -> str | None:
         """Return the mailbox to send from, None for SMTP. Raises _NothingSent if the owner has no right to.
 
-        Messages does not check the roles of users (docs/reference/messages.md).
+        Messages does not check the roles of users (docs/reference/messages.md, "Rights of users").
         """
         if due.mailbox_id is None:
             if self._settings.smtp_url is None:

@@ -51,8 +51,8 @@ class ParsedReply:
     `recurrence_id`: the instance that the reply is about, aware, in UTC; if `recurrence_is_date`, the midnight (UTC) of
     a date in the event's own zone. `dtstamp`: aware, in UTC; the mail's Date if the reply has none. `from_email` is the
     mail's only sender, and the same address as `attendee_email`, which is as written in From. `sender_doubt` is the
-    verdict of Messages (docs/reference/messages.md): `fail` if the mail looks forged, `none` if its sender could not be
-    verified, None for a mail that was verified or not checked. `others` are further replies in the same mail, such as
+    verdict of Messages (docs/reference/messages.md, "Sender verdicts"): `fail` if the mail looks forged, `none` if its
+    sender could not be verified, None for a mail that was verified or not checked. `others` are further replies in the same mail, such as
     replies to single instances of the series.
     """
 
@@ -71,7 +71,7 @@ class ParsedReply:
 
 
 def parse_reply(mail: bytes) -> ParsedReply | None:
-    """Return the reply in an RFC 5322 message; None if it has none.
+    """Return the reply in an RFC 5322 message; None if it has none (docs/reference/icalendar.md, "Replies").
 
     The reply is the first text/calendar part with METHOD:REPLY of at most 512 KiB in which the sender is an ATTENDEE.
     The ORGANIZER may be missing, as in replies of outlook.com, and so may the SEQUENCE, which is then 0.

@@ -1,4 +1,4 @@
-"""The route of mailboxes (docs/reference/http-api.md)."""
+"""The route of mailboxes (docs/reference/http-api.md, "Hosted calendars and invitations")."""
 
 from typing import Annotated
 

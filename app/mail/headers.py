@@ -2,8 +2,8 @@
 
 The standard library is not used for them. When it folds a line inside a quoted display name it drops the quotes, so
 that a comma in a name begins another recipient (https://github.com/python/cpython/issues/80222, in most patch releases
-of 3.11 to 3.13). Messages reads group syntax even inside quotes (docs/reference/messages.md). So nothing is quoted
-here: texts that are not plain words become encoded words (RFC 2047), in which no parser looks for addresses.
+of 3.11 to 3.13). Messages reads group syntax even inside quotes (docs/reference/messages.md, "Recipients"). So nothing is
+quoted here: texts that are not plain words become encoded words (RFC 2047), in which no parser looks for addresses.
 """
 
 import re

@@ -1,4 +1,7 @@
-"""Requests and responses about mailboxes (docs/reference/http-api.md)."""
+"""Requests and responses about mailboxes.
+
+See docs/reference/http-api.md, "Hosted calendars and invitations".
+"""
 
 from typing import Annotated
 

@@ -9,7 +9,10 @@ from app.models.base import Base, CreatedAt, PublicId, Sealed
 
 
 class StoredResponse(Base):
-    """The first answer to a POST with an Idempotency-Key, kept 24 hours (contract 2)."""
+    """The first answer to a POST with an Idempotency-Key, kept 24 hours.
+
+    See docs/reference/http-api.md, "Idempotency".
+    """
 
     __tablename__ = "idempotent_answers"
 

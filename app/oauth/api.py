@@ -1,4 +1,7 @@
-"""Routes of OAuth apps and sessions, and the callback that browsers come back to (contract 7)."""
+"""Routes of OAuth apps and sessions, and the callback that browsers come back to.
+
+See docs/reference/http-api.md, "OAuth apps and sessions".
+"""
 
 import base64
 import hashlib

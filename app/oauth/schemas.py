@@ -1,4 +1,7 @@
-"""Requests and answers about OAuth apps and sessions (contract 7)."""
+"""Requests and answers about OAuth apps and sessions.
+
+See docs/reference/http-api.md, "OAuth apps and sessions".
+"""
 
 from typing import Annotated, Literal
 

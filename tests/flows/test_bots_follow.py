@@ -1,4 +1,7 @@
-"""Bots follow their events in the transaction in which these change (contract 5), from the provider to the webhook."""
+"""Bots follow their events in the transaction in which these change, from the provider to the webhook.
+
+See docs/reference/http-api.md, "Bots".
+"""
 
 import asyncio
 import contextlib

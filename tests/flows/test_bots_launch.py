@@ -1,4 +1,7 @@
-"""Handing bots over to a runner (contract 5): exactly once, whatever fails or dies, and consistent with the event."""
+"""Handing bots over to a runner: exactly once, whatever fails or dies, and consistent with the event.
+
+See docs/reference/http-api.md, "Bots".
+"""
 
 import asyncio
 import contextlib

@@ -1,4 +1,7 @@
-"""What disconnects a calendar and what does not (providers.md F.2), and how its tokens are kept."""
+"""What disconnects a calendar and what does not, and how its tokens are kept.
+
+See docs/reference/http-api.md, "Disconnecting".
+"""
 
 import asyncio
 from datetime import timedelta

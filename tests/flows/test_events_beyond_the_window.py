@@ -1,4 +1,7 @@
-"""Events that leave the window: what moved is followed, and only what the provider says is gone is deleted (contract 4)."""
+"""Events that leave the window: what moved is followed, and only what the provider says is gone is deleted.
+
+See docs/reference/http-api.md, "Deleted and moved events".
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

@@ -1,5 +1,5 @@
 """For any sequence of provider changes, faults and syncs: what is stored equals the provider's window in the
-end, every real change moved `updated_at` exactly once, and no unchanged event moved (issue 3 of the product).
+end, every real change moved `updated_at` exactly once, and no unchanged event moved.
 """
 
 import dataclasses

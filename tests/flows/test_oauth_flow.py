@@ -1,4 +1,7 @@
-"""Connecting by browser, against the fakes' authorize pages over HTTP (contract 7; providers.md A.1, B.1)."""
+"""Connecting by browser, against the fakes' authorize pages over HTTP.
+
+See docs/reference/http-api.md, "OAuth apps and sessions".
+"""
 
 import asyncio
 import re

@@ -1,4 +1,7 @@
-"""No change is ever missed (contract 4): clients that keep the largest `updated_at` see every change."""
+"""No change is ever missed: clients that keep the largest `updated_at` see every change.
+
+See docs/reference/http-api.md, "No change is missed".
+"""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""Bots over HTTP (contract 5)."""
+"""Bots over HTTP (docs/reference/http-api.md, "Bots")."""
 
 import asyncio
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""Events over HTTP (contract 4)."""
+"""Events over HTTP (docs/reference/http-api.md, "Calendar events")."""
 
 from datetime import UTC, date, datetime, timedelta
 from functools import partial

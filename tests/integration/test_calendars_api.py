@@ -1,4 +1,4 @@
-"""Calendars over HTTP (contract 3)."""
+"""Calendars over HTTP (docs/reference/http-api.md, "Calendars")."""
 
 import asyncio
 import re

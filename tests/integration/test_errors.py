@@ -1,4 +1,4 @@
-"""Answers that the framework would give in its own form (contract 2)."""
+"""Answers that the framework would give in its own form (docs/reference/http-api.md, "Errors")."""
 
 import httpx
 import pytest

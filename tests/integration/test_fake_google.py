@@ -1,4 +1,4 @@
-"""The fake Google itself: that it refuses what the real one refuses (contract/providers.md A.11)."""
+"""The fake Google itself: that it refuses what the real one refuses (docs/reference/google.md)."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""The fake Microsoft itself: that it refuses what the real one refuses (contract/providers.md B.10)."""
+"""The fake Microsoft itself: that it refuses what the real one refuses (docs/reference/microsoft.md)."""
 
 import asyncio
 import base64

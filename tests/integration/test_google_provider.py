@@ -1,4 +1,4 @@
-"""The Google provider and its token endpoint, over HTTP against the fake that enforces the contract."""
+"""The Google provider and its token endpoint, over HTTP against the fake (docs/reference/google.md)."""
 
 import asyncio
 import traceback

@@ -1,4 +1,4 @@
-"""/healthz, /readyz and /metrics (contract 8)."""
+"""/healthz, /readyz and /metrics (docs/reference/http-api.md, "Health and metrics")."""
 
 from datetime import timedelta
 

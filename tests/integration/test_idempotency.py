@@ -1,4 +1,4 @@
-"""`Idempotency-Key` on POST (contract 2)."""
+"""`Idempotency-Key` on POST (docs/reference/http-api.md, "Idempotency")."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""GET /api/v1/mailboxes (contract 8)."""
+"""GET /api/v1/mailboxes (docs/reference/http-api.md, "Hosted calendars and invitations")."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The Messages client against a fake that keeps to contract/messages.md."""
+"""The Messages client against a fake that keeps to docs/reference/messages.md."""
 
 from collections.abc import AsyncIterator
 from types import SimpleNamespace

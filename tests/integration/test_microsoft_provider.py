@@ -1,4 +1,4 @@
-"""The Microsoft provider and its token endpoint, over HTTP against the fake that enforces the contract."""
+"""The Microsoft provider and its token endpoint, over HTTP against the fake (docs/reference/microsoft.md)."""
 
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterable

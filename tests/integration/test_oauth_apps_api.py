@@ -1,4 +1,7 @@
-"""OAuth apps and sessions over HTTP, and calendars that share credentials (contract 7)."""
+"""OAuth apps and sessions over HTTP, and calendars that share credentials.
+
+See docs/reference/http-api.md, "OAuth apps and sessions".
+"""
 
 import asyncio
 

@@ -172,8 +172,8 @@ class World:
     async def request_sync(self, session) -> None:
         await request_sync(session, self.calendar_id)
 
-    async def request_sync_later(self, session) -> None:
-        await sync_within(session, self.calendar_id, timedelta(seconds=3))
+    async def keep_polling(self, session) -> None:
+        await sync_within(session, self.calendar_id, timedelta(minutes=20))
 
     async def reconnect(self, session) -> None:
         await session.execute(
@@ -217,13 +217,14 @@ NOW_DUE = {
     World.delete_bot: {"deliveries"},
     World.connect_feed: {"syncs"},
     World.create_local: set(),
+    World.keep_polling: set(),  # nothing is due for minutes
     World.request_sync: {"syncs"},
     World.reconnect: {"syncs", "deliveries"},
     World.renew_channel: {"channels"},
     World.close_channels: {"channels"},
     World.release_channel: {"channels"},
 }
-DUE_LATER = {World.request_sync_later: ("syncs", 3.0), World.notify: ("syncs", 2.0)}
+DUE_LATER = {World.notify: ("syncs", 2.0)}
 CASES = [
     *((work, {(queue, 0.0) for queue in queues}) for work, queues in NOW_DUE.items()),
     *((work, {wake_up}) for work, wake_up in DUE_LATER.items()),

@@ -73,6 +73,11 @@ def test_the_unread_count_for_the_mass_and_stay_held_until_they_are_read() -> No
     assert split("a", unread="b", of=9) == ("a", None)
 
 
+def test_what_was_unclear_is_confirmed_while_others_are_unread() -> None:
+    held = HeldBack(["a"], LONG_AGO)
+    assert split(unclear="a", unread="b", of=9, held=held) == ("a", None)
+
+
 def test_other_events_than_those_held_back_start_anew() -> None:
     held = HeldBack(list("xyz"), LONG_AGO)
     assert split("abc", of=3, held=held) == ("", HeldBack(list("abc"), NOW))

@@ -70,12 +70,12 @@ async def failure(client: httpx.AsyncClient, url: str, **options: Any) -> FetchF
 
 
 @contextlib.asynccontextmanager
-async def raw_server(answer: bytes) -> AsyncIterator[str]:
-    """Reads the request, writes `answer` as it is, and closes the connection."""
+async def raw_server(sent: bytes) -> AsyncIterator[str]:
+    """Reads the request, writes `sent` as it is, and closes the connection."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(answer)
+        writer.write(sent)
         await writer.drain()
         writer.close()
 
@@ -224,7 +224,7 @@ async def test_a_closed_port(client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "status"),
+    ("sent", "status"),
     [
         (b"", None),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf of it", 200),
@@ -232,8 +232,8 @@ async def test_a_closed_port(client) -> None:
         (b"not HTTP at all\r\n\r\n", None),
     ],
 )
-async def test_a_connection_that_is_closed_early(client, answer, status) -> None:
-    async with raw_server(answer) as url:
+async def test_a_connection_that_is_closed_early(client, sent, status) -> None:
+    async with raw_server(sent) as url:
         error = await failure(client, url)
     assert (error.code, error.stage, error.cause) == ("broken", "receive", "RemoteProtocolError")
     assert error.status == status

@@ -125,7 +125,7 @@ async def say_host(scope, receive, send) -> None:
 
 @contextlib.contextmanager
 def silent_server(address: str, port: int):
-    """Takes no connection any more: whoever tries waits, as at an address behind which nothing is."""
+    """Takes no connection any more: a new one waits, as at an address behind which nothing is."""
     with socket.socket() as server, contextlib.ExitStack() as stack:
         server.bind((address, port))
         server.listen(0)
@@ -139,12 +139,12 @@ def silent_server(address: str, port: int):
 async def test_a_dead_address_leads_to_the_next(resolve_to) -> None:
     async with serve(say_host, lifespan="off") as url, public_client(allow_private=False) as client:
         port = httpx.URL(url).port
-        resolve_to("127.0.0.2", "127.0.0.1")  # nobody listens on the first
-        answer = await client.get(f"http://example.org:{port}/")
-        assert answer.text == f"example.org:{port}"
+        resolve_to("127.0.0.2", "127.0.0.1")  # nothing listens on the first
+        response = await client.get(f"http://example.org:{port}/")
+        assert response.text == f"example.org:{port}"
 
 
-async def test_an_address_that_never_answers_does_not_use_up_the_time(resolve_to) -> None:
+async def test_an_address_that_never_accepts_does_not_use_up_the_time(resolve_to) -> None:
     async with (
         serve(say_host, lifespan="off") as url,
         public_client(allow_private=False, timeout=60) as client,
@@ -157,7 +157,7 @@ async def test_an_address_that_never_answers_does_not_use_up_the_time(resolve_to
                 assert (await client.get(f"http://example.org:{port}/")).status_code == 200
 
 
-async def test_no_address_that_answers_is_an_error_in_time(resolve_to) -> None:
+async def test_no_address_that_accepts_is_an_error_in_time(resolve_to) -> None:
     async with public_client(allow_private=False, timeout=1) as client:
         resolve_to("127.0.0.2", "127.0.0.3")
         with pytest.raises(httpx.ConnectError):

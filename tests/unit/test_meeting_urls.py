@@ -1,4 +1,4 @@
-"""The meeting-link extractor against contract/providers.md E: every platform, shape, wrapper and look-alike."""
+"""The meeting-link extractor (docs/reference/meeting-links.md): all platforms, shapes and wrappers."""
 
 import base64
 import json
@@ -217,7 +217,7 @@ WRAPPED = [
     (safe_link("https://zoom.us/w/81234567890?tk=a&amp;pwd=b"), "https://zoom.us/w/81234567890?tk=a&pwd=b"),
 ]  # fmt: skip
 
-# Vectors of E.3 that are about the unwrapping alone, and one for each way of counting R.
+# Wrapped links that are about the unwrapping alone, and one for each way of counting R.
 UNWRAPPED = [
     ("https://urldefense.com/v3/__https://google.com:443/search?q=a*test&gs=ps__;Kw!-612Flbf0JvQ3kNJkRi5Jg!Ue6t$", "https://google.com:443/search?q=a+test&gs=ps"),
     ("https://urldefense.com/v3/__https://example.test/a*b*c__;IyU!!AbC!xyz$", "https://example.test/a#b%c"),
