@@ -1,17 +1,4 @@
-<<<<<<< HEAD:app/mail/lasuite/client.py
 """The HTTP API of La Suite Messages: mailbox look-up and submit (docs/reference/messages.md)."""
-=======
-"""The Messages API over HTTP, both of its endpoints (docs/reference/messages.md).
-
-Errors tell what happened to the request, which is what decides about another attempt:
-
-MessagesOff          404  the integration is switched off
-MessagesUnavailable  502  no connection, 5xx, no answer in time; `may_be_taken`: the request went out whole
-MessagesThrottled    429  Too fast; `retry_after` seconds
-MessagesRefused      502  the key, the channel, a scope or the address is wrong: for the operator to mend
-MailRefused          502  this one mail can never be sent
-"""
->>>>>>> main:app/mail/client.py
 
 from collections.abc import Mapping, Sequence
 from typing import Any

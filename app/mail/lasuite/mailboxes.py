@@ -28,14 +28,10 @@ class Mailbox:
 
     @property
     def can_send(self) -> bool:
-<<<<<<< HEAD:app/mail/lasuite/mailboxes.py
-        """Whether the user's role allows to send. Messages does not check roles for a global key."""
-=======
-        """Messages checks no user's role for a global key; we must.
+        """Whether the user's role allows to send.
 
-        See docs/reference/messages.md, "Rights of users".
+        Messages does not check roles (docs/reference/messages.md, "Rights of users").
         """
->>>>>>> main:app/mail/mailboxes.py
         return self.role in _MAY_SEND
 
 
