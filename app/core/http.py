@@ -199,7 +199,7 @@ def public_client(
     limits = httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections // 2)
     transport = httpx.AsyncHTTPTransport(verify=verify, limits=limits, trust_env=False)
     if not allow_private:
-        # httpx 0.28 offers no public way to hand over a network backend; tests/unit/test_http.py covers it.
+        # httpx 0.28 offers no public way to hand over a network backend; tests/unit/core/test_http.py covers it.
         pool = transport._pool  # noqa: SLF001
         if not isinstance(pool, httpcore.AsyncConnectionPool) or not hasattr(pool, "_network_backend"):
             raise RuntimeError("this version of httpx or httpcore cannot be kept from private addresses")
