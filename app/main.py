@@ -25,7 +25,7 @@ from app.health.api import router as health
 from app.hosted.api import router as hosted
 from app.invitations.api import router as invitations
 from app.mail.api import router as mailboxes
-from app.mail.mailboxes import Messages
+from app.mail.lasuite.mailboxes import Messages
 from app.meeting_urls.api import router as meeting_urls
 from app.oauth.api import router as oauth
 from app.projects.service import KeyCheck

@@ -17,8 +17,8 @@ import asyncpg
 
 from app.core.db import create_engine, create_sessions, transaction
 from app.core.http import httpx
-from app.invitations import repository
 from app.invitations.links import RsvpTokens, Subject
+from app.invitations.repository import claims
 from app.main import create_app
 from app.projects.service import create_project
 from app.settings import Settings
@@ -230,7 +230,7 @@ async def _claiming(settings: Settings, database: asyncpg.Connection) -> None:
         for _ in range(CLAIMS):
             started = time.perf_counter()
             async with transaction(sessions) as session:
-                claimed = await repository.claim_due(
+                claimed = await claims.claim_due(
                     session, by_messages=3, by_smtp=0, lease_token="bench", lease_for=timedelta(minutes=2)
                 )
             times.append((time.perf_counter() - started) * 1000)

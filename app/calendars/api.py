@@ -24,7 +24,7 @@ from app.core.db import reading
 from app.credentials.store import CredentialStore
 from app.hosted.identity import chosen_identity, default_identity
 from app.mail.deps import MessagesDep
-from app.mail.mailboxes import Messages
+from app.mail.lasuite.mailboxes import Messages
 
 router = APIRouter(prefix="/api/v1/calendars", tags=["calendars"])
 

@@ -400,7 +400,7 @@ async def _smtp(settings: Settings) -> list[Finding]:
     url = settings.smtp_url.get_secret_value()
     host, user = urlsplit(url).hostname, urlsplit(url).username
     try:
-        async with connected(url, within_seconds=_LIMIT_SECONDS) as client:
+        async with connected(url, timeout_seconds=_LIMIT_SECONDS) as client:
             in_the_clear = is_in_the_clear(client)
             with suppress(aiosmtplib.SMTPException):
                 await client.quit()
