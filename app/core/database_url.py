@@ -1,4 +1,4 @@
-"""DATABASE_URL: read as PostgreSQL's own clients read it, and made ready for asyncpg. Opens no connection.
+"""DATABASE_URL, parsed as PostgreSQL's own clients parse it and prepared for asyncpg. Opens no connection.
 
 Parameters: https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
 """
@@ -32,8 +32,8 @@ _SYNONYMS = {"ssl": "sslmode", "database": "dbname"}
 _SSL_MODES = {"true": "require", "1": "require", "false": "disable", "0": "disable"}
 _FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl", "passfile")
 _OTHERS = ("host", "port", "user", "password", "dbname", "sslpassword", "krbsrvname", "gsslib", "options")
-# What asyncpg does not know. The connection is none the worse without them: it has keep-alives, and sends the server's
-# name, by itself. (Channel binding it cannot do: sslmode=verify-full is what keeps others out of the middle.)
+# Parameters that asyncpg does not know and that the connection can do without: it uses keep-alives and sends the
+# server's name anyway. asyncpg has no channel binding: use sslmode=verify-full against machines in the middle.
 _DROPPED = (
     "channel_binding",
     "gssencmode",
@@ -56,17 +56,24 @@ _LONGEST_CONNECT_SECONDS = 600
 
 @dataclass(frozen=True, slots=True)
 class DatabaseUrl:
-    """`dsn` is for asyncpg. `has_system_roots`: the server's certificate must be of an authority of the system's."""
+    """A checked DATABASE_URL. `dsn` is for asyncpg.
+
+    `has_system_roots`: an authority that the system trusts must have signed the server's certificate.
+    `certificate`: the client's certificate file, its key file and the key's password.
+    """
 
     dsn: str = field(repr=False)
     application_name: str | None
     connect_within_seconds: int
     has_system_roots: bool
-    certificate: tuple[str, str | None, str | None] | None = field(repr=False)  # file, key file, its password
+    certificate: tuple[str, str | None, str | None] | None = field(repr=False)
 
 
 def parse_database_url(value: str) -> DatabaseUrl:
-    """Raises ValueError with a sentence that begins with a verb, names parameters and never has a value."""
+    """Parse and check the URL.
+
+    Raises ValueError with a sentence that begins with a verb and names the parameter. It never quotes a value.
+    """
     found = _URL.fullmatch(value.strip())
     if found is None or not _are_hosts(found["hosts"]):
         raise ValueError(_SHAPE)
@@ -98,7 +105,7 @@ def parse_database_url(value: str) -> DatabaseUrl:
 
 
 def _encoded(part: str | None) -> str:
-    """Percent-encoded once, whether it was before or not."""
+    """Percent-encode a part once, whether it was encoded before or not."""
     return quote(unquote(part or ""), safe="")
 
 
@@ -108,13 +115,13 @@ def _query(text: str) -> dict[str, str]:
         name = _SYNONYMS.get(given, given)
         if name == "sslmode":
             mode = _SSL_MODES.get(value, value) if given == "ssl" else value
-            # Told twice, the stricter one counts: no connection is less safe than a part of its URL demands.
+            # If it is given twice, the stricter one counts: a connection is as safe as any part of its URL demands.
             query[name] = max(query.get(name, mode), mode, key=_strictness)
         else:
             query[name] = value
     for name, value in query.items():
         if name not in _PASSED_ON and name not in _DROPPED and name not in _OURS:
-            # With an @ in it, this is rather the rest of a password that was not encoded.
+            # A text with an @ is more likely the rest of a password that was not encoded, so it is not quoted.
             is_name = "@" not in text and re.fullmatch(r"[A-Za-z_]{1,40}", name)
             shown = f"the parameter {name}" if is_name else "a parameter"
             raise ValueError(
@@ -128,7 +135,7 @@ def _query(text: str) -> dict[str, str]:
 
 
 def _strictness(mode: str) -> int:
-    """An unknown mode is the strictest, so that it is refused."""
+    """Return the mode's rank. An unknown mode ranks highest, so that it is refused."""
     modes = _CHOICES["sslmode"]
     return modes.index(mode) if mode in modes else len(modes)
 

@@ -1,4 +1,4 @@
-"""Errors that know their status; the handlers in app/main.py only render (contract 2).
+"""Errors with their HTTP status and body. app/api/errors.py renders them (docs/reference/http-api.md, "Errors").
 
 AppError
 ├── InvalidFields   400 {"<field>": ["<sentence>"]}
@@ -30,7 +30,7 @@ class AppError(Exception):
 
 
 class InvalidFields(AppError):
-    """One or more fields of the body are wrong; `non_field_errors` for the whole."""
+    """One or more fields of the body are wrong. `non_field_errors` stands for the whole body."""
 
     status_code = 400
 
@@ -84,7 +84,7 @@ class BadGateway(AppError):
 
 
 class TryLater(AppError):
-    """Something that is needed is away for the moment: a retry mends it."""
+    """A service that the request needs is unavailable for the moment: a later retry succeeds."""
 
     status_code = 503
 

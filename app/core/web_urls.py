@@ -1,4 +1,4 @@
-"""Checks of web addresses that people see."""
+"""Checks of web addresses that are shown to people."""
 
 import re
 from urllib.parse import urlsplit
@@ -9,9 +9,9 @@ LONGEST_URL = 2048
 
 
 def safe_url(value: str | None) -> str | None:
-    """The address if it is plainly http or https, else None: `javascript:` and the like never reach a mail.
+    """Return the address if it is http or https, and None for anything else, such as `javascript:`.
 
-    Not printable are controls, and the marks that make a text look like another one.
+    Control characters are refused, and so are marks that make a text look like another one.
     """
     url = (value or "").strip()
     if len(url) > LONGEST_URL or not url.isprintable() or not _HTTP_URL.fullmatch(url):
