@@ -19,12 +19,12 @@ from app.api.deps import AppState, DbSession, ProjectId
 from app.core.crypto import SecretBox
 from app.core.db import Sessions, reading
 from app.core.errors import BadQuery, Conflict
-from app.models import IdempotentAnswer
+from app.models import StoredResponse
 
 KEPT_FOR = timedelta(hours=24)
 _MAX_LENGTH = 255
 
-_table = IdempotentAnswer
+_table = StoredResponse
 
 
 class Idempotency:
@@ -70,7 +70,7 @@ class Idempotency:
             first = (await session.execute(select(_table).where(self._mine, is_kept))).scalar_one_or_none()
         return None if first is None else self._again(first)
 
-    def _again(self, first: IdempotentAnswer) -> Response:
+    def _again(self, first: StoredResponse) -> Response:
         if first.request_sha256 != self._request_sha256 or first.body is None or first.status_code is None:
             raise Conflict("This Idempotency-Key was used with another request in the last 24 hours.")
         return _json(self._box.open(self._context, first.body).encode(), first.status_code)

@@ -1,4 +1,4 @@
-"""All tables. Importing this package is what alembic and the mapper need."""
+"""The tables. Alembic and the mapper import this package to know all of them."""
 
 from app.models.base import Base
 from app.models.bot import Bot
@@ -9,7 +9,7 @@ from app.models.credentials import Credentials
 from app.models.hosted_event import HostedEvent, InboundReply
 from app.models.invitation import InvitationMail, MailLane
 from app.models.oauth import OAuthApp, OAuthClientSecret, OAuthSession
-from app.models.operations import IdempotentAnswer, WorkerHeartbeat
+from app.models.operations import StoredResponse, WorkerHeartbeat
 from app.models.project import ApiKey, Project
 from app.models.push_channel import PushChannel
 from app.models.webhook import WebhookDelivery, WebhookSubscription
@@ -23,7 +23,7 @@ __all__ = [
     "Credentials",
     "DeletedCalendar",
     "HostedEvent",
-    "IdempotentAnswer",
+    "StoredResponse",
     "InboundReply",
     "InvitationMail",
     "MailLane",

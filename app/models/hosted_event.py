@@ -1,4 +1,4 @@
-"""Events of local calendars as their owner wrote them, and which mailed replies were taken in already."""
+"""Events of local calendars as they were written, and the mailed replies that were processed."""
 
 from datetime import datetime
 from typing import Any
@@ -47,7 +47,7 @@ class HostedEvent(Base):
 
 
 class InboundReply(Base):
-    """A mailed reply that was taken in: Messages may bring a mail more than once. Kept for some weeks."""
+    """A mailed reply that was processed, kept for some weeks. Messages may deliver a mail more than once."""
 
     __tablename__ = "inbound_replies"
 

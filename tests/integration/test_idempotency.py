@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import func, select, text, update
 
 from app.core.db import transaction
-from app.models import Calendar, IdempotentAnswer
+from app.models import Calendar, StoredResponse
 from tests import factories
 
 URL = "/api/v1/calendars"
@@ -70,7 +70,7 @@ async def test_a_request_that_failed_is_done_anew(api, sessions):
     async with transaction(sessions) as session:
         await session.execute(update(Calendar).values(deduplication_key=None))
     assert (await post(api, "k1", body)).status_code == 201
-    assert await count(sessions, IdempotentAnswer) == 1
+    assert await count(sessions, StoredResponse) == 1
 
 
 async def test_a_refused_body_does_not_use_the_key_up(api):
@@ -109,5 +109,5 @@ async def test_a_key_that_cannot_be_one_is_refused(api, key):
 async def test_kept_answers_are_sealed(api, sessions):
     await post(api, "k1")
     async with sessions() as session:
-        body = await session.scalar(select(IdempotentAnswer.body))
+        body = await session.scalar(select(StoredResponse.body))
     assert b"cal_" not in body

@@ -23,7 +23,7 @@ from app.models import (
     Base,
     Calendar,
     Credentials,
-    IdempotentAnswer,
+    StoredResponse,
     OAuthApp,
     OAuthClientSecret,
     OAuthSession,
@@ -135,7 +135,7 @@ async def make_one_of_each(sessions, project_id, box):
         )  # fmt: skip
         context = f"idempotent_answers:{project_id}:k:é"
         await add(
-            insert(IdempotentAnswer).values(
+            insert(StoredResponse).values(
                 project_id=project_id, key="k:é", request_sha256="", status_code=201, body=box.seal(context, "{}")
             )
         )  # fmt: skip

@@ -16,7 +16,7 @@ from sqlalchemy import select, text, update
 
 from app.core.clock import isoformat, utcnow
 from app.core.db import Session, Sessions, transaction
-from app.models import IdempotentAnswer, WebhookDelivery, WebhookSubscription
+from app.models import StoredResponse, WebhookDelivery, WebhookSubscription
 from app.webhooks import repository, requeue, samples, service
 from app.webhooks.payloads import CalendarFacts, ChangedEvent
 from app.webhooks.repository import delete_pending_of_calendar
@@ -115,7 +115,7 @@ async def test_secrets_are_stored_encrypted_only(api, sessions) -> None:
     secret = answer.json()["secret"].encode()
     async with sessions() as session:
         webhook = (await session.scalars(select(WebhookSubscription))).one()
-        kept = (await session.scalars(select(IdempotentAnswer))).one()
+        kept = (await session.scalars(select(StoredResponse))).one()
     for sealed in (webhook.secrets_sealed, kept.body):
         assert secret not in sealed
         assert base64.b64decode(secret) not in sealed
