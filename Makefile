@@ -1,8 +1,12 @@
 # `make` alone lists the targets. Everything runs in .venv, which `make install` makes and keeps up to date.
 .DEFAULT_GOAL := help
-.PHONY: help install run example test test-browser test-clients lint format bench lock clean
+.PHONY: help install run dev psql redis-cli example test cov test-browser test-clients lint pre-commit format bench lock clean
 
 ARGS ?=
+# Files or folders of tests: make test T=tests/unit/test_diff.py
+T ?=
+# Of all statements and branches of app/ and workers/, what `make test` runs at least, in percent.
+COV_FLOOR ?= 90
 
 # The first Python that will do: 3.11 or 3.12 if there is one (they have wheels for everything), else a newer one.
 find_python = for python in python3 python3.12 python3.11 python3.13 python3.14; do \
@@ -35,11 +39,26 @@ install: .venv/.installed ## Make .venv with everything in it
 run: install ## Start everything here (PostgreSQL, Redis, API, worker); make run ARGS="--port 8080"
 	@exec .venv/bin/calbridge up $(ARGS)
 
+dev: install ## The same, and start the API and the worker again when the code changes
+	@exec .venv/bin/calbridge up --reload $(ARGS)
+
+psql: install ## Open psql on the database of `make run` or `make dev`, or on DATABASE_URL; make psql ARGS="-c 'SELECT 1'"
+	@exec .venv/bin/python -m app.cli.shell psql $(ARGS)
+
+redis-cli: install ## Open redis-cli on the Redis of `make run` or `make dev`, or on REDIS_URL
+	@exec .venv/bin/python -m app.cli.shell redis-cli $(ARGS)
+
 example: install ## Start the example application (docs/example_app) beside `make run`
 	@exec env EXAMPLE_DATABASE="$${EXAMPLE_DATABASE:-.data/example.sqlite3}" .venv/bin/python docs/example_app/main.py
 
-test: install ## Run the tests; make test ARGS="-k webhooks"
-	.venv/bin/python -m pytest -n 2 --dist loadgroup -m "not browser and not clients" $(ARGS)
+# Two processes for all tests; one for some, which saves the start of a second pair of servers.
+PYTEST = .venv/bin/python -m pytest -m "not browser and not clients" $(if $(T),$(T),-n 2 --dist loadgroup)
+
+test: install ## Run the tests; make test T=tests/unit/test_diff.py; make test ARGS="-k webhooks"
+	$(PYTEST) $(ARGS)
+
+cov: install ## Run the tests and show what they do not reach; less than COV_FLOOR percent is an error
+	$(PYTEST) --cov --cov-report=term:skip-covered $(if $(T)$(ARGS),,--cov-fail-under=$(COV_FLOOR)) $(ARGS)
 
 test-browser: install ## Run the tests that drive a Chromium (Debian's is installed where it is missing and may be)
 	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq chromium; } \
@@ -53,10 +72,17 @@ test-clients: install ## Generate a Python and a TypeScript client from the API'
 		else echo "npm is missing: no TypeScript client is tried. Install Node.js 20 or newer." >&2; fi
 	.venv/bin/python -m pytest -m clients -rs tests/clients $(ARGS)
 
-lint: install ## Check style and types
+lint: install ## Check style, types, layers, spelling and words
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
+	.venv/bin/codespell
+	.venv/bin/python -m tests.words
+	.venv/bin/lint-imports
 	.venv/bin/mypy
+
+pre-commit: install ## Run the hooks of .pre-commit-config.yaml at each commit of this clone
+	@command -v pre-commit >/dev/null || { echo "pre-commit is missing: pipx install pre-commit, or uv tool install pre-commit." >&2; exit 1; }
+	pre-commit install
 
 format: install ## Bring the code into shape
 	.venv/bin/ruff check --fix

@@ -19,7 +19,7 @@ from app.core.db import create_engine, create_sessions
 from app.core.http import operator_client
 from app.core.logging import configure_logging
 from app.core.ratelimit import RateLimiter
-from app.core.wakeups import Doorbell, connect_redis
+from app.core.wakeups import WakeUps, connect_redis
 from app.demo.api import router as demo
 from app.health.api import router as health
 from app.hosted.api import router as hosted
@@ -61,11 +61,11 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine = create_engine(database_url, pool_size=settings.database_pool_size)
         async with operator_client() as http:
-            doorbell = Doorbell(connect_redis(redis_url))
+            wakeups = WakeUps(connect_redis(redis_url))
             rsvp_limiter = RsvpLimiter(redis_url)
             post_limiter = RateLimiter(redis_url, prefix="api_posts")
             samples = SampleSender(settings, box, redis_url)
-            sessions = create_sessions(engine)
+            sessions = create_sessions(engine, after_commit=wakeups.send_requested)
             read_sessions = create_sessions(engine.execution_options(isolation_level="AUTOCOMMIT"))
             keys = KeyCheck(sessions, read_sessions)
             app.state.calbridge = State(
@@ -74,7 +74,7 @@ def create_app(settings: Settings) -> FastAPI:
                 read_sessions=read_sessions,
                 keys=keys,
                 box=box,
-                doorbell=doorbell,
+                wakeups=wakeups,
                 http=http,
                 post_limiter=post_limiter,
             )
@@ -87,7 +87,7 @@ def create_app(settings: Settings) -> FastAPI:
             await samples.aclose()
             await rsvp_limiter.aclose()
             await post_limiter.aclose()
-            await doorbell.aclose()
+            await wakeups.aclose()
         await engine.dispose()
 
     app = FastAPI(

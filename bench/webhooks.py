@@ -16,7 +16,7 @@ import asyncpg
 
 from app.core.crypto import SecretBox
 from app.core.db import Sessions, create_engine, create_sessions, transaction
-from app.core.wakeups import Doorbell, connect_redis
+from app.core.wakeups import WakeUps, connect_redis
 from app.webhooks import repository, service
 from app.webhooks.delivery import secrets_context
 from app.webhooks.payloads import CalendarFacts
@@ -163,14 +163,14 @@ async def _fill(database: asyncpg.Connection, name: str, webhook_ids: list[str],
 
 async def _drain(
     database: asyncpg.Connection,
-    doorbell: Doorbell,
+    wakeups: WakeUps,
     receivers: _Receivers,
     name: str,
     webhook_ids: list[str],
 ) -> None:
     await _fill(database, name, webhook_ids, BACKLOG)
     started = time.monotonic()
-    await doorbell.ring("deliveries")
+    await wakeups.wake("deliveries")
     arrived = 0
     while arrived < BACKLOG and time.monotonic() - started < DRAIN_SECONDS:
         await asyncio.sleep(0.05)
@@ -183,7 +183,7 @@ async def _drain(
     await receivers.ask("take")
 
 
-async def _commit_to_post(sessions: Sessions, doorbell: Doorbell, receivers: _Receivers) -> None:
+async def _commit_to_post(sessions: Sessions, wakeups: WakeUps, receivers: _Receivers) -> None:
     """Every commit announces to all subscriptions; the first POST of each counts."""
     committed: list[float] = []
     for number in range(COMMITS):
@@ -197,7 +197,7 @@ async def _commit_to_post(sessions: Sessions, doorbell: Doorbell, receivers: _Re
                 data={"state": "connected"},
             )
         committed.append(time.monotonic())
-        await doorbell.ring("deliveries")
+        await wakeups.wake("deliveries")
         await asyncio.sleep(0.02)
     async with asyncio.timeout(15):
         while await receivers.ask("count") < COMMITS:
@@ -212,7 +212,7 @@ async def _commit_to_post(sessions: Sessions, doorbell: Doorbell, receivers: _Re
 
 async def _behind_a_greedy_project(
     database: asyncpg.Connection,
-    doorbell: Doorbell,
+    wakeups: WakeUps,
     receivers: _Receivers,
     box: SecretBox,
     ports: list[int],
@@ -226,14 +226,14 @@ async def _behind_a_greedy_project(
     ]
     fast = await _subscribe(database, box, 2_000, ports[0], project_id=_OTHER_PROJECT_ID)
     await _fill(database, "greedy", greedy, 10 * GREEDY_ENDPOINTS)
-    await doorbell.ring("deliveries")
+    await wakeups.wake("deliveries")
     await asyncio.sleep(3)
     waits = []
     for batch in range(5):
         name = f"other{batch}-"
         await _fill(database, name, [fast], OTHERS_MESSAGES)
         started = time.monotonic()
-        await doorbell.ring("deliveries")
+        await wakeups.wake("deliveries")
         while sum(got.startswith(name) for got, _ in await receivers.ask("list")) < OTHERS_MESSAGES:
             await asyncio.sleep(0.02)
         waits.append(time.monotonic() - started)
@@ -356,7 +356,7 @@ async def _main(database_url: str, redis_url: str) -> None:
     box = SecretBox(settings.fernet_keys)
     engine = create_engine(database_url)
     sessions = create_sessions(engine)
-    doorbell = Doorbell(connect_redis(redis_url))
+    wakeups = WakeUps(connect_redis(redis_url))
     database = await asyncpg.connect(database_url)
     await database.execute(
         "INSERT INTO projects (id, name) VALUES ($1, 'bench'), ($2, 'other')", _PROJECT_ID, _OTHER_PROJECT_ID
@@ -365,19 +365,19 @@ async def _main(database_url: str, redis_url: str) -> None:
         webhook_ids = [await _subscribe(database, box, 0, ports[0])]
         with worker(settings):
             await _until_it_works(database)
-            await _commit_to_post(sessions, doorbell, receivers)
-            await _drain(database, doorbell, receivers, "one", webhook_ids)
+            await _commit_to_post(sessions, wakeups, receivers)
+            await _drain(database, wakeups, receivers, "one", webhook_ids)
             webhook_ids += [
                 await _subscribe(database, box, number, port) for number, port in enumerate(ports[1:], 1)
             ]
-            await _drain(database, doorbell, receivers, "hundred", webhook_ids)
+            await _drain(database, wakeups, receivers, "hundred", webhook_ids)
             for seconds in (9, 3_600):
-                await _behind_a_greedy_project(database, doorbell, receivers, box, ports, seconds=seconds)
+                await _behind_a_greedy_project(database, wakeups, receivers, box, ports, seconds=seconds)
         await _claims(database, sessions, webhook_ids)
         await _replay(database, sessions, webhook_ids[0])
         await _claims_with_nothing_due(database, sessions)
     await database.close()
-    await doorbell.aclose()
+    await wakeups.aclose()
     await engine.dispose()
 
 

@@ -11,7 +11,6 @@ from app.core.crypto import SecretBox
 from app.core.db import Sessions, transaction
 from app.core.http import operator_client, public_client
 from app.core.ids import new_id
-from app.core.wakeups import Doorbell, connect_redis
 from app.credentials.budgets import Budgets
 from app.credentials.store import CredentialStore, context_of
 from app.models import Calendar, CalendarEvent, Credentials
@@ -19,7 +18,7 @@ from app.outages.breakers import Breakers
 from app.settings import Settings
 from app.sync import repository
 from app.sync.engine import LEASE_FOR, SyncEngine
-from app.sync.providers import Providers
+from app.sync.providers import ProviderFactory
 
 
 def at(days: float) -> str:
@@ -68,19 +67,17 @@ async def add_calendar(
 async def sync_engine(settings: Settings, sessions: Sessions) -> AsyncIterator[SyncEngine]:
     """An engine as a worker has it, without the worker."""
     box = SecretBox(settings.fernet_keys)
-    doorbell = Doorbell(connect_redis(settings.required_redis_url()))
     budgets = Budgets(settings.required_redis_url())
     async with operator_client() as client, public_client(allow_private=True) as feeds:
         credentials = CredentialStore(
             settings=settings, sessions=sessions, box=box, client=client, breakers=Breakers(sessions)
         )
-        providers = Providers(
+        providers = ProviderFactory(
             settings=settings, credentials=credentials, budgets=budgets, client=client, feeds=feeds
         )
-        yield SyncEngine(settings=settings, sessions=sessions, providers=providers, doorbell=doorbell)
+        yield SyncEngine(settings=settings, sessions=sessions, providers=providers)
         await providers.aclose()
     await budgets.aclose()
-    await doorbell.aclose()
 
 
 async def sync_now(engine: SyncEngine, sessions: Sessions, calendar_id: str) -> None:

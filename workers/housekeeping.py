@@ -15,7 +15,6 @@ from sqlalchemy.dialects.postgresql import insert
 
 from app.api.idempotency import KEPT_FOR
 from app.core.db import Session, Sessions, transaction
-from app.core.wakeups import Doorbell
 from app.events.retention import clear_deleted, clear_expired
 from app.hosted.repository import forget_inbound_replies
 from app.hosted.service import Hosting, keep_all_expanded
@@ -134,24 +133,24 @@ async def sweep(sessions: Sessions) -> None:
         await asyncio.sleep(_SWEEP_SECONDS)
 
 
-async def requeue(sessions: Sessions, doorbell: Doorbell) -> None:
+async def requeue(sessions: Sessions) -> None:
     """Goes on with replays of webhooks, batch by batch, until cancelled."""
     while True:
         came_round("requeue", within_seconds=_REQUEUE_SECONDS + _TIDY_WITHIN_SECONDS)
         try:
             while await requeue_next(sessions):
-                await doorbell.ring("deliveries")
+                pass
         except Exception as err:  # noqa: BLE001 - the next round tries again
             log.warning("requeueing_failed", error=type(err).__name__)
         await asyncio.sleep(_REQUEUE_SECONDS)
 
 
-async def roll(sessions: Sessions, settings: Settings, doorbell: Doorbell) -> None:
+async def roll(sessions: Sessions, settings: Settings) -> None:
     """Expands hosted series as time goes on, until cancelled."""
     while True:
         came_round("expand", within_seconds=_EXPAND_SECONDS + _TIDY_WITHIN_SECONDS)
         try:
-            await keep_all_expanded(sessions, Hosting(settings), doorbell)
+            await keep_all_expanded(sessions, Hosting(settings))
         except Exception as err:  # noqa: BLE001 - the next round tries again
             log.warning("expanding_failed", error=type(err).__name__)
         await asyncio.sleep(_EXPAND_SECONDS)

@@ -18,7 +18,15 @@ from app.bots.launch import Launcher
 from app.core.crypto import SecretBox
 from app.core.db import create_engine, create_sessions
 from app.core.http import httpx, operator_client, public_client
-from app.core.wakeups import QUEUE, Doorbell, connect_redis, deserialize_job, serialize_job
+from app.core.wakeups import (
+    ARQ_QUEUE,
+    JOB,
+    REDIS_UNAVAILABLE,
+    WakeUps,
+    connect_redis,
+    deserialize_job,
+    serialize_job,
+)
 from app.credentials.budgets import Budgets
 from app.credentials.store import CredentialStore
 from app.hosted.service import write_rows_soon
@@ -29,7 +37,7 @@ from app.outages.breakers import Breakers
 from app.push.channels import ChannelKeeper
 from app.settings import Settings
 from app.sync.engine import SyncEngine
-from app.sync.providers import Providers
+from app.sync.providers import ProviderFactory
 from app.sync.queue import SyncQueue
 from app.webhooks.delivery import Deliverer
 from workers import liveness
@@ -58,9 +66,9 @@ Drainers = dict[str, Drainer[Any]]
 _ALSO_WOKEN = {"syncs": "feeds"}
 
 
-async def ring(ctx: dict[str, Any], bell: str) -> None:
-    """The arq job. An unknown bell (of a newer release) wakes nobody; the tick will."""
-    for name in (bell, _ALSO_WOKEN.get(bell)):
+async def wake(ctx: dict[str, Any], queue: str) -> None:
+    """The arq job. A queue that only a newer release knows wakes no loop."""
+    for name in (queue, _ALSO_WOKEN.get(queue)):
         drainer = ctx["drainers"].get(name)
         if drainer is not None:
             drainer.ring()
@@ -84,8 +92,8 @@ async def _listen(settings: Settings, drainers: Drainers) -> None:
         liveness.came_round(_LISTENER, within_seconds=_ROUND_WITHIN_SECONDS)
         redis = connect_redis(settings.required_redis_url())
         worker = _Listener(
-            functions=[func(ring, timeout=5, keep_result=0, max_tries=1)],
-            queue_name=QUEUE,
+            functions=[func(wake, name=JOB, timeout=5, keep_result=0, max_tries=1)],
+            queue_name=ARQ_QUEUE,
             redis_pool=redis,
             ctx={"drainers": drainers},
             handle_signals=False,
@@ -97,10 +105,10 @@ async def _listen(settings: Settings, drainers: Drainers) -> None:
         )
         try:
             await worker.async_run()
-        except (RedisError, OSError) as err:
+        except REDIS_UNAVAILABLE as err:
             if worker.has_heard or not is_told:
                 is_told = True
-                log.warning("doorbell_lost", error=type(err).__name__)
+                log.warning("redis_unavailable", error=type(err).__name__)
         finally:
             # arq's close waits for tasks that it has just cancelled, and lets their CancelledError out.
             with contextlib.suppress(RedisError, OSError, asyncio.CancelledError):
@@ -116,14 +124,14 @@ async def _listen(settings: Settings, drainers: Drainers) -> None:
 @contextlib.asynccontextmanager
 async def _drainers(settings: Settings) -> AsyncIterator[tuple[Drainers, list[asyncio.Task[None]]]]:
     engine = create_engine(settings.required_database_url(), pool_size=settings.database_pool_size)
-    sessions = create_sessions(engine)
+    wakeups = WakeUps(connect_redis(settings.required_redis_url()))
+    sessions = create_sessions(engine, after_commit=wakeups.send_requested)
     delivery_engine = create_engine(
         settings.required_database_url(),
         pool_size=min(_DELIVERY_POOL_SIZE, settings.database_pool_size),
         pool_timeout=_DELIVERY_POOL_TIMEOUT_SECONDS,
     )
     box = SecretBox(settings.required_fernet_keys())
-    doorbell = Doorbell(connect_redis(settings.required_redis_url()))
     budgets = Budgets(settings.required_redis_url())
     tick = settings.scheduler_tick_seconds
     allow_private = settings.allow_private_network_targets
@@ -136,10 +144,10 @@ async def _drainers(settings: Settings) -> AsyncIterator[tuple[Drainers, list[as
         credentials = CredentialStore(
             settings=settings, sessions=sessions, box=box, client=client, breakers=Breakers(sessions)
         )
-        providers = Providers(
+        providers = ProviderFactory(
             settings=settings, credentials=credentials, budgets=budgets, client=client, feeds=feeds
         )
-        syncs = SyncEngine(settings=settings, sessions=sessions, providers=providers, doorbell=doorbell)
+        syncs = SyncEngine(settings=settings, sessions=sessions, providers=providers)
         channels = ChannelKeeper(
             settings=settings,
             sessions=sessions,
@@ -147,9 +155,8 @@ async def _drainers(settings: Settings) -> AsyncIterator[tuple[Drainers, list[as
             credentials=credentials,
             budgets=budgets,
             client=client,
-            doorbell=doorbell,
         )
-        launcher = Launcher(settings=settings, sessions=sessions, client=client, doorbell=doorbell)
+        launcher = Launcher(settings=settings, sessions=sessions, client=client)
         mails = MailSender(
             settings=settings,
             sessions=sessions,
@@ -177,15 +184,15 @@ async def _drainers(settings: Settings) -> AsyncIterator[tuple[Drainers, list[as
             asyncio.create_task(beat(sessions), name="heartbeat"),
             asyncio.create_task(tidy(sessions, settings), name="tidy"),
             asyncio.create_task(sweep(sessions), name="sweep"),
-            asyncio.create_task(roll(sessions, settings, doorbell), name="expand"),
-            asyncio.create_task(requeue(sessions, doorbell), name="requeue"),
+            asyncio.create_task(roll(sessions, settings), name="expand"),
+            asyncio.create_task(requeue(sessions), name="requeue"),
             asyncio.create_task(liveness.watch_event_loop(), name="event_loop"),
         ]
         yield drainers, upkeep
         await asyncio.gather(*(drainer.drain(_FINISH_WITHIN_SECONDS) for drainer in drainers.values()))
         await providers.aclose()
     await budgets.aclose()
-    await doorbell.aclose()
+    await wakeups.aclose()
     await delivery_engine.dispose()
     await engine.dispose()
 

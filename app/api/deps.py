@@ -1,4 +1,4 @@
-"""Dependencies of the routes, each an `Annotated` alias: the session, the calling project, the doorbell."""
+"""Dependencies of the routes, each an `Annotated` alias: the session, the calling project, the process's state."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from app.core.db import ReadSession, Session, Sessions, reading, transaction
 from app.core.errors import TooManyRequests, Unauthorized
 from app.core.http import httpx
 from app.core.ratelimit import RateLimiter
-from app.core.wakeups import Doorbell
+from app.core.wakeups import WakeUps
 from app.projects.service import KeyCheck, LiveKey
 from app.settings import Settings
 
@@ -31,7 +31,7 @@ class State:
     read_sessions: Sessions
     keys: KeyCheck
     box: SecretBox
-    doorbell: Doorbell
+    wakeups: WakeUps
     http: httpx.AsyncClient
     post_limiter: RateLimiter
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, BackgroundTasks, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from app.api.deps import AppState, DbReadSession, DbSession, ProjectId
 from app.api.idempotency import Idempotent
@@ -38,7 +38,6 @@ async def create_bot(
     project_id: ProjectId,
     idempotent: Idempotent,
     body: BotCreate,
-    background_tasks: BackgroundTasks,
 ) -> Response:
     """Schedules a bot for an event, which it then follows, or for a `meeting_url`; without `join_at` it joins that at once.
 
@@ -49,7 +48,6 @@ async def create_bot(
         bot = await service.create_bot(session, state.settings, project_id, body)
         return bot.model_dump_json().encode()
 
-    background_tasks.add_task(state.doorbell.ring, "bots")
     return await idempotent.once(work, status_code=201)
 
 
@@ -67,13 +65,9 @@ async def update_bot(
     project_id: ProjectId,
     bot_id: BotId,
     body: BotUpdate,
-    background_tasks: BackgroundTasks,
 ) -> BotRead:
     """Changes a scheduled bot, with the fields of its creation; of a bot past `scheduled`, only the metadata."""
-    bot = await service.update_bot(session, state.settings, project_id, bot_id, body)
-    background_tasks.add_task(state.doorbell.ring, "deliveries")
-    background_tasks.add_task(state.doorbell.ring, "bots")
-    return bot
+    return await service.update_bot(session, state.settings, project_id, bot_id, body)
 
 
 @router.delete(
@@ -84,12 +78,9 @@ async def update_bot(
 )
 async def delete_bot(
     session: DbSession,
-    state: AppState,
     project_id: ProjectId,
     bot_id: BotId,
-    background_tasks: BackgroundTasks,
 ) -> Response:
     """Unschedules a bot. One that is past `scheduled` cannot be deleted: 400."""
     await service.delete_bot(session, project_id, bot_id)
-    background_tasks.add_task(state.doorbell.ring, "deliveries")
     return Response()

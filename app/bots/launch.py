@@ -9,12 +9,10 @@ Without BOT_RUNNER_URL the step to `launching`, with its webhook, is the hand-ov
 """
 
 import asyncio
-import time
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 from urllib.parse import urlencode
-from uuid import uuid4
 
 import orjson
 import structlog
@@ -29,7 +27,7 @@ from app.core.clock import isoformat, utcnow
 from app.core.db import Sessions, transaction
 from app.core.http import httpx
 from app.core.http_json import retry_after
-from app.core.wakeups import Doorbell
+from app.core.lease import Lease
 from app.settings import Settings
 
 log = structlog.get_logger()
@@ -48,11 +46,10 @@ _LATER = {408, 425, 429}
 
 @dataclass(frozen=True, slots=True)
 class ClaimedBot:
-    """A due bot as it was when this process took the lease on it. `begin_by` is on the clock of `time.monotonic`."""
+    """A due bot as it was when this process claimed it."""
 
     whole: WholeBot
-    lease_token: str
-    begin_by: float
+    lease: Lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +64,9 @@ class _Answer:
 class Launcher:
     """The worker's side: `claim`, then `handle` each in a task of its own. Any number of them may run."""
 
-    def __init__(
-        self, *, settings: Settings, sessions: Sessions, client: httpx.AsyncClient, doorbell: Doorbell
-    ) -> None:
+    def __init__(self, *, settings: Settings, sessions: Sessions, client: httpx.AsyncClient) -> None:
         self._sessions = sessions
         self._client = client
-        self._doorbell = doorbell
         self._lead = timedelta(seconds=settings.bot_launch_lead_seconds)
         self._url = f"{settings.bot_runner_url}/api/v1/bots" if settings.bot_runner_url else None
         self._api_key = (
@@ -87,8 +81,7 @@ class Launcher:
                 return claimed
 
     async def _claim(self, limit: int) -> tuple[list[ClaimedBot], bool]:
-        lease_token = uuid4().hex
-        begin_by = time.monotonic() + _BEGIN_WITHIN_SECONDS
+        lease = Lease.new(begin_within_seconds=_BEGIN_WITHIN_SECONDS)
         async with transaction(self._sessions) as session:
             due = await repository.lock_due(session, lead=self._lead, limit=limit)
             now = utcnow()
@@ -97,7 +90,7 @@ class Launcher:
                     whole.state,
                     now,
                     has_runner=self._url is not None,
-                    lease_token=lease_token,
+                    lease_token=lease.token,
                     lease_for=_LEASE_FOR,
                 )
                 for whole in due
@@ -106,19 +99,16 @@ class Launcher:
         claimed = []
         for whole, step in zip(due, steps, strict=True):
             if step.after is not None and step.after.is_attempted:
-                claimed.append(ClaimedBot(whole, lease_token, begin_by))
+                claimed.append(ClaimedBot(whole, lease))
             elif step.entry is not None:
                 metrics.BOT_LAUNCHES.labels(step.entry.sub_type or "announced").inc()
                 log.info("bot_due", bot_id=whole.state.id, state=_shown(step.after))
-        if any(step.entry is not None for step in steps):
-            await self._doorbell.ring("deliveries")
         return claimed, len(due) >= limit
 
     async def handle(self, claimed: ClaimedBot) -> None:
         """One attempt. Raises nothing for the runner's fault."""
         bot = claimed.whole.state
-        if time.monotonic() > claimed.begin_by:
-            # This process was held up for so long that the attempt could outlast the lease.
+        if claimed.lease.is_too_late:
             log.warning("bot_launch_too_late", bot_id=bot.id)
             return
         outcome = await self._hand_over(claimed.whole)
@@ -204,7 +194,7 @@ class Launcher:
     async def _settle(self, claimed: ClaimedBot, outcome: Outcome) -> None:
         bot_id = claimed.whole.state.id
         async with transaction(self._sessions) as session:
-            bot = await repository.lock_leased(session, bot_id, claimed.lease_token)
+            bot = await repository.lock_leased(session, bot_id, claimed.lease.token)
             steps = []
             if bot is not None:
                 steps = lifecycle.settle(
@@ -226,7 +216,6 @@ class Launcher:
             status_code=getattr(outcome, "status_code", None),
             state=_shown(after),
         )
-        await self._doorbell.ring("deliveries")
 
 
 def _shown(bot: BotState | None) -> str:

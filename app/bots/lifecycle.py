@@ -1,11 +1,11 @@
 """Pure: what becomes of a bot when its event changes, when it is due, and when the runner has answered."""
 
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
+from app.core.backoff import Backoff
 from app.core.clock import isoformat
 from app.models.bot import EntryType, State
 from app.webhooks.payloads import CalendarFacts
@@ -17,8 +17,7 @@ RETRY_FOR = timedelta(minutes=5)
 # A meeting that does not tell its end counts as over this long after its start.
 USUAL_LENGTH = timedelta(hours=4)
 
-_WAIT_FIRST_SECONDS = 1.0
-_WAIT_LONGEST_SECONDS = 60.0
+_BACKOFF = Backoff.exponential(1.0, 60.0, jitter=(0.75, 1.25))
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,9 +223,7 @@ def _fatal(bot: BotState, sub_type: str, metadata: Mapping[str, Any] | None = No
 
 
 def _wait(bot: BotState, retry_after: float | None, now: datetime) -> timedelta:
-    """Exponential with jitter, not below what the runner asked for; the last attempt is at the end of all."""
-    seconds = min(_WAIT_FIRST_SECONDS * 2 ** min(bot.attempt_count - 1, 10), _WAIT_LONGEST_SECONDS)
-    seconds *= random.uniform(0.75, 1.25)  # noqa: S311 - jitter
-    seconds = max(seconds, retry_after or 0.0)
+    """Return the time until the next attempt; the last one is when the time for retries ends."""
+    seconds = _BACKOFF.delay(bot.attempt_count, retry_after=retry_after)
     left = (bot.join_at + RETRY_FOR - now).total_seconds()
     return timedelta(seconds=min(seconds, max(left, 0.0)))

@@ -27,6 +27,7 @@ from app.core.db import AnySession, ReadSession, Session
 from app.core.errors import InvalidFields
 from app.core.ids import new_id
 from app.core.pagination import Page
+from app.core.wakeups import wake_after_commit
 from app.settings import Settings
 from app.webhooks import repository as webhooks
 from app.webhooks.payloads import BotFacts, Trigger, build_body
@@ -171,13 +172,16 @@ async def delete_bot(session: Session, project_id: str, bot_id: str) -> None:
 async def follow_events(session: Session, event_ids: Sequence[str]) -> None:
     """Makes the bots of these events follow them. Call it in the transaction that changed the events.
 
-    The caller holds the row lock of the events' calendar, and rings "deliveries" after the commit.
+    The caller holds the row lock of the events' calendar.
     """
     if not event_ids:
         return
     now = utcnow()
     bots = await repository.lock_bots_of_events(session, event_ids)
-    await take(session, [step for bot in bots if (step := lifecycle.follow(bot, now)) is not None])
+    steps = [step for bot in bots if (step := lifecycle.follow(bot, now)) is not None]
+    if steps:
+        wake_after_commit(session, "bots")
+    await take(session, steps)
 
 
 async def drop_bots_of_calendar(session: Session, calendar_id: str, gone: Gone) -> None:

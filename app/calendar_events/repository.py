@@ -296,3 +296,11 @@ def _of_each_kind(filters: frozenset[str], columns: str, conditions: Sequence[st
 
 def _select(columns: str, conditions: Sequence[str], table: str = "calendar_events AS e") -> str:
     return f"SELECT {columns} FROM {table} WHERE {' AND '.join(conditions)}"  # noqa: S608 - made of constants
+
+
+async def count_events(session: AnySession, calendar_id: str) -> tuple[int, int]:
+    """Return how many events the calendar has, and how many deleted ones are still kept."""
+    is_deleted = CalendarEvent.is_deleted
+    statement = select(func.count().filter(~is_deleted), func.count().filter(is_deleted))
+    row = (await session.execute(statement.where(CalendarEvent.calendar_id == calendar_id))).one()
+    return row[0], row[1]

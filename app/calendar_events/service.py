@@ -115,3 +115,8 @@ def event_body(row: Row[Any]) -> dict[str, Any]:
             body[name] = orjson.Fragment(text)
     body["bots"] = [shown_bot(bot) for bot in orjson.loads(row.bots)]
     return body
+
+
+async def count_events(session: AnySession, calendar_id: str) -> tuple[int, int]:
+    """Return how many events the calendar has, and how many deleted ones are still kept."""
+    return await repository.count_events(session, calendar_id)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, BackgroundTasks, Body, Depends, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Query, Request, Response
 
 from app.api.deps import AppState, DbReadSession, DbSession, ProjectId
 from app.api.idempotency import Idempotent
@@ -86,7 +86,6 @@ async def create_calendar(
     idempotent: Idempotent,
     messages: MessagesDep,
     body: Annotated[CalendarCreate, Body(openapi_examples=_CREATE_EXAMPLES)],
-    background_tasks: BackgroundTasks,
 ) -> Response:
     """Connects a calendar, whose first sync is queued at once; or, with platform `local`, creates a hosted one."""
     identity = None
@@ -107,7 +106,6 @@ async def create_calendar(
         )
         return calendar.model_dump_json().encode()
 
-    background_tasks.add_task(state.doorbell.ring, "syncs")
     return await idempotent.once(work, status_code=201)
 
 
@@ -174,7 +172,6 @@ async def update_calendar(
     calendar_id: Annotated[str, Depends(_known_calendar)],
     messages: MessagesDep,
     body: CalendarUpdate,
-    background_tasks: BackgroundTasks,
 ) -> CalendarRead:
     """Changes metadata or secrets, and queues a sync at once.
 
@@ -190,12 +187,9 @@ async def update_calendar(
             )
         identity = await chosen_identity(messages, owner_email, body.sending_identity)
     allows_http = state.settings.allows_http_feed
-    calendar = await service.update_calendar(
+    return await service.update_calendar(
         session, state.box, project_id, calendar_id, body, allows_http=allows_http, identity=identity
     )
-    background_tasks.add_task(state.doorbell.ring, "syncs")
-    background_tasks.add_task(state.doorbell.ring, "deliveries")
-    return calendar
 
 
 @router.delete(
@@ -222,11 +216,9 @@ async def delete_calendar(
 async def sync_calendar(
     *,
     session: DbSession,
-    state: AppState,
     project_id: ProjectId,
     calendar_id: CalendarId,
     idempotent: Idempotent,
-    background_tasks: BackgroundTasks,
 ) -> Response:
     """Queues a sync; if one is running, one more follows it.
 
@@ -238,5 +230,4 @@ async def sync_calendar(
         await service.queue_sync(session, project_id, calendar_id)
         return SyncQueued().model_dump_json().encode()
 
-    background_tasks.add_task(state.doorbell.ring, "syncs")
     return await idempotent.once(work, status_code=202)

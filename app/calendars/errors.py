@@ -1,6 +1,8 @@
 """Errors of requests about a calendar, beyond the form of its fields.
 
 AppError (app/core/errors.py)
+├── BadQuery
+│   └── CalendarNotSynced       (command line)
 ├── NotFound
 │   └── CalendarNotFound        404 (app/api/not_found.py)
 └── InvalidFields
@@ -8,7 +10,7 @@ AppError (app/core/errors.py)
     └── CalendarDisconnected    400, `non_field_errors`
 """
 
-from app.core.errors import InvalidFields
+from app.core.errors import BadQuery, InvalidFields
 
 
 class DeduplicationKeyTaken(InvalidFields):
@@ -23,6 +25,11 @@ class CalendarDisconnected(InvalidFields):
             "The calendar is disconnected. PATCH it with new credentials: that reconnects and syncs it."
         )
         super().__init__({"non_field_errors": [sentence]})
+
+
+class CalendarNotSynced(BadQuery):
+    def __init__(self) -> None:
+        super().__init__("A local calendar has no provider to sync from.")
 
 
 class OtherAccount(Exception):

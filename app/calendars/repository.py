@@ -1,15 +1,17 @@
 """SQL of calendars. The state of their sync is written by app/sync/, their push channels by app/push/."""
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import RowMapping, delete, func, literal_column, select, text, update
+from sqlalchemy import RowMapping, case, delete, func, literal_column, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from app.core.db import AnySession, ReadSession, Session
 from app.core.pagination import Cursor, Ordering, Page, page_of, seek_each
-from app.models import Calendar, Credentials
+from app.core.wakeups import wake_after_commit
+from app.models import Calendar, Credentials, Project
 from app.models.calendar import FAILING, PLATFORMS, STATES
 
 _FIRST_RETRY_AFTER = timedelta(seconds=30)
@@ -89,6 +91,8 @@ async def insert_calendar(session: Session, values: Mapping[str, Any]) -> bool:
         .on_conflict_do_nothing(index_elements=[Calendar.project_id, Calendar.deduplication_key])
         .returning(Calendar.id)
     )
+    if inserted is not None and values["platform"] != "local":
+        wake_after_commit(session, "syncs")
     return inserted is not None
 
 
@@ -177,6 +181,7 @@ async def reconnect(session: Session, calendar_ids: Sequence[str]) -> None:
         )
         .execution_options(synchronize_session=False)
     )
+    wake_after_commit(session, "syncs")
 
 
 async def set_metadata(session: Session, calendar_id: str, metadata: dict[str, Any] | None) -> None:
@@ -212,3 +217,51 @@ async def delete_calendar(session: Session, calendar_id: str) -> None:
     await session.execute(
         delete(Calendar).where(Calendar.id == calendar_id).execution_options(synchronize_session=False)
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncRecord:
+    """What a calendar's row says about its syncs, beyond CalendarRead. `now` is the database's time."""
+
+    project_id: str
+    project_name: str
+    now: datetime
+    next_sync_at: datetime
+    sync_started_at: datetime | None
+    claimed_until: datetime | None
+    last_attempted_sync_at: datetime | None
+    has_cursor: bool
+    cursor_expired_at: datetime | None
+    window_start: datetime | None
+    window_end: datetime | None
+    held_back_events: int
+    outage_scope: str | None
+    push_due_at: datetime | None
+
+
+async def find_sync_record(session: AnySession, calendar_id: str) -> SyncRecord | None:
+    """Find a calendar of any project. A lease that has expired is no claim."""
+    statement = (
+        select(
+            Calendar.project_id,
+            Project.name.label("project_name"),
+            func.clock_timestamp().label("now"),
+            Calendar.next_sync_at,
+            Calendar.sync_started_at,
+            case((Calendar.lease_until > func.clock_timestamp(), Calendar.lease_until)).label(
+                "claimed_until"
+            ),
+            Calendar.last_attempted_sync_at,
+            Calendar.sync_cursor.is_not(None).label("has_cursor"),
+            Calendar.cursor_expired_at,
+            Calendar.window_start,
+            Calendar.window_end,
+            func.coalesce(func.cardinality(Calendar.held_back_ids), 0).label("held_back_events"),
+            Calendar.outage_scope,
+            Calendar.push_due_at,
+        )
+        .join(Project, Project.id == Calendar.project_id)
+        .where(Calendar.id == calendar_id)
+    )
+    row = (await session.execute(statement)).mappings().one_or_none()
+    return None if row is None else SyncRecord(**row)

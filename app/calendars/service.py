@@ -31,7 +31,7 @@ from app.core.pagination import Page
 from app.credentials.service import delete_unless_used
 from app.models import Calendar
 from app.push.service import release_channels
-from app.sync.repository import request_sync
+from app.schedule import request_sync
 from app.webhooks.repository import delete_pending_of_calendar
 
 PAGE_SIZE = 25
@@ -154,7 +154,7 @@ async def update_calendar(
         reconnected = await connection.renew_secrets(session, box, project_id, calendar_id, secrets)
     if "metadata" in body.model_fields_set:
         await repository.set_metadata(session, calendar_id, body.metadata)
-    await request_sync(session, calendar_id, force=True)
+    await request_sync(session, calendar_id)
     await connection.announce_reconnected(session, reconnected)
     return await get_calendar(session, project_id, calendar_id)
 
@@ -175,7 +175,7 @@ async def queue_sync(session: Session, project_id: str, calendar_id: str) -> Non
     calendar = await get_calendar(session, project_id, calendar_id)
     if calendar.state == "disconnected":
         raise CalendarDisconnected
-    await request_sync(session, calendar_id, force=True)
+    await request_sync(session, calendar_id)
 
 
 async def delete_calendar(session: Session, box: SecretBox, project_id: str, calendar_id: str) -> None:

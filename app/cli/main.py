@@ -8,25 +8,28 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict
-from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
+from app.cli.calendar import calendar_cli
+from app.cli.environment import (
+    DEFAULT_DATA_DIR,
+    command_settings,
+    in_transaction,
+    use_running_servers,
+    warn_about_misspelt_settings,
+)
 from app.cli.errors import CommandFailed, database_failures
-from app.core.clock import isoformat
-from app.core.db import Session, create_engine, create_sessions, transaction
+from app.cli.outbox import outbox
+from app.cli.output import AsJson, print_rows
+from app.core.db import Session
 from app.core.errors import AppError
-from app.settings import Settings, SettingsError, load_settings, misspelt_settings
-
-DEFAULT_DATA_DIR = Path(".data")
-
-Result = TypeVar("Result")
+from app.settings import SettingsError
 
 
 def _print_version(is_asked: bool) -> None:
@@ -45,6 +48,8 @@ project_cli = typer.Typer(help="Projects: each has its own calendars and keys.",
 key_cli = typer.Typer(help="API keys of a project.", no_args_is_help=True)
 cli.add_typer(project_cli, name="project")
 cli.add_typer(key_cli, name="api-key")
+cli.add_typer(calendar_cli, name="calendar")
+cli.command()(outbox)
 
 
 @cli.callback()
@@ -70,12 +75,15 @@ def up(
         Path, typer.Option(help="Folder of the embedded servers' data and the made keys.")
     ] = DEFAULT_DATA_DIR,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line when ready.")] = False,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Start the API and the worker again when the code changes.")
+    ] = False,
 ) -> None:
     """Start everything here: PostgreSQL and Redis (unless configured), migrations, API and worker."""
     from app.cli.devserver.up import run_up
 
-    _tell_misspelt_settings()
-    run_up(host=host, port=port, data_dir=data_dir, as_json=as_json)
+    warn_about_misspelt_settings()
+    run_up(host=host, port=port, data_dir=data_dir, as_json=as_json, reloads=reload)
 
 
 @cli.command()
@@ -83,7 +91,7 @@ def migrate() -> None:
     """Bring the database's schema to the newest revision."""
     from migrations.revisions import NEWER_SCHEMA, upgrade_to_head
 
-    url = _settings("database_url").required_database_url()
+    url = command_settings("database_url").required_database_url()
     with database_failures():
         newer = upgrade_to_head(url)
     print(NEWER_SCHEMA.format(newer) if newer else "The schema is at the newest revision.", file=sys.stderr)
@@ -102,7 +110,7 @@ def api(
     from app.cli.shared_metrics import shared_metrics
     from app.core.logging import configure_logging
 
-    settings = _settings("database_url", "redis_url", "fernet_keys")
+    settings = command_settings("database_url", "redis_url", "fernet_keys")
     check_port(host, port)
     configure_logging(level=settings.log_level, json=settings.environment == "production")
     with shared_metrics() if workers > 1 else nullcontext():
@@ -131,7 +139,7 @@ def worker(
     metrics_host: Annotated[str, typer.Option(help="Address to serve them on.")] = "127.0.0.1",
 ) -> None:
     """Run one worker, scheduler included. Any number may run."""
-    settings = _settings("database_url", "redis_url", "fernet_keys")
+    settings = command_settings("database_url", "redis_url", "fernet_keys")
     if metrics_port is not None:
         from app.cli.devserver.up import check_port
 
@@ -170,10 +178,7 @@ def project_create(name: Annotated[str, typer.Argument(help="A name for people."
     async def create(session: Session) -> dict[str, str]:
         return asdict(await service.create_project(session, name))
 
-    print(json.dumps(_in_transaction(create)))
-
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON line for each.")]
+    print(json.dumps(in_transaction(create)))
 
 
 @project_cli.command("list")
@@ -184,7 +189,7 @@ def project_list(as_json: AsJson = False) -> None:
     async def load(session: Session) -> list[dict[str, Any]]:
         return [asdict(row) for row in await service.list_projects(session)]
 
-    _print_rows(_in_transaction(load), as_json=as_json)
+    print_rows(in_transaction(load), as_json=as_json)
 
 
 @key_cli.command("list")
@@ -198,7 +203,7 @@ def api_key_list(
     async def load(session: Session) -> list[dict[str, Any]]:
         return [asdict(row) for row in await service.list_api_keys(session, project_id)]
 
-    _print_rows(_in_transaction(load), as_json=as_json)
+    print_rows(in_transaction(load), as_json=as_json)
 
 
 @key_cli.command("create")
@@ -212,7 +217,7 @@ def api_key_create(
     async def create(session: Session) -> dict[str, str]:
         return asdict(await service.create_api_key(session, project_id, name))
 
-    print(json.dumps(_in_transaction(create)))
+    print(json.dumps(in_transaction(create)))
 
 
 @key_cli.command("disable")
@@ -224,7 +229,7 @@ def api_key_disable(key_id: Annotated[str, typer.Argument(help="key_...")]) -> N
         await service.disable_api_key(session, key_id)
         return {"key_id": key_id, "state": "disabled"}
 
-    print(json.dumps(_in_transaction(disable)))
+    print(json.dumps(in_transaction(disable)))
 
 
 @cli.command()
@@ -235,7 +240,7 @@ def rotate_keys() -> None:
     """
     from app.cli.keys import rotate_all
 
-    settings = _settings("database_url", "fernet_keys")
+    settings = command_settings("database_url", "fernet_keys")
     with database_failures():
         asyncio.run(rotate_all(settings))
 
@@ -250,7 +255,7 @@ def doctor(
     """
     from app.cli.doctor import examine
 
-    _use_running_servers()
+    use_running_servers()
     findings = asyncio.run(examine())
     if as_json:
         is_fine = all(finding.is_fine for finding in findings)
@@ -260,92 +265,6 @@ def doctor(
             print(finding)
     if not all(finding.is_fine for finding in findings):
         raise typer.Exit(1)
-
-
-def _settings(*needed: str) -> Settings:
-    """The settings, with the servers of a running `up` where none are configured.
-
-    `needed`: database_url, redis_url, fernet_keys. Raises SettingsError with a line for each that is not set.
-    """
-    _use_running_servers()
-    settings = load_settings()
-    if settings.demo_feed_url is None:  # else `up` has started this process, and has said it
-        _tell_misspelt_settings()
-    missing = []
-    for name in needed:
-        try:
-            getattr(settings, f"required_{name}")()
-        except SettingsError as err:
-            missing.append(str(err))
-    if missing:
-        raise SettingsError("\n".join(missing))
-    return settings
-
-
-def _tell_misspelt_settings() -> None:
-    for sentence in misspelt_settings():
-        print(f"Warning: {sentence}", file=sys.stderr)
-
-
-def _use_running_servers() -> None:
-    """Lets a command beside a running `calbridge up` work on the same servers without any settings."""
-    from app.cli.devserver.up import running_up
-
-    try:
-        settings = load_settings()
-    except SettingsError:
-        return  # the caller loads them again, and says so
-    if settings.database_url is not None or settings.redis_url is not None:
-        return
-    found = running_up(DEFAULT_DATA_DIR)
-    if found is not None:
-        print(f"(using the `calbridge up` that runs on {DEFAULT_DATA_DIR})", file=sys.stderr)
-        os.environ["DATABASE_URL"] = found.database_url
-        os.environ["REDIS_URL"] = found.redis_url
-        # A worker beside it reads the same feed, and mails links to the same API.
-        if found.demo_feed_url is not None:
-            os.environ["DEMO_FEED_URL"] = found.demo_feed_url
-        if found.app_url is not None and "app_url" not in settings.model_fields_set:
-            os.environ["APP_URL"] = found.app_url
-        if not settings.fernet_keys:
-            os.environ["CREDENTIALS_ENCRYPTION_KEYS"] = found.credentials_encryption_keys
-
-
-def _print_rows(rows: list[dict[str, Any]], *, as_json: bool) -> None:
-    """As a table with a line of names above it, or as a JSON line for each."""
-    if as_json:
-        for row in rows:
-            print(json.dumps({name: _shown(value) for name, value in row.items()}))
-        return
-    if not rows:
-        print("There are none.", file=sys.stderr)
-        return
-    table = [
-        list(rows[0]),
-        *(["-" if value is None else str(_shown(value)) for value in row.values()] for row in rows),
-    ]
-    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-    for line in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-def _shown(value: Any) -> Any:
-    return isoformat(value) if isinstance(value, datetime) else value
-
-
-def _in_transaction(work: Callable[[Session], Awaitable[Result]]) -> Result:
-    url = _settings("database_url").required_database_url()
-
-    async def run() -> Result:
-        engine = create_engine(url, pool_size=1)
-        try:
-            async with transaction(create_sessions(engine)) as session:
-                return await work(session)
-        finally:
-            await engine.dispose()
-
-    with database_failures():
-        return asyncio.run(run())
 
 
 def main() -> None:

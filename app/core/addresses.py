@@ -1,4 +1,4 @@
-"""Mail addresses: parsing, checking, comparing, and writing them as URIs."""
+"""Mail addresses: parsing, checking and comparing."""
 
 import re
 from email.utils import getaddresses
@@ -41,14 +41,6 @@ def parse_mailbox(value: str) -> tuple[str, str | None]:
 def fold_address(email: str) -> str:
     """Return the address with A-Z in lower case and everything else unchanged."""
     return "".join(char.lower() if "A" <= char <= "Z" else char for char in email)
-
-
-def mailto(email: str) -> str:
-    """Return the address as a URI (RFC 6068). Only characters that would end or change the URI are encoded.
-
-    Many clients compare the address without decoding it.
-    """
-    return "mailto:" + re.sub("[%?#&]", lambda found: f"%{ord(found[0]):02X}", email)
 
 
 def same_address(one: str, other: str) -> bool:

@@ -32,6 +32,8 @@ _LIMITS = {
     "idle_in_transaction_session_timeout": "15000",
 }
 
+_AFTER_COMMIT = "after_commit"  # key in Session.info
+
 _DIALECT = "postgresql+asyncpg://"  # where to connect is asyncpg's own business: see _connecting
 
 
@@ -90,15 +92,25 @@ def _system_tls(url: DatabaseUrl) -> ssl.SSLContext:
     return context
 
 
-def create_sessions(engine: AsyncEngine) -> Sessions:
-    return async_sessionmaker(engine, expire_on_commit=False)
+def create_sessions(
+    engine: AsyncEngine, *, after_commit: Callable[[Session], None] | None = None
+) -> Sessions:
+    """Make sessions of an engine. `after_commit` runs after each committed `transaction`; it must not block or raise."""
+    return async_sessionmaker(engine, expire_on_commit=False, info={_AFTER_COMMIT: after_commit})
 
 
 @asynccontextmanager
 async def transaction(sessions: Sessions) -> AsyncIterator[Session]:
-    """One read-committed transaction: committed at the end of the block, rolled back on any exception."""
-    async with sessions.begin() as session:
-        yield Session(session)
+    """One read-committed transaction: committed at the end of the block, rolled back on any exception.
+
+    After the commit, the `after_commit` of `create_sessions` is called.
+    """
+    async with sessions() as session:
+        async with session.begin():
+            yield Session(session)
+        after_commit = session.info[_AFTER_COMMIT]
+        if after_commit is not None:
+            after_commit(Session(session))
 
 
 @asynccontextmanager

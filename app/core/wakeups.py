@@ -1,6 +1,6 @@
-"""Redis rings the bell: "there is work, look into PostgreSQL now". Nothing is lost with a bell that is not heard.
+"""Wake-ups of workers through Redis: "there is due work in PostgreSQL, look now".
 
-Workers look by themselves every SCHEDULER_TICK_SECONDS; the bell only makes it sooner.
+A wake-up only saves time. What is due is in PostgreSQL, and workers look there every SCHEDULER_TICK_SECONDS.
 """
 
 import asyncio
@@ -17,27 +17,30 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError
 
-Bell = Literal["syncs", "deliveries", "channels", "bots", "mails"]
+from app.core.db import Session
 
-QUEUE = "calbridge:bells"
-JOB = "ring"
+# The only names of the domain in core: one for each work loop of workers/process.py that can be woken.
+Queue = Literal["syncs", "deliveries", "channels", "bots", "mails"]
 
-# No pickle: whoever can write to Redis must not be able to run code here.
+ARQ_QUEUE = "calbridge:wakeups"
+JOB = "wake"
+
+# JSON and not arq's pickle: write access to Redis must not be enough to run code in a worker.
 serialize_job = partial(orjson.dumps, default=repr)
 deserialize_job = orjson.loads
 
-REDIS_AWAY = (RedisError, OSError, TimeoutError)
+REDIS_UNAVAILABLE = (RedisError, OSError, TimeoutError)
 
-_RING_WITHIN_SECONDS = 0.5
+_SEND_TIMEOUT_SECONDS = 0.5
+_REQUESTED = "wake_ups"  # key in Session.info
 
 log = structlog.get_logger()
 
 
 class _Pipeline(Pipeline):
-    """Gives its connection back however it ends.
+    """A pipeline that gives its connection back however it ends.
 
-    redis-py asks the server for an UNWATCH first. If it is cancelled there, or the server does not answer, it keeps the
-    connection: with enough of these the pool is empty for good, and nobody is woken any more.
+    redis-py first sends UNWATCH. If that is cancelled or times out, it keeps the connection, and the pool runs empty.
     """
 
     async def reset(self) -> None:
@@ -45,7 +48,7 @@ class _Pipeline(Pipeline):
         task = asyncio.current_task()
         try:
             if connection is not None and task is not None and task.cancelling():
-                await connection.disconnect(nowait=True)  # what it watched is forgotten with it
+                await connection.disconnect(nowait=True)  # the server forgets what was watched
                 self.watching = False
             await super().reset()  # type: ignore[no-untyped-call] # of redis-py
         except BaseException:
@@ -62,49 +65,69 @@ class _Redis(ArqRedis):
 
 
 def connect_redis(url: str) -> ArqRedis:
-    """A lazily connecting client. `unix:///path` works as well as `redis://`."""
+    """Make a client that connects when it is first used. `url` is `redis://...`, `rediss://...` or `unix:///path`."""
     pool = ConnectionPool.from_url(url, socket_connect_timeout=2, socket_timeout=5, max_connections=50)
     return _Redis(
         connection_pool=pool,
         job_serializer=serialize_job,
         job_deserializer=deserialize_job,
-        default_queue_name=QUEUE,
+        default_queue_name=ARQ_QUEUE,
     )
 
 
-class Doorbell:
+def wake_after_commit(session: Session, queue: Queue, *, after: float = 0.0) -> None:
+    """Wake a worker for the queue `after` seconds from this transaction's commit.
+
+    Call it where the due row is written. It is sent once however often it is asked for, and not after a rollback.
+    """
+    session.info.setdefault(_REQUESTED, set()).add((queue, after))
+
+
+class WakeUps:
+    """Sends wake-ups. One per process; `create_sessions(engine, after_commit=wakeups.send_requested)` connects it."""
+
     def __init__(self, redis: ArqRedis) -> None:
         self._redis = redis
-        self._is_away = False
+        self._is_unavailable = False
+        self._sending: set[asyncio.Task[None]] = set()
 
-    async def ring(self, bell: Bell, *, after: float = 0.0) -> None:
-        """Wakes one worker, in `after` seconds. Call it after the commit.
+    def send_requested(self, session: Session) -> None:
+        """Send what `wake_after_commit` collected on this session, in tasks: the caller does not wait for Redis."""
+        for queue, after in session.info.pop(_REQUESTED, ()):
+            task = asyncio.create_task(self.wake(queue, after=after))
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
 
-        A Redis that is away costs half a second at most.
-        """
-        job_id, at = f"ring:{bell}", None
+    async def wake(self, queue: Queue, *, after: float = 0.0) -> None:
+        """Wake one worker in `after` seconds. Takes half a second at most, and raises nothing if Redis is unavailable."""
+        job_id, at = f"{JOB}:{queue}", None
         if after > 0:
-            # Rings of the same tenth of a second are one, at its end: by then all that they are about is due.
+            # One wake-up for each tenth of a second, at its end: everything that it is about is due by then.
             tenth = math.ceil((time.time() + after) * 10)
-            job_id, at = f"ring:{bell}:{tenth}", datetime.fromtimestamp(tenth / 10, UTC)
+            job_id, at = f"{JOB}:{queue}:{tenth}", datetime.fromtimestamp(tenth / 10, UTC)
         try:
-            async with asyncio.timeout(_RING_WITHIN_SECONDS):
-                # One waiting ring of a kind is enough: arq refuses a second job of the same id.
-                await self._redis.enqueue_job(JOB, bell, _job_id=job_id, _defer_until=at)
-        except REDIS_AWAY as err:
-            # Once, and not at every request.
-            if not self._is_away:
-                self._is_away = True
-                log.warning("doorbell_not_rung", bell=bell, error=type(err).__name__)
+            async with asyncio.timeout(_SEND_TIMEOUT_SECONDS):
+                # arq refuses a second job of the same id: one that still waits is enough.
+                await self._redis.enqueue_job(JOB, queue, _job_id=job_id, _defer_until=at)
+        except REDIS_UNAVAILABLE as err:
+            if not self._is_unavailable:
+                self._is_unavailable = True
+                log.warning("wakeup_not_sent", queue=queue, error=type(err).__name__)
         else:
-            if self._is_away:
-                self._is_away = False
-                log.info("doorbell_rings_again")
+            if self._is_unavailable:
+                self._is_unavailable = False
+                log.info("wakeups_sent_again")
+
+    async def flush(self) -> None:
+        """Wait until the wake-ups that are being sent have ended."""
+        if self._sending:
+            await asyncio.wait(self._sending)
 
     async def ping(self) -> None:
-        """Raises RedisError, OSError or TimeoutError when Redis is away."""
+        """Raises RedisError, OSError or TimeoutError if Redis is unavailable."""
         async with asyncio.timeout(2):
             await self._redis.ping()
 
     async def aclose(self) -> None:
+        await self.flush()
         await self._redis.aclose(close_connection_pool=True)

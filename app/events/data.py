@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Literal, Protocol
 
 ResponseStatus = Literal["needs_action", "accepted", "tentative", "declined"]
 
@@ -76,3 +76,22 @@ class KnownEvent:
     platform_uuid: str
     recurring_event_id: str | None = None
     original_start_time: datetime | None = None
+
+
+class CalendarRef(Protocol):
+    """Whose events are written: a `Claim`, or a local calendar whose row the caller has locked."""
+
+    @property
+    def calendar_id(self) -> str: ...
+    @property
+    def project_id(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Unannounced:
+    """Changes that are written but not announced by webhook yet, and when the first of them was made."""
+
+    since: datetime | None = None
+    created: int = 0
+    updated: int = 0
+    deleted: int = 0

@@ -116,11 +116,11 @@ def diff_events(
             if not event.is_cancelled and is_in_window(event, window):
                 writes.append(EventWrite(event, new_hash, is_deleted=False, change="created", stored_id=None))
             continue
-        gone = event.is_cancelled
-        if known.content_hash == new_hash and known.is_deleted == gone:
+        is_deleted = event.is_cancelled
+        if known.content_hash == new_hash and known.is_deleted == is_deleted:
             continue
-        change: Change = "deleted" if gone and not known.is_deleted else "updated"
-        if known.is_deleted and not gone:
+        change: Change = "deleted" if is_deleted and not known.is_deleted else "updated"
+        if known.is_deleted and not is_deleted:
             change = "created"
-        writes.append(EventWrite(event, new_hash, gone, change, known.id))
+        writes.append(EventWrite(event, new_hash, is_deleted, change, known.id))
     return writes

@@ -1,36 +1,15 @@
 """SQL of calendar_events: every insert, update and look-up of the sync and of hosted calendars."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
 from sqlalchemy import ARRAY, JSON, Text, bindparam, text
 
 from app.core.db import Session
 from app.core.ids import new_id
-from app.events.data import KnownEvent, Window
+from app.events.data import CalendarRef, KnownEvent, Unannounced, Window
 from app.events.diff import EventWrite, StoredEvent, attendees_json, organizer_json
-
-
-class CalendarRef(Protocol):
-    """Whose events are written: a `Claim`, or a local calendar whose row the caller has locked."""
-
-    @property
-    def calendar_id(self) -> str: ...
-    @property
-    def project_id(self) -> str: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Unannounced:
-    """Changes that are written but not yet told by webhook, those of this transaction included."""
-
-    since: datetime | None = None
-    created: int = 0
-    updated: int = 0
-    deleted: int = 0
-
 
 _STORED = text(
     """
@@ -51,23 +30,23 @@ async def load_stored(
     return {row.platform_uuid: StoredEvent(*row) for row in rows}
 
 
-_LIVE_GONE = text(
+_LIVE_REMOVED = text(
     """
     SELECT id, platform_uuid FROM calendar_events
     WHERE calendar_id = :calendar_id AND NOT is_deleted
-      AND (platform_uuid = ANY(:gone) OR recurring_event_id = ANY(:gone))
+      AND (platform_uuid = ANY(:removed) OR recurring_event_id = ANY(:removed))
       AND NOT (platform_uuid = ANY(:kept))
     ORDER BY id
     """
-).bindparams(bindparam("gone", type_=ARRAY(Text())), bindparam("kept", type_=ARRAY(Text())))
+).bindparams(bindparam("removed", type_=ARRAY(Text())), bindparam("kept", type_=ARRAY(Text())))
 
 
 async def find_live_of(
-    session: Session, calendar_id: str, gone: Collection[str], kept: Collection[str]
+    session: Session, calendar_id: str, removed: Collection[str], kept: Collection[str]
 ) -> dict[str, str]:
-    """Live rows that are named in `gone`, or are instances of a series named there, save `kept`: id to platform_uuid."""
+    """Live rows that are named in `removed`, or are instances of a series named there, save `kept`: id to platform_uuid."""
     rows = await session.execute(
-        _LIVE_GONE, {"calendar_id": calendar_id, "gone": list(gone), "kept": list(kept)}
+        _LIVE_REMOVED, {"calendar_id": calendar_id, "removed": list(removed), "kept": list(kept)}
     )
     return {row.id: row.platform_uuid for row in rows}
 

@@ -30,7 +30,7 @@ async def _gauge_reader(request: Request, state: AppState) -> GaugeReader:
 
 async def _readiness_checker(request: Request, state: AppState) -> service.ReadinessChecker:
     if not hasattr(request.app.state, "readiness_checker"):
-        checker = service.ReadinessChecker(state.read_sessions, state.doorbell)
+        checker = service.ReadinessChecker(state.read_sessions, state.wakeups)
         request.app.state.readiness_checker = checker
     kept: service.ReadinessChecker = request.app.state.readiness_checker
     return kept

@@ -9,7 +9,7 @@ import structlog
 from sqlalchemy.exc import ProgrammingError
 
 from app.core.db import AWAY, Sessions, reading
-from app.core.wakeups import REDIS_AWAY, Doorbell
+from app.core.wakeups import REDIS_UNAVAILABLE, WakeUps
 from app.health import repository
 from migrations.revisions import is_behind
 
@@ -43,10 +43,10 @@ class Readiness:
 class ReadinessChecker:
     """One per process: what fails is logged when it begins to, and when it is well again."""
 
-    def __init__(self, sessions: Sessions, doorbell: Doorbell) -> None:
+    def __init__(self, sessions: Sessions, wakeups: WakeUps) -> None:
         self._checks: dict[str, Callable[[], Awaitable[str]]] = {
             "database": lambda: _check_database(sessions),
-            "redis": lambda: _check_redis(doorbell),
+            "redis": lambda: _check_redis(wakeups),
             "migrations": lambda: _check_migrations(sessions),
             "worker": lambda: _check_worker(sessions),
         }
@@ -61,7 +61,7 @@ class ReadinessChecker:
         try:
             async with asyncio.timeout(_CHECK_WITHIN_SECONDS):
                 found = await check()
-        except (*AWAY, *REDIS_AWAY) as err:
+        except (*AWAY, *REDIS_UNAVAILABLE) as err:
             if name not in self._failing:
                 self._failing.add(name)
                 log.warning("check_failed", check=name, error=type(err).__name__)
@@ -78,8 +78,8 @@ async def _check_database(sessions: Sessions) -> str:
     return _OK
 
 
-async def _check_redis(doorbell: Doorbell) -> str:
-    await doorbell.ping()
+async def _check_redis(wakeups: WakeUps) -> str:
+    await wakeups.ping()
     return _OK
 
 

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import orjson
-from fastapi import APIRouter, BackgroundTasks, Body, Query, Response
+from fastapi import APIRouter, Body, Query, Response
 
 from app.api.deps import AppState, DbSession, ProjectId, State
 from app.api.idempotency import Idempotent
@@ -50,7 +50,6 @@ async def create_calendar_event(
     project_id: ProjectId,
     idempotent: Idempotent,
     body: Annotated[CalendarEventCreate, Body(openapi_examples=_CREATE_EXAMPLES)],
-    background_tasks: BackgroundTasks,
 ) -> Response:
     """Adds an event to a calendar that is hosted here, and invites its attendees.
 
@@ -62,7 +61,6 @@ async def create_calendar_event(
         event_id = await hosted.create_event(session, _hosting(state), project_id, body)
         return await _body(session, project_id, event_id)
 
-    _ring(state, background_tasks)
     return await idempotent.once(work, status_code=201)
 
 
@@ -80,7 +78,6 @@ async def update_calendar_event(
     event_id: EventId,
     query: Annotated[ScopeQuery, Query()],
     body: CalendarEventUpdate,
-    background_tasks: BackgroundTasks,
 ) -> Response:
     """Changes an event of a hosted calendar and mails the guests concerned. Of a series, only this instance changes.
 
@@ -91,7 +88,6 @@ async def update_calendar_event(
     told_id = await hosted.update_event(
         session, _hosting(state), project_id, event_id, body, scope=query.scope
     )
-    _ring(state, background_tasks)
     return Response(await _body(session, project_id, told_id), media_type="application/json")
 
 
@@ -108,7 +104,6 @@ async def delete_calendar_event(
     project_id: ProjectId,
     event_id: EventId,
     query: Annotated[DeleteQuery, Query()],
-    background_tasks: BackgroundTasks,
 ) -> Response:
     """Cancels an event of a hosted calendar; of a series, only this instance (or all, with `?scope=series`).
 
@@ -123,7 +118,6 @@ async def delete_calendar_event(
         scope=query.scope,
         send_invitations=query.send_invitations,
     )
-    _ring(state, background_tasks)
     return Response()
 
 
@@ -143,11 +137,9 @@ async def delete_calendar_event(
 async def resend_invitation(
     *,
     session: DbSession,
-    state: AppState,
     project_id: ProjectId,
     invitation_id: InvitationId,
     idempotent: Idempotent,
-    background_tasks: BackgroundTasks,
 ) -> Response:
     """Sends a failed mail again now, with the same bytes; for example when the owner has access to the mailbox again.
 
@@ -158,17 +150,11 @@ async def resend_invitation(
     async def work() -> bytes:
         return (await resend_invitation_mail(session, project_id, invitation_id)).model_dump_json().encode()
 
-    background_tasks.add_task(state.doorbell.ring, "mails")
     return await idempotent.once(work, status_code=202)
 
 
 def _hosting(state: State) -> Hosting:
     return Hosting(state.settings)
-
-
-def _ring(state: State, background_tasks: BackgroundTasks) -> None:
-    background_tasks.add_task(state.doorbell.ring, "deliveries")
-    background_tasks.add_task(state.doorbell.ring, "mails")
 
 
 async def _body(session: Session, project_id: str, event_id: str) -> bytes:

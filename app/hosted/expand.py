@@ -1,7 +1,7 @@
-"""Pure: from the entries of a hosted event to the rows that applications see, and what a rule may look like.
+"""Pure: from the components of a hosted event to the rows that applications see, and what a rule may look like.
 
-A series is expanded by the reader of feeds (app/ical/feed.py), so that hosted and connected calendars agree about
-slots, clock changes and identities.
+Series are expanded by app/ical/series.py, as those of feeds are: hosted and connected calendars agree about keys,
+clock changes and identities.
 """
 
 import itertools
@@ -9,13 +9,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 from app.core.addresses import fold_address
 from app.events.data import RemoteAttendee, RemoteEvent, RemoteOrganizer, Window
 from app.events.raw import dump_raw
-from app.hosted.entries import Entry, instant, wall
-from app.ical.feed import Feed
+from app.hosted.components import EventComponent, instant, wall
+from app.ical.moments import Moment
 from app.ical.recurrence import Rule, RuleRefused
+from app.ical.series import Occurrence, expand_series, find_next_occurrence
+from app.ical.timezones import Zone
 from app.ical.values import parse_time
 from app.invitations.repository import Undelivered
 from app.itip.event import Person
@@ -42,7 +45,6 @@ _VALUES = {
     "WKST": re.compile(_WEEKDAY),
 }
 _SAME_CALENDAR = 7_600  # years: the calendar repeats itself, weekdays too, every 400
-_EVER = Window(datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC))
 
 
 def read_rule(lines: Sequence[str]) -> str:
@@ -99,22 +101,22 @@ def _check_values(parts: Mapping[str, str]) -> None:
         raise ValueError("BYSETPOS needs another part that begins with BY.")
 
 
-def fit_rule(rule_text: str, entry: Entry) -> str:
+def fit_rule(rule_text: str, component: EventComponent) -> str:
     """The rule for this start: UNTIL in the form that RFC 5545 3.3.10 asks for. Raises ValueError with a sentence."""
     parts = dict(part.split("=", 1) for part in rule_text.split(";"))
     if "UNTIL" in parts:
         until = parse_time(parts["UNTIL"])
         if until is None or until.wall.year > LAST_YEAR:
             raise ValueError("UNTIL is not a time.")
-        at = until.wall.replace(tzinfo=UTC) if until.is_utc else instant(until.wall, entry.timezone)
-        if until.is_date and not entry.is_all_day:
-            at = instant(until.wall.replace(hour=23, minute=59, second=59), entry.timezone)
-        if at < entry.start:
+        at = until.wall.replace(tzinfo=UTC) if until.is_utc else instant(until.wall, component.timezone)
+        if until.is_date and not component.is_all_day:
+            at = instant(until.wall.replace(hour=23, minute=59, second=59), component.timezone)
+        if at < component.start:
             raise ValueError("UNTIL is before the event's start.")
-        local = until.wall if until.is_date else wall(at, entry.timezone)
-        parts["UNTIL"] = f"{local:%Y%m%d}" if entry.is_all_day else f"{at:%Y%m%dT%H%M%SZ}"
+        local = until.wall if until.is_date else wall(at, component.timezone)
+        parts["UNTIL"] = f"{local:%Y%m%d}" if component.is_all_day else f"{at:%Y%m%dT%H%M%SZ}"
     text = ";".join(f"{part}={value}" for part, value in parts.items())
-    start = entry.local(entry.start)
+    start = component.local(component.start)
     # Of a rule that never matches, each day until the year 9999 is looked at: so start near it.
     late = start.replace(year=start.year + _SAME_CALENDAR)
     try:
@@ -126,41 +128,41 @@ def fit_rule(rule_text: str, entry: Entry) -> str:
     return text
 
 
-def move_until(entry: Entry, shift: timedelta) -> str | None:
+def move_until(component: EventComponent, shift: timedelta) -> str | None:
     """The rule with UNTIL moved as much as the instances, so that none is lost or added; `fit_rule` gives it its form."""
-    if entry.rrule is None or (until := Rule(entry.rrule).until) is None:
-        return entry.rrule
-    shown = wall(until.wall.replace(tzinfo=UTC), entry.timezone) if until.is_utc else until.wall
-    parts = entry.rrule.split(";")
+    if component.rrule is None or (until := Rule(component.rrule).until) is None:
+        return component.rrule
+    shown = wall(until.wall.replace(tzinfo=UTC), component.timezone) if until.is_utc else until.wall
+    parts = component.rrule.split(";")
     return ";".join(
         f"UNTIL={shown + shift:%Y%m%dT%H%M%S}" if part.startswith("UNTIL=") else part for part in parts
     )
 
 
-def last_end(entry: Entry) -> datetime | None:
+def last_end(component: EventComponent) -> datetime | None:
     """When an event is over for good; None for a series without an end. Not before the last instance's end."""
-    if entry.rrule is None:
-        return entry.end
-    rule = Rule(entry.rrule)
+    if component.rrule is None:
+        return component.end
+    rule = Rule(component.rrule)
     if rule.until is not None:
         local = rule.until.wall
-        at = local.replace(tzinfo=UTC) if rule.until.is_utc else instant(local, entry.timezone)
-        return at + entry.length
-    if "COUNT=" not in entry.rrule:
+        at = local.replace(tzinfo=UTC) if rule.until.is_utc else instant(local, component.timezone)
+        return at + component.length
+    if "COUNT=" not in component.rrule:
         return None
-    start = entry.local(entry.start)
+    start = component.local(component.start)
     last = start
     try:
         for last in rule.walls(start, first=start, last=_LAST_DAY):  # noqa: B007 - the last one is meant
             pass
     except RuleRefused:
         return None
-    return instant(last + entry.length, entry.timezone)
+    return instant(last + component.length, component.timezone)
 
 
 def expand(
-    master: Entry,
-    overrides: Sequence[Entry],
+    master: EventComponent,
+    overrides: Sequence[EventComponent],
     window: Window,
     *,
     organizer: Person,
@@ -175,13 +177,15 @@ def expand(
     if master.is_cancelled:
         return []
 
-    def row_of(entry: Entry, platform_uuid: str) -> RemoteEvent:
+    def row_of(component: EventComponent, platform_uuid: str) -> RemoteEvent:
         unreached = [
             mail
             for mail in undelivered
-            if mail.recurrence_id is None or mail.recurrence_id == entry.recurrence_id
+            if mail.recurrence_id is None or mail.recurrence_id == component.recurrence_id
         ]
-        return _row(entry, organizer, owner_email, hosts, platform_uuid=platform_uuid, undelivered=unreached)
+        return _row(
+            component, organizer, owner_email, hosts, platform_uuid=platform_uuid, undelivered=unreached
+        )
 
     common = row_of(master, master.uid)
     if master.rrule is None:
@@ -190,27 +194,29 @@ def expand(
     rows = [
         replace(
             common,
-            platform_uuid=instance.platform_uuid,
-            start_time=instance.start_time,
-            end_time=instance.end_time,
+            platform_uuid=f"{master.uid}_{instance.recurrence_key}",
+            start_time=instance.start,
+            end_time=instance.end,
             recurring_event_id=master.uid,
-            original_start_time=instance.original_start_time,
+            original_start_time=instance.start,
         )
         for instance in instances
     ]
-    for entry in overrides:
-        if not entry.is_cancelled:
-            row = row_of(entry, f"{entry.uid}_{entry.slot}")
-            rows.append(replace(row, recurring_event_id=entry.uid, original_start_time=entry.recurrence_id))
+    for component in overrides:
+        if not component.is_cancelled:
+            row = row_of(component, f"{component.uid}_{component.recurrence_key}")
+            rows.append(
+                replace(row, recurring_event_id=component.uid, original_start_time=component.recurrence_id)
+            )
     return rows
 
 
-def slot_of(master: Entry, at: datetime) -> str:
+def recurrence_key_of(master: EventComponent, at: datetime) -> str:
     """What tells the instance of this original start from the others."""
     return f"{master.local(at):%Y%m%d}" if master.is_all_day else f"{at:%Y%m%dT%H%M%SZ}"
 
 
-def keeps_slots(before: Entry, after: Entry) -> bool:
+def keeps_instances(before: EventComponent, after: EventComponent) -> bool:
     """Whether a series that has the same times has only more instances than before, or ends earlier or later.
 
     Looks at the first thousand.
@@ -222,79 +228,57 @@ def keeps_slots(before: Entry, after: Entry) -> bool:
     start = before.local(before.start)
     try:
         rule = Rule(after.rrule).walls(start, first=start, last=_LAST_DAY)
-        slot: datetime | None = start
+        new: datetime | None = start
         for old in itertools.islice(
             Rule(before.rrule).walls(start, first=start, last=_LAST_DAY), MOST_OCCURRENCES
         ):
-            while slot is not None and slot < old:
-                slot = next(rule, None)
-            if slot is None:
+            while new is not None and new < old:
+                new = next(rule, None)
+            if new is None:
                 return True  # it ends earlier
-            if slot != old:
+            if new != old:
                 return False
     except RuleRefused:
         return False
     return True
 
 
-def has_slot(master: Entry, slot: str) -> bool:
+def has_instance(master: EventComponent, recurrence_key: str) -> bool:
     """Whether the series (still) has an instance with this original start."""
-    written = parse_time(slot)
+    written = parse_time(recurrence_key)
     if written is None or written.wall.year > LAST_YEAR or master.rrule is None:
         return False
     at = written.wall.replace(tzinfo=UTC) if written.is_utc else instant(written.wall, master.timezone)
     around = Window(at - timedelta(days=1), at + timedelta(days=1))
-    return f"{master.uid}_{slot}" in {
-        event.platform_uuid for event in _instances(master, (), around, reach=False)
-    }
+    found = expand_series(_first_moment(master), _length(master), Rule(master.rrule), around)
+    return any(occurrence.recurrence_key == recurrence_key for occurrence in found)
 
 
 def _instances(
-    master: Entry, overrides: Sequence[Entry], window: Window, *, reach: bool = True
-) -> list[RemoteEvent]:
-    """The instances that follow the series itself. With `reach`, the first after the window if none is before."""
-    excluded = "".join(
-        f"EXDATE{master.moment(entry.recurrence_id)}\r\n"
-        for entry in overrides
-        if entry.recurrence_id is not None
-    )
-    text = (
-        f"BEGIN:VCALENDAR\r\nVERSION:2.0\r\nX-WR-TIMEZONE:{master.timezone}\r\nBEGIN:VEVENT\r\nUID:{master.uid}\r\n"
-        f"DTSTART{master.moment(master.start)}\r\nDTEND{master.moment(master.end)}\r\n"
-        f"RRULE:{master.rrule}\r\n{excluded}END:VEVENT\r\nEND:VCALENDAR\r\n"
-    )
-    feed = Feed(text.encode())
-    selection = feed.select(window)
-    if reach and not len(selection):
-        after = _first_after(master, window.end, overrides)
-        if after is not None:
-            selection = feed.select(Window(after, after + timedelta(seconds=1)))
-    return selection.page(0, len(selection))
+    master: EventComponent, overrides: Sequence[EventComponent], window: Window
+) -> list[Occurrence]:
+    """The instances that follow the series itself; the first after the window if none is in it."""
+    start, length, rule = _first_moment(master), _length(master), Rule(master.rrule or "")
+    excluded = {component.recurrence_key for component in overrides}
+    found = expand_series(start, length, rule, window, excluded=excluded)
+    if found:
+        return found
+    after = find_next_occurrence(start, length, rule, window.end, last=_LAST_DAY, excluded=excluded)
+    return [] if after is None else [after]
 
 
-def _first_after(master: Entry, at: datetime, overrides: Sequence[Entry]) -> datetime | None:
-    """The start of the series' next instance at or after `at` that is not replaced."""
-    taken = {entry.recurrence_id for entry in overrides}
-    first = max(wall(at, master.timezone), master.local(master.start))
-    rule = Rule(master.rrule or "")
-    until = _EVER.end
-    if rule.until is not None:
-        local = rule.until.wall
-        until = local.replace(tzinfo=UTC) if rule.until.is_utc else instant(local, master.timezone)
-    try:
-        for local in rule.walls(master.local(master.start), first=first, last=_LAST_DAY):
-            start = instant(local, master.timezone)
-            if start > until:
-                return None
-            if start not in taken:
-                return start
-    except RuleRefused:
-        return None
-    return None
+def _first_moment(master: EventComponent) -> Moment:
+    # In the hour that comes twice, a clock on the wall means the first one.
+    local = master.local(master.start).replace(fold=0)
+    return Moment(local, Zone(ZoneInfo(master.timezone), master.timezone), is_date=master.is_all_day)
+
+
+def _length(master: EventComponent) -> timedelta:
+    return max(master.local(master.end) - master.local(master.start), timedelta(0))
 
 
 def _row(
-    entry: Entry,
+    component: EventComponent,
     organizer: Person,
     owner_email: str | None,
     hosts: MeetingHosts,
@@ -313,19 +297,19 @@ def _row(
             is_organizer=fold_address(person.email) in organizer_keys,
             is_optional=person.is_optional,
         )
-        for person in entry.attendees
+        for person in component.attendees
     )
-    if entry.meeting_url is not None:
-        link = find_meeting_link(conference=[entry.meeting_url], hosts=hosts)
+    if component.meeting_url is not None:
+        link = find_meeting_link(conference=[component.meeting_url], hosts=hosts)
     else:
         link = find_meeting_link(
-            location=entry.location, description=entry.description, title=entry.name, hosts=hosts
+            location=component.location, description=component.description, title=component.name, hosts=hosts
         )
     raw = {
-        "uid": entry.uid,
-        "sequence": entry.sequence,
-        "recurrence": [f"RRULE:{entry.rrule}"] if entry.rrule is not None else [],
-        "is_changed_instance": bool(entry.slot),
+        "uid": component.uid,
+        "sequence": component.sequence,
+        "recurrence": [f"RRULE:{component.rrule}"] if component.rrule is not None else [],
+        "is_changed_instance": bool(component.recurrence_key),
         "undelivered": [
             {"email": mail.email, "method": mail.method, "error": mail.error} for mail in undelivered
         ],
@@ -333,17 +317,17 @@ def _row(
     return RemoteEvent(
         platform_uuid=platform_uuid,
         raw=dump_raw(raw),
-        start_time=entry.start,
-        end_time=entry.end,
-        is_all_day=entry.is_all_day,
-        timezone=entry.timezone,
-        name=entry.name,
-        description=entry.description,
-        location=entry.location,
-        ical_uid=entry.uid,
+        start_time=component.start,
+        end_time=component.end,
+        is_all_day=component.is_all_day,
+        timezone=component.timezone,
+        name=component.name,
+        description=component.description,
+        location=component.location,
+        ical_uid=component.uid,
         organizer=RemoteOrganizer(email=organizer.email, name=organizer.name),
         attendees=attendees,
         response_status="accepted",
-        meeting_url=link.url if link is not None else entry.meeting_url,
+        meeting_url=link.url if link is not None else component.meeting_url,
         meeting_platform=link.platform if link else None,
     )

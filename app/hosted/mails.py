@@ -14,8 +14,8 @@ from datetime import datetime
 from typing import Literal
 
 from app.core.addresses import fold_address
-from app.hosted.entries import Attendee, Entry, is_plain
-from app.hosted.expand import keeps_slots, last_end
+from app.hosted.components import Attendee, EventComponent, is_plain
+from app.hosted.expand import keeps_instances, last_end
 
 # Of instances that are told again. Each has a mail of its own, since Outlook reads the first event of an object only
 # (nextcloud/calendar#4727). With more than that they are all in the series' mail.
@@ -28,21 +28,21 @@ _MOST_DESCRIPTION = 100_000  # characters, of all instances in one mail
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedMail:
-    """One kind of mail of one entry. `guests` are those that the mail's calendar object lists.
+    """One kind of mail of one component. `guests` are those that the mail's calendar object lists.
 
     Of a series: `excluded` are the original starts of the instances that these recipients do not have; `overrides`
     changed instances in the same mail.
     """
 
     method: Literal["REQUEST", "CANCEL"]
-    entry: Entry
+    component: EventComponent
     recipients: tuple[Attendee, ...]
     guests: tuple[Attendee, ...]
     excluded: tuple[datetime, ...] = ()
-    overrides: tuple[Entry, ...] = ()
+    overrides: tuple[EventComponent, ...] = ()
 
 
-def has_new_times(before: Entry, after: Entry) -> bool:
+def has_new_times(before: EventComponent, after: EventComponent) -> bool:
     """Whether its instances are others than before, save that a rule may have more or fewer of them."""
     if (before.rrule is None) != (after.rrule is None):
         return True
@@ -51,12 +51,12 @@ def has_new_times(before: Entry, after: Entry) -> bool:
     return (before.start, before.end, before.is_all_day) != (after.start, after.end, after.is_all_day)
 
 
-def has_moved(before: Entry, after: Entry) -> bool:
+def has_moved(before: EventComponent, after: EventComponent) -> bool:
     """Whether former answers no longer count: RFC 5546 2.1.4."""
-    return has_new_times(before, after) or not keeps_slots(before, after)
+    return has_new_times(before, after) or not keeps_instances(before, after)
 
 
-def is_news(before: Entry, after: Entry) -> bool:
+def is_news(before: EventComponent, after: EventComponent) -> bool:
     """Whether all guests' calendars show something that is not so any more."""
     return (
         has_new_times(before, after)
@@ -66,7 +66,7 @@ def is_news(before: Entry, after: Entry) -> bool:
     )
 
 
-def revise(before: Entry, after: Entry, *, above: int) -> Entry:
+def revise(before: EventComponent, after: EventComponent, *, above: int) -> EventComponent:
     """`after` with the SEQUENCE that the change asks for; where the time changed, everybody is asked again.
 
     `above` is the highest SEQUENCE that was told of the event, its series and its instances: whoever orders mails by
@@ -90,9 +90,9 @@ def ask_again(one: Attendee, sequence: int) -> Attendee:
 
 
 def plan_mails(
-    before: Entry | None, after: Entry, *, organizer_emails: Sequence[str], now: datetime
+    before: EventComponent | None, after: EventComponent, *, organizer_emails: Sequence[str], now: datetime
 ) -> list[PlannedMail]:
-    """The mails of one entry's change; `before` is None for a new event. Nobody invites himself.
+    """The mails of one component's change; `before` is None for a new event. Nobody invites himself.
 
     Added: REQUEST. Removed: CANCEL. Visible change: REQUEST to all. Cancelled: CANCEL to all. Of what is over: nothing.
     """
@@ -120,18 +120,18 @@ def plan_mails(
 
 
 def plan_series(
-    before: Entry,
-    after: Entry,
-    instances: Sequence[tuple[Entry, Entry]],
+    before: EventComponent,
+    after: EventComponent,
+    instances: Sequence[tuple[EventComponent, EventComponent]],
     *,
     told: Mapping[str, AbstractSet[datetime]],
-    plain: Callable[[datetime], Entry | None],
+    plain: Callable[[datetime], EventComponent | None],
     organizer_emails: Sequence[str],
     now: datetime,
 ) -> list[PlannedMail]:
     """The mails of a series' change: its own, then those of its instances. It is as good for a single event.
 
-    `instances` are the entries of instances, before and after. `told`: by folded address, the original starts of the
+    `instances` are the components of instances, before and after. `told`: by folded address, the original starts of the
     instances that this guest had a mail of their own about. `plain`: the instance of that original start as the
     series has it, or None.
     Those who leave the series leave its instances with the same CANCEL.
@@ -143,8 +143,8 @@ def plan_series(
     reached = [one for mail in own if mail.method == "REQUEST" for one in mail.recipients]
     reached_keys = _keys(reached)
     in_series = _keys(after.attendees)
-    listed = {new.slot: _keys(new.attendees) for _, new in instances}
-    plan: list[tuple[Entry, list[Attendee]]] = []
+    listed = {new.recurrence_key: _keys(new.attendees) for _, new in instances}
+    plan: list[tuple[EventComponent, list[Attendee]]] = []
     for old, new in instances:
         if new.is_cancelled or _is_instance_over(new, after, now):
             continue
@@ -172,23 +172,23 @@ def plan_series(
         if instance is not None:
             plan.append((instance, people))
     plan = [
-        (replace(entry, sequence=max(entry.sequence, after.sequence + 1)), people)
-        for entry, people in plan
+        (replace(component, sequence=max(component.sequence, after.sequence + 1)), people)
+        for component, people in plan
         if people
     ]
     plan.sort(key=lambda told_again: told_again[0].start)
     per_guest = Counter(fold_address(one.email) for _, people in plan for one in people)
     is_too_much = max(per_guest.values(), default=0) > MOST_RETOLD or per_guest.total() > MOST_RETOLD_MAILS
-    within: dict[str, list[Entry]] = defaultdict(list)
+    within: dict[str, list[EventComponent]] = defaultdict(list)
     mails: list[PlannedMail] = []
-    for entry, people in plan:
+    for component, people in plan:
         alone = (
             [one for one in people if fold_address(one.email) not in reached_keys] if is_too_much else people
         )
-        mails += _mails("REQUEST", entry, tuple(alone), entry.attendees)
+        mails += _mails("REQUEST", component, tuple(alone), component.attendees)
         for one in people if is_too_much else ():
             if fold_address(one.email) in reached_keys:
-                within[fold_address(one.email)].append(entry)
+                within[fold_address(one.email)].append(component)
     groups: dict[tuple[tuple[datetime, ...], tuple[str, ...]], list[Attendee]] = defaultdict(list)
     for one in reached:
         key = fold_address(one.email)
@@ -196,34 +196,37 @@ def plan_series(
             sorted(
                 new.recurrence_id
                 for _, new in instances
-                if new.recurrence_id is not None and (new.is_cancelled or key not in listed[new.slot])
+                if new.recurrence_id is not None
+                and (new.is_cancelled or key not in listed[new.recurrence_key])
             )
         )
-        groups[excluded, tuple(entry.slot for entry in within[key][:MOST_IN_ONE_MAIL])].append(one)
-    by_slot = {entry.slot: entry for entry, _ in plan}
+        groups[
+            excluded, tuple(component.recurrence_key for component in within[key][:MOST_IN_ONE_MAIL])
+        ].append(one)
+    by_key = {component.recurrence_key: component for component, _ in plan}
     requests = [
         PlannedMail(
             method="REQUEST",
-            entry=after,
+            component=after,
             recipients=tuple(people),
             guests=after.attendees,
             excluded=excluded,
-            overrides=_shortened([by_slot[slot] for slot in slots]),
+            overrides=_shortened([by_key[recurrence_key] for recurrence_key in keys]),
         )
-        for (excluded, slots), people in groups.items()
+        for (excluded, keys), people in groups.items()
     ]
     return [*(mail for mail in own if mail.method == "CANCEL"), *requests, *mails]
 
 
 def told_beside(mails: Iterable[PlannedMail], again: Iterable[PlannedMail]) -> list[PlannedMail]:
     """An instance's mails, to those alone who do not get its series `again`, which tells them all."""
-    reached = [one for mail in again if not mail.entry.slot for one in mail.recipients]
+    reached = [one for mail in again if not mail.component.recurrence_key for one in mail.recipients]
     left = (replace(mail, recipients=without(mail.recipients, reached)) for mail in mails)
     return [mail for mail in left if mail.recipients]
 
 
 def plan_dropped(
-    instances: Iterable[Entry],
+    instances: Iterable[EventComponent],
     told: Sequence[Attendee],
     *,
     above: int,
@@ -235,47 +238,49 @@ def plan_dropped(
     `told` are the guests who get the series' own mail.
     """
     mails = []
-    for entry in instances:
-        if entry.is_cancelled or entry.end <= now:
+    for component in instances:
+        if component.is_cancelled or component.end <= now:
             continue
-        people = _except(without(entry.attendees, told), organizer_emails)
-        off = revise(entry, replace(entry, is_cancelled=True), above=above)
+        people = _except(without(component.attendees, told), organizer_emails)
+        off = revise(component, replace(component, is_cancelled=True), above=above)
         mails += _mails("CANCEL", off, people, people)
     return mails
 
 
-def _shortened(entries: Sequence[Entry]) -> tuple[Entry, ...]:
+def _shortened(components: Sequence[EventComponent]) -> tuple[EventComponent, ...]:
     """With descriptions that fit into one mail."""
-    if sum(len(entry.description or "") for entry in entries) <= _MOST_DESCRIPTION:
-        return tuple(entries)
-    most = _MOST_DESCRIPTION // len(entries)
+    if sum(len(component.description or "") for component in components) <= _MOST_DESCRIPTION:
+        return tuple(components)
+    most = _MOST_DESCRIPTION // len(components)
     return tuple(
-        replace(entry, description=f"{entry.description[:most]}…")
-        if entry.description is not None and len(entry.description) > most
-        else entry
-        for entry in entries
+        replace(component, description=f"{component.description[:most]}…")
+        if component.description is not None and len(component.description) > most
+        else component
+        for component in components
     )
 
 
-def _is_over(entry: Entry, now: datetime) -> bool:
-    ends_at = last_end(entry)
+def _is_over(component: EventComponent, now: datetime) -> bool:
+    ends_at = last_end(component)
     return ends_at is not None and ends_at <= now
 
 
-def _is_instance_over(entry: Entry, series: Entry, now: datetime) -> bool:
+def _is_instance_over(component: EventComponent, series: EventComponent, now: datetime) -> bool:
     """Whether it is over, and would be as a part of the series too."""
-    assert entry.recurrence_id is not None
-    return max(entry.end, entry.recurrence_id + series.length) <= now
+    assert component.recurrence_id is not None
+    return max(component.end, component.recurrence_id + series.length) <= now
 
 
 def _mails(
     method: Literal["REQUEST", "CANCEL"],
-    entry: Entry,
+    component: EventComponent,
     recipients: tuple[Attendee, ...],
     guests: tuple[Attendee, ...],
 ) -> list[PlannedMail]:
     return (
-        [PlannedMail(method=method, entry=entry, recipients=recipients, guests=guests)] if recipients else []
+        [PlannedMail(method=method, component=component, recipients=recipients, guests=guests)]
+        if recipients
+        else []
     )
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import CursorResult, delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from app.core.db import AnySession, Session
-from app.hosted.entries import Entry, attendee_from_json, attendee_to_json
+from app.hosted.components import EventComponent, attendee_from_json, attendee_to_json
 from app.models import Calendar, CalendarEvent, HostedEvent, InboundReply
 
 
@@ -36,13 +36,13 @@ class LocalCalendar:
 
 
 @dataclass(frozen=True, slots=True)
-class EventPlace:
-    """Which entry a row of calendar_events was made of."""
+class HostedEventRef:
+    """Which component a row of calendar_events was made of."""
 
     calendar_id: str
     platform: str
     uid: str
-    slot: str
+    recurrence_key: str
     is_deleted: bool
     start_time: datetime | None
     end_time: datetime | None
@@ -89,7 +89,7 @@ async def find_platform(session: AnySession, project_id: str, calendar_id: str) 
     return platform
 
 
-async def find_place(session: AnySession, project_id: str, event_id: str) -> EventPlace | None:
+async def locate(session: AnySession, project_id: str, event_id: str) -> HostedEventRef | None:
     event = CalendarEvent
     row = (
         await session.execute(
@@ -110,12 +110,12 @@ async def find_place(session: AnySession, project_id: str, event_id: str) -> Eve
     if row is None:
         return None
     uid = row.recurring_event_id or row.platform_uuid
-    slot = row.platform_uuid[len(uid) + 1 :] if row.recurring_event_id is not None else ""
-    return EventPlace(
+    recurrence_key = row.platform_uuid[len(uid) + 1 :] if row.recurring_event_id is not None else ""
+    return HostedEventRef(
         row.calendar_id,
         row.platform,
         uid,
-        slot,
+        recurrence_key,
         row.is_deleted,
         row.start_time,
         row.end_time,
@@ -123,14 +123,14 @@ async def find_place(session: AnySession, project_id: str, event_id: str) -> Eve
     )
 
 
-async def load_entries(session: AnySession, calendar_id: str, uid: str) -> dict[str, Entry]:
-    """The entries of one event by slot; the event or series itself has ''."""
+async def load_components(session: AnySession, calendar_id: str, uid: str) -> dict[str, EventComponent]:
+    """The components of one event by recurrence_key; the event or series itself has ''."""
     rows = await session.scalars(
         select(HostedEvent)
         .where(HostedEvent.calendar_id == calendar_id, HostedEvent.uid == uid)
         .execution_options(populate_existing=True)
     )
-    return {row.slot: _entry(row) for row in rows}
+    return {row.slot: _component(row) for row in rows}
 
 
 async def find_calendars_of_uid(session: AnySession, uid: str, project_id: str | None) -> list[str]:
@@ -141,47 +141,47 @@ async def find_calendars_of_uid(session: AnySession, uid: str, project_id: str |
     return list(await session.scalars(statement))
 
 
-async def save_entries(
+async def save_components(
     session: Session,
     calendar: LocalCalendar,
-    entries: Sequence[Entry],
+    components: Sequence[EventComponent],
     *,
     ends_at: datetime | None,
     expand_at: datetime | None,
 ) -> None:
     """Inserts or replaces them. `ends_at` and `expand_at` are of the event or series itself."""
-    for entry in entries:
+    for component in components:
         values = {
             "project_id": calendar.project_id,
             "calendar_id": calendar.calendar_id,
-            "sequence": entry.sequence,
-            "name": entry.name,
-            "description": entry.description,
-            "location": entry.location,
-            "meeting_url": entry.meeting_url,
-            "start_time": entry.start,
-            "end_time": entry.end,
-            "is_all_day": entry.is_all_day,
-            "timezone": entry.timezone,
-            "rrule": entry.rrule,
-            "recurrence_id": entry.recurrence_id,
-            "attendees": [attendee_to_json(person) for person in entry.attendees],
-            "is_cancelled": entry.is_cancelled,
-            "ends_at": ends_at if not entry.slot else None,
-            "expand_at": expand_at if not entry.slot else None,
+            "sequence": component.sequence,
+            "name": component.name,
+            "description": component.description,
+            "location": component.location,
+            "meeting_url": component.meeting_url,
+            "start_time": component.start,
+            "end_time": component.end,
+            "is_all_day": component.is_all_day,
+            "timezone": component.timezone,
+            "rrule": component.rrule,
+            "recurrence_id": component.recurrence_id,
+            "attendees": [attendee_to_json(person) for person in component.attendees],
+            "is_cancelled": component.is_cancelled,
+            "ends_at": ends_at if not component.recurrence_key else None,
+            "expand_at": expand_at if not component.recurrence_key else None,
             "updated_at": func.clock_timestamp(),
         }
         await session.execute(
             insert(HostedEvent)
-            .values(uid=entry.uid, slot=entry.slot, **values)
+            .values(uid=component.uid, slot=component.recurrence_key, **values)
             .on_conflict_do_update(index_elements=[HostedEvent.uid, HostedEvent.slot], set_=values)
         )
 
 
-async def delete_entries(session: Session, uid: str, slots: Sequence[str]) -> None:
+async def delete_components(session: Session, uid: str, keys: Sequence[str]) -> None:
     await session.execute(
         delete(HostedEvent)
-        .where(HostedEvent.uid == uid, HostedEvent.slot.in_(slots))
+        .where(HostedEvent.uid == uid, HostedEvent.slot.in_(keys))
         .execution_options(synchronize_session=False)
     )
 
@@ -267,10 +267,10 @@ async def forget_inbound_replies(session: Session, *, older_than: timedelta, lim
     return cast("CursorResult[Any]", done).rowcount
 
 
-def _entry(row: HostedEvent) -> Entry:
-    return Entry(
+def _component(row: HostedEvent) -> EventComponent:
+    return EventComponent(
         uid=row.uid,
-        slot=row.slot,
+        recurrence_key=row.slot,
         sequence=row.sequence,
         name=row.name,
         description=row.description,

@@ -12,7 +12,7 @@ from app.itip.build import Method
 
 
 async def resend_invitation(session: Session, project_id: str, mail_id: str) -> InvitationRead:
-    """Make a mail that failed, or is not known to have arrived, due now. The caller wakes the "mails" queue.
+    """Make a mail that failed, or is not known to have arrived, due now.
 
     Raises InvitationNotFound; Conflict if it was sent, if a later mail took its place, or if it is not true any more.
     """

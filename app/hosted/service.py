@@ -1,11 +1,10 @@
 """Events of local calendars: written, expanded, told by webhook and by mail, all in one transaction (contract 4).
 
-A change of one instance makes an entry of its own beside the series. A change of the series goes to those entries
+A change of one instance makes a component of its own beside the series. A change of the series goes to those components
 too, where they still had what the series had. A change of the series' times makes all instances new: changes and
 cancellations of single instances are dropped. Another rule keeps those whose original start it still has.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -15,21 +14,23 @@ from uuid import uuid4
 import structlog
 
 from app.api.not_found import CalendarEventNotFound, CalendarNotFound
-from app.bots.service import follow_events
 from app.core.addresses import fold_address
 from app.core.clock import isoformat, utcnow
 from app.core.db import AnySession, Session, Sessions, reading, transaction
 from app.core.errors import InvalidFields
-from app.core.wakeups import Doorbell
-from app.events import repository as events
-from app.events.changes import describe_changes
-from app.events.data import ResponseStatus, Window
-from app.events.diff import content_hash, diff_events
-from app.events.repository import Unannounced
-from app.events.visibility import enter_as_writer
+from app.events.data import ResponseStatus, Unannounced, Window
+from app.events.writer import announce_changes, apply_changes
 from app.hosted import repository
-from app.hosted.entries import Attendee, Entry, instance_of, instant, midnight, wall
-from app.hosted.expand import LAST_YEAR, expand, fit_rule, has_slot, last_end, move_until, slot_of
+from app.hosted.components import Attendee, EventComponent, instance_of, instant, midnight, wall
+from app.hosted.expand import (
+    LAST_YEAR,
+    expand,
+    fit_rule,
+    has_instance,
+    last_end,
+    move_until,
+    recurrence_key_of,
+)
 from app.hosted.mails import (
     PlannedMail,
     ask_again,
@@ -42,7 +43,7 @@ from app.hosted.mails import (
     told_beside,
     without,
 )
-from app.hosted.repository import EventPlace, LocalCalendar
+from app.hosted.repository import HostedEventRef, LocalCalendar
 from app.hosted.schemas import AttendeeInput, CalendarEventCreate, CalendarEventUpdate
 from app.invitations.links import RsvpTokens, Subject
 from app.invitations.repository import find_undelivered
@@ -57,8 +58,7 @@ from app.invitations.service import (
 from app.itip.event import Person
 from app.meeting_urls.hosts import meeting_hosts
 from app.settings import Settings
-from app.webhooks.payloads import state_data
-from app.webhooks.service import CalendarFacts, announce, wants_events
+from app.webhooks.service import CalendarFacts, announce
 
 log = structlog.get_logger()
 
@@ -66,7 +66,6 @@ Scope = Literal["instance", "series"]
 
 _PROVIDERS = {"google": "Google", "microsoft": "Microsoft", "ics": "its iCal feed"}
 
-_MICROSECOND = timedelta(microseconds=1)
 _DAY = timedelta(days=1)
 _LONGEST = timedelta(days=366)
 # Series are expanded this much further than promised, and again before that is used up.
@@ -74,7 +73,7 @@ _MARGIN = timedelta(days=2)
 _EXPAND_EVERY = timedelta(days=1)
 _EXPAND_AGAIN = timedelta(minutes=1)  # after a fault
 _EXPANDED_AT_ONCE = 100
-# What names an event's fields in requests, and how entries call them.
+# What names an event's fields in requests, and how components call them.
 _PLAIN_FIELDS = ("name", "description", "location", "meeting_url")
 
 
@@ -100,11 +99,11 @@ async def require_local(session: AnySession, project_id: str, calendar_id: str) 
 
 async def require_local_event(session: AnySession, project_id: str, event_id: str) -> None:
     """Check that the event's calendar is hosted here. Raises CalendarEventNotFound; InvalidFields for a provider's event."""
-    place = await repository.find_place(session, project_id, event_id)
-    if place is None:
+    ref = await repository.locate(session, project_id, event_id)
+    if ref is None:
         raise CalendarEventNotFound
-    if place.platform != "local":
-        raise InvalidFields.one("non_field_errors", _read_only(place.platform))
+    if ref.platform != "local":
+        raise InvalidFields.one("non_field_errors", _read_only(ref.platform))
 
 
 def _read_only(platform: str) -> str:
@@ -115,7 +114,7 @@ def _read_only(platform: str) -> str:
 
 
 async def create_event(session: Session, hosting: Hosting, project_id: str, body: CalendarEventCreate) -> str:
-    """The id of the event, or of the series' first instance. The caller rings "deliveries" and "mails".
+    """The id of the event, or of the series' first instance.
 
     Raises CalendarNotFound, InvalidFields (also where mails would be needed and there is no way out).
     """
@@ -124,7 +123,7 @@ async def create_event(session: Session, hosting: Hosting, project_id: str, body
         raise CalendarNotFound
     timezone = body.timezone or calendar.timezone
     start, end = _times(body.start_time, body.end_time, timezone, is_all_day=body.is_all_day)
-    entry = Entry(
+    component = EventComponent(
         uid=str(uuid4()),
         name=body.name,
         description=body.description,
@@ -136,10 +135,10 @@ async def create_event(session: Session, hosting: Hosting, project_id: str, body
         timezone=timezone,
         attendees=_attendees(body.attendees, ()),
     )
-    entry = _with_rule(entry, body.recurrence)
-    mails = plan_mails(None, entry, organizer_emails=_own_addresses(calendar), now=utcnow())
-    await _save(session, hosting, calendar, {"": entry}, changed=[entry])
-    event_id, *_ = (await _required_rows(session, calendar, entry.uid))[0]
+    component = _with_rule(component, body.recurrence)
+    mails = plan_mails(None, component, organizer_emails=_own_addresses(calendar), now=utcnow())
+    await _save(session, hosting, calendar, {"": component}, changed=[component])
+    event_id, *_ = (await _required_rows(session, calendar, component.uid))[0]
     if body.send_invitations:
         await _queue(session, hosting, calendar, mails)
     return event_id
@@ -154,56 +153,67 @@ async def update_event(
     *,
     scope: Scope,
 ) -> str:
-    """The id of the event, or of an instance of the changed series. The caller rings "deliveries" and "mails".
+    """The id of the event, or of an instance of the changed series.
 
     Raises CalendarEventNotFound, InvalidFields.
     """
-    calendar, place, entries = await _lock(session, project_id, event_id)
-    if place.is_deleted or entries[""].is_cancelled:
+    calendar, ref, components = await _lock(session, project_id, event_id)
+    if ref.is_deleted or components[""].is_cancelled:
         raise InvalidFields.one("non_field_errors", "This event was deleted.")
-    of_series = entries[""].rrule is not None and scope == "instance"
+    of_series = components[""].rrule is not None and scope == "instance"
     if of_series and body.recurrence is not None:
         raise InvalidFields.one(
             "recurrence", "An instance has no rule: use ?scope=series to change the series."
         )
-    before = _instance(entries, place) if of_series else entries[""]
-    origin = _origin(entries, place, scope)
+    before = _instance(components, ref) if of_series else components[""]
+    origin = _origin(components, ref, scope)
     after = _patched(before, body, origin)
     if after == before:
         return event_id
-    above = await _highest_sequence(session, calendar, entries)
+    above = await _highest_sequence(session, calendar, components)
     # Guests whose calendar may have the series without this instance, in EXDATE: they get the series again.
-    back = _invited_back(before, after, entries[""]) if of_series else ()
+    back = _invited_back(before, after, components[""]) if of_series else ()
     if back:
         above += 1
     after = revise(before, after, above=above)
-    changed = {before.slot: after}
+    changed = {before.recurrence_key: after}
     dropped: list[str] = []
     own, now = _own_addresses(calendar), utcnow()
     if of_series:
         mails = plan_mails(before, after, organizer_emails=own, now=now)
         if back:
-            series = replace(entries[""], sequence=above)
-            instances = {slot: entry for slot, entry in {**entries, after.slot: after}.items() if slot}
+            series = replace(components[""], sequence=above)
+            instances = {
+                recurrence_key: component
+                for recurrence_key, component in {**components, after.recurrence_key: after}.items()
+                if recurrence_key
+            }
             again = plan_series(
                 replace(series, attendees=without(series.attendees, back)),
                 series,
-                [(entry, entry) for entry in instances.values()],
+                [(component, component) for component in instances.values()],
                 told=await find_told_instances(session, calendar.calendar_id, before.uid),
                 plain=lambda at: _plain_instance(series, at),
                 organizer_emails=own,
                 now=now,
             )
-            changed = {"": series, **_as_told(again, instances), after.slot: after}
+            changed = {"": series, **_as_told(again, instances), after.recurrence_key: after}
             mails = [*again, *told_beside(mails, again)]
     else:
-        dropped = _dropped(entries, before, after)
-        instances = {slot: entry for slot, entry in entries.items() if slot and slot not in dropped}
+        dropped = _dropped(components, before, after)
+        instances = {
+            recurrence_key: component
+            for recurrence_key, component in components.items()
+            if recurrence_key and recurrence_key not in dropped
+        }
         followed = _followed(instances, before, after)
         mails = plan_series(
             before,
             after,
-            [(entry, followed.get(slot, entry)) for slot, entry in instances.items()],
+            [
+                (component, followed.get(recurrence_key, component))
+                for recurrence_key, component in instances.items()
+            ],
             told=await find_told_instances(session, calendar.calendar_id, before.uid),
             plain=lambda at: _plain_instance(after, at),
             organizer_emails=own,
@@ -213,14 +223,18 @@ async def update_event(
         changed |= _as_told(mails, {**instances, **followed})
         told = (*before.attendees, *after.attendees)
         mails += plan_dropped(
-            (entries[slot] for slot in dropped),
+            (components[recurrence_key] for recurrence_key in dropped),
             told,
             above=after.sequence,
             organizer_emails=own,
             now=now,
         )
-    kept = {slot: entry for slot, entry in {**entries, **changed}.items() if slot not in dropped}
-    await repository.delete_entries(session, before.uid, dropped)
+    kept = {
+        recurrence_key: component
+        for recurrence_key, component in {**components, **changed}.items()
+        if recurrence_key not in dropped
+    }
+    await repository.delete_components(session, before.uid, dropped)
     await _save(session, hosting, calendar, kept, changed=changed.values())
     if body.send_invitations:
         await _queue(session, hosting, calendar, mails)
@@ -240,19 +254,19 @@ async def delete_event(
     send_invitations: bool,
 ) -> None:
     """Cancels the event, the instance or the series; once more does nothing. Raises CalendarEventNotFound, InvalidFields."""
-    calendar, place, entries = await _lock(session, project_id, event_id)
-    if entries[""].is_cancelled or (place.is_deleted and scope == "instance"):
+    calendar, ref, components = await _lock(session, project_id, event_id)
+    if components[""].is_cancelled or (ref.is_deleted and scope == "instance"):
         return
-    of_series = entries[""].rrule is not None and scope == "instance"
-    before = _instance(entries, place) if of_series else entries[""]
-    above = await _highest_sequence(session, calendar, entries)
+    of_series = components[""].rrule is not None and scope == "instance"
+    before = _instance(components, ref) if of_series else components[""]
+    above = await _highest_sequence(session, calendar, components)
     after = revise(before, replace(before, is_cancelled=True), above=above)
     own, now = _own_addresses(calendar), utcnow()
     mails = plan_mails(before, after, organizer_emails=own, now=now)
     if not of_series:
-        instances = (entry for slot, entry in entries.items() if slot)
+        instances = (component for recurrence_key, component in components.items() if recurrence_key)
         mails += plan_dropped(instances, before.attendees, above=above, organizer_emails=own, now=now)
-    kept = {**entries, after.slot: after}
+    kept = {**components, after.recurrence_key: after}
     await _save(session, hosting, calendar, kept, changed=[after])
     if send_invitations:
         await _queue(session, hosting, calendar, mails)
@@ -260,10 +274,10 @@ async def delete_event(
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An attendee's answer to an event, a series (`slot` '') or an instance."""
+    """An attendee's answer to an event, a series (`recurrence_key` '') or an instance."""
 
     uid: str
-    slot: str
+    recurrence_key: str
     email: str
     response_status: ResponseStatus
     sequence: int | None  # that was answered; None: the current one, for a click, which is never stale
@@ -283,56 +297,60 @@ async def record_answer(
 ) -> Recorded:
     """Writes the answer, announces it, and with `tell_organizer` mails the organizer a REPLY.
 
-    The caller holds the calendar's row lock, and rings "deliveries" and "mails".
+    The caller holds the calendar's row lock.
     """
-    entries = await repository.load_entries(session, calendar.calendar_id, answer.uid)
-    entry = find_entry(entries, answer.slot)
-    if entry is None:
+    components = await repository.load_components(session, calendar.calendar_id, answer.uid)
+    component = find_component(components, answer.recurrence_key)
+    if component is None:
         return "unknown_event"
-    if entry.is_cancelled or entries[""].is_cancelled or await has_no_instance(session, calendar, entry):
+    if (
+        component.is_cancelled
+        or components[""].is_cancelled
+        or await has_no_instance(session, calendar, component)
+    ):
         return "cancelled"
-    person = entry.find(answer.email)
+    person = component.find(answer.email)
     if person is None:
         return "not_invited"
-    ends_at = last_end(entry)
+    ends_at = last_end(component)
     if ends_at is not None and ends_at <= utcnow():
         return "over"
     if answer.sequence is not None:
         # A SEQUENCE that was never sent must not shut out the answers that follow.
-        sequence = min(answer.sequence, entry.sequence)
+        sequence = min(answer.sequence, component.sequence)
         if person.is_stale(sequence, answer.replied_at):
             return "stale"
     else:
         # What this guest knows of: others may have been told more, and a later answer by mail must still count.
         sequence = await find_told_sequence(
-            session, calendar.calendar_id, entry.uid, entry.recurrence_id, fold_address(answer.email)
+            session, calendar.calendar_id, component.uid, component.recurrence_id, fold_address(answer.email)
         )
-        sequence = min(entry.sequence, max(person.sequence or 0, sequence))
+        sequence = min(component.sequence, max(person.sequence or 0, sequence))
     answered = replace(
         person,
         response_status=answer.response_status,
         sequence=sequence,
         replied_at=answer.replied_at,
-        has_own_answer=bool(answer.slot),
+        has_own_answer=bool(answer.recurrence_key),
     )
-    changed = {entry.slot: entry.with_attendee(answered)}
-    if not answer.slot:
-        for other in entries.values():
+    changed = {component.recurrence_key: component.with_attendee(answered)}
+    if not answer.recurrence_key:
+        for other in components.values():
             same = other.find(answer.email)
-            if not other.slot or same is None or same.has_own_answer:
+            if not other.recurrence_key or same is None or same.has_own_answer:
                 continue
             # An answer to the series of before the instance was moved does not say yes to its new time.
             if answer.sequence is None or not same.is_stale(sequence, answer.replied_at):
-                changed[other.slot] = other.with_attendee(
+                changed[other.recurrence_key] = other.with_attendee(
                     replace(same, response_status=answer.response_status, replied_at=answer.replied_at)
                 )
-    kept = {**entries, **changed}
+    kept = {**components, **changed}
     is_news = person.response_status != answer.response_status
     await _save(session, hosting, calendar, kept, changed=changed.values())
     if not is_news:
         return "unchanged"
-    event_id = await _id_of(session, calendar, entry)
-    await _announce_answer(session, calendar, entry, person, answered, event_id=event_id)
+    event_id = await _id_of(session, calendar, component)
+    await _announce_answer(session, calendar, component, person, answered, event_id=event_id)
     sender = sender_of(calendar, hosting.settings)
     if tell_organizer and sender is None:
         log.warning("rsvp_reply_not_mailed", calendar_id=calendar.calendar_id, reason="no way out for mails")
@@ -341,7 +359,7 @@ async def record_answer(
             session,
             project_id=calendar.project_id,
             calendar_id=calendar.calendar_id,
-            event=changed[entry.slot].for_mail(organizer_of(calendar)),
+            event=changed[component.recurrence_key].for_mail(organizer_of(calendar)),
             method="REPLY",
             recipients=[Person(email=calendar.owner_email, name=calendar.owner_name)],
             sender=sender,
@@ -356,11 +374,11 @@ async def keep_expanded(session: Session, hosting: Hosting, calendar_id: str, ui
     calendar = await repository.lock_calendar(session, calendar_id)
     if calendar is None:
         return
-    entries = await repository.load_entries(session, calendar_id, uid)
-    if "" in entries:
+    components = await repository.load_components(session, calendar_id, uid)
+    if "" in components:
         # First: what happens from here on sets it anew.
-        await repository.set_expand_at(session, uid, _expand_at(entries[""]))
-        await _write_rows(session, hosting, calendar, entries)
+        await repository.set_expand_at(session, uid, _expand_at(components[""]))
+        await _write_rows(session, hosting, calendar, components)
 
 
 async def write_rows_soon(session: Session, calendar_id: str, uid: str | None = None) -> None:
@@ -368,7 +386,7 @@ async def write_rows_soon(session: Session, calendar_id: str, uid: str | None = 
     await repository.write_rows_soon(session, calendar_id, uid)
 
 
-async def keep_all_expanded(sessions: Sessions, hosting: Hosting, doorbell: Doorbell) -> None:
+async def keep_all_expanded(sessions: Sessions, hosting: Hosting) -> None:
     """The events that are due for it. Each in a transaction of its own; a worker's upkeep calls it now and then."""
     while True:
         async with reading(sessions) as read_session:
@@ -381,8 +399,6 @@ async def keep_all_expanded(sessions: Sessions, hosting: Hosting, doorbell: Door
                 log.warning("event_not_expanded", calendar_id=calendar_id, uid=uid, error=type(err).__name__)
                 async with transaction(sessions) as session:
                     await repository.set_expand_at(session, uid, utcnow() + _EXPAND_AGAIN)
-        if due:
-            await doorbell.ring("deliveries")
         if len(due) < _EXPANDED_AT_ONCE:
             return
 
@@ -422,86 +438,94 @@ def _own_addresses(calendar: LocalCalendar) -> list[str]:
 
 async def _lock(
     session: Session, project_id: str, event_id: str
-) -> tuple[LocalCalendar, EventPlace, dict[str, Entry]]:
+) -> tuple[LocalCalendar, HostedEventRef, dict[str, EventComponent]]:
     """The event's calendar, locked, and what is stored of the event. Raises CalendarEventNotFound."""
-    found = await repository.find_place(session, project_id, event_id)
+    found = await repository.locate(session, project_id, event_id)
     if found is None:
         raise CalendarEventNotFound
     calendar = await repository.lock_calendar(session, found.calendar_id, project_id)
     # Once more, under the lock.
-    place = await repository.find_place(session, project_id, event_id)
-    if calendar is None or place is None:
+    ref = await repository.locate(session, project_id, event_id)
+    if calendar is None or ref is None:
         raise CalendarEventNotFound
-    entries = await repository.load_entries(session, calendar.calendar_id, place.uid)
-    if "" not in entries:
+    components = await repository.load_components(session, calendar.calendar_id, ref.uid)
+    if "" not in components:
         raise CalendarEventNotFound
-    return calendar, place, entries
+    return calendar, ref, components
 
 
-def _instance(entries: Mapping[str, Entry], place: EventPlace) -> Entry:
-    """The entry of one instance: its own, or what the series says of it."""
-    known = entries.get(place.slot)
+def _instance(components: Mapping[str, EventComponent], ref: HostedEventRef) -> EventComponent:
+    """The component of one instance: its own, or what the series says of it."""
+    known = components.get(ref.recurrence_key)
     if known is not None:
         return known
-    assert place.original_start_time is not None
-    return instance_of(entries[""], place.original_start_time, place.slot)
+    assert ref.original_start_time is not None
+    return instance_of(components[""], ref.original_start_time, ref.recurrence_key)
 
 
-def find_entry(entries: Mapping[str, Entry], slot: str) -> Entry | None:
-    """The entry that an answer is about; an instance that was never changed gets one."""
-    master = entries.get("")
-    if master is None or slot in entries:
-        return entries.get(slot)
-    if not has_slot(master, slot):
+def find_component(components: Mapping[str, EventComponent], recurrence_key: str) -> EventComponent | None:
+    """The component that an answer is about; an instance that was never changed gets one."""
+    master = components.get("")
+    if master is None or recurrence_key in components:
+        return components.get(recurrence_key)
+    if not has_instance(master, recurrence_key):
         return None
-    form = "%Y%m%dT%H%M%SZ" if "T" in slot else "%Y%m%d"
-    local = datetime.strptime(slot, form)  # noqa: DTZ007 - its zone follows
+    form = "%Y%m%dT%H%M%SZ" if "T" in recurrence_key else "%Y%m%d"
+    local = datetime.strptime(recurrence_key, form)  # noqa: DTZ007 - its zone follows
     at = instant(local, master.timezone if master.is_all_day else "UTC")
-    return instance_of(master, at, slot)
+    return instance_of(master, at, recurrence_key)
 
 
-async def has_no_instance(session: AnySession, calendar: LocalCalendar, entry: Entry) -> bool:
+async def has_no_instance(session: AnySession, calendar: LocalCalendar, component: EventComponent) -> bool:
     """Whether each instance of this series was deleted by itself; nobody cancelled the series then."""
-    if entry.rrule is None:
+    if component.rrule is None:
         return False
-    return not await repository.load_live_rows(session, calendar.calendar_id, entry.uid)
+    return not await repository.load_live_rows(session, calendar.calendar_id, component.uid)
 
 
-def _plain_instance(series: Entry, original_start: datetime) -> Entry | None:
+def _plain_instance(series: EventComponent, original_start: datetime) -> EventComponent | None:
     """The instance of that original start, if the series has one."""
     if series.is_all_day:
         # The day that was told, which began at the midnight of the series' zone of then.
         day = midnight(wall(original_start, series.timezone) + _DAY / 2)
         original_start = instant(day, series.timezone)
-    slot = slot_of(series, original_start)
-    return instance_of(series, original_start, slot) if has_slot(series, slot) else None
+    recurrence_key = recurrence_key_of(series, original_start)
+    return (
+        instance_of(series, original_start, recurrence_key) if has_instance(series, recurrence_key) else None
+    )
 
 
 async def _highest_sequence(
-    session: AnySession, calendar: LocalCalendar, entries: Mapping[str, Entry]
+    session: AnySession, calendar: LocalCalendar, components: Mapping[str, EventComponent]
 ) -> int:
     """That anybody was told of the event or of one of its instances."""
-    uid = entries[""].uid
+    uid = components[""].uid
     told = await find_highest_sequence(session, calendar.calendar_id, uid)
-    return max(told, *(entry.sequence for entry in entries.values()))
+    return max(told, *(component.sequence for component in components.values()))
 
 
-def _dropped(entries: Mapping[str, Entry], before: Entry, after: Entry) -> list[str]:
-    """The slots of the entries that a change of the series leaves no place for."""
-    slots = [slot for slot in entries if slot]
+def _dropped(
+    components: Mapping[str, EventComponent], before: EventComponent, after: EventComponent
+) -> list[str]:
+    """The keys of the components that a change of the series leaves no place for."""
+    keys = [recurrence_key for recurrence_key in components if recurrence_key]
     if has_new_times(before, after):
-        return slots
-    return [] if before.rrule == after.rrule else [slot for slot in slots if not has_slot(after, slot)]
+        return keys
+    return (
+        []
+        if before.rrule == after.rrule
+        else [recurrence_key for recurrence_key in keys if not has_instance(after, recurrence_key)]
+    )
 
 
-def _origin(entries: Mapping[str, Entry], place: EventPlace, scope: Scope) -> Entry:
+def _origin(components: Mapping[str, EventComponent], ref: HostedEventRef, scope: Scope) -> EventComponent:
     """What the request's times are about: the instance that was named, also where the whole series is to move."""
-    if entries[""].rrule is None or scope == "instance" or place.original_start_time is None:
-        return entries[""]
-    return instance_of(entries[""], place.original_start_time, place.slot)
+    if components[""].rrule is None or scope == "instance" or ref.original_start_time is None:
+        return components[""]
+    return instance_of(components[""], ref.original_start_time, ref.recurrence_key)
 
 
-def _patched(before: Entry, body: CalendarEventUpdate, origin: Entry) -> Entry:
+def _patched(before: EventComponent, body: CalendarEventUpdate, origin: EventComponent) -> EventComponent:
     """`before` with the fields of the request. Raises InvalidFields."""
     given = body.model_fields_set
     values: dict[str, Any] = {}
@@ -513,32 +537,35 @@ def _patched(before: Entry, body: CalendarEventUpdate, origin: Entry) -> Entry:
             raise InvalidFields.one(name, "This field may not be null.")
     if "attendees" in given:
         values["attendees"] = _attendees(body.attendees, before.attendees)
-    entry = replace(before, **values)
+    component = replace(before, **values)
     if "recurrence" in given and not body.recurrence and before.rrule is not None:
         # One event from now on: the instance that was named.
-        entry = replace(entry, rrule=None, start=origin.start, end=origin.end)
+        component = replace(component, rrule=None, start=origin.start, end=origin.end)
     if given & {"start_time", "end_time", "timezone", "is_all_day"}:
-        entry = _moved(entry, body, origin)
+        component = _moved(component, body, origin)
     if "recurrence" in given:
-        entry = _with_rule(replace(entry, rrule=None), body.recurrence)
-    elif entry.rrule is not None:
-        entry = _with_rule(entry, [entry.rrule])
-    return entry
+        component = _with_rule(replace(component, rrule=None), body.recurrence)
+    elif component.rrule is not None:
+        component = _with_rule(component, [component.rrule])
+    return component
 
 
-def _moved(entry: Entry, body: CalendarEventUpdate, origin: Entry) -> Entry:
+def _moved(component: EventComponent, body: CalendarEventUpdate, origin: EventComponent) -> EventComponent:
     """With new times. Of a series, the times in the request are those of the named instance."""
-    timezone = body.timezone or entry.timezone
-    is_all_day = body.is_all_day if "is_all_day" in body.model_fields_set else entry.is_all_day
-    if is_all_day != entry.is_all_day and (body.start_time is None or body.end_time is None):
+    timezone = body.timezone or component.timezone
+    is_all_day = body.is_all_day if "is_all_day" in body.model_fields_set else component.is_all_day
+    if is_all_day != component.is_all_day and (body.start_time is None or body.end_time is None):
         raise InvalidFields.one("is_all_day", "Send start_time and end_time too.")
-    moved = replace(entry, timezone=timezone, is_all_day=is_all_day)
-    current = origin if entry.rrule is not None else entry
+    moved = replace(component, timezone=timezone, is_all_day=is_all_day)
+    current = origin if component.rrule is not None else component
     if body.start_time is None and body.end_time is None:
         if not is_all_day:
             return moved
         # Days stay days, wherever they are.
-        start, end = instant(entry.local(entry.start), timezone), instant(entry.local(entry.end), timezone)
+        start, end = (
+            instant(component.local(component.start), timezone),
+            instant(component.local(component.end), timezone),
+        )
         return replace(moved, start=start, end=end)
     start_given, end_given = body.start_time, body.end_time
     if start_given is None:
@@ -547,21 +574,23 @@ def _moved(entry: Entry, body: CalendarEventUpdate, origin: Entry) -> Entry:
         local = moved.local(_day_or_time(start_given, timezone, is_all_day, "start_time"))
         end_given = instant(local + current.length, timezone)
     start, end = _times(start_given, end_given, timezone, is_all_day=is_all_day)
-    if entry.rrule is None:
+    if component.rrule is None:
         return replace(moved, start=start, end=end)
     # From what the clock shows now to what it is to show, so that the named instance comes to where it was sent.
     length = replace(moved, start=start, end=end).length
     shift = moved.local(start) - current.local(current.start)
-    local = entry.local(entry.start) + shift
+    local = component.local(component.start) + shift
     return replace(
         moved,
         start=instant(local, timezone),
         end=instant(local + length, timezone),
-        rrule=move_until(entry, shift),
+        rrule=move_until(component, shift),
     )
 
 
-def _invited_back(before: Entry, after: Entry, series: Entry) -> tuple[Attendee, ...]:
+def _invited_back(
+    before: EventComponent, after: EventComponent, series: EventComponent
+) -> tuple[Attendee, ...]:
     """Guests of the series who were not invited to this instance of it, and are now."""
     return tuple(
         one
@@ -570,31 +599,36 @@ def _invited_back(before: Entry, after: Entry, series: Entry) -> tuple[Attendee,
     )
 
 
-def _as_told(mails: Sequence[PlannedMail], instances: Mapping[str, Entry]) -> dict[str, Entry]:
+def _as_told(
+    mails: Sequence[PlannedMail], instances: Mapping[str, EventComponent]
+) -> dict[str, EventComponent]:
     """The instances that these mails tell again, with the SEQUENCE that they have there: newer than the series."""
-    told = [entry for mail in mails for entry in (mail.entry, *mail.overrides)]
+    told = [component for mail in mails for component in (mail.component, *mail.overrides)]
     return {
-        entry.slot: replace(instances[entry.slot], sequence=entry.sequence)
-        for entry in told
-        if entry.slot in instances
+        component.recurrence_key: replace(instances[component.recurrence_key], sequence=component.sequence)
+        for component in told
+        if component.recurrence_key in instances
     }
 
 
-def _followed(instances: Mapping[str, Entry], before: Entry, after: Entry) -> dict[str, Entry]:
+def _followed(
+    instances: Mapping[str, EventComponent], before: EventComponent, after: EventComponent
+) -> dict[str, EventComponent]:
     """The changed instances with the series' change, where they had what the series had."""
-    followed: dict[str, Entry] = {}
+    followed: dict[str, EventComponent] = {}
     old_people = {fold_address(one.email): one for one in before.attendees}
     new_people = {fold_address(one.email): one for one in after.attendees}
     is_asked_again = has_moved(before, after)
-    for slot, entry in instances.items():
-        if entry.is_cancelled:
+    for recurrence_key, component in instances.items():
+        if component.is_cancelled:
             continue
         values = {
             name: getattr(after, name)
             for name in _PLAIN_FIELDS
-            if getattr(before, name) != getattr(after, name) and getattr(entry, name) == getattr(before, name)
+            if getattr(before, name) != getattr(after, name)
+            and getattr(component, name) == getattr(before, name)
         }
-        people = {fold_address(one.email): one for one in entry.attendees}
+        people = {fold_address(one.email): one for one in component.attendees}
         kept = [
             _followed_person(one, old_people.get(key), new_people.get(key))
             for key, one in people.items()
@@ -608,9 +642,9 @@ def _followed(instances: Mapping[str, Entry], before: Entry, after: Entry) -> di
                 else ask_again(one, after.sequence)
                 for one in kept
             ]
-        changed = replace(entry, **values, attendees=(*kept, *added))
-        if changed != entry:
-            followed[slot] = revise(entry, changed, above=after.sequence)
+        changed = replace(component, **values, attendees=(*kept, *added))
+        if changed != component:
+            followed[recurrence_key] = revise(component, changed, above=after.sequence)
     return followed
 
 
@@ -641,12 +675,12 @@ def _attendees(given: Sequence[AttendeeInput], known: Iterable[Attendee]) -> tup
     return tuple(people)
 
 
-def _with_rule(entry: Entry, recurrence: Sequence[str] | None) -> Entry:
+def _with_rule(component: EventComponent, recurrence: Sequence[str] | None) -> EventComponent:
     """With the rule, which fits its start. Raises InvalidFields."""
     if not recurrence:
-        return entry
+        return component
     try:
-        return replace(entry, rrule=fit_rule(recurrence[0], entry))
+        return replace(component, rrule=fit_rule(recurrence[0], component))
     except ValueError as err:
         raise InvalidFields.one("recurrence", str(err)) from None
 
@@ -679,7 +713,7 @@ def _day_or_time(at: datetime, timezone: str, is_all_day: bool, name: str) -> da
     raise InvalidFields.one(name, "Of an all-day event, send a date such as 2026-11-24.")
 
 
-def _expand_at(master: Entry) -> datetime | None:
+def _expand_at(master: EventComponent) -> datetime | None:
     """None for a series that is over too: it has all its rows."""
     now, ends_at = utcnow(), last_end(master)
     is_over = ends_at is not None and ends_at <= now
@@ -690,42 +724,38 @@ async def _save(
     session: Session,
     hosting: Hosting,
     calendar: LocalCalendar,
-    entries: Mapping[str, Entry],
+    components: Mapping[str, EventComponent],
     *,
-    changed: Iterable[Entry],
+    changed: Iterable[EventComponent],
 ) -> None:
-    master = entries[""]
-    await repository.save_entries(
+    master = components[""]
+    await repository.save_components(
         session, calendar, list(changed), ends_at=last_end(master), expand_at=_expand_at(master)
     )
-    await _write_rows(session, hosting, calendar, entries)
+    await _write_rows(session, hosting, calendar, components)
 
 
 async def _write_rows(
-    session: Session, hosting: Hosting, calendar: LocalCalendar, entries: Mapping[str, Entry]
+    session: Session, hosting: Hosting, calendar: LocalCalendar, components: Mapping[str, EventComponent]
 ) -> None:
-    """Brings calendar_events to what the entries say, and announces what changed."""
-    settings, now, master = hosting.settings, utcnow(), entries[""]
+    """Brings calendar_events to what the components say, and announces what changed."""
+    settings, now, master = hosting.settings, utcnow(), components[""]
     window = Window(now - settings.sync_window_past_for, now + settings.sync_window_future_for + _MARGIN)
     remote = expand(
         master,
-        [entry for slot, entry in entries.items() if slot],
+        [component for recurrence_key, component in components.items() if recurrence_key],
         window,
         organizer=organizer_of(calendar),
         owner_email=calendar.owner_email,
         hosts=meeting_hosts(settings),
         undelivered=await find_undelivered(session, calendar.calendar_id, master.uid),
     )
-    hashes = {event.platform_uuid: content_hash(event) for event in remote}
-    stored = await events.load_stored(session, calendar.calendar_id, list(hashes))
-    # Hosted events are shown wherever they are: the window bounds the instances of series alone.
-    everywhere = Window(datetime.min.replace(tzinfo=now.tzinfo), datetime.max.replace(tzinfo=now.tzinfo))
-    writes = diff_events(remote, hashes, stored, everywhere)
+    listed = {event.platform_uuid for event in remote}
     live = await repository.load_live_rows(session, calendar.calendar_id, master.uid)
-    gone = [
+    removed = [
         event_id
         for event_id, platform_uuid, start in live
-        if platform_uuid not in hashes
+        if platform_uuid not in listed
         # What was in the past when the series changed stays; a series that is called off goes as a whole.
         and (
             master.is_cancelled
@@ -735,41 +765,28 @@ async def _write_rows(
             or platform_uuid == master.uid
         )
     ]
-    cancelled = {f"{entry.uid}_{slot}" for slot, entry in entries.items() if slot and entry.is_cancelled}
-    gone += [
-        event_id for event_id, platform_uuid, _ in live if platform_uuid in cancelled and event_id not in gone
+    cancelled = {
+        f"{component.uid}_{recurrence_key}"
+        for recurrence_key, component in components.items()
+        if recurrence_key and component.is_cancelled
+    }
+    removed += [
+        event_id
+        for event_id, platform_uuid, _ in live
+        if platform_uuid in cancelled and event_id not in removed
     ]
-    if not writes and not gone:
-        return
-    wanted = await wants_events(session, calendar.project_id)
-    known_ids = [write.stored_id for write in writes if write.stored_id is not None]
-    content = await events.load_content(session, [*known_ids, *gone]) if wanted else {}
-    first = await enter_as_writer(session, project_id=calendar.project_id, calendar_id=calendar.calendar_id)
-    times = [first + n * _MICROSECOND for n in range(len(writes) + len(gone))]
-    ids: list[str] = []
-    if writes:
-        ids = await events.write_events(session, calendar, writes, times[: len(writes)])
-    if gone:
-        await events.mark_deleted(session, gone, times[len(writes) :])
-    await follow_events(session, [*known_ids, *gone])
-    await events.record_changes(session, calendar, Unannounced(), last_change_at=times[-1])
-    counts = Counter(write.change for write in writes)
-    await announce(
+    # Hosted events are shown wherever they are: the window bounds the instances of series alone.
+    everywhere = Window(datetime.min.replace(tzinfo=now.tzinfo), datetime.max.replace(tzinfo=now.tzinfo))
+    written = await apply_changes(
         session,
-        project_id=calendar.project_id,
-        trigger="calendar.events_update",
-        calendar=_facts(calendar),
-        data={
-            **state_data(calendar),
-            "changes": {
-                "created": counts["created"],
-                "updated": counts["updated"],
-                "deleted": counts["deleted"] + len(gone),
-            },
-            "updated_after": isoformat(first),
-        },
-        changed_events=describe_changes(writes, ids, gone, content) if wanted else [],
+        calendar,
+        remote,
+        window=everywhere,
+        removed=dict.fromkeys(removed),
+        earlier=Unannounced(),
+        is_announced_now=True,
     )
+    await announce_changes(session, calendar.project_id, _facts(calendar), calendar, written)
 
 
 def _facts(calendar: LocalCalendar) -> CalendarFacts:
@@ -802,13 +819,15 @@ async def _moved_id(
     return next((row[0] for row in rows if row[2] == start), still)
 
 
-async def _id_of(session: Session, calendar: LocalCalendar, entry: Entry) -> str:
-    """The row that stands for the entry; for a series its next instance, or its last one."""
-    if entry.slot:
-        found = await repository.find_event_id(session, calendar.calendar_id, f"{entry.uid}_{entry.slot}")
+async def _id_of(session: Session, calendar: LocalCalendar, component: EventComponent) -> str:
+    """The row that stands for the component; for a series its next instance, or its last one."""
+    if component.recurrence_key:
+        found = await repository.find_event_id(
+            session, calendar.calendar_id, f"{component.uid}_{component.recurrence_key}"
+        )
         if found is not None:
             return found
-    return _next_id(await repository.load_live_rows(session, calendar.calendar_id, entry.uid))
+    return _next_id(await repository.load_live_rows(session, calendar.calendar_id, component.uid))
 
 
 def _next_id(rows: Sequence[tuple[str, str, datetime | None]]) -> str:
@@ -819,7 +838,7 @@ def _next_id(rows: Sequence[tuple[str, str, datetime | None]]) -> str:
 async def _announce_answer(
     session: Session,
     calendar: LocalCalendar,
-    entry: Entry,
+    component: EventComponent,
     before: Attendee,
     after: Attendee,
     *,
@@ -835,9 +854,13 @@ async def _announce_answer(
             "response_status": after.response_status,
             "previous_response_status": before.response_status,
             "attendee": {"email": after.email, "name": after.name, "is_optional": after.is_optional},
-            "ical_uid": entry.uid,
-            "scope": "instance" if entry.slot else "series" if entry.rrule is not None else "event",
-            "original_start_time": isoformat(entry.recurrence_id) if entry.recurrence_id else None,
+            "ical_uid": component.uid,
+            "scope": "instance"
+            if component.recurrence_key
+            else "series"
+            if component.rrule is not None
+            else "event",
+            "original_start_time": isoformat(component.recurrence_id) if component.recurrence_id else None,
             "answered_at": isoformat(after.replied_at) if after.replied_at is not None else None,
         },
     )
@@ -857,14 +880,16 @@ async def _queue(
         links: dict[str, RsvpLinks] = {}
         if mail.method == "REQUEST":
             for person in mail.recipients:
-                subject = Subject(calendar.calendar_id, mail.entry.uid, mail.entry.slot, person.email)
+                subject = Subject(
+                    calendar.calendar_id, mail.component.uid, mail.component.recurrence_key, person.email
+                )
                 accepted, tentative, declined = tokens.links(subject, app_url)
                 links[person.email] = RsvpLinks(accepted=accepted, tentative=tentative, declined=declined)
         await queue_mails(
             session,
             project_id=calendar.project_id,
             calendar_id=calendar.calendar_id,
-            event=mail.entry.for_mail(
+            event=mail.component.for_mail(
                 organizer_of(calendar),
                 hosts=_own_addresses(calendar),
                 excluded=mail.excluded,

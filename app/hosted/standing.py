@@ -22,19 +22,21 @@ async def why_not_to_send(
     """A sentence, where an invitation or a cancellation is not true any more; None where it may go out."""
     if method == "REPLY":
         return None
-    entries = await repository.load_entries(session, calendar_id, uid)
-    master = entries.get("")
-    own = next((entry for entry in entries.values() if entry.recurrence_id == recurrence_id), None)
-    entry = own or master
-    is_off = master is None or entry is None or master.is_cancelled or entry.is_cancelled
-    is_invited = not is_off and entry is not None and entry.find(recipient_email) is not None
+    components = await repository.load_components(session, calendar_id, uid)
+    master = components.get("")
+    own = next(
+        (component for component in components.values() if component.recurrence_id == recurrence_id), None
+    )
+    component = own or master
+    is_off = master is None or component is None or master.is_cancelled or component.is_cancelled
+    is_invited = not is_off and component is not None and component.find(recipient_email) is not None
     if method == "CANCEL":
         return "This guest is invited again: nothing is called off." if is_invited and own else None
     if is_off:
         return "The event was deleted: nobody is invited to it any more."
     if not is_invited:
         return "This guest is not invited any more."
-    ends_at = last_end(entry) if entry is not None else None
+    ends_at = last_end(component) if component is not None else None
     if ends_at is not None and ends_at <= utcnow():
         return "The event is over."
     return None

@@ -8,13 +8,9 @@ from app.events import limits
 from app.events.data import RemoteAttendee, RemoteEvent, RemoteOrganizer, ResponseStatus
 from app.events.raw import dump_raw
 from app.ical.components import Component, Line
+from app.ical.participation import parse_partstat
 from app.meeting_links.extract import DEFAULT_HOSTS, MeetingHosts, find_meeting_link
 
-_RESPONSES: dict[str, ResponseStatus] = {
-    "ACCEPTED": "accepted",
-    "DECLINED": "declined",
-    "TENTATIVE": "tentative",
-}
 # In this order the link to the meeting is looked for.
 _CONFERENCES = (
     "X-GOOGLE-CONFERENCE",
@@ -125,7 +121,7 @@ def _attendee(line: Line, organizer_email: str | None) -> RemoteAttendee:
     return RemoteAttendee(
         email=email,
         name=_common_name(line),
-        response_status=_RESPONSES.get(_word(line, "PARTSTAT"), "needs_action"),
+        response_status=parse_partstat(line.parameter("PARTSTAT")) or "needs_action",
         is_organizer=_same_address(email, organizer_email),
         is_optional=_word(line, "ROLE") == "OPT-PARTICIPANT",
         is_resource=_word(line, "CUTYPE") in {"ROOM", "RESOURCE"},

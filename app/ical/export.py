@@ -5,27 +5,18 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from zoneinfo import ZoneInfo, available_timezones
 
-from icalendar import Calendar, Event, vCalAddress
-from icalendar.enums import CUTYPE, PARTSTAT, ROLE, STATUS
+from icalendar import Event, vCalAddress
+from icalendar.enums import STATUS
 
-from app.core.addresses import mailto
-
-_PRODUCT = "-//calbridge//calbridge//EN"
-# All but tab and line feed; NEL and the separators of Unicode end a line for some readers.
-_CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160), 0x2028, 0x2029])
-_ANSWERS = {
-    "needs_action": PARTSTAT.NEEDS_ACTION,
-    "accepted": PARTSTAT.ACCEPTED,
-    "tentative": PARTSTAT.TENTATIVE,
-    "declined": PARTSTAT.DECLINED,
-}
+from app.ical.participation import PARTSTATS, ParticipationStatus
+from app.ical.writer import attendee, cal_address, strip_controls, write_calendar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportedPerson:
     email: str | None
     name: str | None
-    response_status: str = "needs_action"
+    response_status: ParticipationStatus = "needs_action"
     is_optional: bool = False
     is_resource: bool = False
 
@@ -56,12 +47,7 @@ class ExportedEvent:
 
 def export_event(event: ExportedEvent) -> bytes:
     """A VCALENDAR with this VEVENT: times in UTC, or dates for an all-day event."""
-    calendar = Calendar()
-    calendar.add("prodid", _PRODUCT)
-    calendar.add("version", "2.0")
-    calendar.add_component(_vevent(event))
-    text: bytes = calendar.to_ical()
-    return text
+    return write_calendar([_vevent(event)])
 
 
 def _vevent(event: ExportedEvent) -> Event:
@@ -79,8 +65,8 @@ def _vevent(event: ExportedEvent) -> Event:
         summary=_text(event.name),
         description=_text(event.description),
         location=_text(event.location),
-        url=_line(event.url) if event.url is not None else None,
-        organizer=_person(event.organizer) if event.organizer is not None else None,
+        url=_line(event.url),
+        organizer=_organizer(event.organizer),
         attendees=[address for person in event.attendees if (address := _attendee(person)) is not None],
     )
 
@@ -94,29 +80,28 @@ def _moment(event: ExportedEvent, at: datetime | None) -> date | datetime | None
     return at.astimezone(ZoneInfo(event.timezone or "UTC") if known else UTC).date()
 
 
-def _person(person: ExportedPerson) -> vCalAddress | None:
-    if not person.email:
+def _organizer(person: ExportedPerson | None) -> vCalAddress | None:
+    if person is None or not person.email:
         return None
-    address = vCalAddress(mailto("".join(_line(person.email).split())))
-    if person.name:
-        address.params["CN"] = _line(person.name)
-    return address
+    return cal_address(person.email, _line(person.name or None))
 
 
 def _attendee(person: ExportedPerson) -> vCalAddress | None:
-    address = _person(person)
-    if address is None:
+    if not person.email:
         return None
-    address.params["PARTSTAT"] = _ANSWERS.get(person.response_status, PARTSTAT.NEEDS_ACTION)
-    address.params["ROLE"] = ROLE.OPT_PARTICIPANT if person.is_optional else ROLE.REQ_PARTICIPANT
-    address.params["CUTYPE"] = CUTYPE.RESOURCE if person.is_resource else CUTYPE.INDIVIDUAL
-    return address
+    return attendee(
+        person.email,
+        _line(person.name or None),
+        status=person.response_status if person.response_status in PARTSTATS else "needs_action",
+        is_optional=person.is_optional,
+        is_resource=person.is_resource,
+    )
 
 
 def _text(value: str | None) -> str | None:
-    return None if value is None else value.replace("\r\n", "\n").translate(_CONTROLS)
+    return None if value is None else strip_controls(value)
 
 
-def _line(value: str) -> str:
+def _line(value: str | None) -> str | None:
     """For places where iCalendar cannot escape a line break."""
-    return value.translate(_CONTROLS).replace("\n", " ")
+    return None if value is None else strip_controls(value).replace("\n", " ")

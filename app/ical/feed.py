@@ -29,6 +29,7 @@ from app.ical.errors import CalendarUnreadable
 from app.ical.event_fields import Reader
 from app.ical.moments import Moment, read_moment, read_moments
 from app.ical.recurrence import Rule, RuleRefused
+from app.ical.series import follow_rule, is_within
 from app.ical.timezones import ZoneTable
 from app.ical.values import parse_duration, wall_of
 
@@ -337,19 +338,16 @@ class _Selector:
             except RuleRefused:
                 self._note("ics.rule_refused", master.uid)
         # The start counts, whether it follows the rule or not; but not if the series ended before it.
-        if not rules or any(_is_until(rule, start) for rule in rules) or len(rules) < len(master.rules):
+        if not rules or any(is_within(rule, start) for rule in rules) or len(rules) < len(master.rules):
             yield start, None
         for line in master.added:
             for added in read_moments(line, self._zones):
                 yield _like(added.start, start, self._zones), added.length
         for rule in rules:
             self._check_time()
-            end = min(last, rule.until.wall + _MARGIN) if rule.until else last
             try:
-                for wall in rule.walls(start.wall, first=first, last=end):
-                    slot = start.at(wall)
-                    if _is_until(rule, slot):
-                        yield slot, None
+                for slot in follow_rule(rule, start, first=first, last=last):
+                    yield slot, None
             except RuleRefused:
                 self._note("ics.rule_refused", master.uid)
 
@@ -445,15 +443,6 @@ def _like(moment: Moment, pattern: Moment | None, zones: ZoneTable) -> Moment:
 
 def _midnight(wall: datetime) -> datetime:
     return wall.replace(hour=0, minute=0, second=0)
-
-
-def _is_until(rule: Rule, slot: Moment) -> bool:
-    """Whether the slot is not after the rule's UNTIL. An UNTIL that is a date includes that day."""
-    if rule.until is None:
-        return True
-    if slot.is_date or rule.until.is_date:
-        return slot.wall.date() <= rule.until.wall.date()
-    return (wall_of(slot.utc) if rule.until.is_utc else slot.wall) <= rule.until.wall
 
 
 def _read_times(entry: _Entry, lines: list[Line], first: dict[str, Line], zones: ZoneTable) -> None:

@@ -26,8 +26,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import aliased, defer
 
+from app.core.backlog import Backlog
 from app.core.db import AnySession, Session
 from app.core.pagination import Cursor, Ordering, Page, page_of, seek
+from app.core.wakeups import wake_after_commit
 from app.models import CalendarEvent, InvitationMail, MailLane
 from app.models.invitation import LANE
 
@@ -151,6 +153,7 @@ async def insert_mails(
     if rows:
         at = func.now() if due_at is None else due_at
         await session.execute(insert(_mail).values(next_attempt_at=at), list(rows))
+        wake_after_commit(session, "mails")
 
 
 _TAKE_PLACE = text(
@@ -337,6 +340,7 @@ async def has_later_mail(session: Session, mail: InvitationMail) -> bool:
 
 async def requeue(session: Session, mail_id: str) -> InvitationMail:
     """Makes the mail due now, before all others of its lane and in spite of a hold, as if it had never been tried."""
+    wake_after_commit(session, "mails")
     return (
         await session.scalars(
             update(_mail)
@@ -738,3 +742,40 @@ async def _settle(session: Session, due: DueMail, values: Mapping[str, Any]) -> 
         .execution_options(synchronize_session=False)
     )
     return settled is not None
+
+
+_BACKLOG = text(
+    """
+    SELECT count(*) FILTER (WHERE status = 'pending') AS pending,
+           count(*) FILTER (WHERE lease_token IS NOT NULL AND next_attempt_at > now()) AS in_flight,
+           count(*) FILTER (WHERE status = 'failed') AS failed,
+           count(*) FILTER (WHERE status = 'failed' AND finished_at > now() - interval '1 day') AS failed_last_day,
+           min(created_at) FILTER (WHERE status = 'pending') AS oldest_at,
+           min(next_attempt_at) FILTER (WHERE lease_token IS NULL OR next_attempt_at <= now()) AS next_attempt_at,
+           count(*) FILTER (WHERE status = 'unknown') AS unknown
+    FROM invitation_mails
+    WHERE status <> 'sent' AND (CAST(:project_id AS text) IS NULL OR project_id = :project_id)
+    """
+)
+_LAST_ERROR = text(
+    """
+    SELECT last_error FROM invitation_mails
+    WHERE status IN ('pending', 'failed') AND last_error IS NOT NULL
+      AND (CAST(:project_id AS text) IS NULL OR project_id = :project_id)
+    ORDER BY updated_at DESC LIMIT 1
+    """
+)
+
+
+async def count_backlog(session: AnySession, project_id: str | None) -> tuple[Backlog, int]:
+    """Return the mails that are not sent, and how many ended as `unknown`; of one project, or of all."""
+    row = (await session.execute(_BACKLOG, {"project_id": project_id})).mappings().one()
+    values = dict(row)
+    unknown = values.pop("unknown")
+    return Backlog(**values), unknown
+
+
+async def find_last_error(session: AnySession, project_id: str | None) -> str | None:
+    """Return the newest error among the mails that are not sent."""
+    error: str | None = await session.scalar(_LAST_ERROR, {"project_id": project_id})
+    return error

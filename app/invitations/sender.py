@@ -12,20 +12,19 @@ lanes take turns, so nobody waits behind somebody else's event with hundreds of 
 """
 
 import asyncio
-import random
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
-from uuid import uuid4
 
 import structlog
 
 from app.core import metrics
 from app.core.addresses import is_mail_address, same_address
+from app.core.backoff import Backoff
 from app.core.db import Session, Sessions, transaction
 from app.core.errors import AppError
+from app.core.lease import Lease
 from app.invitations import repository
 from app.invitations.repository import DueMail
 from app.mail.check import MailUnsafe, check_mail
@@ -42,7 +41,7 @@ RETRY_WAITS = (5.0, 30.0, 120.0, 600.0, 1800.0, 3600.0, 10_800.0, 21_600.0)
 # By then a Messages that was slow has finished, and its log shows whether the first one went out.
 _AFTER_LOST_ANSWER_SECONDS = 600.0
 _MOST_OPEN_SUBMITS = 2
-_JITTER = 0.1
+_JITTER = (1.0, 1.1)
 # Time to begin and to look up the mailbox. From the submit on, a mail is left alone like one without an answer.
 _LEASE_FOR = timedelta(seconds=SUBMIT_WITHIN_SECONDS + 90)
 _BEGIN_WITHIN_SECONDS = 30.0
@@ -65,10 +64,10 @@ Result = Literal["sent", "failed", "retry", "throttled", "all_throttled", "lost"
 
 @dataclass(frozen=True, slots=True)
 class ClaimedMail:
-    """A due mail. `begin_by` is on the clock of `time.monotonic`."""
+    """A due mail that this process has claimed."""
 
     due: DueMail
-    begin_by: float
+    lease: Lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +105,12 @@ class MailSender:
         self._sessions = sessions
         self._messages = messages
         self._refresh_event = refresh_event
-        self._retry_waits = retry_waits
+        self._backoff = Backoff(tuple(retry_waits), _JITTER)
         self._under_way = dict.fromkeys((False, True), 0)  # by whether it is by SMTP
 
     async def claim(self, limit: int) -> list[ClaimedMail]:
         """Up to `limit` mails to send now, of each way out not more than may be under way: a dead one holds up no other."""
-        begin_by = time.monotonic() + _BEGIN_WITHIN_SECONDS
+        lease = Lease.new(begin_within_seconds=_BEGIN_WITHIN_SECONDS)
         by_messages = min(limit, _MOST_BY_MESSAGES - self._under_way[False])
         by_smtp = min(limit, _MOST_BY_SMTP - self._under_way[True])
         if by_messages + by_smtp > limit:
@@ -124,12 +123,12 @@ class MailSender:
                 session,
                 by_messages=by_messages,
                 by_smtp=by_smtp,
-                lease_token=uuid4().hex,
+                lease_token=lease.token,
                 lease_for=_LEASE_FOR,
             )
         for mail in found:
             self._under_way[mail.mailbox_id is None] += 1
-        return [ClaimedMail(mail, begin_by) for mail in found]
+        return [ClaimedMail(mail, lease) for mail in found]
 
     async def handle(self, claimed: ClaimedMail) -> None:
         """One attempt. Raises nothing for the fault of Messages or of a mail server."""
@@ -140,8 +139,7 @@ class MailSender:
 
     async def _attempt(self, claimed: ClaimedMail) -> None:
         due = claimed.due
-        if time.monotonic() > claimed.begin_by:
-            # This process was held up for so long that the attempt could outlast the lease.
+        if claimed.lease.is_too_late:
             log.warning("mail_too_late", mail_id=due.id)
             await self._leave(due)
             return
@@ -330,6 +328,4 @@ class MailSender:
     def _wait(self, due: DueMail, outcome: _Outcome) -> float:
         if outcome.result == "lost":
             return _AFTER_LOST_ANSWER_SECONDS
-        place = min(due.attempt_count, len(self._retry_waits)) - 1
-        wait = self._retry_waits[place] * random.uniform(1, 1 + _JITTER)  # noqa: S311 - jitter
-        return max(wait, outcome.retry_after)
+        return self._backoff.delay(due.attempt_count, retry_after=outcome.retry_after)

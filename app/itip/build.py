@@ -11,62 +11,38 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Literal
 from zoneinfo import ZoneInfo
 
-from icalendar import Calendar, Event, vCalAddress, vRecur, vUri
-from icalendar.enums import CUTYPE, PARTSTAT, ROLE
+from icalendar import Event, vCalAddress, vRecur, vUri
 from icalendar.parser import Contentline
 
-from app.core.addresses import fold_address, mailto, same_address
+from app.core.addresses import fold_address, same_address
 from app.core.web_urls import safe_url
-from app.events.data import ResponseStatus
+from app.ical.participation import PARTSTATS
 from app.ical.timezones import named_zone
 from app.ical.values import Written, parse_time
 from app.ical.vtimezone import vtimezone
-from app.itip.event import Guest, HostedEvent, Person
+from app.ical.writer import attendee, cal_address, chair, write_calendar
+from app.itip.clean import clean_line, clean_text
+from app.itip.event import Guest, MailedEvent, Person
 
 Method = Literal["REQUEST", "CANCEL", "REPLY"]
 
 _END = b"\r\nEND:VEVENT\r\n"
-_PRODUCT = "-//calbridge//calbridge//EN"
-_CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160), 0x2028, 0x2029])  # all but tab and LF
-# `data:` is a word too ("Data:Science"): it is an address only where a media type or its parameters follow.
-_SCRIPT = re.compile(
-    r"\b(?:(javascript|vbscript):(?=\S)|(data):(?=//|[;,]|[\w.+-]+/[\w.+-]+[;,]))", re.IGNORECASE
-)
 _RECURRENCE_LINE = re.compile(r"(RRULE|RDATE|EXDATE)((?:;[A-Z-]+=[^;:]+)*):(.+)", re.IGNORECASE)
 _TZID = re.compile(r";TZID=\"?([^;:\"]+)", re.IGNORECASE)
 _RULE_TEXT = re.compile(r"[A-Z0-9=;,+-]+")
-_PARTSTATS: dict[ResponseStatus, PARTSTAT] = {
-    "needs_action": PARTSTAT.NEEDS_ACTION,
-    "accepted": PARTSTAT.ACCEPTED,
-    "tentative": PARTSTAT.TENTATIVE,
-    "declined": PARTSTAT.DECLINED,
-}
 # Larger events list each guest alone: 500 mails with 500 guests each are 100 MB, and nobody reads them.
 MOST_GUESTS_LISTED = 100
 # The definition of a zone must hold for all instances; older ones than this nobody is invited to.
 _LAST_ZONE_YEAR = 2100
 
 
-def clean_text(value: str | None) -> str:
-    """A text of several lines without control characters, and without addresses that run scripts."""
-    if not value:
-        return ""
-    lines = value.replace("\r\n", "\n").replace("\r", "\n").translate(_CONTROLS)
-    return _SCRIPT.sub(lambda found: f"{found[1] or found[2]} ", lines).strip()
-
-
-def clean_line(value: str | None) -> str:
-    """The same on one line, for names, subjects and places."""
-    return " ".join(clean_text(value).split())
-
-
-def is_whole_cancel(event: HostedEvent, recipients: Sequence[Guest | Person]) -> bool:
+def is_whole_cancel(event: MailedEvent, recipients: Sequence[Guest | Person]) -> bool:
     """Whether a CANCEL to `recipients` calls the event off, and does not only uninvite some of its guests."""
     reached = {fold_address(person.email) for person in recipients}
     return bool(event.guests) and all(fold_address(guest.email) in reached for guest in event.guests)
 
 
-def build_request(event: HostedEvent, *, stamp: datetime, sent_by: str | None = None) -> bytes:
+def build_request(event: MailedEvent, *, stamp: datetime, sent_by: str | None = None) -> bytes:
     """An invitation, or the same event changed. `stamp`: the time of this message, aware.
 
     Changed instances in `event.overrides` follow the series in the same object (RFC 5546 3.2.2). `sent_by`: the
@@ -79,7 +55,7 @@ def build_request(event: HostedEvent, *, stamp: datetime, sent_by: str | None = 
 class RequestsToOne:
     """REQUESTs of one event that list their recipient as the only guest. The object is built once, whoever gets it."""
 
-    def __init__(self, event: HostedEvent, *, stamp: datetime, sent_by: str | None = None) -> None:
+    def __init__(self, event: MailedEvent, *, stamp: datetime, sent_by: str | None = None) -> None:
         events = (event, *event.overrides)
         bare = tuple(replace(one, guests=()) for one in event.overrides)
         ics = build_request(replace(event, guests=(), overrides=bare), stamp=stamp, sent_by=sent_by)
@@ -106,7 +82,7 @@ class RequestsToOne:
         return self._lines[guest]
 
 
-def _requested(event: HostedEvent, stamp: datetime, sent_by: str | None) -> Event:
+def _requested(event: MailedEvent, stamp: datetime, sent_by: str | None) -> Event:
     vevent = _vevent(event, stamp, sent_by)
     vevent.add("status", "CONFIRMED")
     if not any(same_address(guest.email, event.organizer.email) for guest in event.guests):
@@ -118,7 +94,7 @@ def _requested(event: HostedEvent, stamp: datetime, sent_by: str | None) -> Even
 
 
 def build_cancel(
-    event: HostedEvent,
+    event: MailedEvent,
     *,
     stamp: datetime,
     uninvited: Sequence[Guest | Person],
@@ -133,39 +109,30 @@ def build_cancel(
         if isinstance(person, Guest):
             vevent.add("attendee", _attendee(person, with_rsvp=False))
         else:
-            vevent.add("attendee", _address(person.email, person.name))
+            vevent.add("attendee", _address(person))
     return _calendar("CANCEL", event, stamp, vevent)
 
 
-def build_reply(event: HostedEvent, *, stamp: datetime, replying: Guest) -> bytes:
+def build_reply(event: MailedEvent, *, stamp: datetime, replying: Guest) -> bytes:
     """A guest's answer: exactly one ATTENDEE, and the SEQUENCE that was answered (RFC 5546 3.2.3)."""
     vevent = _vevent(event, stamp)
-    address = _address(replying.email, replying.name)
-    address.params["PARTSTAT"] = _PARTSTATS[replying.response_status]
+    address = _address(replying)
+    address.params["PARTSTAT"] = PARTSTATS[replying.response_status]
     vevent.add("attendee", address)
     return _calendar("REPLY", event, stamp, vevent)
 
 
-def _calendar(method: Method, event: HostedEvent, stamp: datetime, *vevents: Event) -> bytes:
-    calendar = Calendar()
-    calendar.add("prodid", _PRODUCT)
-    calendar.add("version", "2.0")
-    calendar.add("calscale", "GREGORIAN")
-    calendar.add("method", method)
+def _calendar(method: Method, event: MailedEvent, stamp: datetime, *vevents: Event) -> bytes:
     firsts: dict[str, int] = {}
     for one in (event, *event.overrides):
         if _is_zoned(one):
             first = _local(one, min(one.start, one.recurrence_id or one.start)).year
             firsts[one.timezone] = min(first, firsts.get(one.timezone, _LAST_ZONE_YEAR))
-    for name, first_year in firsts.items():
-        calendar.add_component(vtimezone(name, first_year, stamp.year))
-    for vevent in vevents:
-        calendar.add_component(vevent)
-    text: bytes = calendar.to_ical()
-    return text
+    zones = [vtimezone(name, first_year, stamp.year) for name, first_year in firsts.items()]
+    return write_calendar([*zones, *vevents], method=method)
 
 
-def _vevent(event: HostedEvent, stamp: datetime, sent_by: str | None = None) -> Event:
+def _vevent(event: MailedEvent, stamp: datetime, sent_by: str | None = None) -> Event:
     vevent = Event()
     vevent.add("uid", clean_line(event.uid))
     vevent.add("dtstamp", stamp.astimezone(UTC).replace(microsecond=0))
@@ -180,14 +147,14 @@ def _vevent(event: HostedEvent, stamp: datetime, sent_by: str | None = None) -> 
     vevent.add("summary", clean_line(event.name))
     _add_place(vevent, event)
     vevent.add("transp", "OPAQUE")
-    organizer = _address(event.organizer.email, event.organizer.name)
+    organizer = _address(event.organizer)
     if sent_by is not None and not same_address(sent_by, event.organizer.email):
         organizer.params["SENT-BY"] = f"mailto:{sent_by}"
     vevent.add("organizer", organizer)
     return vevent
 
 
-def _add_place(vevent: Event, event: HostedEvent) -> None:
+def _add_place(vevent: Event, event: MailedEvent) -> None:
     """The meeting's address is in LOCATION and DESCRIPTION too: most clients do not show CONFERENCE."""
     url = safe_url(event.meeting_url)
     location = clean_line(event.location) or url
@@ -204,46 +171,43 @@ def _add_place(vevent: Event, event: HostedEvent) -> None:
         vevent.add("conference", conference)
 
 
-def _address(email: str, name: str | None) -> vCalAddress:
-    address = vCalAddress(mailto("".join(clean_line(email).split())))
+def _address(person: Guest | Person) -> vCalAddress:
+    return cal_address(clean_line(person.email), _shown_name(person))
+
+
+def _shown_name(person: Guest | Person) -> str | None:
     # Many readers take a backslash for an escape here, and the parameters after it for the name.
-    shown = clean_line(name).replace('"', "'").replace("\\", "/")
-    if shown:
-        address.params["CN"] = shown
-    return address
+    return clean_line(person.name).replace('"', "'").replace("\\", "/") or None
 
 
 def _host(person: Guest | Person) -> vCalAddress:
-    """Without RSVP: the organizer is not asked."""
-    address = _address(person.email, person.name)
-    address.params.update({"ROLE": ROLE.CHAIR, "PARTSTAT": PARTSTAT.ACCEPTED})
-    return address
+    return chair(clean_line(person.email), _shown_name(person))
 
 
 def _attendee(guest: Guest, *, with_rsvp: bool) -> vCalAddress:
-    address = _address(guest.email, guest.name)
-    address.params["CUTYPE"] = CUTYPE.INDIVIDUAL
-    address.params["ROLE"] = ROLE.OPT_PARTICIPANT if guest.is_optional else ROLE.REQ_PARTICIPANT
-    address.params["PARTSTAT"] = _PARTSTATS[guest.response_status]
-    if with_rsvp:
-        address.params["RSVP"] = "TRUE"
-    return address
+    return attendee(
+        clean_line(guest.email),
+        _shown_name(guest),
+        status=guest.response_status,
+        is_optional=guest.is_optional,
+        with_rsvp=with_rsvp,
+    )
 
 
 # Times
 
 
-def _is_zoned(event: HostedEvent) -> bool:
+def _is_zoned(event: MailedEvent) -> bool:
     """A series keeps its hour over a change of the clocks, so it is written in its zone; all else in UTC."""
     is_of_series = bool(event.recurrence) or event.recurrence_id is not None
     return is_of_series and not event.is_all_day and event.timezone != "UTC"
 
 
-def _local(event: HostedEvent, at: datetime) -> datetime:
+def _local(event: MailedEvent, at: datetime) -> datetime:
     return at.astimezone(ZoneInfo(event.timezone))
 
 
-def _moment(event: HostedEvent, at: datetime) -> date | datetime:
+def _moment(event: MailedEvent, at: datetime) -> date | datetime:
     if event.is_all_day:
         return _local(event, at).date()
     if _is_zoned(event):
@@ -251,12 +215,12 @@ def _moment(event: HostedEvent, at: datetime) -> date | datetime:
     return at.astimezone(UTC)
 
 
-def _original_start(event: HostedEvent, at: datetime) -> datetime:
+def _original_start(event: MailedEvent, at: datetime) -> datetime:
     """Of an instance of a series with times: a time too, even if the instance is all-day by now (RFC 5545 3.8.4.4)."""
     return _local(event, at) if _is_zoned(event) else at.astimezone(UTC)
 
 
-def _end(event: HostedEvent) -> date | datetime:
+def _end(event: MailedEvent) -> date | datetime:
     """Exclusive; an all-day event has at least one day."""
     if not event.is_all_day:
         return _moment(event, event.end)
@@ -264,7 +228,7 @@ def _end(event: HostedEvent) -> date | datetime:
     return max(_local(event, event.end).date(), first + timedelta(days=1))
 
 
-def _add_recurrence(vevent: Event, event: HostedEvent, line: str) -> None:
+def _add_recurrence(vevent: Event, event: MailedEvent, line: str) -> None:
     """One RRULE, RDATE or EXDATE line in the form that DTSTART has. Raises ValueError for anything else."""
     match = _RECURRENCE_LINE.fullmatch(line.strip())
     if match is None:
@@ -281,7 +245,7 @@ def _add_recurrence(vevent: Event, event: HostedEvent, line: str) -> None:
         vevent.add(name, _in_form(event, written, zone[1] if zone else event.timezone))
 
 
-def _rule(event: HostedEvent, text: str) -> vRecur:
+def _rule(event: MailedEvent, text: str) -> vRecur:
     if not _RULE_TEXT.fullmatch(text):
         raise ValueError("not a recurrence rule")
     rule: vRecur = vRecur.from_ical(text)
@@ -299,7 +263,7 @@ def _rule(event: HostedEvent, text: str) -> vRecur:
     return rule
 
 
-def _in_form(event: HostedEvent, written: Written, zone_name: str) -> date | datetime:
+def _in_form(event: MailedEvent, written: Written, zone_name: str) -> date | datetime:
     if event.is_all_day and written.is_date:
         return written.wall.date()
     if written.is_date:

@@ -30,7 +30,7 @@ class Guest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HostedEvent:
+class MailedEvent:
     """One series, one single event, or (with `recurrence_id`) one edited instance of a series.
 
     `start`, `end` and `recurrence_id` are aware instants in UTC, `end` exclusive; `timezone` is an IANA name. Of an
@@ -55,4 +55,4 @@ class HostedEvent:
     recurrence_date: date | None = None
     organizer: Person
     guests: tuple[Guest, ...]
-    overrides: tuple["HostedEvent", ...] = ()
+    overrides: tuple["MailedEvent", ...] = ()

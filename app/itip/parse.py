@@ -17,6 +17,7 @@ from app.core.addresses import same_address
 from app.events.data import ResponseStatus
 from app.ical.components import Component, Line, normalize, split
 from app.ical.errors import CalendarUnreadable
+from app.ical.participation import parse_partstat
 from app.ical.timezones import ZoneTable
 from app.ical.values import parse_time
 
@@ -39,19 +40,12 @@ _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _CONTENT_TYPE = re.compile(rb"^content-type[ \t]*:[^\n]*(?:\n[ \t][^\n]*)*", re.IGNORECASE | re.MULTILINE)
 _METHOD = re.compile(rb"^METHOD[^:\n]*:(.*)$", re.IGNORECASE | re.MULTILINE)
 _SLOW_CODECS = frozenset({"punycode", "idna"})  # quadratic, and no charset of any mail
-_ANSWERS: dict[str, ResponseStatus] = {
-    "ACCEPTED": "accepted",
-    "TENTATIVE": "tentative",
-    "DECLINED": "declined",
-    "NEEDS-ACTION": "needs_action",
-}
-
 
 SenderDoubt = Literal["none", "fail"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InboundReply:
+class ParsedReply:
     """One guest's answer. `attendee_email` is as written in From.
 
     `recurrence_id`: the one instance that it is about, aware, UTC; if `recurrence_is_date`, the midnight (UTC) of
@@ -73,10 +67,10 @@ class InboundReply:
     message_id: str | None
     organizer_email: str | None
     sender_doubt: SenderDoubt | None = None
-    others: tuple["InboundReply", ...] = ()
+    others: tuple["ParsedReply", ...] = ()
 
 
-def parse_reply(mail: bytes) -> InboundReply | None:
+def parse_reply(mail: bytes) -> ParsedReply | None:
     """The answer in an RFC 5322 message; None where there is none that counts (contract/messages.md).
 
     Counts: the first text/calendar part with METHOD:REPLY, at most 512 KiB, in which the sender is an ATTENDEE.
@@ -119,7 +113,7 @@ def _has_hidden_lines(mail: bytes) -> bool:
     return b"\r" in head.replace(b"\r\n", b"")
 
 
-def _read(message: Message) -> InboundReply | None:
+def _read(message: Message) -> ParsedReply | None:
     from_email = _only_sender(message)
     body = _first_reply(message)
     if from_email is None or body is None:
@@ -207,20 +201,20 @@ def _as_utf8(payload: bytes, charset: str | None) -> bytes:
         return payload
 
 
-def _answer(event: Component, zones: ZoneTable, message: Message, from_email: str) -> InboundReply | None:
+def _answer(event: Component, zones: ZoneTable, message: Message, from_email: str) -> ParsedReply | None:
     uid = _text(event, "UID")
     attendee = _own_attendee(event, from_email)
     dtstamp = _dtstamp(event, message)
     if uid is None or attendee is None or dtstamp is None:
         return None
-    partstat = _ANSWERS.get((attendee.parameter("PARTSTAT") or "").strip().upper())
+    partstat = parse_partstat(attendee.parameter("PARTSTAT"))
     written = _find(event, "RECURRENCE-ID")
     recurrence_id, is_date = _instance(written, zones) if written is not None else (None, False)
     if partstat is None or (written is not None and recurrence_id is None):
         # An answer to an instance that cannot be told must not become one to the series.
         return None
     organizer = _find(event, "ORGANIZER")
-    return InboundReply(
+    return ParsedReply(
         uid=uid,
         recurrence_id=recurrence_id,
         recurrence_is_date=is_date,

@@ -10,7 +10,8 @@ from email.utils import format_datetime
 from functools import lru_cache
 
 from app.core.addresses import is_address, same_address
-from app.itip.build import Method, clean_line
+from app.itip.build import Method
+from app.itip.clean import clean_line
 from app.mail.headers import phrase, unstructured
 from app.mail.rendering import Rendered
 

@@ -15,8 +15,9 @@ from app.core.languages import Language, language_of
 from app.core.web_urls import safe_url
 from app.events.data import ResponseStatus
 from app.ical.values import parse_time
-from app.itip.build import MOST_GUESTS_LISTED, Method, clean_line, clean_text
-from app.itip.event import Guest, HostedEvent
+from app.itip.build import MOST_GUESTS_LISTED, Method
+from app.itip.clean import clean_line, clean_text
+from app.itip.event import Guest, MailedEvent
 from app.mail.texts import TEXTS, Texts
 
 Kind = Literal["invitation", "update", "cancelled", "uninvited", "reply"]
@@ -55,7 +56,7 @@ def kind_of(method: Method, *, is_update: bool, is_whole: bool) -> Kind:
 
 
 def render(
-    event: HostedEvent,
+    event: MailedEvent,
     *,
     kind: Kind,
     locale: str | None,
@@ -113,7 +114,7 @@ def render(
     return Rendered(language, subject, begun, text.strip() + "\n", html)
 
 
-def first_subject(event: HostedEvent, locale: str | None) -> str:
+def first_subject(event: MailedEvent, locale: str | None) -> str:
     """The subject of an event's first invitation."""
     texts = TEXTS[language_of(locale)]
     return cut_subject(
@@ -168,7 +169,7 @@ def _inliner() -> CSSInliner:
 # Times
 
 
-def when_text(event: HostedEvent, language: Language) -> str:
+def when_text(event: MailedEvent, language: Language) -> str:
     """When it is, on the wall of the event's zone, with the zone's name: `Tuesday 24 November 2026, 10:00 – 10:30 (Europe/Paris, CET)`."""
     texts = TEXTS[language]
     zone = ZoneInfo(event.timezone)
@@ -210,7 +211,7 @@ def _day(at: datetime, texts: Texts) -> str:
 _WEEKDAYS = ("MO", "TU", "WE", "TH", "FR", "SA", "SU")
 
 
-def repeats_text(event: HostedEvent, language: Language) -> str:
+def repeats_text(event: MailedEvent, language: Language) -> str:
     """How a series repeats: `Every 2 weeks on Monday and Wednesday, until 24 December 2026`; "" for a single event.
 
     Of rules that take more words than that: "Repeats".
@@ -226,7 +227,7 @@ def repeats_text(event: HostedEvent, language: Language) -> str:
     return spoken or texts["repeats"]
 
 
-def _spoken_rule(parts: Mapping[str, str], event: HostedEvent, texts: Texts) -> str | None:
+def _spoken_rule(parts: Mapping[str, str], event: MailedEvent, texts: Texts) -> str | None:
     if set(parts) - {"FREQ", "INTERVAL", "BYDAY", "UNTIL", "COUNT", "WKST"}:
         return None
     every = texts["every"].get(parts.get("FREQ", ""))

@@ -5,7 +5,7 @@ import hashlib
 import html
 from typing import Annotated, Any
 
-from fastapi import APIRouter, BackgroundTasks, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from pydantic import AfterValidator
 
@@ -184,7 +184,6 @@ async def finish_session(
     *,
     request: Request,
     state: AppState,
-    background_tasks: BackgroundTasks,
     platform: str,
     state_text: Annotated[str, Query(alias="state")] = "",
     code: str | None = None,
@@ -198,14 +197,11 @@ async def finish_session(
         callback = OAuthCallback(
             sessions=state.sessions, box=state.box, settings=state.settings, client=state.http
         )
-        finished = await callback.finish(known[platform], state=state_text, code=code, error=error)
+        location = await callback.finish(known[platform], state=state_text, code=code, error=error)
     except StateRefused:
         return _page(request)
-    if finished.is_connected:
-        background_tasks.add_task(state.doorbell.ring, "syncs")
-        background_tasks.add_task(state.doorbell.ring, "deliveries")
     return RedirectResponse(
-        finished.location, 302, headers={"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+        location, 302, headers={"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
     )
 
 

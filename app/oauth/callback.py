@@ -28,18 +28,10 @@ from app.oauth.errors import StateRefused
 from app.oauth.flow import Client, FlowFailed, Granted
 from app.oauth.schemas import OAuthPlatform
 from app.oauth.sessions import open_session, other_platform, session_context
+from app.schedule import request_sync
 from app.settings import Settings
-from app.sync.repository import request_sync
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """Where the browser is sent. `is_connected`: a calendar was created or reconnected."""
-
-    location: str
-    is_connected: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +55,8 @@ class OAuthCallback:
 
     async def finish(
         self, platform: OAuthPlatform, *, state: str, code: str | None, error: str | None
-    ) -> Finished:
-        """Redeem the code and connect the calendar. Raises StateRefused.
+    ) -> str:
+        """Redeem the code and connect the calendar; return where to send the browser. Raises StateRefused.
 
         Every other failure is reported to the application, in the query of the session's redirect_uri.
         """
@@ -74,11 +66,10 @@ class OAuthCallback:
         except FlowFailed as err:
             log.info("oauth_session.failed", project_id=used.project_id, platform=platform, error=err.error)
             query = {"error": err.error, "error_description": err.description}
-            return Finished(flow.with_query(used.redirect_uri, query), is_connected=False)
+            return flow.with_query(used.redirect_uri, query)
         if result.retry_url is not None:
-            return Finished(result.retry_url, is_connected=False)
-        query = {"calendar_id": result.calendar_id}
-        return Finished(flow.with_query(used.redirect_uri, query), is_connected=True)
+            return result.retry_url
+        return flow.with_query(used.redirect_uri, {"calendar_id": result.calendar_id})
 
     async def _use_session(self, platform: OAuthPlatform, state: str) -> tuple[OAuthSession, OAuthApp]:
         """Use the state up, in a transaction of its own: it works once, whatever follows. Raises StateRefused."""
@@ -182,7 +173,7 @@ class OAuthCallback:
             return await self._ask_again(session, used, client)
         if used.metadata_ is not None:
             await set_metadata(session, holder.id, used.metadata_)
-        await request_sync(session, holder.id, force=True)
+        await request_sync(session, holder.id)
         return _Result(holder.id)
 
     async def _ask_again(self, session: Session, used: OAuthSession, client: Client) -> _Result:

@@ -74,6 +74,10 @@ async def disable_api_key(session: Session, key_id: str) -> None:
         raise NotFound("API key not found")
 
 
+async def project_exists(session: AnySession, project_id: str) -> bool:
+    return await repository.project_exists(session, project_id)
+
+
 async def list_projects(session: AnySession) -> list[ProjectRow]:
     """All of them, oldest first."""
     return [ProjectRow(**row) for row in await repository.list_projects(session)]

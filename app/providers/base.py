@@ -108,16 +108,16 @@ class ChangePage:
     """A part of one round of changes. A round ends with exactly one page that has `is_last`.
 
     `events`      created or changed (a later page or entry of the same id wins)
-    `gone`        platform_uuids that no longer exist; an id may be a series' id: its instances go with it. With the
+    `removed`     platform_uuids that no longer exist; an id may be a series' id: its instances go with it. With the
                   `raw` of the cancelled event, where the provider sent more than its id
     `unlisted`    platform_uuids that an earlier page of this snapshot had, and that are not in it after all
-    `is_snapshot` the round lists everything in the window: what is missing from it is gone, or has moved beyond
+    `is_snapshot` the round lists everything in the window: what is missing from it was removed, or moved beyond
                   the window (see `CalendarProvider.reread`); the same on every page of a round
     `next_cursor` on the last page: where the next round starts; None makes that one a full round again
     """
 
     events: list[RemoteEvent] = field(default_factory=list)
-    gone: dict[str, str | None] = field(default_factory=dict)
+    removed: dict[str, str | None] = field(default_factory=dict)
     unlisted: list[str] = field(default_factory=list)
     is_snapshot: bool
     is_last: bool = False
@@ -129,12 +129,12 @@ class Reread:
     """What became of events that a snapshot left out. What is in none of the three could not be read.
 
     `found`    they exist, as these
-    `gone`     by platform_uuid, as in `ChangePage`
+    `removed`  by platform_uuid, as in `ChangePage`
     `unread`   platform_uuids that were not asked for, or without an answer for now: ask again in the next round
     """
 
     found: list[RemoteEvent] = field(default_factory=list)
-    gone: dict[str, str | None] = field(default_factory=dict)
+    removed: dict[str, str | None] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
 
 

@@ -35,16 +35,16 @@ class ReadOne(Protocol):
 async def read_singly(read_one: ReadOne, events: Sequence[KnownEvent], *, at_once: int) -> Reread:
     """Up to `MOST_READS` requests, `at_once` of them at a time.
 
-    Of a series that lost several instances, the series is asked for first: if that is gone, so are they.
+    Of a series that lost several instances, the series is asked for first: if that was removed, so were they.
     Raises CredentialsRevoked, ClientMisconfigured; whatever else a request raises concerns its event alone.
     """
     reread = Reread()
     lost_of = Counter(event.recurring_event_id for event in events if event.recurring_event_id)
     series = [series_id for series_id, count in lost_of.items() if count > 1]
     answers, goes_on = await _read_all(read_one, series[: MOST_READS // 2], at_once, is_series=True)
-    dead = {series_id for series_id, answer in answers.items() if _is_gone(answer)}
-    reread.gone.update((event.platform_uuid, None) for event in events if event.recurring_event_id in dead)
-    left = [event.platform_uuid for event in events if event.platform_uuid not in reread.gone]
+    dead = {series_id for series_id, answer in answers.items() if _is_removed(answer)}
+    reread.removed.update((event.platform_uuid, None) for event in events if event.recurring_event_id in dead)
+    left = [event.platform_uuid for event in events if event.platform_uuid not in reread.removed]
     if goes_on:
         answers, _ = await _read_all(read_one, left[: MOST_READS - len(answers)], at_once, is_series=False)
     for platform_uuid in left:
@@ -54,13 +54,13 @@ async def read_singly(read_one: ReadOne, events: Sequence[KnownEvent], *, at_onc
         elif isinstance(answer, ProviderError):
             log.warning("event_not_readable", platform_uuid=platform_uuid, code=answer.code)
         elif answer is None or answer.is_cancelled:
-            reread.gone[platform_uuid] = answer.raw if answer is not None else None
+            reread.removed[platform_uuid] = answer.raw if answer is not None else None
         else:
             reread.found.append(answer)
     return reread
 
 
-def _is_gone(answer: RemoteEvent | ProviderError | None) -> bool:
+def _is_removed(answer: RemoteEvent | ProviderError | None) -> bool:
     return answer is None or (isinstance(answer, RemoteEvent) and answer.is_cancelled)
 
 

@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, BackgroundTasks, Header, Request, Response
+from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import PlainTextResponse
 
 from app.api.deps import AppState, DbSession, State
@@ -48,14 +48,13 @@ async def receive_google_notification(
     *,
     session: DbSession,
     state: AppState,
-    background_tasks: BackgroundTasks,
     channel_id: Annotated[str | None, Header(alias="X-Goog-Channel-ID")] = None,
     token: Annotated[str | None, Header(alias="X-Goog-Channel-Token")] = None,
     resource_state: Annotated[str | None, Header(alias="X-Goog-Resource-State")] = None,
     resource_id: Annotated[str | None, Header(alias="X-Goog-Resource-ID")] = None,
 ) -> Response:
     """A message of a Google push channel. It makes its calendar due for a sync; unknown ones are ignored."""
-    moved = await service.accept_google(
+    await service.accept_google(
         session,
         channel_id=channel_id,
         token=token,
@@ -63,8 +62,6 @@ async def receive_google_notification(
         resource_id=resource_id,
         debounce=_debounce(state),
     )
-    if moved:
-        _ring_when_due(state, background_tasks)
     return Response()
 
 
@@ -88,7 +85,6 @@ async def receive_microsoft_notifications(
     request: Request,
     session: DbSession,
     state: AppState,
-    background_tasks: BackgroundTasks,
 ) -> Response:
     """Change and lifecycle notifications of Microsoft Graph, which make their calendars due for a sync.
 
@@ -100,11 +96,9 @@ async def receive_microsoft_notifications(
         if len(validation_token) > _LONGEST_VALIDATION_TOKEN:
             raise BadQuery(f"validationToken: Longer than {_LONGEST_VALIDATION_TOKEN} characters.")
         return PlainTextResponse(validation_token, headers={"X-Content-Type-Options": "nosniff"})
-    accepted, moved = await service.accept_microsoft(
+    accepted = await service.accept_microsoft(
         session, _items(await request.body()), debounce=_debounce(state)
     )
-    if moved:
-        _ring_when_due(state, background_tasks)
     return Response(status_code=202) if accepted else PlainTextResponse("")
 
 
@@ -126,9 +120,3 @@ def _items(body: bytes) -> list[Any]:
 
 def _debounce(state: State) -> timedelta:
     return timedelta(seconds=state.settings.calendar_push_debounce_seconds)
-
-
-def _ring_when_due(state: State, background_tasks: BackgroundTasks) -> None:
-    background_tasks.add_task(
-        state.doorbell.ring, "syncs", after=state.settings.calendar_push_debounce_seconds
-    )

@@ -7,7 +7,6 @@ changed between its last sync and then.
 """
 
 import asyncio
-import random
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -17,11 +16,11 @@ from uuid import uuid4
 import structlog
 
 from app.core import metrics
+from app.core.backoff import Backoff, spread
 from app.core.clock import utcnow
 from app.core.crypto import SealBroken, SecretBox, sha256_hex
 from app.core.db import Sessions, transaction
 from app.core.http import httpx
-from app.core.wakeups import Doorbell
 from app.credentials.budgets import Budgets, MeteredTokens
 from app.credentials.store import CredentialStore
 from app.providers.base import (
@@ -41,21 +40,24 @@ from app.providers.push import ChannelExists, ChannelGone, OpenedChannel, PushRe
 from app.push import repository
 from app.push.repository import ClosingChannel, DueCalendar, Platform
 from app.push.service import LEASE_FOR, sealed_context
+from app.schedule import mark_due, sync_within
 from app.settings import Settings
 
 log = structlog.get_logger()
 
 # Within the lease, so that two workers never handle the same channel at once.
 _WITHIN_SECONDS = 50.0
-_RETRY_FIRST_SECONDS = 60.0
-_RETRY_LONGEST_SECONDS = 21_600.0
+_BACKOFF = Backoff.exponential(60.0, 21_600.0, jitter=(0.75, 1.25))
 # How long a calendar is only polled that has no push, or whose subscription serves another calendar of ours.
 _REFUSED_FOR: dict[type[ProviderError], timedelta] = {
     PushRefused: timedelta(days=7),
     ChannelExists: timedelta(hours=6),
 }
-# Of a channel's life; B.7 advises half of it at most.
+_REFUSED_JITTER = (0.9, 1.1)
+_POLL_JITTER = (0.8, 1.0)
+# Share of a channel's life after which it is renewed.
 _RENEW_AT = (0.4, 0.5)
+_SHORTEST_LIFE_SECONDS = 60.0
 
 _Push = GooglePush | MicrosoftPush
 
@@ -72,7 +74,6 @@ class ChannelKeeper:
         credentials: CredentialStore,
         budgets: Budgets,
         client: httpx.AsyncClient,
-        doorbell: Doorbell,
     ) -> None:
         self._settings = settings
         self._sessions = sessions
@@ -80,7 +81,6 @@ class ChannelKeeper:
         self._credentials = credentials
         self._budgets = budgets
         self._client = client
-        self._doorbell = doorbell
 
     async def claim(self, limit: int) -> Sequence[DueCalendar | ClosingChannel]:
         """With push switched off nothing is opened or renewed: the channels that are left run out."""
@@ -149,7 +149,7 @@ class ChannelKeeper:
             expires_at = await push.renew(provider_id, address=self._address(due.platform))
         except ChannelGone:
             async with transaction(self._sessions) as session:
-                await repository.poll_again(session, due.id, self._poll_in())
+                await sync_within(session, due.id, self._poll_in())
                 await repository.drop_channels(session, [channel_id])
             return False
         async with transaction(self._sessions) as session:
@@ -177,11 +177,8 @@ class ChannelKeeper:
                 poll_in=self._poll_in(),
             )
             await repository.schedule(session, due, _renewal_in(opened.expires_at))
-            wants_sync = state == "open" and not was_notified
-            if wants_sync:
-                await repository.mark_due(session, sync_ids=[due.id], delay=timedelta(0))
-        if wants_sync:
-            await self._doorbell.ring("syncs")
+            if state == "open" and not was_notified:
+                await mark_due(session, sync_ids=[due.id], delay=timedelta(0))
         if state is None:
             # Its row was cleared away as another worker's leftover: nobody else knows of the channel.
             with suppress(ProviderError):
@@ -229,7 +226,7 @@ class ChannelKeeper:
     async def _postpone(self, due: DueCalendar, err: ProviderError) -> str:
         refused_for = _REFUSED_FOR.get(type(err))
         if refused_for is not None:
-            retry_in = refused_for * random.uniform(0.9, 1.1)  # noqa: S311 - jitter
+            retry_in = timedelta(seconds=spread(refused_for.total_seconds(), _REFUSED_JITTER))
             async with transaction(self._sessions) as session:
                 await repository.drop_opening(session, due.id)
         else:
@@ -296,8 +293,7 @@ class ChannelKeeper:
         )
 
     def _poll_in(self) -> timedelta:
-        seconds = self._settings.calendar_sync_interval_seconds
-        return timedelta(seconds=seconds * random.uniform(0.8, 1.0))  # noqa: S311 - jitter
+        return timedelta(seconds=spread(self._settings.calendar_sync_interval_seconds, _POLL_JITTER))
 
     def _address(self, platform: Platform) -> str:
         return f"{self._settings.app_url}/notifications/{platform}"
@@ -326,14 +322,10 @@ class _GrantTokens:
 
 def _renewal_in(expires_at: datetime) -> timedelta:
     """Spread, so that channels opened together are not renewed together. An end that has passed is no end."""
-    life = max(expires_at - utcnow(), timedelta(seconds=_RETRY_FIRST_SECONDS))
-    return life * random.uniform(*_RENEW_AT)  # noqa: S311 - jitter
+    life = max((expires_at - utcnow()).total_seconds(), _SHORTEST_LIFE_SECONDS)
+    return timedelta(seconds=spread(life, _RENEW_AT))
 
 
 def _retry_in(err: ProviderError, failures: int) -> timedelta:
-    """Exponential with jitter, never below what the provider asked for."""
-    seconds = min(_RETRY_FIRST_SECONDS * 2 ** min(failures - 1, 16), _RETRY_LONGEST_SECONDS)
-    seconds *= random.uniform(0.75, 1.25)  # noqa: S311 - jitter
-    if isinstance(err, Transient) and err.retry_after is not None:
-        seconds = max(seconds, err.retry_after)
-    return timedelta(seconds=seconds)
+    retry_after = err.retry_after if isinstance(err, Transient) else None
+    return timedelta(seconds=_BACKOFF.delay(failures, retry_after=retry_after))

@@ -7,7 +7,9 @@ from typing import Literal
 
 from sqlalchemy import ARRAY, Interval, Text, bindparam, text
 
-from app.core.db import Session
+from app.core.db import AnySession, Session
+from app.core.wakeups import wake_after_commit
+from app.schedule import sync_within
 
 Platform = Literal["google", "microsoft"]
 
@@ -201,9 +203,9 @@ async def settle_opened(
     expires_at: datetime,
     poll_in: timedelta,
 ) -> tuple[str | None, bool]:
-    """Notes the provider's answer, and closes the older channels. `poll_in`: see `poll_again`.
+    """Note the provider's response, and close the older channels.
 
-    Returns the channel's state, None if its row is gone, and whether an older channel was notifying all along.
+    `poll_in`: until the next sync at the latest, where the channel is not trusted yet. Returns the channel's state, None if its row is gone, and whether an older channel was notifying all along.
     """
     is_connected = bool(await session.scalar(_LOCK_CALENDAR, {"calendar_id": due.id}))
     settled = (
@@ -221,22 +223,9 @@ async def settle_opened(
     if settled is None or settled.state != "open":
         return None if settled is None else settled.state, False
     if not settled.is_verified:
-        await poll_again(session, due.id, poll_in)
+        await sync_within(session, due.id, poll_in)
     older = await session.scalars(_CLOSE_OLDER, {"calendar_id": due.id, "id": channel_id})
     return settled.state, any(older.all())
-
-
-_POLL_AGAIN = text(
-    "UPDATE calendars SET next_sync_at = least(next_sync_at, clock_timestamp() + :poll_in) WHERE id = :calendar_id"
-)
-
-
-async def poll_again(session: Session, calendar_id: str, poll_in: timedelta) -> None:
-    """The calendar has no channel that can be trusted: it is polled as one without, `poll_in` from now at the latest.
-
-    Call it before the channel's row is changed, for the order of the locks.
-    """
-    await session.execute(_POLL_AGAIN, {"calendar_id": calendar_id, "poll_in": poll_in})
 
 
 _SETTLE_RENEWED = text(
@@ -368,6 +357,7 @@ _CLOSE_ALL = text(
 async def close_channels(session: Session, calendar_id: str) -> None:
     """Of a calendar that stays. The caller holds the lock of its row, and sets its `push_due_at` to null."""
     await session.execute(_CLOSE_ALL, {"calendar_id": calendar_id})
+    wake_after_commit(session, "channels")
 
 
 _LOCK_CHANNELS = text("SELECT id FROM push_channels WHERE calendar_id = :calendar_id FOR UPDATE")
@@ -395,6 +385,7 @@ async def release_channel(
 ) -> None:
     """Lets a channel outlive its calendar, with what closing it takes."""
     await session.execute(_RELEASE, {"id": channel_id, "sealed": sealed, "opens_within": opens_within})
+    wake_after_commit(session, "channels")
 
 
 # --- notifications ---------------------------------------------------------------------------------------
@@ -446,47 +437,25 @@ async def note_verified(session: Session, channel_ids: Collection[str]) -> None:
     await session.execute(_NOTE_VERIFIED, {"ids": list(channel_ids)})
 
 
-# A calendar that is due soon enough is left alone: its sync begins later than this, and so sees the change.
-# So is one whose last sync failed: its next attempt is a matter of backoff and of the provider's Retry-After.
-# While a sync runs, `next_sync_at` is the end of its lease, however long the delay is: another time there is what
-# leads to one more sync.
-_MARK_DUE = text(
-    """
-    WITH marked AS (
-        SELECT id FROM calendars
-        WHERE id = ANY(:calendar_ids) AND state = 'connected'
-          AND (id = ANY(:renew_ids)
-               OR (lease_until > clock_timestamp() AND next_sync_at = lease_until)
-               OR (next_sync_at > clock_timestamp() + :delay
-                   AND (sync_failure_count = 0 OR lease_until > clock_timestamp())))
-        ORDER BY id
-        FOR NO KEY UPDATE)
-    UPDATE calendars AS c
-    SET next_sync_at = CASE WHEN c.id <> ALL(:sync_ids) THEN c.next_sync_at
-                            WHEN c.lease_until > clock_timestamp()
-                            THEN least(nullif(c.next_sync_at, c.lease_until), clock_timestamp() + :delay,
-                                       c.lease_until - interval '1 microsecond')
-                            WHEN c.sync_failure_count = 0
-                            THEN least(c.next_sync_at, clock_timestamp() + :delay)
-                            ELSE c.next_sync_at END,
-        push_due_at = CASE WHEN c.id = ANY(:renew_ids) THEN clock_timestamp() ELSE c.push_due_at END
-    FROM marked WHERE c.id = marked.id
-    RETURNING c.id
-    """
-).bindparams(*(bindparam(name, type_=ARRAY(Text())) for name in ("calendar_ids", "sync_ids", "renew_ids")))
+@dataclass(frozen=True, slots=True)
+class CalendarChannel:
+    """The newest channel of a calendar: `state` is `opening` or `open`. `is_verified`: a notification has arrived."""
+
+    state: str
+    is_verified: bool
+    expires_at: datetime | None
 
 
-async def mark_due(
-    session: Session, *, sync_ids: Collection[str], renew_ids: Collection[str] = (), delay: timedelta
-) -> int:
-    """Makes calendars due for a sync after `delay`, and others (or the same) for a renewal now; how many moved."""
-    rows = await session.scalars(
-        _MARK_DUE,
-        {
-            "calendar_ids": [*sync_ids, *renew_ids],
-            "sync_ids": list(sync_ids),
-            "renew_ids": list(renew_ids),
-            "delay": delay,
-        },
-    )
-    return len(rows.all())
+_FIND_NEWEST = text(
+    """
+    SELECT state, verified_at IS NOT NULL, expires_at FROM push_channels
+    WHERE calendar_id = :calendar_id AND state <> 'closing'
+    ORDER BY state = 'open' DESC, created_at DESC LIMIT 1
+    """
+)
+
+
+async def find_newest(session: AnySession, calendar_id: str) -> CalendarChannel | None:
+    """Return the calendar's open channel, else the one that is being opened."""
+    row = (await session.execute(_FIND_NEWEST, {"calendar_id": calendar_id})).one_or_none()
+    return None if row is None else CalendarChannel(*row)

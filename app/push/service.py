@@ -18,11 +18,12 @@ from pydantic import ValidationError
 
 from app.core import metrics
 from app.core.crypto import SealBroken, SecretBox, sha256_hex
-from app.core.db import Session
+from app.core.db import AnySession, Session
 from app.credentials.store import load_credentials
 from app.push import repository
-from app.push.repository import KnownChannel
+from app.push.repository import CalendarChannel, KnownChannel
 from app.push.schemas import Notification
+from app.schedule import mark_due
 
 log = structlog.get_logger()
 
@@ -48,13 +49,12 @@ async def accept_google(
     resource_state: str | None,
     resource_id: str | None,
     debounce: timedelta,
-) -> bool:
-    """Takes one notification of a Google channel (A.9): whether a calendar was made due."""
+) -> None:
+    """Take one notification of a Google channel; a change makes its calendar due after `debounce`."""
     channel = None
     if channel_id is not None and _CHANNEL_ID.fullmatch(channel_id):
         channel = await repository.find_channel(session, channel_id)
     outcome = _check(channel, token)
-    moved = 0
     if channel is not None and outcome == "accepted":
         if resource_state == "sync":
             # The first message, of no change. It may come before the answer to the worker, or instead of it.
@@ -64,19 +64,16 @@ async def accept_google(
         elif resource_state not in _CHANGES:
             outcome = "ignored"
         elif channel.calendar_id is not None:
-            moved = await repository.mark_due(session, sync_ids=[channel.calendar_id], delay=debounce)
+            await mark_due(session, sync_ids=[channel.calendar_id], delay=debounce)
         if outcome != "ignored" and _proves(channel):
             await repository.note_verified(session, [channel.id])
     metrics.PUSH_NOTIFICATIONS.labels("google", outcome).inc()
-    return moved > 0
 
 
-async def accept_microsoft(
-    session: Session, items: Sequence[Any], *, debounce: timedelta
-) -> tuple[bool, bool]:
-    """Takes a batch of Graph's notifications (B.7).
+async def accept_microsoft(session: Session, items: Sequence[Any], *, debounce: timedelta) -> bool:
+    """Take a batch of Graph's notifications, and make their calendars due for a sync after `debounce`.
 
-    Returns whether any of them was for a subscription of ours, and whether a calendar was made due for a sync.
+    Returns whether any of them was for a subscription of ours.
     """
     outcomes: Counter[str] = Counter()
     notifications = []
@@ -111,16 +108,15 @@ async def accept_microsoft(
                 if channel.state == "open":
                     renew_ids.add(channel.calendar_id)
                     sync_ids.add(channel.calendar_id)
-    moved = 0
     if sync_ids or renew_ids:
-        moved = await repository.mark_due(session, sync_ids=sync_ids, renew_ids=renew_ids, delay=debounce)
+        await mark_due(session, sync_ids=sync_ids, renew_ids=renew_ids, delay=debounce)
     if unverified - removed:
         await repository.note_verified(session, unverified - removed)
     if removed:
         await repository.drop_channels(session, removed)
     for outcome, count in outcomes.items():
         metrics.PUSH_NOTIFICATIONS.labels("microsoft", outcome).inc(count)
-    return outcomes["accepted"] > 0, moved > 0 and bool(sync_ids)
+    return outcomes["accepted"] > 0
 
 
 def _proves(channel: KnownChannel) -> bool:
@@ -170,3 +166,8 @@ async def _load_grant(session: Session, box: SecretBox, credentials_id: str | No
                 "refresh_token": secrets["refresh_token"],
             }
     return None
+
+
+async def find_channel(session: AnySession, calendar_id: str) -> CalendarChannel | None:
+    """Return the channel through which the provider notifies of changes to the calendar."""
+    return await repository.find_newest(session, calendar_id)

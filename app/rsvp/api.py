@@ -13,7 +13,7 @@ from ipaddress import ip_address, ip_network
 from typing import Annotated, Any
 
 import structlog
-from fastapi import APIRouter, BackgroundTasks, Header, Request, Response
+from fastapi import APIRouter, Header, Request, Response
 from fastapi.routing import APIRoute
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
@@ -97,9 +97,7 @@ async def show_rsvp(
 
 
 @router.post("/rsvp/", operation_id="answer_rsvp", response_class=Response, responses=_PAGES)
-async def answer_rsvp(
-    request: Request, state: AppState, session: DbSession, background_tasks: BackgroundTasks
-) -> Response:
+async def answer_rsvp(request: Request, state: AppState, session: DbSession) -> Response:
     """Records the answer of the form: `token` and `action`. The last answer wins.
 
     `when` is that of the event which the page showed: if it was moved since, the page shows it anew and asks again.
@@ -111,8 +109,6 @@ async def answer_rsvp(
     if not isinstance(token, str) or not isinstance(action, str) or not isinstance(seen, str):
         return _render(Page(kind="bad_link"), visitor_language(request))
     page = await service.answer(session, Hosting(state.settings), token, action, seen=seen)
-    background_tasks.add_task(state.doorbell.ring, "deliveries")
-    background_tasks.add_task(state.doorbell.ring, "mails")
     return _render(page, visitor_language(request))
 
 
@@ -134,7 +130,6 @@ async def receive_rsvp_mail(
     *,
     request: Request,
     state: AppState,
-    background_tasks: BackgroundTasks,
     authorization: Annotated[str | None, Header(include_in_schema=False)] = None,
     x_stmsg_mailbox: Annotated[str | None, Header(description="The mailbox that received the mail.")] = None,
     x_stmsg_is_spam: Annotated[
@@ -168,8 +163,6 @@ async def receive_rsvp_mail(
     # A webhook of all mailboxes brings every mail that arrives: only those with a reply are worth a line.
     write = log.debug if outcome == "no_reply" else log.info
     write("inbound_reply", source=by, outcome=outcome)
-    if taken.status == "applied":
-        background_tasks.add_task(state.doorbell.ring, "deliveries")
     return taken
 
 
@@ -322,10 +315,10 @@ def _render(page: Page, language: Language) -> Response:
 
 
 def _event(page: Page, language: Language) -> dict[str, Any] | None:
-    if page.entry is None or page.attendee is None or page.calendar is None:
+    if page.component is None or page.attendee is None or page.calendar is None:
         return None
     organizer = organizer_of(page.calendar)
-    event = page.entry.for_mail(organizer)
+    event = page.component.for_mail(organizer)
     attendee = page.attendee
     return {
         "name": event.name,
@@ -353,7 +346,7 @@ def _form_of(page: Page, language: Language) -> dict[str, Any]:
     current = page.attendee.response_status if page.kind == "done" and page.attendee is not None else None
     return {
         "token": page.token,
-        "when": page.entry.when if page.entry is not None else "",
+        "when": page.component.when if page.component is not None else "",
         "question": question,
         "legend": legend,
         "main": choice(page.action) if page.action is not None else None,

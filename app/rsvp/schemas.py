@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, Field
 
-from app.hosted.entries import Attendee, Entry
+from app.hosted.components import Attendee, EventComponent
 from app.hosted.repository import LocalCalendar
 
 Action = Literal["accepted", "tentative", "declined"]
@@ -27,11 +27,11 @@ STATUS_CODES: dict[Kind, int] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """What to show. Without `entry`, nothing of the event is shown. `has_changed`: since the page was shown before."""
+    """What to show. Without `component`, nothing of the event is shown. `has_changed`: since the page was shown before."""
 
     kind: Kind
     calendar: LocalCalendar | None = None
-    entry: Entry | None = None
+    component: EventComponent | None = None
     attendee: Attendee | None = None
     action: Action | None = None
     token: str | None = None

@@ -18,12 +18,12 @@ from app.core.clock import utcnow
 from app.core.db import AnySession, Session, Sessions, transaction
 from app.core.errors import TryLater, Unauthorized
 from app.hosted import repository as events
-from app.hosted.entries import Entry, instant, wall
+from app.hosted.components import EventComponent, instant, wall
 from app.hosted.expand import last_end
-from app.hosted.service import Answer, Hosting, find_entry, has_no_instance, organizer_of, record_answer
+from app.hosted.service import Answer, Hosting, find_component, has_no_instance, organizer_of, record_answer
 from app.invitations.links import Subject
 from app.invitations.repository import find_organizers
-from app.itip.parse import InboundReply, parse_reply
+from app.itip.parse import ParsedReply, parse_reply
 from app.rsvp.schemas import ACTIONS, Action, IgnoredCode, InboundAnswer, Page, ignored
 from app.rsvp.senders import LookupFailed, SenderKeys, is_signed_by_sender
 from app.settings import Settings
@@ -44,7 +44,7 @@ async def show(session: AnySession, hosting: Hosting, token: str, action: str) -
 
 
 async def answer(session: Session, hosting: Hosting, token: str, action: str, *, seen: str = "") -> Page:
-    """Records what was clicked. The caller rings "deliveries" and "mails".
+    """Records what was clicked.
 
     `seen`: the `when` of the event that was shown. An answer to a former time is none to the new one.
     """
@@ -54,9 +54,9 @@ async def answer(session: Session, hosting: Hosting, token: str, action: str, *,
         return Page(kind="bad_link")
     calendar = await events.lock_calendar(session, subject.calendar_id)
     page = await _page(session, subject, calendar)
-    if page.kind != "ask" or calendar is None or page.entry is None:
+    if page.kind != "ask" or calendar is None or page.component is None:
         return page
-    if seen and seen != page.entry.when:
+    if seen and seen != page.component.when:
         return replace(page, action=chosen, token=token, has_changed=True)
     await record_answer(
         session,
@@ -64,7 +64,7 @@ async def answer(session: Session, hosting: Hosting, token: str, action: str, *,
         calendar,
         Answer(
             uid=subject.uid,
-            slot=subject.slot,
+            recurrence_key=subject.slot,
             email=subject.email,
             response_status=chosen,
             sequence=None,
@@ -80,23 +80,27 @@ async def _page(session: AnySession, subject: Subject, calendar: events.LocalCal
     """`ask` where the attendee may answer, else why not."""
     if calendar is None:
         return Page(kind="cancelled")
-    entries = await events.load_entries(session, subject.calendar_id, subject.uid)
-    entry = find_entry(entries, subject.slot)
-    if entry is None:
+    components = await events.load_components(session, subject.calendar_id, subject.uid)
+    component = find_component(components, subject.slot)
+    if component is None:
         return Page(kind="cancelled")
-    ends_at = last_end(entry)
+    ends_at = last_end(component)
     if ends_at is not None and ends_at + EXPIRES_AFTER <= utcnow():
         return Page(kind="expired")
-    person = entry.find(subject.email)
+    person = component.find(subject.email)
     if person is None:
         return Page(kind="not_invited")
-    if entry.is_cancelled or entries[""].is_cancelled or await has_no_instance(session, calendar, entry):
+    if (
+        component.is_cancelled
+        or components[""].is_cancelled
+        or await has_no_instance(session, calendar, component)
+    ):
         kind = "cancelled"
     elif ends_at is not None and ends_at <= utcnow():
         kind = "over"
     else:
         kind = "ask"
-    return Page(kind=kind, calendar=calendar, entry=entry, attendee=person)  # type: ignore[arg-type] # one of the three above
+    return Page(kind=kind, calendar=calendar, component=component, attendee=person)  # type: ignore[arg-type] # one of the three above
 
 
 # -- replies by mail ----------------------------------------------------------------------------------------
@@ -150,7 +154,7 @@ def read_webhook_token(token: str, secrets: Sequence[str]) -> tuple[str, str]:
 async def take_in(
     sessions: Sessions, hosting: Hosting, keys: SenderKeys, source: Source, mail: bytes
 ) -> InboundAnswer:
-    """Applies a mailed reply; committed when this returns. The caller rings "deliveries".
+    """Applies a mailed reply; committed when this returns.
 
     Ignored, with the reason: whatever no retry would mend. Raises Unauthorized for a mail that is not the source's,
     and TryLater where the sender's DNS does not answer.
@@ -184,7 +188,7 @@ async def take_in(
 
 
 async def _doubt(
-    settings: Settings, keys: SenderKeys, source: Source, reply: InboundReply, mail: bytes
+    settings: Settings, keys: SenderKeys, source: Source, reply: ParsedReply, mail: bytes
 ) -> IgnoredCode | None:
     """Why the sender is not believed. Raises TryLater.
 
@@ -211,7 +215,7 @@ async def _apply(
     session: Session,
     hosting: Hosting,
     calendar: events.LocalCalendar,
-    reply: InboundReply,
+    reply: ParsedReply,
     *,
     mailbox: str | None,
     mail: bytes,
@@ -229,7 +233,7 @@ async def _apply(
     mark = sha256((reply.message_id or "").encode() or mail).digest()
     if not await events.note_inbound_reply(session, calendar.calendar_id, mark):
         return ignored("seen_before")
-    entries = await events.load_entries(session, calendar.calendar_id, reply.uid)
+    components = await events.load_components(session, calendar.calendar_id, reply.uid)
     recorded = [
         await record_answer(
             session,
@@ -237,7 +241,7 @@ async def _apply(
             calendar,
             Answer(
                 uid=one.uid,
-                slot=_slot(one, entries[""]) if "" in entries else "",
+                recurrence_key=_slot(one, components[""]) if "" in components else "",
                 email=one.attendee_email,
                 response_status=one.partstat,
                 sequence=one.sequence,
@@ -255,7 +259,7 @@ async def _apply(
     return ignored("no_instance" if first == "unknown_event" else first)
 
 
-def _slot(reply: InboundReply, series: Entry) -> str:
+def _slot(reply: ParsedReply, series: EventComponent) -> str:
     """Of the instance that is answered. A date stands for that day's instance, and a time for its day."""
     at = reply.recurrence_id
     if at is None:

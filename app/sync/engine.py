@@ -9,27 +9,23 @@ in the calendar's row, and announced by whatever ends the sync, or by the next o
 import asyncio
 import random
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
 
 import orjson
 import structlog
 
-from app.bots.service import drop_bots_of_calendar, follow_events
-from app.core import metrics
+from app.bots.service import drop_bots_of_calendar
+from app.core import lease, metrics
+from app.core.backoff import Backoff, respect_retry_after, spread
 from app.core.clock import isoformat, utcnow
 from app.core.db import Session, Sessions, transaction
-from app.core.wakeups import Doorbell
-from app.events import repository as event_rows
-from app.events.changes import describe_changes
+from app.core.lease import LeaseLost
+from app.events import service as stored_events
 from app.events.data import RemoteEvent, Window
-from app.events.diff import EventWrite, content_hash, diff_events, is_in_window
-from app.events.repository import Unannounced
-from app.events.visibility import enter_as_writer
+from app.events.diff import is_in_window
+from app.events.writer import WrittenChanges, announce_changes, apply_changes
 from app.outages import breakers
 from app.outages.breakers import Breakers
 from app.providers.base import (
@@ -46,11 +42,11 @@ from app.providers.base import (
 from app.push.repository import close_channels
 from app.settings import Settings
 from app.sync import repository
-from app.sync.providers import Providers
-from app.sync.repository import Claim, HeldBack, LeaseLost, Pick, Settled, SyncState
+from app.sync.providers import ProviderFactory
+from app.sync.repository import Claim, HeldBack, Pick, Settled, SyncState
 from app.sync.turns import Kind, pick_oldest
 from app.webhooks.payloads import state_data
-from app.webhooks.service import CalendarFacts, ChangedEvent, announce, wants_events
+from app.webhooks.service import CalendarFacts, announce
 
 log = structlog.get_logger()
 
@@ -66,11 +62,11 @@ _BATCH_BYTES = 8_000_000
 # varies, so that calendars which were connected together do not do their full rounds together.
 _WINDOW_MARGIN = timedelta(hours=6)
 _WINDOW_MARGIN_LEAST = timedelta(hours=4.5)
-_MICROSECOND = timedelta(microseconds=1)
 
 _RETRY_FIRST_SECONDS = 30.0
 _RETRY_LONGEST_SECONDS = 1800.0
-_RETRY_AFTER_LONGEST_SECONDS = 86_400.0
+_RETRY_JITTER = (0.75, 1.25)
+_INTERVAL_JITTER = (0.8, 1.0)
 # A refusal is believed after so many attempts, at the least.
 _GONE_CONFIRMATIONS = 3
 # So many calendars that began to fail alike at about the same time are an outage, or might be one.
@@ -108,37 +104,37 @@ class _Batch:
     """What the pages since the last write brought. A later entry of the same id wins."""
 
     events: dict[str, RemoteEvent] = field(default_factory=dict)
-    gone: dict[str, str | None] = field(
+    removed: dict[str, str | None] = field(
         default_factory=dict
     )  # to the cancelled event's `raw`, where there is one
     size: int = 0
 
     def add(self, page: ChangePage) -> None:
-        for platform_uuid, raw in page.gone.items():
-            self.gone[platform_uuid] = raw
+        for platform_uuid, raw in page.removed.items():
+            self.removed[platform_uuid] = raw
             self.events.pop(platform_uuid, None)
             self.size += len(raw or "")
         for platform_uuid in page.unlisted:
             self.events.pop(platform_uuid, None)
         for event in page.events:
             self.events[event.platform_uuid] = event
-            self.gone.pop(event.platform_uuid, None)
+            self.removed.pop(event.platform_uuid, None)
             self.size += len(event.raw)
 
     @property
     def is_full(self) -> bool:
-        return len(self.events) + len(self.gone) >= _BATCH_EVENTS or self.size >= _BATCH_BYTES
+        return len(self.events) + len(self.removed) >= _BATCH_EVENTS or self.size >= _BATCH_BYTES
 
 
 @dataclass(slots=True)
 class _Absent:
     """Live rows in the window that a full round did not list, by their ids.
 
-    `gone`: deleted or cancelled, each by the provider's own word; to the `raw` of the cancelled event, if any.
+    `removed`: deleted or cancelled, each by the provider's own word; to the `raw` of the cancelled event, if any.
     `unclear`: the provider has them in the window all the same, or does not say. `unread`: not asked for yet.
     """
 
-    gone: dict[str, str | None] = field(default_factory=dict)
+    removed: dict[str, str | None] = field(default_factory=dict)
     unclear: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
     count: int = 0
@@ -169,25 +165,13 @@ class _Attempt:
         return forced_before is not None and forced_before > self.started_at
 
 
-@dataclass(frozen=True, slots=True)
-class _Written:
-    """Everything that is not announced yet, the content of changes where a webhook wants it, and what was held back."""
-
-    unannounced: Unannounced
-    changed_events: list[ChangedEvent]
-    held_back: HeldBack | None = None
-
-
 class SyncEngine:
     """Claims due calendars and syncs them; any number of engines may run."""
 
-    def __init__(
-        self, *, settings: Settings, sessions: Sessions, providers: Providers, doorbell: Doorbell
-    ) -> None:
+    def __init__(self, *, settings: Settings, sessions: Sessions, providers: ProviderFactory) -> None:
         self._settings = settings
         self._sessions = sessions
         self._providers = providers
-        self._doorbell = doorbell
         self._breakers = Breakers(sessions)
         # Writing thousands of events takes seconds: half of the connections are left for everything else.
         self._writes = asyncio.Semaphore(max(1, settings.database_pool_size // 2))
@@ -211,7 +195,10 @@ class SyncEngine:
         outcome = "ok"
         within = asyncio.timeout(_SYNC_WITHIN_SECONDS)
         try:
-            async with self._kept_lease(claim), within:
+            async with (
+                lease.extending(lambda: self._extend_lease(claim), every_seconds=_EXTEND_EVERY_SECONDS),
+                within,
+            ):
                 if not await self._sync(attempt):
                     outcome = "held"
         except LeaseLost:
@@ -251,7 +238,7 @@ class SyncEngine:
             breaker = await breakers.load_state(session, claim.platform)
         if not await self._admit(attempt, claim.platform, breaker):
             return False
-        provider, scope = await self._providers.open(claim, state)
+        provider, scope = await self._providers.for_calendar(claim, state)
         if scope != claim.platform:
             async with transaction(self._sessions) as session:
                 breaker = await breakers.load_state(session, scope)
@@ -337,7 +324,7 @@ class SyncEngine:
             batch.add(page)
             if page.is_snapshot:
                 seen.update(event.platform_uuid for event in page.events)
-                seen.difference_update(page.gone, page.unlisted)
+                seen.difference_update(page.removed, page.unlisted)
             if page.is_last:
                 absent = None
                 if page.is_snapshot:
@@ -362,12 +349,12 @@ class SyncEngine:
     ) -> _Absent:
         """Asks for each live row that a full round did not list. Those that moved are put into the batch."""
         async with transaction(self._sessions) as session:
-            missing = await event_rows.find_live_missing(session, attempt.claim.calendar_id, window, seen)
-        # What is named as gone needs no second word.
+            missing = await stored_events.find_live_missing(session, attempt.claim.calendar_id, window, seen)
+        # What is named as removed needs no second word.
         missing = {
             event_id: known
             for event_id, known in missing.items()
-            if known.platform_uuid not in batch.gone and known.recurring_event_id not in batch.gone
+            if known.platform_uuid not in batch.removed and known.recurring_event_id not in batch.removed
         }
         if not missing:
             return _Absent()
@@ -380,8 +367,8 @@ class SyncEngine:
         absent = _Absent(count=len(missing))
         for event_id, known in missing.items():
             platform_uuid = known.platform_uuid
-            if platform_uuid in reread.gone:
-                absent.gone[event_id] = reread.gone[platform_uuid]
+            if platform_uuid in reread.removed:
+                absent.removed[event_id] = reread.removed[platform_uuid]
             elif platform_uuid in unread:
                 absent.unread.append(event_id)
             elif platform_uuid not in moved:
@@ -389,7 +376,7 @@ class SyncEngine:
         log.info(
             "sync_reread",
             count=len(missing),
-            gone=len(absent.gone),
+            removed=len(absent.removed),
             moved=len(moved),
             unclear=len(absent.unclear),
             unread=len(absent.unread),
@@ -409,8 +396,7 @@ class SyncEngine:
         """The last batch, the cursor, the sync times and the outbox rows, in one transaction."""
         claim = attempt.claim
         async with self._writes, transaction(self._sessions) as session:
-            written = await self._write(session, attempt, batch, window, absent=absent)
-            unannounced, held_back = written.unannounced, written.held_back
+            written, held_back = await self._write(session, attempt, batch, window, absent=absent)
             next_in = self._next_in(self._settings.calendar_sync_interval_seconds)
             next_in_with_push = self._next_in(self._settings.calendar_sync_interval_with_push_seconds)
             if absent is not None and absent.unread:
@@ -441,12 +427,11 @@ class SyncEngine:
             if attempt.state is not None and attempt.state.is_trial:
                 await _announce_state(session, claim, settled)
                 log.info("reconnected")
-            await _announce_changes(session, claim, settled, unannounced, written.changed_events)
+            await announce_changes(session, claim.project_id, _facts(claim, settled), settled, written)
+        unannounced = written.unannounced
         for change in ("created", "updated", "deleted"):
             count = getattr(unannounced, change)
             metrics.SYNC_EVENTS.labels(claim.platform, change).inc(count)
-        if attempt.state is not None and attempt.state.is_trial:
-            await self._doorbell.ring("deliveries")
         if unannounced.since is not None:
             log.info(
                 "synced",
@@ -454,7 +439,6 @@ class SyncEngine:
                 updated=unannounced.updated,
                 deleted=unannounced.deleted,
             )
-            await self._doorbell.ring("deliveries")
 
     async def _write(
         self,
@@ -464,56 +448,44 @@ class SyncEngine:
         window: Window,
         *,
         absent: _Absent | None = None,
-    ) -> _Written:
-        """Writes what differs. `absent`: what became of the rows that a full round did not list."""
+    ) -> tuple[WrittenChanges, HeldBack | None]:
+        """Write what differs. `absent`: what became of the rows that a full round did not list."""
         claim = attempt.claim
         held_back: HeldBack | None = None
         unannounced = await repository.lock_calendar(session, claim)
-        events = list(batch.events.values())
-        hashes = {event.platform_uuid: content_hash(event) for event in events}
-        writes: list[EventWrite] = []
-        if events:
-            stored = await event_rows.load_stored(session, claim.calendar_id, list(hashes))
-            writes = diff_events(events, hashes, stored, window)
-        gone: dict[str, str | None] = {}
-        if batch.gone:
-            named = await event_rows.find_live_of(session, claim.calendar_id, batch.gone, batch.events.keys())
-            gone = {event_id: batch.gone.get(platform_uuid) for event_id, platform_uuid in named.items()}
-        deleted_ids = list(gone)
-        if absent is not None:
-            gone |= absent.gone
-            deleted_ids, held_back = await self._believe(
-                session, attempt, list(gone), unclear=absent.unclear, unread=absent.unread
+        removed: dict[str, str | None] = {}
+        if batch.removed:
+            named = await stored_events.find_live_of(
+                session, claim.calendar_id, batch.removed, batch.events.keys()
             )
-        if not writes and not deleted_ids:
-            return _Written(unannounced, [], held_back)
-
-        wanted = await wants_events(session, claim.project_id)
-        known = [write.stored_id for write in writes if write.stored_id is not None]
-        before: dict[str, dict[str, Any]] = {}
-        if wanted:
-            before = await event_rows.load_content(session, [*known, *deleted_ids])
-        first = await enter_as_writer(session, project_id=claim.project_id, calendar_id=claim.calendar_id)
-        times = [first + n * _MICROSECOND for n in range(len(writes) + len(deleted_ids))]
-        ids: list[str] = []
-        if writes:
-            ids = await event_rows.write_events(session, claim, writes, times[: len(writes)])
-        if deleted_ids:
-            await event_rows.mark_deleted(session, deleted_ids, times[len(writes) :], raws=gone)
-        await follow_events(session, [*known, *deleted_ids])
-        counts = Counter(write.change for write in writes)
-        unannounced = Unannounced(
-            since=unannounced.since or first,
-            created=unannounced.created + counts["created"],
-            updated=unannounced.updated + counts["updated"],
-            deleted=unannounced.deleted + counts["deleted"] + len(deleted_ids),
+            removed = {
+                event_id: batch.removed.get(platform_uuid) for event_id, platform_uuid in named.items()
+            }
+        if absent is not None:
+            removed |= absent.removed
+            believed, held_back = await self._believe(
+                session, attempt, list(removed), unclear=absent.unclear, unread=absent.unread
+            )
+            removed = {event_id: removed.get(event_id) for event_id in believed}
+        written = await apply_changes(
+            session,
+            claim,
+            batch.events.values(),
+            window=window,
+            removed=removed,
+            earlier=unannounced,
+            is_announced_now=False,
         )
-        await event_rows.record_changes(session, claim, unannounced, last_change_at=times[-1])
-        changed_events = describe_changes(writes, ids, deleted_ids, before) if wanted else []
-        return _Written(unannounced, changed_events, held_back)
+        return written, held_back
 
     async def _believe(
-        self, session: Session, attempt: _Attempt, gone: list[str], *, unclear: list[str], unread: list[str]
+        self,
+        session: Session,
+        attempt: _Attempt,
+        removed: list[str],
+        *,
+        unclear: list[str],
+        unread: list[str],
     ) -> tuple[list[str], HeldBack | None]:
         """Which of the events that a complete answer leaves out are deleted now, and what is held back.
 
@@ -522,14 +494,14 @@ class SyncEngine:
         each deletion is named by itself, and no mistake of that kind makes a mass of them. What is `unread` counts
         for the mass, and is not deleted.
         """
-        missing = [*gone, *unclear, *unread]
+        missing = [*removed, *unclear, *unread]
         assert attempt.state is not None
         now, since = attempt.state.now, attempt.state.held_back_since
         held = set(attempt.state.held_back_ids or ())
 
         async def is_mass(ids: list[str], *, besides: Sequence[str] = ()) -> bool:
             # What came while an answer was in doubt does not make the doubtful part smaller.
-            ahead, lost, others = await event_rows.count_ahead(
+            ahead, lost, others = await stored_events.count_ahead(
                 session, claim.calendar_id, ids, besides, known_before=since or now
             )
             ahead -= others
@@ -539,7 +511,7 @@ class SyncEngine:
         all_doubted = bool(missing) and await is_mass(missing)
         doubted = missing if all_doubted else unclear
         if not doubted:
-            return gone, None
+            return removed, None
         same = [event_id for event_id in doubted if event_id in held]
         fresh = [event_id for event_id in doubted if event_id not in held]
         left = set(unread)
@@ -612,7 +584,13 @@ class SyncEngine:
                     # A refusal stands; an outage says nothing, and is waited out.
                     ends_trial=isinstance(err, ConnectionLost),
                 )
-                await _announce_changes(session, claim, settled, unannounced, [])
+                await announce_changes(
+                    session,
+                    claim.project_id,
+                    _facts(claim, settled),
+                    settled,
+                    WrittenChanges(unannounced, []),
+                )
                 if disconnects:
                     await close_channels(session, claim.calendar_id)
                     await drop_bots_of_calendar(session, claim.calendar_id, "calendar_disconnected")
@@ -628,7 +606,6 @@ class SyncEngine:
             disconnected=disconnects,
             next_attempt_in=None if disconnects else round(next_in.total_seconds()),
         )
-        await self._doorbell.ring("deliveries")
         if begins and scope is not None:
             await self._breakers.vote_failing(scope, claim.project_id)
 
@@ -640,7 +617,7 @@ class SyncEngine:
     async def _is_outage(session: Session, scope: str | None, err: ProviderError) -> bool:
         """Whether the failure is that of an open breaker, and so not the calendar's.
 
-        A refusal is its own where only a few wait: those may be all that there are, and all of them gone.
+        A refusal is its own where only a few wait: those may be all that there are, and all of them removed.
         """
         if scope is None or not isinstance(err, ConnectionLost):
             return True
@@ -669,27 +646,9 @@ class SyncEngine:
         async with transaction(self._sessions) as session:
             await repository.give_back(session, claim)
 
-    @asynccontextmanager
-    async def _kept_lease(self, claim: Claim) -> AsyncIterator[None]:
-        """Extends the lease while the block runs, so that a slow provider does not cost it."""
-
-        async def extend() -> None:
-            while True:
-                await asyncio.sleep(_EXTEND_EVERY_SECONDS)
-                try:
-                    async with transaction(self._sessions) as session:
-                        await repository.extend_lease(session, claim)
-                except LeaseLost:
-                    return  # shows at the next write, which is fenced by it
-                except Exception as err:  # noqa: BLE001 - the database may be restarting: the lease lasts a while yet
-                    log.warning("lease_not_extended", error=type(err).__name__)
-
-        extending = asyncio.create_task(extend())
-        try:
-            yield
-        finally:
-            extending.cancel()
-            await asyncio.wait([extending])
+    async def _extend_lease(self, claim: Claim) -> None:
+        async with transaction(self._sessions) as session:
+            await repository.extend_lease(session, claim)
 
     def _new_window(self, now: datetime) -> Window:
         margin = _WINDOW_MARGIN - (_WINDOW_MARGIN - _WINDOW_MARGIN_LEAST) * random.random()  # noqa: S311 - jitter
@@ -721,7 +680,7 @@ class SyncEngine:
 
     def _next_in(self, seconds: float) -> timedelta:
         """The time to the next sync, spread so that calendars connected together do not stay in step."""
-        return timedelta(seconds=seconds * random.uniform(0.8, 1.0))  # noqa: S311 - jitter
+        return timedelta(seconds=spread(seconds, _INTERVAL_JITTER))
 
 
 def _is_hiccup(err: Unavailable, attempt: _Attempt, state: SyncState) -> bool:
@@ -747,17 +706,18 @@ def _retry_in(err: ProviderError, attempt: _Attempt, state: SyncState, settings:
 
     An attempt that a client forced leaves the next one where it was.
     """
-    first = min(_RETRY_FIRST_SECONDS, settings.calendar_sync_interval_seconds)
-    seconds = min(first * 2 ** min(state.failure_count, 10), _RETRY_LONGEST_SECONDS)
+    interval = settings.calendar_sync_interval_seconds
     if isinstance(err, ClientMisconfigured):
-        seconds = min(_RETRY_LONGEST_SECONDS, settings.calendar_sync_interval_seconds)
-    seconds *= random.uniform(0.75, 1.25)  # noqa: S311 - jitter
+        seconds = spread(min(_RETRY_LONGEST_SECONDS, interval), _RETRY_JITTER)
+    else:
+        first = min(_RETRY_FIRST_SECONDS, interval)
+        backoff = Backoff.exponential(first, _RETRY_LONGEST_SECONDS, jitter=_RETRY_JITTER)
+        seconds = backoff.delay(state.failure_count + 1)
     if attempt.is_forced and attempt.state is not None and attempt.state.forced_before is not None:
         due_in = max((attempt.state.forced_before - state.now).total_seconds(), 0)
         seconds = due_in if state.failure_count else min(seconds, due_in)
-    if isinstance(err, Transient) and err.retry_after is not None:
-        seconds = max(seconds, min(err.retry_after, _RETRY_AFTER_LONGEST_SECONDS))
-    return timedelta(seconds=seconds)
+    retry_after = err.retry_after if isinstance(err, Transient) else None
+    return timedelta(seconds=respect_retry_after(seconds, retry_after))
 
 
 def _failure_data(err: ProviderError) -> str:
@@ -778,29 +738,4 @@ async def _announce_state(session: Session, claim: Claim, settled: Settled) -> N
         trigger="calendar.state_change",
         calendar=_facts(claim, settled),
         data=state_data(settled),
-    )
-
-
-async def _announce_changes(
-    session: Session,
-    claim: Claim,
-    settled: Settled,
-    unannounced: Unannounced,
-    changed_events: Sequence[ChangedEvent],
-) -> None:
-    """One `calendar.events_update` for everything that is written and not yet announced."""
-    if unannounced.since is None:
-        return
-    changes = {
-        "created": unannounced.created,
-        "updated": unannounced.updated,
-        "deleted": unannounced.deleted,
-    }
-    await announce(
-        session,
-        project_id=claim.project_id,
-        trigger="calendar.events_update",
-        calendar=_facts(claim, settled),
-        data={**state_data(settled), "changes": changes, "updated_after": isoformat(unannounced.since)},
-        changed_events=changed_events,
     )

@@ -17,7 +17,7 @@ from app.sync.repository import Claim, SyncState
 _FEED_HOSTS_KEPT = 100_000
 
 
-class Providers:
+class ProviderFactory:
     """Builds the provider of a claimed calendar; holds what they share.
 
     `client` reaches addresses that the operator set, `feeds` those that callers chose.
@@ -45,7 +45,7 @@ class Providers:
         """The host that a feed is read from, of calendars that this process has synced lately."""
         return self._feed_hosts.get(calendar_id)
 
-    async def open(self, claim: Claim, state: SyncState) -> tuple[CalendarProvider, str]:
+    async def for_calendar(self, claim: Claim, state: SyncState) -> tuple[CalendarProvider, str]:
         """The provider, and the scope of its breaker. Raises ProviderError where the credentials cannot be used."""
         if state.credentials_id is None:
             raise ClientMisconfigured("The calendar has no credentials.", code="no_credentials")

@@ -10,23 +10,15 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 from uuid import uuid4
 
-from sqlalchemy import ARRAY, DateTime, Interval, Text, bindparam, text
+from sqlalchemy import ARRAY, DateTime, Text, bindparam, text
 
 from app.core.db import Session
 from app.core.ids import new_id
-from app.events.data import Window
-from app.events.repository import Unannounced
+from app.core.lease import LeaseLost
+from app.events.data import Unannounced, Window
 from app.sync.turns import Due, Kind, pick_oldest
 
 Platform = Literal["google", "microsoft", "ics"]
-
-_FORCED_PAUSE = timedelta(seconds=5)
-_LONGEST_FORCED_PAUSE = timedelta(minutes=1)
-_LONGEST_FORCED_PAUSE_OF_FEEDS = timedelta(minutes=5)
-
-
-class LeaseLost(Exception):
-    """The calendar was deleted, disconnected, or is another worker's by now: write nothing more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,64 +248,6 @@ async def extend_lease(session: Session, claim: Claim) -> None:
     )
     if found is None:
         raise LeaseLost
-
-
-_REQUEST = text(
-    """
-    UPDATE calendars SET next_sync_at = least(next_sync_at, clock_timestamp() + :delay)
-    WHERE id = :calendar_id
-    """
-)
-# The pause since the last sync began, doubled for each failure in a row: asking must not undo the backoff.
-_FORCE = text(
-    """
-    UPDATE calendars AS c
-    SET next_sync_at = asked.at, sync_forced = true,
-        -- The time that it would have been due anyway: what is forced before it confirms no failure.
-        sync_forced_before = CASE WHEN c.sync_forced_before > clock_timestamp() THEN c.sync_forced_before
-                                  ELSE c.next_sync_at END
-    FROM (
-        SELECT id, greatest(clock_timestamp(), sync_started_at + least(
-                   :pause * power(2, least(sync_failure_count, 10)),
-                   CASE platform WHEN 'ics' THEN :longest_of_feeds ELSE :longest END)) AS at
-        FROM calendars WHERE id = :calendar_id AND state = 'connected'
-        FOR NO KEY UPDATE) AS asked
-    WHERE c.id = asked.id AND asked.at < c.next_sync_at
-    """
-).bindparams(*(bindparam(name, type_=Interval()) for name in ("pause", "longest", "longest_of_feeds")))
-# One that comes during a trial moves `next_sync_at`, too: see _SETTLE_FAILURE.
-_TRY = text(
-    """
-    UPDATE calendars
-    SET sync_trial = true, next_sync_at = greatest(clock_timestamp(), sync_started_at + :pause)
-    WHERE id = :calendar_id AND state = 'disconnected' AND platform <> 'local'
-      AND (NOT sync_trial OR greatest(clock_timestamp(), sync_started_at + :pause) < next_sync_at)
-    """
-).bindparams(bindparam("pause", type_=Interval()))
-
-
-async def request_sync(
-    session: Session, calendar_id: str, *, delay: timedelta = timedelta(0), force: bool = False
-) -> None:
-    """Makes the calendar due after `delay`. While a sync runs, this leads to one more when it has ended.
-
-    `force`: a client asks. Its syncs begin at least 5 s apart; while they fail, up to a minute, and 5 minutes
-    for a feed, whose server may take a minute to time out. One that is due earlier anyway stays as it is.
-    A disconnected calendar is tried once, at most every minute: it is connected again if access is back.
-    """
-    if not force:
-        await session.execute(_REQUEST, {"calendar_id": calendar_id, "delay": delay})
-        return
-    await session.execute(
-        _FORCE,
-        {
-            "calendar_id": calendar_id,
-            "pause": _FORCED_PAUSE,
-            "longest": _LONGEST_FORCED_PAUSE,
-            "longest_of_feeds": _LONGEST_FORCED_PAUSE_OF_FEEDS,
-        },
-    )
-    await session.execute(_TRY, {"calendar_id": calendar_id, "pause": _LONGEST_FORCED_PAUSE})
 
 
 _LOAD = text(

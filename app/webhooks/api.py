@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, BackgroundTasks, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from app.api.deps import AppState, DbReadSession, DbSession, ProjectId
 from app.api.idempotency import Idempotent
@@ -75,12 +75,9 @@ async def update_webhook(
     project_id: ProjectId,
     webhook_id: WebhookId,
     body: WebhookUpdate,
-    background_tasks: BackgroundTasks,
 ) -> WebhookRead:
     """Changes a webhook. When it is switched on again, pending deliveries are sent at once."""
-    webhook = await service.update_webhook(session, state.settings, project_id, webhook_id, body)
-    background_tasks.add_task(state.doorbell.ring, "deliveries")
-    return webhook
+    return await service.update_webhook(session, state.settings, project_id, webhook_id, body)
 
 
 @router.delete(
@@ -162,12 +159,10 @@ async def list_deliveries(
 async def replay(
     *,
     session: DbSession,
-    state: AppState,
     project_id: ProjectId,
     webhook_id: WebhookId,
     idempotent: Idempotent,
     body: ReplayRequest,
-    background_tasks: BackgroundTasks,
 ) -> Response:
     """Sends everything since a time again, oldest first, with the same ids and bytes. Workers queue it in batches."""
 
@@ -175,7 +170,6 @@ async def replay(
         count = await service.replay(session, project_id, webhook_id, body.since)
         return ReplayQueued(count=count).model_dump_json().encode()
 
-    background_tasks.add_task(state.doorbell.ring, "deliveries")
     return await idempotent.once(work, status_code=202)
 
 
@@ -201,11 +195,9 @@ async def get_delivery(
 async def redeliver(
     *,
     session: DbSession,
-    state: AppState,
     project_id: ProjectId,
     delivery_id: DeliveryId,
     idempotent: Idempotent,
-    background_tasks: BackgroundTasks,
 ) -> Response:
     """Sends a delivery again now, whatever its status, with the same id and bytes."""
 
@@ -213,5 +205,4 @@ async def redeliver(
         delivery = await service.redeliver(session, project_id, delivery_id)
         return delivery.model_dump_json().encode()
 
-    background_tasks.add_task(state.doorbell.ring, "deliveries")
     return await idempotent.once(work, status_code=202)

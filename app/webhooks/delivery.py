@@ -5,7 +5,6 @@ between the POST and the record leaves a lease that runs out, and the same bytes
 """
 
 import asyncio
-import random
 import socket
 import ssl
 import time
@@ -16,18 +15,19 @@ from functools import cache
 from types import TracebackType
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
-from uuid import uuid4
 from zlib import crc32
 
 import orjson
 import structlog
 
 from app.core import metrics
+from app.core.backoff import Backoff
 from app.core.clock import isoformat, utcnow
 from app.core.crypto import SealBroken, SecretBox
 from app.core.db import Session, Sessions, transaction
 from app.core.http import TargetRefused, httpx, public_client
 from app.core.http_json import retry_after
+from app.core.lease import Lease
 from app.settings import Settings
 from app.webhooks import repository
 from app.webhooks.repository import DueDelivery
@@ -49,8 +49,8 @@ _RESPONSE_CHARACTERS = 500
 _PRUNE_BATCH = 1_000
 _POOLS = 16
 
-# Retries come later than the schedule says, by up to this share, never earlier.
-_JITTER = 0.2
+# Retries come later than the schedule says, by up to a fifth, never earlier.
+_JITTER = (1.0, 1.2)
 
 BODY_HEADERS = {"Content-Type": "application/json"}
 
@@ -82,11 +82,10 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class ClaimedDelivery:
-    """A delivery under this process's lease. `begin_by` is on the clock of `time.monotonic`."""
+    """A delivery that this process has claimed."""
 
     due: DueDelivery
-    lease_token: str
-    begin_by: float
+    lease: Lease
 
 
 def open_secrets(box: SecretBox, subscription_id: str, sealed: bytes) -> list[str]:
@@ -270,8 +269,7 @@ class Deliverer:
         Fewer than `limit` do not mean that nothing is left: an endpoint or a project may be at its own limit. So
         look again whenever a delivery has ended.
         """
-        lease_token = uuid4().hex
-        started = time.monotonic()
+        lease = Lease.new(begin_within_seconds=_LEASE_MARGIN_SECONDS / 2)
         async with transaction(self._sessions) as session:
             await repository.wake_due(session, _WAKE_BATCH)
             found = await repository.find_ready(
@@ -288,7 +286,7 @@ class Deliverer:
                     session,
                     given=given,
                     slots=found.slots,
-                    lease_token=lease_token,
+                    lease_token=lease.token,
                     lease_seconds=self._settings.webhook_timeout_seconds + _LEASE_MARGIN_SECONDS,
                 )
             if found.switched_off:
@@ -301,15 +299,13 @@ class Deliverer:
         self._after = found.after
         for delivery in due:
             self._slots.take(delivery.project_id, is_slow=_is_slow(delivery))
-        begin_by = started + _LEASE_MARGIN_SECONDS / 2
-        return [ClaimedDelivery(delivery, lease_token, begin_by) for delivery in due]
+        return [ClaimedDelivery(delivery, lease) for delivery in due]
 
     async def handle(self, delivery: ClaimedDelivery) -> None:
         """Signs, sends and records one attempt. Raises nothing for an endpoint's fault."""
         due = delivery.due
         try:
-            if time.monotonic() > delivery.begin_by:
-                # This process was held up for so long that the attempt could outlast the lease.
+            if delivery.lease.is_too_late:
                 log.warning("webhook_attempt_too_late", delivery_id=due.id)
                 return
             attempt = await self._attempt(due)
@@ -349,7 +345,7 @@ class Deliverer:
             recorded = await repository.settle(
                 session,
                 due.id,
-                lease_token=delivery.lease_token,
+                lease_token=delivery.lease.token,
                 status=status,
                 next_in_seconds=wait,
                 attempt=orjson.dumps(attempt.record()).decode(),
@@ -386,12 +382,11 @@ class Deliverer:
             await repository.note_endpoint_success(session, due.subscription_id, due.url)
 
     def _wait(self, retry_count: int, attempt: Attempt) -> float | None:
-        """Seconds until the next attempt; None when the schedule is at its end."""
+        """Return the seconds until the next attempt; None at the end of the schedule."""
         schedule = self._settings.webhook_retry_schedule_seconds
         if retry_count >= len(schedule):
             return None
-        wait = schedule[retry_count] * random.uniform(1, 1 + _JITTER)  # noqa: S311 - jitter
-        return max(wait, attempt.retry_after or 0.0)
+        return Backoff(schedule, _JITTER).delay(retry_count + 1, retry_after=attempt.retry_after)
 
     async def _note_failure(self, session: Session, due: DueDelivery, attempt: Attempt) -> str | None:
         """Keeps the endpoint's state; the reason, if this attempt switches it off."""

@@ -197,7 +197,9 @@ def sample_body(*, idempotency_key: str, trigger: Trigger, now: datetime) -> byt
     )
 
 
-class _WithState(Protocol):
+class CalendarState(Protocol):
+    """How a calendar's connection is doing."""
+
     @property
     def state(self) -> str: ...
     @property
@@ -208,7 +210,7 @@ class _WithState(Protocol):
     def last_attempted_sync_at(self) -> datetime | None: ...
 
 
-def state_data(calendar: _WithState) -> dict[str, Any]:
+def state_data(calendar: CalendarState) -> dict[str, Any]:
     """What webhooks about a calendar tell in `data` (contract 6), times as text."""
     succeeded_at, attempted_at = calendar.last_successful_sync_at, calendar.last_attempted_sync_at
     return {

@@ -18,6 +18,7 @@ from sqlalchemy import (
     Select,
     Text,
     any_,
+    bindparam,
     case,
     delete,
     exists,
@@ -34,6 +35,7 @@ from sqlalchemy.orm import defer
 
 from app.core.db import AnySession, Session
 from app.core.pagination import Cursor, Ordering, Page, page_of, seek
+from app.core.wakeups import wake_after_commit
 from app.models import Project, WebhookDelivery, WebhookSubscription
 from app.webhooks.turns import ReadyEndpoint, Slots
 
@@ -206,6 +208,7 @@ async def insert_deliveries(session: Session, rows: Sequence[Mapping[str, Any]])
     """Pending deliveries that are due at once."""
     values = [{**row, "next_attempt_at": func.clock_timestamp()} for row in rows]
     await session.execute(insert(_dlv).values(values))
+    wake_after_commit(session, "deliveries")
 
 
 async def close_merged(session: Session, merged_into: Mapping[str, str]) -> None:
@@ -273,6 +276,7 @@ async def requeue(session: Session, delivery_id: str) -> WebhookDelivery | None:
     await session.execute(
         update(_dlv).where(_dlv.id == delivery_id, _is_idle()).values(**_AFRESH, next_attempt_at=func.now())
     )
+    wake_after_commit(session, "deliveries")
     return await session.scalar(
         select(_dlv).where(_dlv.id == delivery_id).execution_options(populate_existing=True)
     )
@@ -319,6 +323,7 @@ async def replay_batch(
     seen, requeued, last_time, last_id = (
         await session.execute(_REPLAY_BATCH, {"subscription_id": subscription_id, **parameters})
     ).one()
+    wake_after_commit(session, "deliveries")
     return ReplayBatch(requeued, (last_time, last_id) if seen == limit else None)
 
 
@@ -359,6 +364,7 @@ _RESUME_BATCH = text(
 async def resume_batch(session: Session, subscription_id: str, limit: int) -> int:
     """Makes up to `limit` deliveries that wait for this endpoint due now, oldest first; how many."""
     done = await session.execute(_RESUME_BATCH, {"subscription_id": subscription_id, "limit": limit})
+    wake_after_commit(session, "deliveries")
     return cast("CursorResult[Any]", done).rowcount
 
 
@@ -763,3 +769,61 @@ async def delete_finished(session: Session, *, older_than_days: int, limit: int)
     )
     done = await session.execute(delete(_dlv).where(_dlv.id.in_(old)))
     return cast("CursorResult[Any]", done).rowcount
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointBacklog:
+    """The unfinished and failed deliveries of one endpoint. The counts are explained in app/core/backlog.py."""
+
+    subscription_id: str
+    project_id: str
+    url: str
+    is_active: bool
+    failing_since: datetime | None
+    paused_until: datetime | None
+    pending: int
+    in_flight: int
+    failed: int
+    failed_last_day: int
+    oldest_at: datetime | None
+    next_attempt_at: datetime | None
+
+
+# A merged delivery is closed as `failed`, but the newer one carries its changes: nothing failed.
+_BACKLOG = text(
+    """
+    SELECT s.id, s.project_id, s.url, s.is_active, s.failing_since, s.paused_until,
+           count(*) FILTER (WHERE d.status = 'pending') AS pending,
+           count(*) FILTER (WHERE d.lease_token IS NOT NULL AND d.next_attempt_at > now()) AS in_flight,
+           count(*) FILTER (WHERE d.status = 'failed') AS failed,
+           count(*) FILTER (WHERE d.status = 'failed' AND d.finished_at > now() - interval '1 day') AS failed_last_day,
+           min(d.created_at) FILTER (WHERE d.status = 'pending') AS oldest_at,
+           min(d.next_attempt_at) FILTER (
+               WHERE d.lease_token IS NULL OR d.next_attempt_at <= now()) AS next_attempt_at
+    FROM webhook_deliveries d JOIN webhook_subscriptions s ON s.id = d.subscription_id
+    WHERE d.status IN ('pending', 'failed') AND d.merged_into IS NULL
+      AND (CAST(:project_id AS text) IS NULL OR s.project_id = :project_id)
+    GROUP BY s.id
+    """
+)
+_LAST_ERRORS = text(
+    """
+    SELECT given.id, failing.attempts -> -1 ->> 'error'
+    FROM unnest(:ids) AS given (id)
+    CROSS JOIN LATERAL (
+        SELECT d.attempts FROM webhook_deliveries d
+        WHERE d.subscription_id = given.id AND d.status IN ('pending', 'failed') AND d.attempts <> '[]'
+        ORDER BY d.created_at DESC, d.id DESC LIMIT 1) AS failing
+    """
+).bindparams(bindparam("ids", type_=_TEXTS))
+
+
+async def list_backlogs(session: AnySession, project_id: str | None) -> list[EndpointBacklog]:
+    """Every endpoint that has unfinished or failed deliveries; of one project, or of all."""
+    return [EndpointBacklog(*row) for row in await session.execute(_BACKLOG, {"project_id": project_id})]
+
+
+async def find_last_errors(session: AnySession, subscription_ids: Sequence[str]) -> dict[str, str | None]:
+    """Endpoint id -> the error of the last attempt of its newest delivery that has failed so far."""
+    rows = await session.execute(_LAST_ERRORS, {"ids": list(subscription_ids)})
+    return {row[0]: row[1] for row in rows}

@@ -25,6 +25,7 @@ from app.core.crypto import SealBroken, SecretBox
 from app.core.db import AnySession, ReadSession, Session
 from app.core.ids import new_id
 from app.core.pagination import Page
+from app.core.wakeups import wake_after_commit
 from app.models import WebhookSubscription
 from app.settings import Settings
 from app.webhooks import repository, requeue
@@ -100,7 +101,7 @@ async def announce(
 ) -> int:
     """Writes one pending delivery for each active subscription to `trigger`; how many.
 
-    It is part of the caller's transaction: call it last, and ring "deliveries" after the commit.
+    It is part of the caller's transaction: call it last.
     `data` is JSON-able, times as ISO 8601 text; with `calendar.events_update` it has `changes` and
     `updated_after`. `changed_events` go to subscriptions with `include_events` only.
     """
@@ -202,6 +203,7 @@ async def update_webhook(
         # What an endpoint did before is not held against it.
         values |= {"failing_since": None, "failing_days": 0, "failing_day_at": None, "paused_until": None}
         values |= {"is_slow": False}
+        wake_after_commit(session, "deliveries")
     if values:
         row = await repository.update_subscription(session, webhook_id, values)
     if switched_on:

@@ -12,8 +12,8 @@ from starlette.responses import Response
 
 from app.core.clock import utcnow
 from app.core.db import Sessions, transaction
+from app.schedule import request_sync
 from app.settings import Settings
-from app.sync import repository
 from tests import factories
 from tests.conftest import TestProject
 from tests.fakes.server import serve
@@ -42,7 +42,7 @@ def confirm_at_once(calendar: GoogleCalendarUnderTest) -> None:
 async def force(google: GoogleCalendarUnderTest) -> None:
     """A sync that a client asked for; how often it may ask is not looked at here."""
     async with transaction(google.sessions) as session:
-        await repository.request_sync(session, google.id, force=True)
+        await request_sync(session, google.id)
         await session.execute(text("UPDATE calendars SET next_sync_at = now()"))
     [claim] = await google.engine.claim(10)
     await google.engine.handle(claim)

@@ -19,7 +19,6 @@ from app.core.clock import isoformat, utcnow
 from app.core.db import Sessions, transaction
 from app.core.http import httpx, operator_client
 from app.core.ids import new_id
-from app.core.wakeups import Doorbell, connect_redis
 from app.models import Bot, CalendarEvent, WebhookDelivery, WebhookSubscription
 from app.settings import Settings
 from tests.conftest import TestProject
@@ -42,10 +41,8 @@ async def runner() -> AsyncIterator[FakeRunner]:
 
 @contextlib.asynccontextmanager
 async def a_launcher(settings: Settings, sessions: Sessions) -> AsyncIterator[Launcher]:
-    doorbell = Doorbell(connect_redis(settings.required_redis_url()))
     async with operator_client() as client:
-        yield Launcher(settings=settings, sessions=sessions, client=client, doorbell=doorbell)
-    await doorbell.aclose()
+        yield Launcher(settings=settings, sessions=sessions, client=client)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from sqlalchemy import text
 
 from app.core.clock import utcnow
 from app.core.db import Session, transaction
+from app.schedule import sync_within
 from app.sync import engine as sync_engine
 from app.sync import repository
 from tests import factories
@@ -223,7 +224,7 @@ async def test_a_request_during_a_sync_leads_to_one_more(google: GoogleCalendarU
     await asyncio.sleep(0.05)
     for _ in range(3):
         async with transaction(google.sessions) as session:
-            await repository.request_sync(session, google.id)
+            await sync_within(session, google.id, timedelta(0))
     assert await google.engine.claim(10) == []
     await running
     [again] = await google.engine.claim(10)

@@ -90,13 +90,12 @@ async def test_a_series_is_expanded_further_as_time_goes_on(app, api, sessions, 
     settings.calendar_sync_window_future_days = 7
     await create(api, event, recurrence=["RRULE:FREQ=DAILY"])
     before = await rows_of(api, event["calendar_id"])
-    bell = app.state.calbridge.doorbell
-    await keep_all_expanded(sessions, Hosting(settings), bell)
+    await keep_all_expanded(sessions, Hosting(settings))
     assert await rows_of(api, event["calendar_id"]) == before  # not due yet
     settings.calendar_sync_window_future_days = 14
     async with sessions.begin() as session:
         await session.execute(text("UPDATE hosted_events SET expand_at = now()"))
-    await keep_all_expanded(sessions, Hosting(settings), bell)
+    await keep_all_expanded(sessions, Hosting(settings))
     after = await rows_of(api, event["calendar_id"])
     assert len(after) == len(before) + 7
     assert {row["id"] for row in before} < {row["id"] for row in after}
@@ -125,7 +124,7 @@ async def test_a_series_without_instances_does_not_hold_up_the_others(app, api, 
         await session.execute(later, {"empty": empty["ical_uid"], "broken": broken["ical_uid"]})
         spoil = text("UPDATE hosted_events SET timezone = 'Nowhere/None' WHERE uid = :uid")
         await session.execute(spoil, {"uid": broken["ical_uid"]})
-    await keep_all_expanded(sessions, Hosting(settings), app.state.calbridge.doorbell)
+    await keep_all_expanded(sessions, Hosting(settings))
     assert len(await rows_of(api, event["calendar_id"], is_deleted="false")) == len(before) + 7
     async with sessions() as session:
         assert await session.scalar(text("SELECT count(*) FROM hosted_events WHERE expand_at <= now()")) == 0

@@ -24,7 +24,7 @@ from app.hosted.service import write_rows_soon
 from app.invitations.repository import READY, forget_contents, requeue
 from app.invitations.sender import MailSender
 from app.invitations.service import RsvpLinks, Sender, queue_mails
-from app.itip.event import Guest, HostedEvent, Person
+from app.itip.event import Guest, MailedEvent, Person
 from app.mail import smtp as smtp_module
 from app.mail.mailboxes import Messages
 from app.models import Calendar, CalendarEvent, InvitationMail, MailLane
@@ -38,7 +38,7 @@ BOB = Guest(email="bob@example.org", name="Bob", is_optional=False, response_sta
 EVE = Guest(
     email="eve@example.org", name="Eve", is_optional=True, response_status="needs_action", locale="fr"
 )
-EVENT = HostedEvent(
+EVENT = MailedEvent(
     uid="6c1f4c52-1111-4222-8333-123456789abc",
     sequence=0,
     name="Weekly",
@@ -76,7 +76,7 @@ class Outbox:
 
     async def queue(
         self,
-        event: HostedEvent = EVENT,
+        event: MailedEvent = EVENT,
         method: Any = "REQUEST",
         recipients: Sequence[Any] = (BOB,),
         **more: Any,
@@ -908,7 +908,7 @@ async def test_what_became_of_a_mail_is_written_by_who_holds_it(outbox):
 async def test_a_mail_that_begins_too_late_is_left_to_the_next_worker(outbox):
     await outbox.queue()
     (claimed,) = await outbox.sender.claim(10)
-    await outbox.sender.handle(replace(claimed, begin_by=0.0))
+    await outbox.sender.handle(replace(claimed, lease=replace(claimed.lease, begin_by=0.0)))
     assert (await outbox.row()).status == "pending"
     assert outbox.fake.submitted == []
 

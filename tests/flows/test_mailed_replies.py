@@ -50,7 +50,7 @@ async def names(app):
     async with serve_dns() as fake:
         resolver = Resolver(configure=False)
         resolver.nameservers, resolver.port = ["127.0.0.1"], fake.port
-        app.state.calbridge.sender_keys._resolver = resolver
+        app.state.sender_keys._resolver = resolver
         fake.publish_key("example.org")
         yield fake
 

@@ -16,14 +16,13 @@ from app.core.clock import utcnow
 from app.core.crypto import SecretBox, sha256_hex
 from app.core.db import Sessions, transaction
 from app.core.http import httpx, operator_client
-from app.core.wakeups import Doorbell, connect_redis
 from app.credentials.budgets import _USER, Budgets
 from app.credentials.store import CredentialStore
 from app.main import create_app
 from app.models import Calendar, PushChannel
 from app.push.channels import ChannelKeeper
-from app.push.repository import mark_due
 from app.push.service import sealed_context
+from app.schedule import mark_due
 from app.settings import Settings
 from app.sync.engine import LEASE_FOR
 from app.sync.repository import claim_due
@@ -58,7 +57,6 @@ async def client(application: str, project: TestProject) -> AsyncIterator[httpx.
 async def channel_keeper(settings: Settings, sessions: Sessions) -> AsyncIterator[ChannelKeeper]:
     """As a worker has it."""
     box = SecretBox(settings.fernet_keys)
-    doorbell = Doorbell(connect_redis(settings.required_redis_url()))
     budgets = Budgets(settings.required_redis_url())
     async with operator_client() as client:
         credentials = CredentialStore(settings=settings, sessions=sessions, box=box, client=client)
@@ -69,10 +67,8 @@ async def channel_keeper(settings: Settings, sessions: Sessions) -> AsyncIterato
             credentials=credentials,
             budgets=budgets,
             client=client,
-            doorbell=doorbell,
         )
     await budgets.aclose()
-    await doorbell.aclose()
 
 
 @dataclass

@@ -13,9 +13,9 @@ from app.core.clock import isoformat, utcnow
 from app.core.db import ReadSession, Session, create_engine, create_sessions, transaction
 from app.core.http import httpx
 from app.core.ids import new_id
-from app.events.data import RemoteEvent
+from app.events.data import RemoteEvent, Unannounced
 from app.events.diff import EventWrite
-from app.events.repository import Unannounced, record_changes, write_events
+from app.events.repository import record_changes, write_events
 from app.events.visibility import enter_as_writer, load_horizon
 from app.models import Calendar
 from app.settings import Settings

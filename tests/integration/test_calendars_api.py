@@ -11,11 +11,11 @@ from sqlalchemy import func, select, text, update
 from app.core.crypto import SecretBox
 from app.core.db import transaction
 from app.core.ids import new_id
+from app.core.lease import LeaseLost
 from app.credentials.store import context_of
 from app.events.retention import clear_deleted
 from app.models import Calendar, CalendarEvent, Credentials, WebhookDelivery, WebhookSubscription
 from app.sync import repository as sync_repository
-from app.sync.repository import LeaseLost
 from tests import factories
 
 URL = "/api/v1/calendars"
@@ -584,12 +584,13 @@ async def test_a_disconnected_calendar_says_what_it_needs_instead_of_a_sync(api,
     assert (answer.status_code, answer.json()) == (400, {"non_field_errors": [sentence]})
 
 
-async def test_a_worker_hears_the_bell_when_a_calendar_is_connected(api, redis_url):
+async def test_a_worker_is_woken_when_a_calendar_is_connected(api, app, redis_url):
     from redis.asyncio import Redis
 
     await create(api)
+    await app.state.calbridge.wakeups.flush()
     async with Redis.from_url(redis_url) as redis:
-        assert await redis.exists("arq:job:ring:syncs")
+        assert await redis.exists("arq:job:wake:syncs")
 
 
 async def test_a_calendar_that_stays_locked_answers_503_and_not_500(api, sessions) -> None:

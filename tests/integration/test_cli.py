@@ -30,6 +30,7 @@ from app.projects.service import find_live_key
 from app.settings import Settings
 from migrations.revisions import head_revision
 from tests import factories
+from tests.commands import calbridge
 from tests.conftest import FERNET_KEY
 from tests.fakes.server import serve
 
@@ -41,17 +42,6 @@ CHANNEL = "7c9e6679-7425-40de-944b-e07fc1f90ae7"
 def _clean(clean_environment):
     """Commands run in an empty folder, without the settings of whoever runs the tests."""
     return clean_environment
-
-
-def calbridge(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "app.cli.main", *arguments],
-        env={**os.environ, **settings},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 async def project_of_key(database_url: str, api_key: str) -> str | None:

@@ -78,8 +78,8 @@ class Answered:
         return {event.platform_uuid: event for page in self.pages for event in page.events}
 
     @property
-    def gone(self) -> set[str]:
-        return {event_id for page in self.pages for event_id in page.gone}
+    def removed(self) -> set[str]:
+        return {event_id for page in self.pages for event_id in page.removed}
 
     @property
     def cursor(self) -> str | None:
@@ -162,7 +162,7 @@ async def test_the_first_round_lists_the_window_and_the_next_ones_only_what_chan
     second = await world.round(first.cursor)
     assert {event.name for event in second.events.values()} == {"Renamed"}
     third = await world.round(second.cursor)
-    assert (third.events, third.gone) == ({}, set())
+    assert (third.events, third.removed) == ({}, set())
     assert third.cursor is not None
 
 
@@ -231,7 +231,7 @@ async def test_a_change_made_while_pages_are_read_comes_in_the_next_round(world:
         cursor = page.next_cursor
     assert "Late" not in names
     delta = await world.round(cursor)
-    assert ([event.name for event in delta.events.values()], delta.gone) == (["Late"], {"seed0000021"})
+    assert ([event.name for event in delta.events.values()], delta.removed) == (["Late"], {"seed0000021"})
 
 
 async def test_a_last_page_without_a_sync_token_is_a_broken_answer(world: World) -> None:
@@ -330,7 +330,7 @@ async def test_a_cancelled_entry_of_any_shape_is_gone(world: World, style: Any) 
     world.fake.add_event(start=NOW, end=NOW + HOUR, event_id="neverseen")
     world.fake.delete_event("neverseen")
     delta = await world.round(cursor)
-    assert (delta.events, delta.gone) == ({}, {single, instance, "neverseen"})
+    assert (delta.events, delta.removed) == ({}, {single, instance, "neverseen"})
     assert single not in (await world.round()).events
 
 
@@ -344,9 +344,9 @@ async def test_a_deleted_series_is_told_by_its_instances_or_its_own_id(world: Wo
     world.fake.delete_series(series)
     delta = await world.round(first.cursor)
     assert delta.events == {}
-    assert (series in delta.gone) == (way != "instances")
+    assert (series in delta.removed) == (way != "instances")
     # Past instances and those after half a year vanish without a word: the next full round tells.
-    assert len(delta.gone - {series}) == (0 if way == "master" else 183)
+    assert len(delta.removed - {series}) == (0 if way == "master" else 183)
     assert (await world.round()).events == {}
 
 
@@ -356,7 +356,7 @@ async def test_an_event_that_comes_back_is_an_event_again(world: World) -> None:
     world.fake.delete_event(event_id)
     world.fake.update_event(event_id, status="confirmed")
     delta = await world.round(cursor)
-    assert (set(delta.events), delta.gone) == ({event_id}, set())
+    assert (set(delta.events), delta.removed) == ({event_id}, set())
 
 
 async def test_a_move_to_another_calendar_is_gone_here_and_new_there(world: World) -> None:
@@ -364,7 +364,7 @@ async def test_a_move_to_another_calendar_is_gone_here_and_new_there(world: Worl
     event_id = add(world.fake)
     here, there = await world.round(), await world.round(calendar_id=team)
     world.fake.move_to_calendar(event_id, to=team)
-    assert (await world.round(here.cursor)).gone == {event_id}
+    assert (await world.round(here.cursor)).removed == {event_id}
     arrived = (await world.round(there.cursor, calendar_id=team)).events[event_id]
     assert arrived.ical_uid == here.events[event_id].ical_uid
 
@@ -377,7 +377,7 @@ async def test_of_two_entries_with_one_id_on_a_page_the_later_one_counts(
     items = [alive, {"id": "twice", "status": "cancelled"}]
     answer_with(world.fake, {"nextSyncToken": "s", "items": items if is_cancelled_last else items[::-1]})
     answered = await world.round()
-    assert (set(answered.events), answered.gone) == (
+    assert (set(answered.events), answered.removed) == (
         (set(), {"twice"}) if is_cancelled_last else ({"twice"}, set())
     )
 
@@ -410,7 +410,7 @@ async def test_a_split_series_is_cancelled_from_there_on_and_goes_on_under_anoth
     assert later == "old_R20261204T120000"
     world.fake.window_leak = False
     delta = await world.round(cursor)
-    assert {instance_id(series, NOW + timedelta(days=days)) for days in (14, 21)} < delta.gone
+    assert {instance_id(series, NOW + timedelta(days=days)) for days in (14, 21)} < delta.removed
     after = {event.platform_uuid for event in delta.events.values() if event.name == "After"}
     assert after == {instance_id(later, at + timedelta(days=days)) for days in (0, 7, 14)}
 

@@ -138,6 +138,7 @@ async def test_without_redis_it_is_ready_but_degraded(visitor, api, sessions):
 
 @pytest.mark.settings(**NO_REDIS)
 async def test_what_is_away_is_logged_when_it_goes_and_when_it_comes_back(visitor, api, app, redis_url):
+    wakeups = app.state.calbridge.wakeups
     with capture_logs() as logs:
         for _ in range(3):
             await ask(visitor)
@@ -145,18 +146,20 @@ async def test_what_is_away_is_logged_when_it_goes_and_when_it_comes_back(visito
                 "/api/v1/calendars", json={"platform": "ics", "feed_url": "https://calendar.invalid/feed.ics"}
             )
         redis = connect_redis(redis_url)
-        app.state.calbridge.doorbell._redis, gone = redis, app.state.calbridge.doorbell._redis
+        await wakeups.flush()
+        wakeups._redis, unavailable = redis, wakeups._redis
         await api.post(
             "/api/v1/calendars", json={"platform": "ics", "feed_url": "https://calendar.invalid/feed.ics"}
         )
+        await wakeups.flush()
         await ask(visitor)
-        await gone.aclose(close_connection_pool=True)
+        await unavailable.aclose(close_connection_pool=True)
     told = [log["event"] for log in logs if log["event"] != "request"]
     assert told == [
         "check_failed",
         "rate_limit_not_shared",
-        "doorbell_not_rung",
-        "doorbell_rings_again",
+        "wakeup_not_sent",
+        "wakeups_sent_again",
         "check_well_again",
     ]
 

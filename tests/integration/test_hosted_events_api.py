@@ -14,7 +14,7 @@ from sqlalchemy import select
 from sqlalchemy import text as sql
 
 from app.core.http import httpx
-from app.hosted.entries import Entry
+from app.hosted.components import EventComponent
 from app.hosted.expand import fit_rule
 from app.invitations.links import RsvpTokens, Subject
 from app.models import InvitationMail, WebhookDelivery
@@ -391,10 +391,10 @@ async def test_a_series_that_is_over_is_refused(api, series):
 
 def test_a_rule_that_never_matches_is_found_out_soon():
     at = datetime(2026, 11, 24, 9, tzinfo=UTC)
-    entry = Entry(uid="u", name="n", start=at, end=at + timedelta(hours=1), timezone="UTC")
+    component = EventComponent(uid="u", name="n", start=at, end=at + timedelta(hours=1), timezone="UTC")
     started = time.process_time()
     with pytest.raises(ValueError, match="occurrence of its own rule"):
-        fit_rule("FREQ=DAILY;BYMONTH=2;BYMONTHDAY=30", entry)
+        fit_rule("FREQ=DAILY;BYMONTH=2;BYMONTHDAY=30", component)
     assert time.process_time() - started < 1
 
 

@@ -99,7 +99,7 @@ async def test_the_first_round_is_a_snapshot_of_the_window(server, client):
     (page,) = await pages(feed(client, f"{server.url}/basic.ics", owner_email="ada@example.com"))
     assert page.is_snapshot
     assert page.is_last
-    assert not page.gone
+    assert not page.removed
     assert len(page.events) == 5
     assert page.events[0].name == "Kick-off ☕"
     assert page.events[0].response_status == "accepted"

@@ -143,7 +143,7 @@ async def test_a_new_mailbox_becomes_the_organizer_of_the_events(mailboxes, app,
     )
     assert made.json()["organizer"] == {"email": "Ada@Example.com", "name": "Ada"}
     await api.patch(f"/api/v1/calendars/{calendar_id}", json={"sending_identity": TEAM})
-    await keep_all_expanded(sessions, Hosting(settings), app.state.calbridge.doorbell)
+    await keep_all_expanded(sessions, Hosting(settings))
     event = (await api.get(f"/api/v1/calendar_events/{made.json()['id']}")).json()
     assert event["organizer"] == {"email": "team@example.com", "name": "Team"}
     assert event["updated_at"] > made.json()["updated_at"]

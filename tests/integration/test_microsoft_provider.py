@@ -90,7 +90,7 @@ class Answered:
         kept: set[str] = set()
         for page in self.pages:
             kept |= {event.platform_uuid for event in page.events}
-            kept -= {*page.gone, *page.unlisted}
+            kept -= {*page.removed, *page.unlisted}
         return kept
 
     @property

@@ -23,11 +23,11 @@ from app.models import (
     Base,
     Calendar,
     Credentials,
-    StoredResponse,
     OAuthApp,
     OAuthClientSecret,
     OAuthSession,
     PushChannel,
+    StoredResponse,
     WebhookSubscription,
 )
 from app.oauth.apps import app_context

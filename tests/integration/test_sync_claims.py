@@ -10,9 +10,10 @@ from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.core.db import Sessions, transaction
+from app.schedule import request_sync
 from app.sync import repository
 from app.sync.engine import LEASE_FOR
-from app.sync.repository import Claim, claim_due, request_sync
+from app.sync.repository import Claim, claim_due
 from app.sync.turns import MAILBOX_SYNCS, Due, Kind, Turns, pick_oldest
 from tests import factories
 
@@ -163,7 +164,7 @@ async def test_mailboxes_of_others_are_not_held_up_by_one_that_has_its_share(ses
 
 async def force(sessions: Sessions, calendar_id: str) -> None:
     async with transaction(sessions) as session:
-        await request_sync(session, calendar_id, force=True)
+        await request_sync(session, calendar_id)
 
 
 async def due_after_start(sessions: Sessions, calendar_id: str) -> timedelta:

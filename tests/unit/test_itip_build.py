@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from app.core.web_urls import safe_url
 from app.ical.vtimezone import vtimezone
 from app.itip.build import RequestsToOne, build_cancel, build_reply, build_request, is_whole_cancel
-from app.itip.event import Guest, HostedEvent, Person
+from app.itip.event import Guest, MailedEvent, Person
 
 STAMP = datetime(2026, 11, 20, 10, tzinfo=UTC)
 BOB = Guest(email="bob@example.org", name="Bob", is_optional=False, response_status="needs_action")
 EVE = Guest(email="eve@example.org", name=None, is_optional=True, response_status="accepted")
-EVENT = HostedEvent(
+EVENT = MailedEvent(
     uid="6c1f4c52-1111-4222-8333-123456789abc",
     sequence=3,
     name="Weekly",

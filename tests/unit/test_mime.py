@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from app.core.addresses import is_address, is_mail_address
 from app.core.languages import language_of
-from app.itip.build import build_cancel, build_reply, build_request, clean_line
+from app.itip.build import build_cancel, build_reply, build_request
+from app.itip.clean import clean_line
 from app.itip.event import Person
 from app.mail.check import MailUnsafe, check_mail
 from app.mail.mime import Mailing, compose, make_message_id

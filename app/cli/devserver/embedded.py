@@ -120,7 +120,7 @@ def start_postgres(data_dir: Path, *, durable: bool = True) -> Server:
 
 
 def start_redis(data_dir: Path) -> Server:
-    """Starts a Redis that keeps nothing: here it only rings the bell. Raises CommandFailed."""
+    """Starts a Redis that keeps nothing: here it only wakes workers. Raises CommandFailed."""
     data_dir = data_dir.resolve()
     binary = redis_binary()
     account = _account(data_dir / "postgres")

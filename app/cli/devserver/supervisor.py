@@ -62,6 +62,13 @@ class Child:
             except CommandFailed as err:
                 self._plan_start(f"could not be started: {err}", now)
 
+    def start_again(self) -> None:
+        """Start another process in place of one that has ended on purpose; a pause between failures ends too."""
+        self._start_again_at = None
+        self._started_at = time.monotonic()
+        self._pause_seconds = _FIRST_PAUSE_SECONDS
+        self.process = self._start()
+
     def ask_to_end(self) -> None:
         if self.process.poll() is None:
             self.process.send_signal(self._gentle)
@@ -86,3 +93,10 @@ def end_together(children: Sequence[Child], within_seconds: float) -> None:
         child.ask_to_end()
     for child in children:
         child.wait_until(deadline)
+
+
+def restart_together(children: Sequence[Child], within_seconds: float) -> None:
+    """End all of them side by side, with force after `within_seconds`, and start them again."""
+    end_together(children, within_seconds)
+    for child in children:
+        child.start_again()

@@ -26,12 +26,12 @@ from typing import Any
 from cryptography.fernet import Fernet
 
 from app.cli.devserver.embedded import Server, socket_folder, spawn, start_postgres, start_redis
-from app.cli.devserver.supervisor import Child, end_together, say
+from app.cli.devserver.supervisor import Child, end_together, restart_together, say
 from app.cli.errors import CommandFailed, database_failures, explain_redis_error
 from app.cli.shared_metrics import VARIABLE as METRICS_DIRECTORY
 from app.cli.shared_metrics import empty_directory
 from app.core.db import create_engine, create_sessions, transaction
-from app.core.wakeups import REDIS_AWAY, Doorbell, connect_redis
+from app.core.wakeups import REDIS_UNAVAILABLE, WakeUps, connect_redis
 from app.demo.api import PATH as DEMO_FEED_PATH
 from app.projects.service import create_project, find_live_key
 from app.settings import Settings, load_settings
@@ -47,6 +47,8 @@ _METRICS_FOLDER = "metrics"
 _READY_WITHIN_SECONDS = 90
 _PROGRAMS_END_WITHIN_SECONDS = 25
 _SERVERS_END_WITHIN_SECONDS = 30
+# Shorter than at the end: work that is cut is done again by the next process.
+_PROGRAMS_RELOAD_WITHIN_SECONDS = 5
 _LOOK_EVERY_SECONDS = 0.2
 
 
@@ -80,8 +82,11 @@ class _Children:
         end_together(self.servers, _SERVERS_END_WITHIN_SECONDS)
 
 
-def run_up(*, host: str, port: int, data_dir: Path, as_json: bool) -> None:
-    """Runs until Ctrl-C or SIGTERM. Raises SettingsError and CommandFailed."""
+def run_up(*, host: str, port: int, data_dir: Path, as_json: bool, reloads: bool = False) -> None:
+    """Run until Ctrl-C or SIGTERM. Raises SettingsError and CommandFailed.
+
+    `reloads`: the API and the worker are started again when the code changes.
+    """
     settings = load_settings()
     data_dir = _make_data_dir(data_dir)
     children = _Children()
@@ -114,8 +119,12 @@ def run_up(*, host: str, port: int, data_dir: Path, as_json: bool) -> None:
                 "redis_url": settings.required_redis_url(),
             }
             print(json.dumps(started) if as_json else _welcome(started, data_dir), flush=True)
-            while True:
-                time.sleep(_LOOK_EVERY_SECONDS)
+            for changed in _code_changes(reloads=reloads):
+                if changed:
+                    say(
+                        f"{', '.join(path.name for path in changed)} changed: starting the API and the worker again."
+                    )
+                    restart_together(children.programs, _PROGRAMS_RELOAD_WITHIN_SECONDS)
                 for child in children.all():
                     child.tend()
         except KeyboardInterrupt:
@@ -126,6 +135,17 @@ def run_up(*, host: str, port: int, data_dir: Path, as_json: bool) -> None:
             (data_dir / _RUNNING_FILE).unlink(missing_ok=True)
             with suppress(OSError):
                 socket_folder(data_dir).rmdir()
+
+
+def _code_changes(*, reloads: bool) -> Iterator[list[Path]]:
+    """Yield every _LOOK_EVERY_SECONDS what has changed of the code; nothing without `reloads`."""
+    if reloads:
+        from app.cli.devserver.reload import code_changes, code_folders
+
+        yield from code_changes(code_folders(), look_every_seconds=_LOOK_EVERY_SECONDS)
+    while True:
+        time.sleep(_LOOK_EVERY_SECONDS)
+        yield []
 
 
 def running_up(data_dir: Path) -> Running | None:
@@ -186,13 +206,13 @@ def _only_one(data_dir: Path) -> Iterator[None]:
 
 async def _check_redis(url: str) -> None:
     """Raises CommandFailed where a Redis that is configured does not answer."""
-    doorbell = Doorbell(connect_redis(url))
+    wakeups = WakeUps(connect_redis(url))
     try:
-        await doorbell.ping()
-    except REDIS_AWAY as err:
+        await wakeups.ping()
+    except REDIS_UNAVAILABLE as err:
         raise CommandFailed(explain_redis_error(err)) from None
     finally:
-        await doorbell.aclose()
+        await wakeups.aclose()
 
 
 def _start_servers(settings: Settings, data_dir: Path, base_url: str, servers: list[Child]) -> Settings:

@@ -108,7 +108,7 @@ class GoogleCalendar:
         self._time_zone = "UTC"  # the calendar's, as its lists tell it
 
     async def changes(self, *, cursor: str | None, window: Window) -> AsyncIterator[ChangePage]:
-        """See `CalendarProvider.changes`. Cancelled entries of every shape are in `gone` (A.7).
+        """See `CalendarProvider.changes`. Cancelled entries of every shape are in `removed` (A.7).
 
         A cancelled series may be given by its own id only, or by its instances' ids, or by both.
         Raises CursorExpired, CredentialsRevoked, AccessDenied, CalendarGone, ClientMisconfigured, RateLimited,
@@ -125,10 +125,10 @@ class GoogleCalendar:
             if is_last and not sync_token:
                 # Each page has the one or the other (A.4): this is a stub, and taken for the end it would delete.
                 raise Unavailable("Google's answer has neither token.", code="broken_answer")
-            events, gone = await self._read_items(document)
+            events, removed = await self._read_items(document)
             yield ChangePage(
                 events=events,
-                gone=gone,
+                removed=removed,
                 is_snapshot=cursor is None,
                 is_last=is_last,
                 next_cursor=_CURSOR_PREFIX + sync_token if is_last else None,
@@ -236,7 +236,7 @@ class GoogleCalendar:
         self._time_zone = calendar_timezone
         # An id may come twice, confirmed and cancelled: the later entry is the truth.
         events: dict[str, RemoteEvent] = {}
-        gone: dict[str, str | None] = {}
+        removed: dict[str, str | None] = {}
         items: list[Any] = document["items"]
         items.reverse()
         count = 0
@@ -250,12 +250,12 @@ class GoogleCalendar:
                 log.warning("google.event_without_id")
                 continue
             events.pop(event_id, None)
-            gone.pop(event_id, None)
+            removed.pop(event_id, None)
             if item.get("status") == "cancelled":
-                gone[event_id] = dump_raw(item) if item.keys() - _BARE else None
+                removed[event_id] = dump_raw(item) if item.keys() - _BARE else None
             else:
                 events[event_id] = self._read_event(item, event_id, calendar_timezone)
-        return list(events.values()), gone
+        return list(events.values()), removed
 
     def _read_event(self, item: dict[str, Any], event_id: str, calendar_timezone: str) -> RemoteEvent:
         try:

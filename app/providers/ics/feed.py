@@ -187,7 +187,7 @@ class IcsFeed:
             return Reread(unread=wanted)
         pages = [await read.events(number) for number in range(len(read.pages or ()))]
         found = {event.platform_uuid: event for page in pages for event in page}
-        return Reread(found=list(found.values()), gone={one: None for one in wanted if one not in found})
+        return Reread(found=list(found.values()), removed={one: None for one in wanted if one not in found})
 
     async def _fetch(self, known: _Cursor) -> _Answer | None:
         """The feed, or None if it did not change."""

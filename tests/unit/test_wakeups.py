@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.exceptions import RedisError
 
-from app.core.wakeups import Doorbell, connect_redis
+from app.core.wakeups import WakeUps, connect_redis
 
 
 class Mute:
@@ -88,11 +88,11 @@ async def test_a_redis_that_says_nothing_takes_no_connection_for_good(mute: Mute
     await redis.aclose(close_connection_pool=True)
 
 
-async def test_rings_that_nobody_hears_leave_no_connection_behind(mute: Mute) -> None:
+async def test_wake_ups_without_a_response_leave_no_connection_behind(mute: Mute) -> None:
     redis = connect_redis(mute.url)
     await redis.ping()
     mute.is_mute = True
-    doorbell = Doorbell(redis)
-    await asyncio.gather(*(doorbell.ring("mails", after=n + 1) for n in range(5)))
+    wakeups = WakeUps(redis)
+    await asyncio.gather(*(wakeups.wake("mails", after=n + 1) for n in range(5)))
     assert not redis.connection_pool._in_use_connections
-    await doorbell.aclose()
+    await wakeups.aclose()

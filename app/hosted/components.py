@@ -1,4 +1,4 @@
-"""Values: one entry of a hosted event, as iCalendar has it: the event or series itself, or one changed instance."""
+"""Values: one component of a hosted event, as iCalendar has it: the event or series itself, or one changed instance."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 from app.core.addresses import fold_address
 from app.core.clock import isoformat
 from app.events.data import ResponseStatus
-from app.itip.event import Guest, HostedEvent, Person
+from app.itip.event import Guest, MailedEvent, Person
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,13 +67,13 @@ def attendee_from_json(value: dict[str, Any]) -> Attendee:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """`slot` tells a changed instance from the series (''): its original start, YYYYMMDD for a date, else
-    YYYYMMDDTHHMMSSZ. Times are aware, in UTC; of an all-day entry they are midnights of `timezone`.
+class EventComponent:
+    """`recurrence_key` tells a changed instance from the series (''): its original start, YYYYMMDD for a date, else
+    YYYYMMDDTHHMMSSZ. Times are aware, in UTC; of an all-day component they are midnights of `timezone`.
     """
 
     uid: str
-    slot: str = ""
+    recurrence_key: str = ""
     sequence: int = 0
     name: str
     description: str | None = None
@@ -92,14 +92,14 @@ class Entry:
         key = fold_address(email)
         return next((person for person in self.attendees if fold_address(person.email) == key), None)
 
-    def with_attendee(self, changed: Attendee) -> "Entry":
+    def with_attendee(self, changed: Attendee) -> "EventComponent":
         """The same with this person in the place of the one with that address."""
         key = fold_address(changed.email)
         people = tuple(changed if fold_address(one.email) == key else one for one in self.attendees)
         return replace(self, attendees=people)
 
     def local(self, at: datetime) -> datetime:
-        """What the clock shows there; of an all-day entry its day's midnight, which some zones skip once a year."""
+        """What the clock shows there; of an all-day component its day's midnight, which some zones skip once a year."""
         shown = wall(at, self.timezone)
         return midnight(shown) if self.is_all_day else shown
 
@@ -125,8 +125,8 @@ class Entry:
     @property
     def _recurrence_date(self) -> date | None:
         """Of an instance of an all-day series: its original day, wherever and however it is now."""
-        is_day = bool(self.slot) and "T" not in self.slot
-        return date.fromisoformat(self.slot) if is_day else None
+        is_day = bool(self.recurrence_key) and "T" not in self.recurrence_key
+        return date.fromisoformat(self.recurrence_key) if is_day else None
 
     def for_mail(
         self,
@@ -135,8 +135,8 @@ class Entry:
         hosts: Sequence[str] = (),
         excluded: Sequence[datetime] = (),
         guests: tuple[Attendee, ...] | None = None,
-        overrides: Sequence["Entry"] = (),
-    ) -> HostedEvent:
+        overrides: Sequence["EventComponent"] = (),
+    ) -> MailedEvent:
         """The event of a mail. `hosts` are the calendar's own addresses, `guests` others than its attendees.
 
         Of a series: `excluded` are the original starts of instances that are left out, `overrides` changed instances
@@ -146,7 +146,7 @@ class Entry:
         if self.rrule is not None:
             recurrence = (f"RRULE:{self.rrule}", *(f"EXDATE{self.moment(at)}" for at in excluded))
         keys = {fold_address(email) for email in hosts}
-        return HostedEvent(
+        return MailedEvent(
             uid=self.uid,
             sequence=self.sequence,
             name=self.name,
@@ -165,16 +165,16 @@ class Entry:
                 replace(person.guest, is_host=fold_address(person.email) in keys)
                 for person in (self.attendees if guests is None else guests)
             ),
-            overrides=tuple(entry.for_mail(organizer, hosts=hosts) for entry in overrides),
+            overrides=tuple(component.for_mail(organizer, hosts=hosts) for component in overrides),
         )
 
 
-def instance_of(series: Entry, original_start: datetime, slot: str) -> Entry:
+def instance_of(series: EventComponent, original_start: datetime, recurrence_key: str) -> EventComponent:
     """An instance as the series has it."""
     local = series.local(original_start)
     return replace(
         series,
-        slot=slot,
+        recurrence_key=recurrence_key,
         rrule=None,
         recurrence_id=original_start,
         start=original_start,
@@ -183,13 +183,16 @@ def instance_of(series: Entry, original_start: datetime, slot: str) -> Entry:
     )
 
 
-def is_plain(entry: Entry, series: Entry) -> bool:
-    """Whether an instance has an entry of its own only since it was answered."""
-    assert entry.recurrence_id is not None
-    plain = instance_of(series, entry.recurrence_id, entry.slot)
-    people, plain_people = ({fold_address(one.email) for one in some.attendees} for some in (entry, plain))
+def is_plain(component: EventComponent, series: EventComponent) -> bool:
+    """Whether an instance has a component of its own only since it was answered."""
+    assert component.recurrence_id is not None
+    plain = instance_of(series, component.recurrence_id, component.recurrence_key)
+    people, plain_people = (
+        {fold_address(one.email) for one in some.attendees} for some in (component, plain)
+    )
     return (
-        people == plain_people and replace(entry, attendees=plain.attendees, sequence=plain.sequence) == plain
+        people == plain_people
+        and replace(component, attendees=plain.attendees, sequence=plain.sequence) == plain
     )
 
 

@@ -1,0 +1,5 @@
+"""Stored events, as far as a sync asks for them. app/events/writer.py changes them."""
+
+from app.events.repository import count_ahead, find_live_missing, find_live_of
+
+__all__ = ["count_ahead", "find_live_missing", "find_live_of"]

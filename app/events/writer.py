@@ -1,0 +1,107 @@
+"""The one writer of calendar_events: compare, write, let the bots follow, and announce.
+
+Locks, in this order everywhere: the calendar's row (the caller's), then the writers' advisory lock
+(app/events/visibility.py).
+"""
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from app.bots.service import follow_events
+from app.core.clock import isoformat
+from app.core.db import Session
+from app.events import repository
+from app.events.changes import describe_changes
+from app.events.data import CalendarRef, RemoteEvent, Unannounced, Window
+from app.events.diff import content_hash, diff_events
+from app.events.visibility import enter_as_writer
+from app.webhooks.payloads import CalendarState, state_data
+from app.webhooks.service import CalendarFacts, ChangedEvent, announce, wants_events
+
+_MICROSECOND = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenChanges:
+    """Every change that is written but not announced yet.
+
+    `changed_events`: the content of this transaction's changes, where a webhook asks for it.
+    """
+
+    unannounced: Unannounced
+    changed_events: list[ChangedEvent]
+
+
+async def apply_changes(
+    session: Session,
+    calendar: CalendarRef,
+    events: Collection[RemoteEvent],
+    *,
+    window: Window,
+    removed: Mapping[str, str | None],
+    earlier: Unannounced,
+    is_announced_now: bool,
+) -> WrittenChanges:
+    """Write the rows that differ from `events`, and mark the `removed` rows as deleted.
+
+    The caller holds the calendar's row lock. Each changed row gets an `updated_at` of its own, larger than all
+    earlier ones of the calendar. The bots of changed events follow them.
+
+    `window`: unknown events outside it are not written. `removed`: ids of live rows, none of which is in `events`,
+    each with the cancelled event's `raw` or None. `earlier`: changes of earlier transactions that are not announced.
+    `is_announced_now`: the caller announces the result in this transaction, so nothing is left to announce later.
+    """
+    hashes = {event.platform_uuid: content_hash(event) for event in events}
+    stored = await repository.load_stored(session, calendar.calendar_id, list(hashes)) if hashes else {}
+    writes = diff_events(events, hashes, stored, window)
+    if not writes and not removed:
+        return WrittenChanges(earlier, [])
+    removed_ids = list(removed)
+    known_ids = [write.stored_id for write in writes if write.stored_id is not None]
+    wants_content = await wants_events(session, calendar.project_id)
+    before: dict[str, dict[str, Any]] = {}
+    if wants_content:
+        before = await repository.load_content(session, [*known_ids, *removed_ids])
+    first = await enter_as_writer(session, project_id=calendar.project_id, calendar_id=calendar.calendar_id)
+    times = [first + n * _MICROSECOND for n in range(len(writes) + len(removed))]
+    ids: list[str] = []
+    if writes:
+        ids = await repository.write_events(session, calendar, writes, times[: len(writes)])
+    if removed:
+        await repository.mark_deleted(session, removed_ids, times[len(writes) :], raws=removed)
+    await follow_events(session, [*known_ids, *removed_ids])
+    counts = Counter(write.change for write in writes)
+    unannounced = Unannounced(
+        since=earlier.since or first,
+        created=earlier.created + counts["created"],
+        updated=earlier.updated + counts["updated"],
+        deleted=earlier.deleted + counts["deleted"] + len(removed),
+    )
+    left = Unannounced() if is_announced_now else unannounced
+    await repository.record_changes(session, calendar, left, last_change_at=times[-1])
+    changed_events = describe_changes(writes, ids, removed_ids, before) if wants_content else []
+    return WrittenChanges(unannounced, changed_events)
+
+
+async def announce_changes(
+    session: Session, project_id: str, facts: CalendarFacts, state: CalendarState, written: WrittenChanges
+) -> None:
+    """Write one `calendar.events_update` for `written`; nothing where nothing is unannounced.
+
+    The caller sets the calendar's count of unannounced changes to zero, and wakes "deliveries" after the commit.
+    """
+    changes = written.unannounced
+    if changes.since is None:
+        return
+    counts = {"created": changes.created, "updated": changes.updated, "deleted": changes.deleted}
+    await announce(
+        session,
+        project_id=project_id,
+        trigger="calendar.events_update",
+        calendar=facts,
+        data={**state_data(state), "changes": counts, "updated_after": isoformat(changes.since)},
+        changed_events=written.changed_events,
+    )
