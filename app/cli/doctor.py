@@ -191,7 +191,7 @@ async def _endpoints(sessions: Sessions) -> list[Finding]:
     if not found.projects:
         return []
     text = (
-        f"{found.failing} have failed for more than an hour and {found.switched_off} were switched off for failing, in "
+        f"{found.failing} have failed for more than an hour and {found.disabled} were switched off for failing, in "
         f"{_counted(found.projects, 'project')}; for example {found.example}. GET /api/v1/webhooks shows them."
     )
     return [_warning("webhooks", text)]

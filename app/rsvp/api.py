@@ -21,7 +21,7 @@ from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 
 from app.api.deps import AppState, DbReadSession, DbSession, State, find_project_id
-from app.api.errors import is_database_away
+from app.api.errors import is_database_unavailable
 from app.api.languages import visitor_language
 from app.api.schemas import ErrorAnswer, responses
 from app.core import metrics
@@ -67,7 +67,7 @@ class _PageRoute(APIRoute):
             try:
                 return await handler(request)
             except Exception as err:
-                if not is_database_away(err):
+                if not is_database_unavailable(err):
                     raise
                 log.error("rsvp_page_unavailable", error=type(err).__name__)  # noqa: TRY400 - a restart needs no traceback
                 response = _render(Page(kind="busy"), visitor_language(request))
