@@ -1,4 +1,4 @@
-"""What makes a command end with exit code 1."""
+"""Failures of commands, which end them with exit code 1."""
 
 import re
 import ssl
@@ -13,7 +13,7 @@ _INSUFFICIENT_PRIVILEGE = "42501"
 
 
 class CommandFailed(Exception):
-    """The text is what the terminal shows: what is wrong, and how to mend it."""
+    """A failure with a text for the terminal: what is wrong, and how to fix it."""
 
 
 DATABASE_ERRORS = (OSError, TimeoutError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError)
@@ -23,7 +23,7 @@ _POOLER_REFUSES = re.compile(r"unsupported startup parameter(?: in options)?: \"
 
 
 def explain_database_error(err: BaseException) -> str:
-    """What to tell about one of DATABASE_ERRORS."""
+    """Return a sentence for one of DATABASE_ERRORS: what is wrong, and how to fix it."""
     refused = isinstance(err, DBAPIError) and err.statement is not None
     if isinstance(err, DBAPIError) and err.orig is not None:
         err = err.orig.__cause__ or err.orig
@@ -63,14 +63,14 @@ def _grants(reason: str) -> str:
 
 
 def explain_redis_error(err: BaseException) -> str:
-    """What to tell about a Redis that does not answer."""
-    reason = (str(err) or "no answer in time").splitlines()[0].rstrip(".")
+    """Return a sentence for a Redis that is unavailable."""
+    reason = (str(err) or "no response in time").splitlines()[0].rstrip(".")
     return f"Redis cannot be used: {reason}. Check REDIS_URL, and that Redis runs; `calbridge up` without it brings its own."
 
 
 @contextmanager
 def database_failures() -> Iterator[None]:
-    """Turns what goes wrong with the database into CommandFailed."""
+    """Turn DATABASE_ERRORS into CommandFailed."""
     try:
         yield
     except DATABASE_ERRORS as err:

@@ -1,4 +1,4 @@
-"""`calbridge rotate-keys`: what app/keys/ does, told line by line."""
+"""`calbridge rotate-keys`: encrypt all secrets with the first key, and print the progress."""
 
 import sys
 
@@ -18,7 +18,7 @@ BROKEN_HELP = (
 
 
 async def rotate_all(settings: Settings) -> None:
-    """Prints a line for each kind of secret. Raises CommandFailed where some could not be encrypted anew."""
+    """Encrypt all secrets again and print a line for each kind. Raises CommandFailed if some could not be encrypted."""
     keys = settings.required_fernet_keys()
     engine = create_engine(settings.required_database_url(), pool_size=1)
     tallies: list[Tally] = []

@@ -1,4 +1,4 @@
-"""`calbridge outbox`: what waits to be sent, and what failed."""
+"""`calbridge outbox`: pending and failed deliveries, mails and bots."""
 
 from dataclasses import asdict
 from datetime import timedelta
