@@ -72,8 +72,10 @@ _SYNC_WITHIN = text(
 
 
 async def sync_within(session: Session, calendar_id: str, delay: timedelta) -> None:
-    """Make a calendar due after `delay` at the latest. While a sync runs, this leads to one more after it."""
-    wake_after_commit(session, "syncs", after=delay.total_seconds())
+    """Make a calendar due after `delay` at the latest. While a sync runs, this leads to one more after it.
+
+    It sends no wake-up: the workers look by themselves.
+    """
     await session.execute(_SYNC_WITHIN, {"calendar_id": calendar_id, "delay": delay})
 
 

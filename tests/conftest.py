@@ -363,7 +363,7 @@ StartWorker = Callable[..., Awaitable["asyncio.Task[None]"]]
 @pytest.fixture
 async def start_worker(settings: "Settings") -> AsyncIterator[StartWorker]:
     """`await start_worker(other_settings=None)` gives the worker's task; it is cancelled at the end."""
-    from workers.main import run_worker
+    from workers.process import run_worker
 
     tasks: list[asyncio.Task[None]] = []
 

@@ -1,6 +1,6 @@
 """`calbridge worker --metrics-port`: `/metrics` and `/healthz` of this worker, served by a thread.
 
-The thread answers while the event loop is busy or blocked, which is what `/healthz` is asked for.
+The thread responds while the event loop is busy or blocked, so that `/healthz` can say so.
 """
 
 import socket
@@ -20,27 +20,27 @@ from workers import liveness
 
 log = structlog.get_logger()
 
-_READ_WITHIN_SECONDS = 5.0
+_READ_TIMEOUT_SECONDS = 5.0
 
 
 class _Handler(BaseHTTPRequestHandler):
-    timeout = _READ_WITHIN_SECONDS
+    timeout = _READ_TIMEOUT_SECONDS
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         if path == "/metrics":
-            self._answer(HTTPStatus.OK, CONTENT_TYPE_LATEST, metrics.render())
+            self._respond(HTTPStatus.OK, CONTENT_TYPE_LATEST, metrics.render())
         elif path == "/healthz":
-            late = {loop: f"last came round {seconds:.0f} s ago" for loop, seconds in liveness.late().items()}
+            late = {loop: f"last reported {seconds:.0f} s ago" for loop, seconds in liveness.late().items()}
             status = HTTPStatus.SERVICE_UNAVAILABLE if late else HTTPStatus.OK
             body = {"status": "unavailable" if late else "ok", "late": late}
-            self._answer(status, "application/json", orjson.dumps(body))
+            self._respond(status, "application/json", orjson.dumps(body))
         else:
-            self._answer(HTTPStatus.NOT_FOUND, "text/plain", b"There are /metrics and /healthz.\n")
+            self._respond(HTTPStatus.NOT_FOUND, "text/plain", b"There are /metrics and /healthz.\n")
 
     do_HEAD = do_GET  # noqa: N815
 
-    def _answer(self, status: HTTPStatus, content_type: str, body: bytes) -> None:
+    def _respond(self, status: HTTPStatus, content_type: str, body: bytes) -> None:
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
@@ -49,16 +49,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *_args: object) -> None:
-        """Writes no access log."""
+        """Write no access log."""
 
 
 class _Server(socketserver.ThreadingTCPServer):
-    # Not http.server's own, which asks DNS for this host's name before it listens.
+    # http.server's own class asks DNS for this host's name before it listens.
     allow_reuse_address = True
     daemon_threads = True
 
     def handle_error(self, *_args: object) -> None:
-        """Ignores a client that went away: its traceback would help nobody."""
+        """Log no traceback of a client that closed its connection."""
 
 
 class _ServerV6(_Server):
@@ -67,7 +67,7 @@ class _ServerV6(_Server):
 
 @contextmanager
 def serving_status(host: str, port: int) -> Iterator[None]:
-    """Serves while the block runs. Raises OSError where the port cannot be listened on."""
+    """Serve while the block runs. Raises OSError if the port cannot be listened on."""
     server = (_ServerV6 if ":" in host else _Server)((host, port), _Handler)
     thread = threading.Thread(target=server.serve_forever, name="status", daemon=True)
     thread.start()

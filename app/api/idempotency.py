@@ -1,9 +1,9 @@
-"""`Idempotency-Key` on POST: the first answer is kept in the transaction that did the work (contract 2).
+"""`Idempotency-Key` on POST: the first response is stored in the transaction that did the work.
 
-The key's row is inserted first. A second request with the same key waits on it until the first has committed,
-and then gives the same answer; if the first failed, its row is gone with the rest and the second does the work.
+The key's row is inserted first. A second request with the same key waits for the first to commit and then gets the
+same response. If the first fails, its row is rolled back with the rest, and the second request does the work.
 
-Answers are stored sealed: that of a new webhook has its secret in it.
+Stored responses are encrypted: that of a new webhook contains its secret.
 """
 
 from collections.abc import Awaitable, Callable
@@ -12,23 +12,22 @@ from hashlib import sha256
 from typing import Annotated
 
 from fastapi import Depends, Header, Request, Response
+from pydantic import BaseModel
 from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from app.api.deps import AppState, DbSession, ProjectId
 from app.core.crypto import SecretBox
-from app.core.db import Sessions, reading
+from app.core.db import Sessions, delete_in_batches, reading
 from app.core.errors import BadQuery, Conflict
 from app.models import StoredResponse
 
-KEPT_FOR = timedelta(hours=24)
+_KEEP_FOR = timedelta(hours=24)
 _MAX_LENGTH = 255
-
-_table = StoredResponse
 
 
 class Idempotency:
-    """Runs a POST's work at most once per project and key."""
+    """Runs the work of a POST at most once per project and key. `key` None: every time."""
 
     def __init__(
         self, session: DbSession, box: SecretBox, project_id: str, key: str | None, request_sha256: str
@@ -39,49 +38,70 @@ class Idempotency:
         self._key = key
         self._request_sha256 = request_sha256
 
-    async def once(self, work: Callable[[], Awaitable[bytes]], *, status_code: int = 201) -> Response:
-        """The answer of `work` (a JSON body), or the first answer again. Raises Conflict for another body."""
+    async def once(
+        self, work: Callable[[], Awaitable[BaseModel | bytes]], *, status_code: int = 201
+    ) -> Response:
+        """Respond with what `work` returns (a model, or a JSON body), or with the stored response to this key.
+
+        Raises Conflict if the key was used with another request.
+        """
         if self._key is None:
-            return _json(await work(), status_code)
-        mine = self._mine
-        await self._session.execute(delete(_table).where(mine, _table.created_at < func.now() - KEPT_FOR))
+            return _json(_body(await work()), status_code)
+        is_mine = self._is_mine
+        is_old = StoredResponse.created_at < func.now() - _KEEP_FOR
+        await self._session.execute(delete(StoredResponse).where(is_mine, is_old))
         inserted = await self._session.scalar(
-            insert(_table)
+            insert(StoredResponse)
             .values(project_id=self._project_id, key=self._key, request_sha256=self._request_sha256)
             .on_conflict_do_nothing()
-            .returning(_table.key)
+            .returning(StoredResponse.key)
         )
         if inserted is None:
-            return self._again((await self._session.execute(select(_table).where(mine))).scalar_one())
-        body = await work()
+            found = await self._session.execute(select(StoredResponse).where(is_mine))
+            return self._repeat(found.scalar_one())
+        body = _body(await work())
         sealed = self._box.seal(self._context, body.decode())
-        await self._session.execute(update(_table).where(mine).values(status_code=status_code, body=sealed))
+        await self._session.execute(
+            update(StoredResponse).where(is_mine).values(status_code=status_code, body=sealed)
+        )
         return _json(body, status_code)
 
-    async def first_answer(self, sessions: Sessions) -> Response | None:
-        """The first answer, if there is one by now: for what asks the network before it begins its transaction.
+    async def find_stored(self, sessions: Sessions) -> Response | None:
+        """The stored response to this key, if there is one, read outside the request's transaction.
 
-        Raises Conflict for another body.
+        For work that calls another service before its transaction begins. Raises Conflict like `once`.
         """
         if self._key is None:
             return None
         async with reading(sessions) as session:
-            is_kept = _table.created_at >= func.now() - KEPT_FOR
-            first = (await session.execute(select(_table).where(self._mine, is_kept))).scalar_one_or_none()
-        return None if first is None else self._again(first)
+            is_kept = StoredResponse.created_at >= func.now() - _KEEP_FOR
+            found = await session.execute(select(StoredResponse).where(self._is_mine, is_kept))
+            stored = found.scalar_one_or_none()
+        return None if stored is None else self._repeat(stored)
 
-    def _again(self, first: StoredResponse) -> Response:
-        if first.request_sha256 != self._request_sha256 or first.body is None or first.status_code is None:
+    def _repeat(self, stored: StoredResponse) -> Response:
+        is_same = stored.request_sha256 == self._request_sha256
+        if not is_same or stored.body is None or stored.status_code is None:
             raise Conflict("This Idempotency-Key was used with another request in the last 24 hours.")
-        return _json(self._box.open(self._context, first.body).encode(), first.status_code)
+        return _json(self._box.open(self._context, stored.body).encode(), stored.status_code)
 
     @property
-    def _mine(self) -> ColumnElement[bool]:
-        return (_table.project_id == self._project_id) & (_table.key == self._key)
+    def _is_mine(self) -> ColumnElement[bool]:
+        return (StoredResponse.project_id == self._project_id) & (StoredResponse.key == self._key)
 
     @property
     def _context(self) -> str:
         return f"idempotent_answers:{self._project_id}:{self._key}"
+
+
+async def prune_stored_responses(sessions: Sessions) -> int:
+    """Delete stored responses after 24 hours, in batches; how many."""
+    condition = "created_at < now() - CAST(:keep_for AS interval)"
+    return await delete_in_batches(sessions, "idempotent_answers", condition, {"keep_for": _KEEP_FOR})
+
+
+def _body(result: BaseModel | bytes) -> bytes:
+    return result if isinstance(result, bytes) else result.model_dump_json().encode()
 
 
 def _json(body: bytes, status_code: int) -> Response:

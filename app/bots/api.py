@@ -43,12 +43,7 @@ async def create_bot(
 
     Fields that are not listed here are kept in `bot_settings` and handed to the runner.
     """
-
-    async def work() -> bytes:
-        bot = await service.create_bot(session, state.settings, project_id, body)
-        return bot.model_dump_json().encode()
-
-    return await idempotent.once(work, status_code=201)
+    return await idempotent.once(lambda: service.create_bot(session, state.settings, project_id, body))
 
 
 @router.get("/{bot_id}", operation_id="get_bot", responses=responses(404, takes_input=False))

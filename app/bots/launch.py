@@ -8,7 +8,6 @@ bot's id, of which the runner makes no second bot.
 Without BOT_RUNNER_URL the step to `launching`, with its webhook, is the hand-over.
 """
 
-import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -25,8 +24,8 @@ from app.bots.words import shown_state
 from app.core import metrics
 from app.core.clock import isoformat, utcnow
 from app.core.db import Sessions, transaction
+from app.core.fetch import FetchFailed, Response, fetch, retry_after
 from app.core.http import httpx
-from app.core.http_json import retry_after
 from app.core.lease import Lease
 from app.settings import Settings
 
@@ -50,15 +49,6 @@ class ClaimedBot:
 
     whole: WholeBot
     lease: Lease
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """The runner's answer; `body` is its start."""
-
-    status_code: int
-    headers: httpx.Headers
-    body: bytes
 
 
 class Launcher:
@@ -121,29 +111,29 @@ class Launcher:
                 return known
         now = utcnow()
         body = _order(whole, with_join_at=whole.state.join_at > now)
-        answer = await self._call("POST", self._url or "", body)
-        if isinstance(answer, Failed):
-            return answer
-        status = answer.status_code
+        response = await self._call("POST", self._url or "", body)
+        if isinstance(response, Failed):
+            return response
+        status = response.status
         if 200 <= status < 300:
-            return Launched(_runner_bot_id(_json(answer.body)))
-        if _is_duplicate(answer):
+            return Launched(_runner_bot_id(response.json_object() or {}))
+        if _is_duplicate(response):
             return await self._look_up(whole.state, is_known=True) or Launched(None)
         if "join_at" in body and whole.state.join_at <= utcnow() and 400 <= status < 500:
             # It was in the future when it was sent, and a runner refuses one in the past.
-            return self._failed(answer, is_unclear=False)
+            return self._failed(response, is_unclear=False)
         if 400 <= status < 500 and status not in _LATER:
-            return Refused(status, self._text(answer.body))
+            return Refused(status, self._text(response.body))
         # A runner that is not ready made no bot; one that fails may have done so after making it.
-        return self._failed(answer, is_unclear=status == 408 or (status >= 500 and status != 503))
+        return self._failed(response, is_unclear=status == 408 or (status >= 500 and status != 503))
 
     async def _look_up(self, bot: BotState, *, is_known: bool = False) -> Launched | NotThere | None:
         """Whether the runner has the bot, and by which id; None where it does not tell."""
         query = urlencode({"deduplication_key": bot.id})
-        answer = await self._call("GET", f"{self._url}?{query}", None)
-        if isinstance(answer, Failed) or answer.status_code != 200:
+        response = await self._call("GET", f"{self._url}?{query}", None)
+        if isinstance(response, Failed) or response.status != 200:
             return None
-        listed = _json(answer.body)
+        listed = response.json_object() or {}
         results = listed.get("results")
         if not isinstance(results, list):
             return None
@@ -153,7 +143,7 @@ class Launcher:
         # A runner that does not know the filter lists other bots, and this one may be on the next page.
         return NotThere() if not results and not is_known else None
 
-    async def _call(self, method: str, url: str, body: dict[str, Any] | None) -> _Answer | Failed:
+    async def _call(self, method: str, url: str, body: dict[str, Any] | None) -> Response | Failed:
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         if self._api_key is not None:
             headers["Authorization"] = f"Token {self._api_key}"
@@ -161,27 +151,33 @@ class Launcher:
             headers["Content-Type"] = "application/json"
         content = orjson.dumps(body) if body is not None else None
         try:
-            async with (
-                asyncio.timeout(_CALL_WITHIN_SECONDS),
-                self._client.stream(method, url, content=content, headers=headers) as response,
-            ):
-                return _Answer(response.status_code, response.headers, await _read_start(response))
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as err:
-            return Failed(f"No connection to the runner ({type(err).__name__}).", is_unclear=False)
-        except (TimeoutError, httpx.TimeoutException):
-            return Failed("The runner did not answer in time.", is_unclear=True)
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as err:
-            # The error's own text may name addresses inside.
-            return Failed(f"The connection to the runner broke ({type(err).__name__}).", is_unclear=True)
+            # The start of the response is enough.
+            return await fetch(
+                self._client,
+                method,
+                url,
+                headers=headers,
+                content=content,
+                max_bytes=_READ_AT_MOST_BYTES,
+                deadline_seconds=_CALL_WITHIN_SECONDS,
+                decode=False,
+                truncate=True,
+            )
+        except FetchFailed as err:
+            if err.stage == "connect":
+                return Failed(f"No connection to the runner ({err.cause}).", is_unclear=False)
+            if err.code == "timeout":
+                return Failed("The runner did not answer in time.", is_unclear=True)
+            return Failed(f"The connection to the runner broke ({err.cause}).", is_unclear=True)
 
-    def _failed(self, answer: _Answer, *, is_unclear: bool) -> Failed:
-        status = answer.status_code
+    def _failed(self, response: Response, *, is_unclear: bool) -> Failed:
+        status = response.status
         return Failed(
             f"The runner answered {status}.",
             is_unclear=is_unclear,
             status_code=status,
-            response=self._text(answer.body),
-            retry_after=retry_after(answer.headers),
+            response=self._text(response.body),
+            retry_after=retry_after(response.headers),
         )
 
     def _text(self, body: bytes) -> str:
@@ -237,33 +233,14 @@ def _order(whole: WholeBot, *, with_join_at: bool) -> dict[str, Any]:
     return theirs | {name: value for name, value in ours.items() if value is not None}
 
 
-def _is_duplicate(answer: _Answer) -> bool:
+def _is_duplicate(response: Response) -> bool:
     """Whether the runner refuses since it has a bot with this deduplication key (Attendee: a 400 that says so)."""
-    words = answer.body.lower()
-    return answer.status_code == 409 or (
-        answer.status_code == 400 and b"deduplication" in words and b"already" in words
+    words = response.body.lower()
+    return response.status == 409 or (
+        response.status == 400 and b"deduplication" in words and b"already" in words
     )
-
-
-def _json(body: bytes) -> dict[str, Any]:
-    """A JSON object, or {} for anything else."""
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _runner_bot_id(found: dict[str, Any]) -> str | None:
     value = found.get("id")
     return value[:_LONGEST_RUNNER_ID] if isinstance(value, str) else None
-
-
-async def _read_start(response: httpx.Response) -> bytes:
-    """At most 64 kB of the answer; the rest is not read."""
-    start = b""
-    async for chunk in response.aiter_raw():
-        start += chunk[: _READ_AT_MOST_BYTES - len(start)]
-        if len(start) >= _READ_AT_MOST_BYTES:
-            break
-    return start

@@ -1,4 +1,4 @@
-"""Routes of events (contract 4). Answers are built as bytes; the response models are for OpenAPI."""
+"""Routes of events. Responses are built as bytes; the response models document them in OpenAPI."""
 
 from typing import Annotated
 

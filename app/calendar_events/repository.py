@@ -1,4 +1,4 @@
-"""SQL of events, for reading. Writing them is the sync's (app/sync/repository.py)."""
+"""SQL of the lists of events that the API shows. app/events/writer.py writes events."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import (
+    JSON,
     ColumnElement,
     DateTime,
     FromClause,
@@ -22,42 +23,21 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeEngine
 
 from app.bots.repository import bots_of
+from app.calendar_events.schemas import CalendarEventRead
 from app.core.db import AnySession, ReadSession
 from app.core.pagination import Cursor, Ordering, Page, page_of, seek_values
 from app.models import Calendar, CalendarEvent
 
-# Those of TIMES and JSON_TEXTS are selected in a form of their own; the order is that of CalendarEventRead.
-FIELDS = (
-    "id",
-    "calendar_id",
-    "platform_uuid",
-    "meeting_url",
-    "meeting_platform",
-    "start_time",
-    "end_time",
-    "is_deleted",
-    "attendees",
-    "ical_uid",
-    "name",
-    "raw",
-    "bots",
-    "created_at",
-    "updated_at",
-    "is_all_day",
-    "timezone",
-    "location",
-    "description",
-    "organizer",
-    "response_status",
-    "recurring_event_id",
-    "original_start_time",
-)
-TIMES = ("start_time", "end_time", "created_at", "updated_at", "original_start_time")
-JSON_TEXTS = ("attendees", "raw", "organizer")
+_TABLE = CalendarEvent.__table__.c
+
+# What the API shows of a row, in its order. TIMES and JSON_TEXTS are selected in a form of their own.
+FIELDS = tuple(CalendarEventRead.model_fields)
+TIMES = tuple(name for name in FIELDS if name in _TABLE and isinstance(_TABLE[name].type, DateTime))
+JSON_TEXTS = tuple(name for name in FIELDS if name in _TABLE and isinstance(_TABLE[name].type, JSON))
 
 
 def _selected(event: FromClause, name: str) -> ColumnElement[Any]:
-    """JSON as the text that it is stored as, and times naive in UTC: half the work to write either out."""
+    """Select JSON as the text that it is stored as, and times naive in UTC: both are cheaper to write out."""
     if name == "bots":
         return bots_of(event.c.id).label(name)
     if name in JSON_TEXTS:
@@ -102,22 +82,22 @@ _BOUNDS: Mapping[str, Mapping[str, str]] = {
     "start_from": {name: f"{_KEYS[name]} >= :start_from" for name in ("start_time", "end_time")},
     "end_until": {name: f"{_KEYS[name]} <= :end_until" for name in ("start_time", "end_time")},
 }
-# The key whose index leads to the rows of a filter, where the ordering's own does not; the narrowest first. That
-# little is younger than `updated_before`, so that it is none of them.
+# The key whose index leads to the rows of a filter, if the ordering's own does not; the narrowest first.
+# `updated_before` is none of them, because little is newer than it.
 _RANGES: Mapping[str, str] = {
     "updated_from": "updated_at",
     "start_from": "start_time",
     "end_until": "end_time",
 }
-# Where filters do not bound the key: how many rows are looked at first, and how much further if that was too few.
+# Where filters do not bound the key: rows to look at first, and the factor if they were too few.
 _LOOK_AT = 500
 _FURTHER = 4
-# A range is worth more rows: that of a week or of what is coming up has an end, and the list's order may lead nowhere.
+# More rows are read of a range: a week has an end, and the list's order may have few rows of it.
 _RANGE_FACTOR = 2
 
 
 async def find_event(session: AnySession, project_id: str, event_id: str) -> Row[Any] | None:
-    """A row of FIELDS."""
+    """Find a row of FIELDS; None if the project has no such event."""
     event = CalendarEvent.__table__
     statement = _read(event).where(
         event.c.project_id == project_id,
@@ -137,7 +117,7 @@ async def list_events(
     cursor_text: str | None,
     limit: int,
 ) -> Page[Row[Any]]:
-    """Rows of FIELDS, in one statement; few more where filters and ordering have no index in common.
+    """Read a page of rows of FIELDS, in one statement; a few more if filters and ordering share no index.
 
     Raises BadQuery for a bad cursor.
 
@@ -170,7 +150,7 @@ async def list_events(
     return page_of(rows, ordering, cursor, limit, place=place)
 
 
-# Where an event stands in a list.
+# The place of an event in a list.
 _PLACES: Mapping[str, TypeEngine[Any]] = {"id": Text(), "sort_key": DateTime(timezone=True)}
 
 
@@ -178,17 +158,17 @@ _PLACES: Mapping[str, TypeEngine[Any]] = {"id": Text(), "sort_key": DateTime(tim
 def _page_statement(
     filters: frozenset[str], ordering_name: str, kind: Cursor | None, limit: int, look_at: int
 ) -> Select[Any]:
-    """The statement for these filters and any cursor of this kind. All values are parameters, save how many rows.
+    """Build the statement for these filters and any cursor of this kind. All values but the limits are parameters.
 
-    First the places of the page are found, by index alone where that is possible, then their rows are read.
-    Kept, since building and analysing it takes a third of the time that the API spends on reading a page.
+    First the places of the page are found, by index alone if possible, then their rows are read. It is cached, because
+    building it takes a third of the time that the API spends on reading a page.
     """
     descending = ordering_name.startswith("-") != (kind is not None and kind.backward)
     name = ordering_name.removeprefix("-")
     page = text(_places(filters, name, kind, descending=descending, limit=limit, look_at=look_at))
     place = page.columns(**_PLACES).cte("page")
     event = CalendarEvent.__table__
-    # OFFSET 0: the rows are looked up by their ids, one by one, whatever the planner thinks of their number.
+    # OFFSET 0: the rows are looked up by their ids, one by one, whatever number the planner expects.
     row = select(event).where(event.c.id == place.c.id).offset(literal_column("0")).lateral("event")
     keys = [place.c.sort_key, place.c.id]
     order = [key.desc() for key in keys] if descending else [key.asc() for key in keys]
@@ -198,14 +178,14 @@ def _page_statement(
 def _places(
     filters: frozenset[str], name: str, kind: Cursor | None, *, descending: bool, limit: int, look_at: int
 ) -> str:
-    """SQL that selects (id, sort_key) of a page in its order, and reads only what an index leads to.
+    """Build SQL that selects (id, sort_key) of a page in its order, and reads only rows that an index leads to.
 
     - A filter by UID has its own index; its rows are sorted.
-    - Else the index of the ordering is read from the cursor, or from where the filters bound its key, on.
-    - Filters that do not bound that key may leave few of its rows, far apart. So only `look_at` rows are looked at
-      in the list's order (`near`); if these are not enough, and not all, as many in the range of such a filter, by
+    - Else the index of the ordering is read, from the cursor or from the filters' bound of its key.
+    - Filters that do not bound that key may leave few of its rows, far apart. Then `look_at` rows are read in the
+      list's order (`near`). If these are neither enough nor all, as many are read in the range of such a filter, by
       that range's own index (`far`). If that is not all of the range either, a row of nulls asks for a larger
-      `look_at`. So a page costs a multiple of the cheaper one of both ways, however the rows are distributed.
+      `look_at`. The cost is a multiple of the cheaper way, however the rows are distributed.
     """
     order = "DESC" if descending else "ASC"
     by_place = f"ORDER BY sort_key {order}, id {order} LIMIT"
@@ -258,7 +238,7 @@ def _places(
 
 
 def _fit(filters: Sequence[str], further: Sequence[str]) -> str:
-    """Whether a row fits all filters; within coalesce, so that the planner does not expect few rows of it."""
+    """Build the condition of all filters; within coalesce, so that the planner does not expect few rows."""
     conditions = [_EVENT_FILTERS[name] for name in filters]
     conditions += [
         bound for name in filters if name in {"start_from", "end_until"} for bound in _BOUNDS[name].values()
@@ -266,7 +246,7 @@ def _fit(filters: Sequence[str], further: Sequence[str]) -> str:
     return f"coalesce({' AND '.join([*conditions, *further]) or 'true'}, false)"
 
 
-# Calendars that are gone, whose events a worker is clearing away. Asked once for a page, and mostly none.
+# Deleted calendars whose events a worker still has to delete: mostly none.
 _NOT_OF_DELETED = "e.calendar_id <> ALL (ARRAY(SELECT d.calendar_id FROM deleted_calendars d WHERE d.project_id = :project_id))"
 
 
@@ -274,17 +254,17 @@ def _scope(filters: frozenset[str]) -> str:
     of_calendar = [_CALENDAR_FILTERS[name] for name in sorted(filters & _CALENDAR_FILTERS.keys())]
     if not of_calendar:
         return "e.project_id = :project_id"
-    # The calendar is of the project, so the events need not be asked: the planner then has but the indexes of
-    # calendars, and cannot walk through a whole project's events in search of one calendar's.
+    # The calendar is of the project, so the events need no condition: the planner then has only the indexes of
+    # calendars, and cannot read a whole project's events for those of one calendar.
     calendar_id = _select("c.id", ["c.project_id = :project_id", *of_calendar], "calendars AS c")
     scope = f"e.calendar_id = ({calendar_id})"
     return f"{scope} AND e.project_id = :project_id" if "ical_uid" in filters else scope
 
 
 def _of_each_kind(filters: frozenset[str], columns: str, conditions: Sequence[str], ending: str) -> str:
-    """The first rows of each kind: live and deleted events are apart in the indexes.
+    """Build SQL of the first rows of each kind: the indexes keep live and deleted events apart.
 
-    Each has the limit of the whole, so that no plan is sensible but to read the index for so many rows.
+    Each kind has the limit of the whole, so that the planner reads the index.
     """
     kinds = (
         ["e.is_deleted = :is_deleted"] if "is_deleted" in filters else ["NOT e.is_deleted", "e.is_deleted"]

@@ -1,4 +1,4 @@
-"""Requests and answers about events (contract 4)."""
+"""Requests and responses about events."""
 
 from typing import Annotated, Any, Literal, get_args
 
@@ -28,7 +28,7 @@ OrderingName = Literal[
 
 def _known_ordering(value: Any) -> Any:
     if value not in get_args(OrderingName):
-        # The words of Attendee, whose clients may look for them.
+        # The text of the same error of Attendee, whose clients may look for it.
         sentence = f"Invalid ordering. Allowed values: {', '.join(get_args(OrderingName))}"
         raise PydanticCustomError("whole_sentence", "{sentence}", {"sentence": sentence})
     return value
@@ -66,7 +66,7 @@ class CalendarEventRead(BaseModel):
     start_time: OutputTime | None
     end_time: OutputTime | None = Field(description="Exclusive.")
     is_deleted: bool = Field(
-        description="Gone at the provider. The row stays, so that clients see the change."
+        description="Deleted at the provider. The row stays, so that clients see the change."
     )
     attendees: list[AttendeeRead]
     ical_uid: str | None

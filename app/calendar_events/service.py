@@ -1,4 +1,4 @@
-"""Reading events, and their form in answers (contract 4). Writing hosted ones is app/hosted/."""
+"""Lists of events and single events, in the form of the API. app/hosted/ writes hosted events."""
 
 from datetime import UTC
 from typing import Any
@@ -21,10 +21,10 @@ PAGE_SIZE = 100
 
 
 async def list_events(session: ReadSession, project_id: str, query: CalendarEventsQuery) -> Page[Row[Any]]:
-    """A page of rows for `event_body`, at most two statements. Raises BadQuery for a bad cursor.
+    """Read a page of rows for `event_body`, in two statements at most. Raises BadQuery for a bad cursor.
 
-    Over a whole project, changes that an older one in flight could still undercut are held back
-    (app/events/visibility.py); within a calendar there are none.
+    Over a whole project, changes are held back while an older one may still become visible
+    (docs/adr/0001-visibility-of-changes.md). Lists of one calendar need no such wait.
     """
     if query.finds_nothing:
         return Page([], None, None)
@@ -53,7 +53,7 @@ async def list_events(session: ReadSession, project_id: str, query: CalendarEven
 
 
 async def get_event(session: AnySession, project_id: str, event_id: str) -> Row[Any]:
-    """A row for `event_body`. Raises CalendarEventNotFound."""
+    """Read a row for `event_body`. Raises CalendarEventNotFound."""
     row = await repository.find_event(session, project_id, event_id)
     if row is None:
         raise CalendarEventNotFound
@@ -61,7 +61,7 @@ async def get_event(session: AnySession, project_id: str, event_id: str) -> Row[
 
 
 async def get_exported(session: AnySession, project_id: str, event_id: str) -> ExportedEvent:
-    """The event in the form of app/ical/export.py. Raises CalendarEventNotFound; BadQuery if it has no start."""
+    """Read an event for app/ical/export.py. Raises CalendarEventNotFound; BadQuery if it has no start."""
     row = await get_event(session, project_id, event_id)
     if row.start_time is None:
         raise BadQuery(
@@ -92,7 +92,7 @@ async def get_exported(session: AnySession, project_id: str, event_id: str) -> E
 
 
 def _exported_person(person: dict[str, Any]) -> ExportedPerson:
-    """From an organizer or attendee as it is stored."""
+    """Convert an organizer or attendee as it is stored."""
     return ExportedPerson(
         email=person["email"],
         name=person["name"],
@@ -103,7 +103,7 @@ def _exported_person(person: dict[str, Any]) -> ExportedPerson:
 
 
 def event_body(row: Row[Any]) -> dict[str, Any]:
-    """The event for orjson: times as text, and JSON columns embedded as the text that they are."""
+    """Return the event for orjson: times as text, JSON columns embedded as the text that they are."""
     body = dict(zip(FIELDS, row, strict=True))
     for name in TIMES:
         at = body[name]

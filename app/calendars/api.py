@@ -91,22 +91,18 @@ async def create_calendar(
     identity = None
     if isinstance(body, LocalCalendarCreate):
         # The call to Messages comes before the transaction begins: none is open during a network call.
-        first = await idempotent.first_answer(state.read_sessions)
-        if first is not None:
-            return first
+        stored = await idempotent.find_stored(state.read_sessions)
+        if stored is not None:
+            return stored
         identity = await _identity_of_new(messages, body)
 
-    async def work() -> bytes:
+    async def work() -> CalendarRead:
         if isinstance(body, LocalCalendarCreate):
-            local = await service.create_local_calendar(session, project_id, body, identity)
-            return local.model_dump_json().encode()
+            return await service.create_local_calendar(session, project_id, body, identity)
         allows_http = state.settings.allows_http_feed
-        calendar = await service.create_calendar(
-            session, state.box, project_id, body, allows_http=allows_http
-        )
-        return calendar.model_dump_json().encode()
+        return await service.create_calendar(session, state.box, project_id, body, allows_http=allows_http)
 
-    return await idempotent.once(work, status_code=201)
+    return await idempotent.once(work)
 
 
 async def _identity_of_new(messages: Messages, body: LocalCalendarCreate) -> dict[str, Any] | None:
@@ -226,8 +222,8 @@ async def sync_calendar(
     fail, the pause is one minute, and 5 minutes for a feed.
     """
 
-    async def work() -> bytes:
+    async def work() -> SyncQueued:
         await service.queue_sync(session, project_id, calendar_id)
-        return SyncQueued().model_dump_json().encode()
+        return SyncQueued()
 
     return await idempotent.once(work, status_code=202)

@@ -4,6 +4,7 @@ It changes nothing. Every network check has a short deadline.
 """
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, timedelta
@@ -19,8 +20,8 @@ from app.cli.errors import DATABASE_ERRORS, explain_database_error
 from app.cli.keys import BROKEN_HELP
 from app.core.crypto import SecretBox
 from app.core.db import Sessions, create_engine, create_sessions, reading
+from app.core.fetch import FetchFailed, Response, fetch
 from app.core.http import httpx, is_public_address, operator_client
-from app.core.http_json import load_json
 from app.health import overview
 from app.keys.service import inspect
 from app.mail.smtp import connected, is_in_the_clear
@@ -29,6 +30,7 @@ from migrations.revisions import head_revision, is_behind
 
 _OLDEST_POSTGRES = (14,)
 _LIMIT_SECONDS = 5.0
+_LARGEST_RESPONSE_BYTES = 1024 * 1024
 _SECRETS_OPENED = 1000  # of each kind
 _OUTAGES_SHOWN = 10
 
@@ -285,14 +287,12 @@ async def _push(settings: Settings, client: httpx.AsyncClient) -> list[Finding]:
             if not is_public_address(host):
                 text = f"providers cannot reach {host}: set APP_URL to this service's public name."
                 return [Finding("push", False, text)]
-        response = await client.get(f"{url}/healthz")
-    except httpx.HTTPError as err:
-        reason = str(err) or type(err).__name__
-        text = f"{url} does not answer from here ({reason}); providers must reach it."
+        response = await _request(client, "GET", f"{url}/healthz")
+    except FetchFailed as err:
+        text = f"{url} does not answer from here ({err.reason}); providers must reach it."
         return [_note("push", text)]
-    is_ours = response.status_code == 200 and _is_json(response)
-    if not is_ours or load_json(response.content).get("status") != "ok":
-        text = f"{url}/healthz is answered ({response.status_code}), but not by calbridge: check APP_URL and the proxy."
+    if response.status != 200 or (response.json_object() or {}).get("status") != "ok":
+        text = f"{url}/healthz is answered ({response.status}), but not by calbridge: check APP_URL and the proxy."
         return [Finding("push", False, text)]
     return [Finding("push", True, f"{url} reaches this service")]
 
@@ -315,15 +315,16 @@ async def _reachable(settings: Settings, client: httpx.AsyncClient) -> list[Find
     async def look(name: str, address: str) -> Finding:
         host = urlsplit(address).netloc.rpartition("@")[2]
         try:
-            response = await client.get(address)
-        except httpx.HTTPError as err:
-            reason = str(err) or type(err).__name__
-            text = f"{host} does not answer ({reason}). Check the network, DNS and firewall, or the setting."
+            response = await _request(client, "GET", address)
+        except FetchFailed as err:
+            text = (
+                f"{host} does not answer ({err.reason}). Check the network, DNS and firewall, or the setting."
+            )
             platform = name.partition("_")[0].lower()
             if platform in {"google", "microsoft"} - used:
                 return _note(name, f"{text} No calendar or OAuth app needs it so far.")
             return Finding(name, False, text)
-        return Finding(name, True, f"{host} answers ({response.status_code})")
+        return Finding(name, True, f"{host} answers ({response.status})")
 
     return await asyncio.gather(*(look(name, address) for name, address in addresses.items()))
 
@@ -340,29 +341,41 @@ async def _messages(settings: Settings, client: httpx.AsyncClient) -> list[Findi
         "X-Channel-Id": settings.messages_channel_id,
     }
     try:
-        mailboxes = await client.get(
-            f"{base}/provisioning/mailboxes/", params={"email": "doctor@calbridge.invalid"}, headers=headers
+        mailboxes = await _request(
+            client, "GET", f"{base}/provisioning/mailboxes/?email=doctor@calbridge.invalid", headers=headers
         )
         # Without sender, recipients and text this is refused with 400, but only after the scope was checked.
-        submit = await client.post(
-            f"{base}/submit/", content=b"", headers={**headers, "Content-Type": "message/rfc822"}
+        submit = await _request(
+            client, "POST", f"{base}/submit/", headers={**headers, "Content-Type": "message/rfc822"}
         )
-    except httpx.HTTPError as err:
-        text = f"no answer ({str(err) or type(err).__name__}). Check MESSAGES_API_URL."
+    except FetchFailed as err:
+        text = f"no answer ({err.reason}). Check MESSAGES_API_URL."
         return [Finding("Messages", False, text)]
     return [
         # A page with 200 is of somebody else.
-        _scope("mailboxes:read", mailboxes.status_code if _is_json(mailboxes) else 404, fine=200),
-        _scope("messages:send", submit.status_code, fine=400),
+        _scope("mailboxes:read", mailboxes.status if _is_json(mailboxes) else 404, fine=200),
+        _scope("messages:send", submit.status, fine=400),
     ]
 
 
-def _is_json(response: httpx.Response) -> bool:
-    """Whether a good answer is JSON; a bad one tells by its status alone."""
-    try:
-        return not response.is_success or isinstance(load_json(response.content), dict)
-    except ValueError:
-        return False
+async def _request(
+    client: httpx.AsyncClient, method: str, url: str, *, headers: Mapping[str, str] | None = None
+) -> Response:
+    """One request whose response is only looked at briefly. Raises FetchFailed."""
+    return await fetch(
+        client,
+        method,
+        url,
+        headers=headers,
+        max_bytes=_LARGEST_RESPONSE_BYTES,
+        deadline_seconds=_LIMIT_SECONDS,
+        truncate=True,
+    )
+
+
+def _is_json(response: Response) -> bool:
+    """Whether a successful response is JSON; the status alone decides about any other."""
+    return not 200 <= response.status < 300 or response.json_object() is not None
 
 
 def _scope(scope: str, status_code: int, *, fine: int) -> Finding:

@@ -150,7 +150,7 @@ def worker(
     import uvloop
 
     from app.core.logging import configure_logging
-    from workers.main import run_worker
+    from workers.process import run_worker
     from workers.status import serving_status
 
     configure_logging(level=settings.log_level, json=settings.environment == "production")

@@ -1,16 +1,17 @@
 """Engine, transactions, and the only place that commits.
 
-One request or one step of a job is one transaction; application code never commits. Reads and writes have
-different session types, so that mypy sees a write through a read session.
+A request, or one step of a job, is one transaction. Features never commit. Reads and writes have different session
+types, so that mypy finds a write through a read session.
 """
 
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import NewType
+from typing import Any, NewType, cast
 
 import asyncpg
 import orjson
+from sqlalchemy import CursorResult, TextClause, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import NullPool
@@ -22,25 +23,26 @@ ReadSession = NewType("ReadSession", AsyncSession)
 AnySession = Session | ReadSession
 Sessions = async_sessionmaker[AsyncSession]
 
-# What a statement raises where the database is away, or takes too long.
-AWAY = (SQLAlchemyError, OSError, TimeoutError)
+# What a statement raises if the database is unavailable or takes too long.
+DATABASE_UNAVAILABLE = (SQLAlchemyError, OSError, TimeoutError)
 
-# PostgreSQL itself ends a transaction that waits for something else than the database, such as the network.
+# PostgreSQL ends a transaction that waits for anything but the database, such as the network.
 _LIMITS = {
     "statement_timeout": "30000",
     "lock_timeout": "5000",
     "idle_in_transaction_session_timeout": "15000",
 }
 
+_BATCH_ROWS = 1_000
 _AFTER_COMMIT = "after_commit"  # key in Session.info
 
-_DIALECT = "postgresql+asyncpg://"  # where to connect is asyncpg's own business: see _connecting
+_DIALECT = "postgresql+asyncpg://"  # without an address: see _connecting
 
 
 def create_engine(value: str, *, pool_size: int = 10, pool_timeout: float = 10) -> AsyncEngine:
-    """Connections to DATABASE_URL. Raises ValueError with a sentence for a URL that cannot be used.
+    """Make an engine for a DATABASE_URL. Raises ValueError with a sentence for a URL that cannot be used.
 
-    `pool_timeout`: seconds to wait for a connection while all of them, half of `pool_size` more, are in use.
+    It opens up to 1.5 times `pool_size` connections. `pool_timeout`: seconds to wait for one while all are in use.
     """
     return create_async_engine(
         _DIALECT,
@@ -56,7 +58,7 @@ def create_engine(value: str, *, pool_size: int = 10, pool_timeout: float = 10) 
 
 
 def create_migration_engine(value: str) -> AsyncEngine:
-    """As `create_engine`, for statements that take as long as they take. It keeps no connection."""
+    """Make an engine without time limits for statements. It keeps no connection."""
     return create_async_engine(_DIALECT, async_creator=_connecting(value, {}), poolclass=NullPool)
 
 
@@ -78,8 +80,8 @@ def _connecting(
         except ConnectionError:
             raise
         except OSError as err:
-            # No such name, no way to the host, no answer in time, a certificate that is not believed.
-            raise ConnectionError(str(err) or "no answer in time") from err
+            # The name does not resolve, the host is unreachable or silent, or its certificate is not trusted.
+            raise ConnectionError(str(err) or "no response in time") from err
 
     return connect
 
@@ -115,6 +117,34 @@ async def transaction(sessions: Sessions) -> AsyncIterator[Session]:
 
 @asynccontextmanager
 async def reading(sessions: Sessions) -> AsyncIterator[ReadSession]:
-    """A session for reading only; whatever it did is rolled back."""
+    """A session for reading only. Anything that it did is rolled back."""
     async with sessions() as session:
         yield ReadSession(session)
+
+
+async def delete_in_batches(sessions: Sessions, table: str, condition: str, values: Mapping[str, Any]) -> int:
+    """Delete the rows of `table` for which `condition` holds, each batch in a transaction of its own; how many.
+
+    Both are SQL text with parameters for `values`, and must be constants. `condition` may end with ORDER BY. Rows that
+    another transaction has locked are left.
+    """
+    statement = text(
+        f"""
+        DELETE FROM {table} WHERE ctid = ANY(ARRAY(
+            SELECT ctid FROM {table} WHERE {condition}
+            LIMIT :limit FOR UPDATE SKIP LOCKED))
+        """  # noqa: S608 - constants
+    )
+    return await run_in_batches(sessions, statement, values)
+
+
+async def run_in_batches(sessions: Sessions, statement: TextClause, values: Mapping[str, Any]) -> int:
+    """Repeat a statement with the parameter `:limit` until it changes fewer rows than that; how many in all."""
+    total = 0
+    while True:
+        async with transaction(sessions) as session:
+            done = await session.execute(statement, {**values, "limit": _BATCH_ROWS})
+        changed = cast("CursorResult[Any]", done).rowcount
+        total += changed
+        if changed < _BATCH_ROWS:
+            return total

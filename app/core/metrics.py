@@ -1,6 +1,6 @@
 """Prometheus metrics of a process, or of several that share PROMETHEUS_MULTIPROC_DIR.
 
-Gauges over all rows are read from the database by app/health/. Labels take few values: never an id or an address.
+app/health/gauges.py reads gauges over all rows from the database. Labels take few values: never an id or an address.
 """
 
 import os
@@ -12,7 +12,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 HTTP_SECONDS = Histogram(
     "calbridge_http_request_seconds",
-    "Time to answer a request",
+    "Time to respond to a request",
     ["method", "route", "status"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
 )
@@ -46,7 +46,7 @@ INVITATION_MAILS = Counter(
 )
 INVITATION_MAILS_UNSAFE = Counter(
     "calbridge_invitation_mails_unsafe_total",
-    "Mails that were not sent because somebody else than their recipient could be read in them",
+    "Mails that were not sent because they named someone other than their recipient",
 )
 INBOUND_REPLIES = Counter(
     "calbridge_inbound_replies_total",
@@ -63,24 +63,24 @@ DELIVERY_SECONDS = Histogram(
 )
 WORK_IN_PROGRESS = Gauge(
     "calbridge_work_in_progress",
-    "Items that workers have under way",
+    "Items that workers are handling",
     ["work"],
     multiprocess_mode="livesum",
 )
 WORK_SLOTS = Gauge(
     "calbridge_work_slots",
-    "Items that workers can have under way at once",
+    "Items that workers can handle at once",
     ["work"],
     multiprocess_mode="livesum",
 )
 WORK_FAILURES = Counter(
     "calbridge_work_failures_total",
-    "Claims that failed, and items that ended with an error nobody expected",
+    "Claims that failed, and items that ended with an unexpected error",
     ["work", "step"],
 )
 EVENT_LOOP_DELAY = Histogram(
     "calbridge_event_loop_delay_seconds",
-    "How much too late a worker's event loop came round, looked at every second",
+    "Delay of a worker's event loop, measured every second",
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
 )
 
@@ -90,24 +90,24 @@ _SHARED_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 def render() -> bytes:
     """All metrics as Prometheus text: of this process, or of all that share PROMETHEUS_MULTIPROC_DIR.
 
-    What processes counted that have ended since stays in the totals, so that these never shrink.
+    Totals include processes that have ended, so that they never shrink.
     """
     directory = os.environ.get(_SHARED_DIRECTORY)
     if not directory:
         return generate_latest(REGISTRY)
-    _forget_gauges_of_the_dead(Path(directory))
+    _remove_gauges_of_ended_processes(Path(directory))
     registry = CollectorRegistry()
     MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call]
     return generate_latest(registry)
 
 
-def _forget_gauges_of_the_dead(directory: Path) -> None:
+def _remove_gauges_of_ended_processes(directory: Path) -> None:
     # gauge_livesum_1234.db: the last part is the process id.
     for process_id in {int(path.stem.rpartition("_")[2]) for path in directory.glob("gauge_live*.db")}:
         try:
             os.kill(process_id, 0)
         except ProcessLookupError:
-            # Another process may be answering a scrape, too.
+            # Another process may be serving a scrape, too.
             with suppress(FileNotFoundError):
                 mark_process_dead(process_id, str(directory))  # type: ignore[no-untyped-call]
         except PermissionError:

@@ -1,4 +1,4 @@
-"""Rate limits in Redis, shared by all processes. While Redis is away, each process counts for itself."""
+"""Rate limits in Redis, shared by all processes. While Redis is unavailable, each process counts for itself."""
 
 import asyncio
 import math
@@ -12,15 +12,15 @@ from limits.errors import StorageError
 from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
-# Redis away costs one request this long, and then none for a while.
-_WITHIN_SECONDS = 0.5
-_AGAIN_AFTER_SECONDS = 5.0
+# While Redis is unavailable, one request in five seconds waits for it, this long.
+_TIMEOUT_SECONDS = 0.5
+_RETRY_AFTER_SECONDS = 5.0
 
 log = structlog.get_logger()
 
 
 class RateLimiter:
-    """Approximate sliding windows; one per process."""
+    """Approximate sliding windows. One per process."""
 
     def __init__(self, redis_url: str, *, prefix: str) -> None:
         self._pool = ConnectionPool.from_url(redis_url, socket_connect_timeout=1, socket_timeout=1)
@@ -28,36 +28,36 @@ class RateLimiter:
             ("async+redis+" if redis_url.startswith("unix:") else "async+") + redis_url,
             implementation="redispy",
             key_prefix=f"calbridge:{prefix}",
-            connection_pool=self._pool,  # type: ignore[arg-type] # handed on to redis-py as it is
+            connection_pool=self._pool,  # type: ignore[arg-type] # limits passes it to redis-py
         )
         self._shared = SlidingWindowCounterRateLimiter(storage)
         self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._ask_redis_at = 0.0  # on the clock of `time.monotonic`
-        self._is_away = False
+        self._is_unavailable = False
 
     async def hit(self, item: RateLimitItem, *keys: str) -> bool:
-        """Counts one, and tells whether it is within the limit."""
+        """Count one hit of `keys`. Returns whether it is within the limit."""
         if time.monotonic() >= self._ask_redis_at:
             try:
-                async with asyncio.timeout(_WITHIN_SECONDS):
+                async with asyncio.timeout(_TIMEOUT_SECONDS):
                     is_within = await self._shared.hit(item, *keys)
             except (RedisError, StorageError, OSError, TimeoutError) as err:
-                self._ask_redis_at = time.monotonic() + _AGAIN_AFTER_SECONDS
-                if not self._is_away:
+                self._ask_redis_at = time.monotonic() + _RETRY_AFTER_SECONDS
+                if not self._is_unavailable:
                     log.warning("rate_limit_not_shared", error=type(err).__name__)
-                self._is_away = True
+                self._is_unavailable = True
             else:
-                if self._is_away:
+                if self._is_unavailable:
                     log.info("rate_limit_shared_again")
-                self._is_away = False
+                self._is_unavailable = False
                 return is_within
         return await self._own.hit(item, *keys)
 
     async def retry_after(self, item: RateLimitItem, *keys: str) -> int:
-        """Seconds until the next one may be within the limit, of keys that are over it."""
+        """Seconds until a hit of `keys`, which are over the limit, may be within it again."""
         limiter = self._shared if time.monotonic() >= self._ask_redis_at else self._own
         try:
-            async with asyncio.timeout(_WITHIN_SECONDS):
+            async with asyncio.timeout(_TIMEOUT_SECONDS):
                 stats = await limiter.get_window_stats(item, *keys)
         except (RedisError, StorageError, OSError, TimeoutError):
             return item.get_expiry()

@@ -6,15 +6,17 @@ A wake-up only saves time. What is due is in PostgreSQL, and workers look there 
 import asyncio
 import math
 import time
+from dataclasses import fields
 from datetime import UTC, datetime
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import orjson
 import structlog
-from arq.connections import ArqRedis
+from arq.connections import ArqRedis, RedisSettings
 from redis.asyncio import ConnectionPool
 from redis.asyncio.client import Pipeline
+from redis.asyncio.connection import parse_url
 from redis.exceptions import RedisError
 
 from app.core.db import Session
@@ -72,6 +74,17 @@ def connect_redis(url: str) -> ArqRedis:
         job_serializer=serialize_job,
         job_deserializer=deserialize_job,
         default_queue_name=ARQ_QUEUE,
+    )
+
+
+def redis_settings(url: str) -> RedisSettings:
+    """The same address as arq's settings. `RedisSettings.from_dsn` does not decode passwords."""
+    parts: dict[str, Any] = dict(parse_url(url))
+    names = {"path": "unix_socket_path", "db": "database"}
+    known = {field.name for field in fields(RedisSettings)}
+    values = {names.get(name, name): value for name, value in parts.items()}
+    return RedisSettings(
+        **{name: value for name, value in values.items() if name in known}, ssl=url.startswith("rediss:")
     )
 
 

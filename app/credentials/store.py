@@ -103,7 +103,7 @@ class _Row:
     access_token: str | None
 
 
-class CredentialsGone(ProviderError):
+class CredentialsDeleted(ProviderError):
     """The credentials were deleted while they were in use: the calendar is gone too."""
 
     code = "credentials_gone"
@@ -132,7 +132,7 @@ class CredentialStore:
         return CredentialTokens(self, credentials_id)
 
     async def load_feed_url(self, credentials_id: str) -> str:
-        """Raises CredentialsGone, ClientMisconfigured."""
+        """Raises CredentialsDeleted, ClientMisconfigured."""
         row, _ = await self._load(credentials_id)
         feed_url: str = row.secrets["feed_url"]
         return feed_url
@@ -154,7 +154,7 @@ class CredentialStore:
             try:
                 found = await _load_at(session, self._box, credentials_id)
                 if found is None:
-                    raise CredentialsGone("The credentials were deleted.")
+                    raise CredentialsDeleted("The credentials were deleted.")
                 stored, secrets, now = found
                 row = self._open(stored, secrets)
             except SealBroken as err:

@@ -1,28 +1,17 @@
-"""Pure: what `include_events` webhooks tell of a sync's changes (contract 6): each event, and old and new values."""
+"""Changed events as `include_events` webhooks state them, with old and new values (pure)."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from app.core.clock import isoformat
-from app.events.diff import EventWrite, attendees
+from app.events.diff import EventWrite
+from app.events.fields import NOTIFIED_FIELDS, notified_values
 from app.webhooks.service import ChangedEvent
 
 MOST = 50
 
-_FIELDS = (
-    "name",
-    "start_time",
-    "end_time",
-    "is_all_day",
-    "timezone",
-    "location",
-    "description",
-    "meeting_url",
-    "response_status",
-    "attendees",
-    "is_deleted",
-)
+_FIELDS = (*NOTIFIED_FIELDS, "is_deleted")
 
 
 def _plain(value: Any) -> Any:
@@ -30,8 +19,7 @@ def _plain(value: Any) -> Any:
 
 
 def _after(write: EventWrite) -> dict[str, Any]:
-    values = {name: getattr(write.event, name) for name in _FIELDS if name not in {"attendees", "is_deleted"}}
-    return {**values, "attendees": attendees(write.event), "is_deleted": write.is_deleted}
+    return {**notified_values(write.event), "is_deleted": write.is_deleted}
 
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -46,7 +34,10 @@ def describe_changes(
     deleted_ids: Sequence[str],
     before: Mapping[str, Mapping[str, Any]],
 ) -> list[ChangedEvent]:
-    """The first `MOST` changes. `ids` are those of `writes`; `before` has the stored rows' fields by id."""
+    """Describe the first `MOST` changes: `writes`, then `deleted_ids`.
+
+    `ids`: those of the rows of `writes`. `before`: the fields of the stored rows, by id.
+    """
     described: list[ChangedEvent] = []
     for write, event_id in zip(writes[:MOST], ids, strict=False):
         after = _after(write)

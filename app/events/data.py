@@ -37,12 +37,12 @@ class RemoteOrganizer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteEvent:
-    """One event, or one instance of a series, in the provider-neutral form (providers.md F.1).
+    """One event, or one instance of a series, in the form that all providers share.
 
-    Times are aware and in UTC, `end_time` exclusive; None where the provider gave nothing that can be read. An event
-    does not end before it starts: lists rely on it (app/calendar_events/repository.py), whatever the provider says.
-    `raw` is JSON text: the provider's own object after `app.events.raw.dump_raw`.
-    No text holds a NUL character; texts are cut at the lengths of `app.events.limits`.
+    Times are aware and in UTC, `end_time` exclusive; None if the provider sent none that can be read. An event does
+    not end before it starts, whatever the provider says: app/calendar_events/repository.py relies on it. `raw` is JSON
+    text: the provider's own object after `app.events.raw.dump_raw`. Texts have no NUL characters, and are cut at the
+    lengths of `app.events.limits`. app/events/fields.py makes the lists of columns of these fields.
     """
 
     platform_uuid: str
@@ -71,7 +71,7 @@ class RemoteEvent:
 
 @dataclass(frozen=True, slots=True)
 class KnownEvent:
-    """An event that is stored, as far as it takes to find it again."""
+    """A stored event, as far as it takes to ask a provider for it."""
 
     platform_uuid: str
     recurring_event_id: str | None = None
@@ -79,7 +79,7 @@ class KnownEvent:
 
 
 class CalendarRef(Protocol):
-    """Whose events are written: a `Claim`, or a local calendar whose row the caller has locked."""
+    """The calendar whose events are written: a claimed one, or a local one. The caller has locked its row."""
 
     @property
     def calendar_id(self) -> str: ...

@@ -1,4 +1,4 @@
-"""The longest texts that are kept of an event. Longer ones are cut, never refused: sync must go on."""
+"""The longest texts that are stored of an event. Longer ones are cut, so that the sync goes on."""
 
 PLATFORM_UUID = 1_024
 TITLE = 1_000
@@ -13,23 +13,28 @@ RAW_TOTAL_BYTES = 262_144
 
 
 def cut(value: object, length: int) -> str | None:
-    """`value` as text without NUL characters and lone surrogates, at most `length` characters; None if it is not text."""
+    """Cut a text to `length` characters, without NUL characters and lone surrogates; None if it is not text."""
+    if isinstance(value, str) and len(value) > length:
+        value = value[: length - 1] + "…"
+    return storable_text(value)
+
+
+def storable_text(value: object) -> str | None:
+    """As `cut`, in any length: for texts in which links are looked for, as half a link is another link."""
     if not isinstance(value, str):
         return None
-    if len(value) > length:
-        value = value[: length - 1] + "…"
     if "\x00" in value:
         value = value.replace("\x00", "")
     return value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
 
 
 def storable_key(value: object) -> str | None:
-    """An identifier that can be stored and indexed as it is, or None: a cut one could be another event's."""
+    """Return an identifier that can be stored and indexed as it is; None for any other. It is never cut."""
     if isinstance(value, str) and value and cut(value, PLATFORM_UUID) == value:
         return value if len(value.encode()) <= PLATFORM_UUID else None
     return None
 
 
 def id_of(item: object) -> str | None:
-    """The usable `id` of a provider's object."""
+    """Return the `id` of a provider's object, if it can be stored."""
     return storable_key(item.get("id")) if isinstance(item, dict) else None

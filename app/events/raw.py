@@ -1,4 +1,4 @@
-"""The provider's own object as it is kept in `raw`: bounded, and free of what PostgreSQL cannot hold."""
+"""The provider's own object as it is stored in `raw`: bounded, and free of what PostgreSQL cannot store."""
 
 from typing import Any
 
@@ -24,14 +24,14 @@ def _clean(value: Any, depth: int) -> Any:
 
 
 def _needs_cleaning(text: bytes) -> bool:
-    # JSON escapes what is troublesome: NUL as \u0000. Lone surrogates make dumps itself fail.
+    # JSON has NUL as \u0000. Lone surrogates make orjson.dumps raise.
     return len(text) > RAW_TEXT or b"\\u0000" in text
 
 
 def dump_raw(value: dict[str, Any]) -> str:
-    """`value` as compact JSON; texts over 8,000 characters are cut, NUL characters dropped.
+    """Return compact JSON of `value`, with texts cut at 8,000 characters and without NUL characters.
 
-    An object still over 256 kB keeps only its scalar members, so that one absurd event cannot fill the disk.
+    An object still over 256 KiB keeps only its scalar members, so that a single event cannot fill the disk.
     """
     try:
         text = orjson.dumps(value)

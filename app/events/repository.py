@@ -1,4 +1,4 @@
-"""SQL of calendar_events: every insert, update and look-up of the sync and of hosted calendars."""
+"""SQL of calendar_events: what is written, and what writing it needs to know."""
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
@@ -9,7 +9,8 @@ from sqlalchemy import ARRAY, JSON, Text, bindparam, text
 from app.core.db import Session
 from app.core.ids import new_id
 from app.events.data import CalendarRef, KnownEvent, Unannounced, Window
-from app.events.diff import EventWrite, StoredEvent, attendees_json, organizer_json
+from app.events.diff import EventWrite, StoredEvent
+from app.events.fields import EVENT_FIELDS, NOTIFIED_FIELDS, stored_values
 
 _STORED = text(
     """
@@ -23,7 +24,7 @@ _STORED = text(
 async def load_stored(
     session: Session, calendar_id: str, platform_uuids: Sequence[str]
 ) -> dict[str, StoredEvent]:
-    """The rows of these events that exist, by platform_uuid."""
+    """Find the rows of these events that exist, by platform_uuid."""
     rows = await session.execute(
         _STORED, {"calendar_id": calendar_id, "platform_uuids": list(platform_uuids)}
     )
@@ -44,7 +45,7 @@ _LIVE_REMOVED = text(
 async def find_live_of(
     session: Session, calendar_id: str, removed: Collection[str], kept: Collection[str]
 ) -> dict[str, str]:
-    """Live rows that are named in `removed`, or are instances of a series named there, save `kept`: id to platform_uuid."""
+    """Find live rows that `removed` names, itself or as its series, without `kept`: id to platform_uuid."""
     rows = await session.execute(
         _LIVE_REMOVED, {"calendar_id": calendar_id, "removed": list(removed), "kept": list(kept)}
     )
@@ -70,7 +71,7 @@ _LIVE_MISSING = text(
 async def find_live_missing(
     session: Session, calendar_id: str, window: Window, seen: Collection[str]
 ) -> dict[str, KnownEvent]:
-    """Live rows in the window that a full round did not list, by id; the first to start comes first."""
+    """Find live rows in the window that a full round did not list, by id; the first to start comes first."""
     rows = await session.execute(
         _LIVE_MISSING,
         {
@@ -104,39 +105,23 @@ async def count_ahead(
     *,
     known_before: datetime,
 ) -> tuple[int, int, int]:
-    """(live events still ahead that were known before that time, those of them in `ids`, those in `besides`)."""
+    """Count live events that have not started and were known before a time: all, those in `ids`, those in `besides`."""
     values = {"calendar_id": calendar_id, "known_before": known_before}
     row = await session.execute(_COUNT_AHEAD, {**values, "ids": list(ids), "besides": list(besides)})
     ahead, lost, others = row.one()
     return ahead, lost, others
 
 
-# Column name -> PostgreSQL type of its array. The order is that of `_row`.
+# The columns that are written, with the type of their values, in the order of `_row`.
 _COLUMNS = {
     "id": "text",
-    "platform_uuid": "text",
     "content_hash": "bytea",
     "is_deleted": "boolean",
-    "start_time": "timestamptz",
-    "end_time": "timestamptz",
-    "is_all_day": "boolean",
-    "timezone": "text",
-    "name": "text",
-    "description": "text",
-    "location": "text",
-    "ical_uid": "text",
-    "organizer": "text",
-    "attendees": "text",
-    "response_status": "text",
-    "recurring_event_id": "text",
-    "original_start_time": "timestamptz",
-    "meeting_url": "text",
-    "meeting_platform": "text",
-    "raw": "text",
+    **{field.name: field.sql_type for field in EVENT_FIELDS},
     "updated_at": "timestamptz",
 }
 
-_JSON = {"organizer", "attendees", "raw"}
+_JSON = {field.name for field in EVENT_FIELDS if field.is_json}
 
 _FIXED = {"id", "platform_uuid"}
 
@@ -158,28 +143,11 @@ _UPDATE = text(
 
 
 def _row(write: EventWrite, updated_at: datetime) -> tuple[Any, ...]:
-    event = write.event
     return (
         write.stored_id or new_id("evt"),
-        event.platform_uuid,
         write.content_hash,
         write.is_deleted,
-        event.start_time,
-        event.end_time,
-        event.is_all_day,
-        event.timezone,
-        event.name,
-        event.description,
-        event.location,
-        event.ical_uid,
-        organizer_json(event),
-        attendees_json(event),
-        event.response_status,
-        event.recurring_event_id,
-        event.original_start_time,
-        event.meeting_url,
-        event.meeting_platform,
-        event.raw,
+        *stored_values(write.event),
         updated_at,
     )
 
@@ -187,10 +155,10 @@ def _row(write: EventWrite, updated_at: datetime) -> tuple[Any, ...]:
 async def write_events(
     session: Session, claim: CalendarRef, writes: Sequence[EventWrite], times: Sequence[datetime]
 ) -> list[str]:
-    """Inserts and updates the rows; their ids, in order. `times` are their `updated_at`s.
+    """Insert and update the rows; returns their ids, in order. `times` are their `updated_at`s.
 
-    New rows go in by COPY, which costs half of an INSERT: nobody else can be inserting the same ones, since
-    the caller holds the calendar's row lock.
+    New rows go in by COPY, which costs half of an INSERT. It cannot meet a conflict, because the caller holds the
+    calendar's row lock.
     """
     rows = [_row(write, at) for write, at in zip(writes, times, strict=True)]
     new = [row for row, write in zip(rows, writes, strict=True) if write.stored_id is None]
@@ -211,20 +179,14 @@ async def write_events(
 
 
 _LOAD_CONTENT = (
-    text(
-        """
-    SELECT id, name, start_time, end_time, is_all_day, timezone, location, description, meeting_url,
-           response_status, attendees, is_deleted
-    FROM calendar_events WHERE id = ANY(:ids)
-    """
-    )
+    text(f"SELECT id, {', '.join(NOTIFIED_FIELDS)}, is_deleted FROM calendar_events WHERE id = ANY(:ids)")  # noqa: S608 - constants
     .bindparams(bindparam("ids", type_=ARRAY(Text())))
-    .columns(attendees=JSON())
+    .columns(**{field.name: JSON() for field in EVENT_FIELDS if field.is_notified and field.is_json})
 )
 
 
 async def load_content(session: Session, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The fields that `include_events` webhooks tell old and new values of, by event id."""
+    """NOTIFIED_FIELDS and `is_deleted` of the rows, by event id."""
     rows = await session.execute(_LOAD_CONTENT, {"ids": list(ids)})
     return {row["id"]: {k: v for k, v in row.items() if k != "id"} for row in rows.mappings()}
 
@@ -245,7 +207,7 @@ async def mark_deleted(
     times: Sequence[datetime],
     raws: Mapping[str, str | None] | None = None,
 ) -> None:
-    """`raws`: the cancelled events' `raw` by id, of those that are not to keep theirs."""
+    """Mark rows as deleted. `raws`: new values of `raw` by id, for those that do not keep theirs."""
     values = {"ids": list(ids), "times": list(times), "raws": [(raws or {}).get(one) for one in ids]}
     await session.execute(_MARK_DELETED, values)
 
@@ -263,7 +225,7 @@ _RECORD_UNANNOUNCED = text(
 async def record_changes(
     session: Session, claim: CalendarRef, changes: Unannounced, *, last_change_at: datetime
 ) -> None:
-    """Keeps the largest `updated_at` given, and what is still to be announced."""
+    """Store the largest `updated_at` given, and what is still to be announced."""
     await session.execute(
         _RECORD_UNANNOUNCED,
         {

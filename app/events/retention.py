@@ -1,4 +1,4 @@
-"""Clearing events away that nobody asks for any more (contract 4), and those of deleted calendars."""
+"""Deletion of events after EVENT_RETENTION_DAYS, and of the events of deleted calendars."""
 
 from datetime import timedelta
 from typing import Any, cast
@@ -11,9 +11,9 @@ from app.settings import Settings
 _CALENDARS_AT_ONCE = 500
 _ROWS_AT_ONCE = 1_000
 
-# The expired rows of a calendar `c`. Each branch is the beginning of a range of an index
-# (app/models/calendar_event.py). What has changed lately stays, so that clients see the change, even if the event was
-# long ago. Hosted events have no other place than here: of those only what was deleted goes.
+# The expired rows of a calendar `c`. Each branch is the beginning of a range of an index (app/models/calendar_event.py).
+# A row that was changed lately stays, so that clients see the change. Live hosted events stay, because they are stored
+# nowhere else.
 _SINCE = "least(c.window_start, now() - CAST(:past AS interval)) - CAST(:retention AS interval)"
 _UNUSED = f"e.updated_at < {_SINCE} AND NOT EXISTS (SELECT FROM bots b WHERE b.calendar_event_id = e.id)"
 _END = "coalesce(e.end_time, 'infinity'::timestamptz)"
@@ -53,10 +53,10 @@ _CLEAR = text(
 
 
 async def clear_expired(sessions: Sessions, settings: Settings) -> int:
-    """Deletes events that were over, or were deleted, EVENT_RETENTION_DAYS before the window began; how many.
+    """Delete events that were over, or were deleted, EVENT_RETENTION_DAYS before the window began; returns how many.
 
-    Not those that a bot refers to, and no live ones of calendars that are hosted here. In short transactions; any
-    number of workers may do it at once.
+    Events that a bot refers to stay, and so do live events of hosted calendars. It works in short transactions, and
+    any number of workers may do it at once.
     """
     if settings.event_retention_days == 0:
         return 0
@@ -78,13 +78,13 @@ async def clear_expired(sessions: Sessions, settings: Settings) -> int:
 
 
 async def _clear_calendar(sessions: Sessions, calendar_id: str, values: dict[str, timedelta]) -> int:
-    """Whoever writes events holds their calendar's lock: a calendar that is written to now waits for the next time."""
+    """Delete the expired events of one calendar. A calendar whose row is locked is left for the next time."""
     total = 0
     while True:
         async with transaction(sessions) as session:
             if await session.scalar(_LOCK, {"calendar_id": calendar_id}) is None:
                 return total
-            # A statement of its own, whose snapshot has what the last writer left.
+            # A statement of its own: its snapshot includes the commit of the last writer.
             done = await session.execute(
                 _CLEAR, {**values, "calendar_id": calendar_id, "limit": _ROWS_AT_ONCE}
             )
@@ -109,9 +109,9 @@ _DONE = text("DELETE FROM deleted_calendars WHERE calendar_id = :calendar_id")
 
 
 async def clear_deleted(sessions: Sessions) -> int:
-    """Deletes the events of calendars that are gone, in short transactions; how many.
+    """Delete the events of deleted calendars, in short transactions; returns how many.
 
-    Nobody writes such events any more: a writer holds the lock of their calendar's row, which is gone.
+    Such events have no writer: writing takes the lock of the calendar's row, which does not exist any more.
     """
     total = 0
     while True:

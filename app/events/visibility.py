@@ -1,22 +1,7 @@
-"""Why a client that keeps the largest `updated_at` it has seen never misses a change (contract 4).
+"""The order in which changes of events become visible: clients that keep the largest `updated_at` miss none.
 
-Within a calendar: every writer of its events holds the calendar's row lock until it commits, and gives each
-row an `updated_at` larger than any given before. So the order of `updated_at` is the order of visibility.
-
-Over a project: writers of different calendars overlap. A writer takes a shared advisory lock whose key holds the
-project and the time T, and *then* reads the clock for its `updated_at`s: all of them are at or above T, and at or
-above the moment at which it had the lock. A reader first reads the clock, `now`, and *then* the table of locks; the
-horizon is the least of `now` and the T's found there. Its next statement, with a younger snapshot, reads the rows
-below the horizon, and misses none. For take a row below it, written by W: its time is below `now`, so W had its lock
-before the table of locks was read. Either W was found there, and then its T, and with it the row, would be at or
-above the horizon; or W had let go of its lock, which it does after its commit is visible: the snapshot has the row.
-
-Read in the other order, a writer that comes between the table and the clock is above neither: it is missed for good.
-
-The key: 12 bits of the project's hash (two projects that share them only wait a little for each other), 51 bits of
-microseconds since 1970 (enough until 2041). Other programs' advisory locks in the database may look the same: a key
-whose time is not of the last day is none of ours, since a transaction that writes events takes seconds. All times
-are the database server's, whose clock must not be set back while writers are at work.
+Writers take an advisory lock whose key holds a time; readers hold back what is newer than the oldest such lock. The
+proof, and the form of the key: docs/adr/0001-visibility-of-changes.md.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -43,8 +28,8 @@ _FIRST_FREE = text(
     """
 )
 
-# `locks` refers to `clock`, so that it cannot be evaluated first; OFFSET 0 keeps the two apart, so that both uses of
-# `now` are the same reading. objsubid 1 marks advisory locks with one 64-bit key, which pg_locks shows as two halves.
+# `locks` refers to `clock`, so that it cannot be evaluated first; OFFSET 0 makes both uses of `now` one reading.
+# objsubid 1 marks advisory locks with one 64-bit key, which pg_locks shows as two halves.
 _HORIZON = text(
     """
     SELECT least(clock.now, locks.oldest)
@@ -63,9 +48,9 @@ _HORIZON = text(
 
 
 async def enter_as_writer(session: Session, *, project_id: str, calendar_id: str) -> datetime:
-    """The first `updated_at` that this transaction may give to an event of the calendar.
+    """Take the writers' lock; returns the first `updated_at` that this transaction may give to the calendar's events.
 
-    The caller holds the calendar's row lock (FOR UPDATE), gives its rows this time, one microsecond more for
+    The caller holds the calendar's row lock, gives its rows this time, one microsecond more for
     each further one, and stores the last in `calendars.last_change_at`.
     """
     await session.execute(_ENTER, {"project_id": project_id})
@@ -74,9 +59,9 @@ async def enter_as_writer(session: Session, *, project_id: str, calendar_id: str
 
 
 async def load_horizon(session: ReadSession, project_id: str) -> datetime:
-    """Rows of the project with `updated_at` at or above this time are to be held back.
+    """The time at and above which changes of the project's events may still become visible: hold them back.
 
-    Ask before the statement that reads the rows; a read session's statements have a snapshot each.
+    Call it before the statement that reads the rows: in a read session, each statement has a snapshot of its own.
     """
     microseconds: int = (await session.execute(_HORIZON, {"project_id": project_id})).scalar_one()
     return _EPOCH + microseconds * _MICROSECOND

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from app.core.db import AWAY, ReadSession, Sessions, reading
+from app.core.db import DATABASE_UNAVAILABLE, ReadSession, Sessions, reading
 from app.health import repository
 
 log = structlog.get_logger()
@@ -82,7 +82,7 @@ class GaugeReader:
             async with asyncio.timeout(_TIMEOUT_SECONDS), reading(self._sessions) as session:
                 await repository.limit_time(session, _EACH_WITHIN)
                 return await read(session)
-        except AWAY as err:
+        except DATABASE_UNAVAILABLE as err:
             log.warning("gauge_not_read", gauge=name, error=type(err).__name__)
             return None
 

@@ -8,7 +8,7 @@ from functools import cache
 import structlog
 from sqlalchemy.exc import ProgrammingError
 
-from app.core.db import AWAY, Sessions, reading
+from app.core.db import DATABASE_UNAVAILABLE, Sessions, reading
 from app.core.wakeups import REDIS_UNAVAILABLE, WakeUps
 from app.health import repository
 from migrations.revisions import is_behind
@@ -61,7 +61,7 @@ class ReadinessChecker:
         try:
             async with asyncio.timeout(_CHECK_WITHIN_SECONDS):
                 found = await check()
-        except (*AWAY, *REDIS_UNAVAILABLE) as err:
+        except (*DATABASE_UNAVAILABLE, *REDIS_UNAVAILABLE) as err:
             if name not in self._failing:
                 self._failing.add(name)
                 log.warning("check_failed", check=name, error=type(err).__name__)

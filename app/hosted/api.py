@@ -61,7 +61,7 @@ async def create_calendar_event(
         event_id = await hosted.create_event(session, _hosting(state), project_id, body)
         return await _body(session, project_id, event_id)
 
-    return await idempotent.once(work, status_code=201)
+    return await idempotent.once(work)
 
 
 @router.patch(
@@ -146,11 +146,9 @@ async def resend_invitation(
     One attempt is made at once, even while the mailbox is held because of its sending limit. 409 for a mail that was
     sent, that a later one replaced, whose guest or event is gone, or whose calendar has another sending identity now.
     """
-
-    async def work() -> bytes:
-        return (await resend_invitation_mail(session, project_id, invitation_id)).model_dump_json().encode()
-
-    return await idempotent.once(work, status_code=202)
+    return await idempotent.once(
+        lambda: resend_invitation_mail(session, project_id, invitation_id), status_code=202
+    )
 
 
 def _hosting(state: State) -> Hosting:

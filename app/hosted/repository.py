@@ -5,10 +5,10 @@ Locks, in this order everywhere: the calendar's row, then the writers' advisory 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any, cast
+from datetime import datetime
+from typing import Any
 
-from sqlalchemy import CursorResult, delete, func, select, text, update
+from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from app.core.db import AnySession, Session
@@ -250,21 +250,6 @@ async def note_inbound_reply(session: Session, calendar_id: str, message_id_sha2
         .returning(InboundReply.calendar_id)
     )
     return noted is not None
-
-
-_FORGET_REPLIES = text(
-    """
-    DELETE FROM inbound_replies WHERE ctid = ANY(ARRAY(
-        SELECT ctid FROM inbound_replies WHERE received_at < now() - CAST(:older_than AS interval)
-        LIMIT :limit FOR UPDATE SKIP LOCKED))
-    """
-)
-
-
-async def forget_inbound_replies(session: Session, *, older_than: timedelta, limit: int) -> int:
-    """Forgets up to `limit` of them; how many."""
-    done = await session.execute(_FORGET_REPLIES, {"older_than": older_than, "limit": limit})
-    return cast("CursorResult[Any]", done).rowcount
 
 
 def _component(row: HostedEvent) -> EventComponent:

@@ -3,10 +3,23 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import Protocol
 
 from app.ical.components import Line
 from app.ical.timezones import UTC_ZONE, Zone, ZoneTable
 from app.ical.values import parse_duration, parse_time
+
+
+class TimeRange(Protocol):
+    """A half-open range of aware times, and its rule of what is in it."""
+
+    @property
+    def start(self) -> datetime: ...
+
+    @property
+    def end(self) -> datetime: ...
+
+    def overlaps(self, start: datetime, end: datetime) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +40,7 @@ class Moment:
         return replace(self, wall=wall)
 
     @property
-    def slot(self) -> str:
+    def recurrence_key(self) -> str:
         """As a part of an instance's identity: YYYYMMDD for a date, else YYYYMMDDTHHMMSSZ."""
         if self.is_date:
             return f"{self.wall:%Y%m%d}"
@@ -53,14 +66,14 @@ def read_moment(line: Line, zones: ZoneTable, value: str | None = None) -> Momen
 
 
 @dataclass(frozen=True, slots=True)
-class AddedSlot:
+class AddedStart:
     """An entry of an RDATE; `length` where it is a PERIOD."""
 
     start: Moment
     length: timedelta | None
 
 
-def read_moments(line: Line, zones: ZoneTable) -> Iterator[AddedSlot]:
+def read_moments(line: Line, zones: ZoneTable) -> Iterator[AddedStart]:
     """The entries of an RDATE or EXDATE; what cannot be read is left out."""
     for value in line.value.split(","):
         first, is_period, second = value.partition("/")
@@ -73,4 +86,4 @@ def read_moments(line: Line, zones: ZoneTable) -> Iterator[AddedSlot]:
             end = read_moment(line, zones, second)
             if end:
                 length = end.utc - start.utc
-        yield AddedSlot(start, length if length and length > timedelta(0) else None)
+        yield AddedStart(start, length if length and length > timedelta(0) else None)

@@ -6,8 +6,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from app.events.data import Window
-from app.ical.moments import Moment
+from app.ical.moments import Moment, TimeRange
 from app.ical.recurrence import Rule, RuleRefused
 from app.ical.values import wall_of
 
@@ -31,7 +30,7 @@ class Occurrence:
 
 
 def expand_series(
-    start: Moment, length: timedelta, rule: Rule, window: Window, *, excluded: Collection[str] = ()
+    start: Moment, length: timedelta, rule: Rule, window: TimeRange, *, excluded: Collection[str] = ()
 ) -> list[Occurrence]:
     """Return the occurrences that overlap `window`, at most MAX_OCCURRENCES.
 
@@ -71,7 +70,7 @@ def find_next_occurrence(
     first = max(at.astimezone(start.zone.tzinfo).replace(tzinfo=None), start.wall)
     try:
         for moment in follow_rule(rule, start, first=first, last=last):
-            if moment.slot not in excluded:
+            if moment.recurrence_key not in excluded:
                 return _occurrence(moment, length)
     except RuleRefused as err:
         log.warning("series_not_followed_to_its_end", reason=str(err))
@@ -107,4 +106,4 @@ def _with_start(rule: Rule, start: Moment, *, first: datetime, last: datetime) -
 
 def _occurrence(moment: Moment, length: timedelta) -> Occurrence:
     start = moment.utc
-    return Occurrence(moment.slot, start, max(moment.at(moment.wall + length).utc, start))
+    return Occurrence(moment.recurrence_key, start, max(moment.at(moment.wall + length).utc, start))

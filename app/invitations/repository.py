@@ -3,18 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ARRAY,
     Boolean,
     ColumnElement,
-    CursorResult,
     Text,
     and_,
     bindparam,
     case,
-    delete,
     exists,
     func,
     insert,
@@ -363,27 +361,6 @@ async def requeue(session: Session, mail_id: str) -> InvitationMail:
     ).one()
 
 
-async def forget_contents(session: Session, *, older_than: timedelta, limit: int) -> int:
-    """Of up to `limit` mails that ended before that and were not sent; their rows stay as the log. How many."""
-    ended = (
-        select(_mail.id)
-        .where(
-            _mail.status != text("'pending'"),
-            _mail.mail.is_not(None),
-            _mail.finished_at < func.now() - older_than,
-        )
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    done = await session.execute(
-        update(_mail)
-        .where(_mail.id.in_(ended))
-        .values(mail=None)
-        .execution_options(synchronize_session=False)
-    )
-    return cast("CursorResult[Any]", done).rowcount
-
-
 # Sending
 
 
@@ -654,24 +631,6 @@ async def end_holds(session: Session, due: DueMail) -> None:
         .values(lease_token=None, leased_until=None, held_until=None, hold_count=0, hold_reason=None)
         .execution_options(synchronize_session=False)
     )
-
-
-async def forget_lanes(session: Session, *, older_than: timedelta, limit: int) -> int:
-    """Of up to `limit` lanes that have had no mail for so long; they are made anew when needed. How many."""
-    idle = (
-        select(MailLane.key)
-        .where(
-            func.coalesce(MailLane.served_at, MailLane.held_until) < func.now() - older_than,
-            func.coalesce(MailLane.held_until, func.now()) <= func.now(),
-            func.coalesce(MailLane.leased_until, func.now()) <= func.now(),
-        )
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    done = await session.execute(
-        delete(MailLane).where(MailLane.key.in_(idle)).execution_options(synchronize_session=False)
-    )
-    return cast("CursorResult[Any]", done).rowcount
 
 
 async def begin_submit(session: Session, mail_id: str, lease_token: str, *, lease_for: timedelta) -> bool:

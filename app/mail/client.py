@@ -9,14 +9,12 @@ MessagesRefused      502  the key, the channel, a scope or the address is wrong:
 MailRefused          502  this one mail can never be sent
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from app.core.errors import BadGateway, NotFound, TooManyRequests
-from app.core.http import BodyTooLarge, httpx, read_capped
-from app.core.http_json import load_json, retry_after
+from app.core.fetch import FetchFailed, Response, fetch, load_json, retry_after
+from app.core.http import httpx
 from app.settings import Settings
 
 _LARGEST_ANSWER_BYTES = 8 * 1024 * 1024
@@ -64,26 +62,21 @@ class MailRefused(BadGateway):
     """Messages will never take this mail from this mailbox; the message says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    status: int
-    headers: httpx.Headers
-    body: bytes
+def _json(response: Response) -> Any:
+    """The JSON value of a response, or None: error bodies are often HTML."""
+    try:
+        return load_json(response.body)
+    except ValueError:
+        return None
 
-    def json(self) -> Any:
-        """The JSON value, or None: error bodies are HTML as often as not."""
-        try:
-            return load_json(self.body)
-        except ValueError:
-            return None
 
-    def reason(self) -> str:
-        """What Messages said about an error, on one line; nothing of an HTML page."""
-        value = self.json()
-        if isinstance(value, Mapping):
-            texts = [text for text in map(_sentence, value.values()) if text]
-            return " ".join(" ".join(texts).split())[:_REASON_CHARACTERS]
-        return ""
+def _reason(response: Response) -> str:
+    """What Messages says about an error, on one line; empty for an HTML page."""
+    value = _json(response)
+    if isinstance(value, Mapping):
+        texts = [text for text in map(_sentence, value.values()) if text]
+        return " ".join(" ".join(texts).split())[:_REASON_CHARACTERS]
+    return ""
 
 
 def _sentence(value: Any) -> str:
@@ -110,15 +103,15 @@ class MessagesClient:
 
         Raises MessagesUnavailable, MessagesThrottled, MessagesRefused.
         """
-        answer = await self._call(
+        response = await self._call(
             "GET",
             "/provisioning/mailboxes/",
             within_seconds=_LOOK_UP_WITHIN_SECONDS,
             params={"user_email": user_email},
         )
-        if answer.status != 200:
-            raise _failure(answer)
-        value = answer.json()
+        if response.status != 200:
+            raise _failure(response)
+        value = _json(response)
         results = value.get("results") if isinstance(value, Mapping) else None
         if not isinstance(results, list):
             # An empty list would take away rights; a page of somebody's proxy is not one.
@@ -130,7 +123,7 @@ class MessagesClient:
 
         Raises MessagesUnavailable, MessagesThrottled, MessagesRefused, MailRefused.
         """
-        answer = await self._call(
+        response = await self._call(
             "POST",
             "/submit/",
             within_seconds=SUBMIT_WITHIN_SECONDS,
@@ -141,19 +134,19 @@ class MessagesClient:
             },
             content=mail,
         )
-        if answer.status in {200, 201, 202}:
-            value = answer.json()
+        if response.status in {200, 201, 202}:
+            value = _json(response)
             message_id = value.get("message_id") if isinstance(value, Mapping) else None
             return message_id if isinstance(message_id, str) else None
         # A page is of a proxy, or of a web server that is set up wrongly: nothing that this mail could help.
-        is_about_mail = answer.json() is not None
-        if answer.status == 404 and is_about_mail:
-            raise MailRefused(_with_reason("Messages does not know the mailbox", answer))
-        if answer.status in {400, 413, 422} and is_about_mail:
-            raise MailRefused(_with_reason(f"Messages refused the mail ({answer.status})", answer))
-        if answer.status == 403 and answer.reason().startswith(_FROM_REFUSED):
-            raise MailRefused(_with_reason("Messages refused the mail (403)", answer))
-        raise _failure(answer, is_submit=True)
+        is_about_mail = _json(response) is not None
+        if response.status == 404 and is_about_mail:
+            raise MailRefused(_with_reason("Messages does not know the mailbox", response))
+        if response.status in {400, 413, 422} and is_about_mail:
+            raise MailRefused(_with_reason(f"Messages refused the mail ({response.status})", response))
+        if response.status == 403 and _reason(response).startswith(_FROM_REFUSED):
+            raise MailRefused(_with_reason("Messages refused the mail (403)", response))
+        raise _failure(response, is_submit=True)
 
     async def _call(
         self,
@@ -164,7 +157,7 @@ class MessagesClient:
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
         content: bytes | None = None,
-    ) -> _Answer:
+    ) -> Response:
         settings = self._settings
         if not settings.feature_messages_integration:
             raise MessagesOff
@@ -176,38 +169,35 @@ class MessagesClient:
             "Accept": "application/json",
         }
         try:
-            async with (
-                asyncio.timeout(within_seconds),
-                self._client.stream(
-                    method,
-                    f"{settings.messages_api_url}/api/v1.0{path}",
-                    headers={**credentials, **(headers or {})},
-                    params=params,
-                    content=content,
-                    timeout=httpx.Timeout(within_seconds, connect=10.0),
-                ) as response,
-            ):
-                body = await read_capped(response, _LARGEST_ANSWER_BYTES)
-                return _Answer(response.status_code, response.headers, body)
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as err:
-            problem, may_be_taken = f"cannot be reached ({type(err).__name__})", False
-        except (httpx.WriteError, httpx.WriteTimeout) as err:
-            # Without its last bytes a request is none.
-            problem, may_be_taken = f"broke the connection off ({type(err).__name__})", False
-        except (TimeoutError, httpx.TimeoutException):
-            problem, may_be_taken = "did not answer in time", True
-        except BodyTooLarge:
-            problem, may_be_taken = "sent too large an answer", True
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, UnicodeError, OSError) as err:
-            problem, may_be_taken = f"broke the connection off ({type(err).__name__})", True
-        # Raised out here, so that the httpx error, which has the key in its request, is not our context.
+            return await fetch(
+                self._client,
+                method,
+                f"{settings.messages_api_url}/api/v1.0{path}",
+                headers={**credentials, **(headers or {})},
+                params=params,
+                content=content,
+                max_bytes=_LARGEST_ANSWER_BYTES,
+                deadline_seconds=within_seconds,
+                may_be_silent=True,
+            )
+        except FetchFailed as err:
+            if err.stage == "connect":
+                problem = f"cannot be reached ({err.cause})"
+            elif err.code == "too_large":
+                problem = "sent too large an answer"
+            elif err.code == "timeout" and err.stage == "receive":
+                problem = "did not answer in time"
+            else:
+                problem = f"broke the connection off ({err.cause})"
+            # Without its last bytes a request is none: only one that was sent completely may have been taken.
+            may_be_taken = err.stage == "receive"
         raise MessagesUnavailable(f"Messages {problem}.", may_be_taken=may_be_taken)
 
 
-def _failure(answer: _Answer, *, is_submit: bool = False) -> Exception:
-    status = answer.status
+def _failure(response: Response, *, is_submit: bool = False) -> Exception:
+    status = response.status
     if status == 429:
-        seconds = retry_after(answer.headers)
+        seconds = retry_after(response.headers)
         wait = _THROTTLED_SECONDS if seconds is None else seconds
         return MessagesThrottled("Messages is asked too often.", retry_after=max(1, round(wait)))
     if status >= 500:
@@ -216,7 +206,7 @@ def _failure(answer: _Answer, *, is_submit: bool = False) -> Exception:
         return MessagesUnavailable(
             f"Messages answered {status}.",
             may_be_taken=is_submit and status in {500, 504},
-            retry_after=retry_after(answer.headers) or 0.0,
+            retry_after=retry_after(response.headers) or 0.0,
         )
     sentence = {
         401: "Messages refuses the key or the channel: check MESSAGES_API_KEY and MESSAGES_CHANNEL_ID",
@@ -226,10 +216,10 @@ def _failure(answer: _Answer, *, is_submit: bool = False) -> Exception:
     if sentence is None and 300 <= status < 400:
         sentence = "Messages redirects: MESSAGES_API_URL must be its https address"
     return MessagesRefused(
-        _with_reason(sentence or f"Messages answered {status}", answer), status_code_there=status
+        _with_reason(sentence or f"Messages answered {status}", response), status_code_there=status
     )
 
 
-def _with_reason(sentence: str, answer: _Answer) -> str:
-    reason = answer.reason().rstrip(".")
+def _with_reason(sentence: str, response: Response) -> str:
+    reason = _reason(response).rstrip(".")
     return f"{sentence}: {reason}." if reason else f"{sentence}."

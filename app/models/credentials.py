@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import ForeignKey, func
+from sqlalchemy import ForeignKey, String, func
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.models.base import Base, CreatedAt, PublicId, Sealed
@@ -27,7 +27,7 @@ class Credentials(Base):
     project_id: Mapped[PublicId] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), index=True)
     platform: Mapped[str]
     client_id: Mapped[str | None]
-    account_id: Mapped[str | None]
+    account_id: Mapped[str | None] = mapped_column(String)
     sealed: Mapped[bytes] = mapped_column(Sealed("credentials:{id}"))
     version: Mapped[int] = mapped_column(server_default="1")
     access_token_sealed: Mapped[bytes | None] = mapped_column(Sealed("credentials.access_token:{id}"))

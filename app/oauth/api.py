@@ -96,12 +96,9 @@ async def create_app(
     body: OAuthAppCreate,
 ) -> Response:
     """Stores an OAuth client, with which people connect their calendars in the browser."""
-
-    async def work() -> bytes:
-        app = await apps.create_app(session, state.box, state.settings, project_id, body)
-        return app.model_dump_json().encode()
-
-    return await idempotent.once(work, status_code=201)
+    return await idempotent.once(
+        lambda: apps.create_app(session, state.box, state.settings, project_id, body)
+    )
 
 
 @router.get(
@@ -154,12 +151,9 @@ async def create_session(
     The query then has `calendar_id`, or `error` and `error_description`. Before you use `calendar_id`, compare the
     calendar's `deduplication_key` with the person who is signed in in that browser.
     """
-
-    async def work() -> bytes:
-        opened = await sessions.create_session(session, state.box, state.settings, project_id, body)
-        return opened.model_dump_json().encode()
-
-    return await idempotent.once(work, status_code=201)
+    return await idempotent.once(
+        lambda: sessions.create_session(session, state.box, state.settings, project_id, body)
+    )
 
 
 def _failures() -> dict[int | str, dict[str, Any]]:

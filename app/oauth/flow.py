@@ -13,13 +13,13 @@ from authlib.common.security import generate_token
 from authlib.oauth2.auth import ClientAuth
 from authlib.oauth2.client import OAuth2Client
 
-from app.core.http import httpx
-from app.core.http_json import load_json
+from app.core.fetch import Response
+from app.core.http import httpx, is_header_safe
 from app.credentials.account import Account
 from app.events import limits
 from app.oauth.schemas import OAuthPlatform
 from app.providers.base import Unavailable
-from app.providers.wire import Answer, exchange
+from app.providers.http import request
 from app.settings import Settings
 
 _MAX_BODY_BYTES = 64 * 1024
@@ -111,14 +111,14 @@ class _Exchange(OAuth2Client):  # type: ignore[misc] # authlib has no types
 
     async def _fetch_token(
         self, url: str, *, body: str, headers: dict[str, str], auth: ClientAuth, method: str
-    ) -> Answer:
+    ) -> Response:
         _, _, form = auth.prepare(method, url, dict(headers), body)
-        return await exchange(
+        return await request(
             self.session,
             method,
             url,
             provider=f"{self._name}'s token endpoint",
-            data=dict(parse_qsl(form, keep_blank_values=True)),
+            form=dict(parse_qsl(form, keep_blank_values=True)),
             max_bytes=_MAX_BODY_BYTES,
             deadline_seconds=_DEADLINE_SECONDS,
         )
@@ -182,15 +182,15 @@ async def redeem_code(
         settings.google_oauth_token_url if client.platform == "google" else settings.microsoft_oauth_token_url
     )
     try:
-        answer = await _Exchange(client, http).fetch_token(
+        response = await _Exchange(client, http).fetch_token(
             address, grant_type="authorization_code", code=code, code_verifier=code_verifier
         )
     except Unavailable as err:
         raise _try_again(err.message) from None
-    fields = _object(answer)
+    fields = response.json_object() or {}
     name = provider_name(client.platform)
-    if answer.status != 200:
-        raise _refusal(name, answer.status, fields)
+    if response.status != 200:
+        raise _refusal(name, response.status, fields)
     scope = fields.get("scope")
     access_token = _token(fields.get("access_token"))
     if access_token is None:
@@ -213,7 +213,7 @@ async def load_account(
     else:
         url = f"{settings.microsoft_graph_base_url}/me?$select=id,mail,userPrincipalName"
     try:
-        answer = await exchange(
+        response = await request(
             http,
             "GET",
             url,
@@ -224,13 +224,13 @@ async def load_account(
         )
     except Unavailable as err:
         raise _try_again(err.message) from None
-    if answer.status == 403:  # the address was not granted; the calendar was
+    if response.status == 403:  # the address was not granted; the calendar was
         return Account(None, None)
-    if answer.status != 200:
+    if response.status != 200:
         raise _try_again(
-            f"{provider_name(platform)} answered with HTTP status {answer.status} when asked for the e-mail address."
+            f"{provider_name(platform)} answered with HTTP status {response.status} when asked for the e-mail address."
         )
-    fields = _object(answer)
+    fields = response.json_object() or {}
     account_id = fields.get("id")
     is_id = (
         isinstance(account_id, str)
@@ -276,22 +276,9 @@ def _has_calendar(platform: OAuthPlatform, scope: str) -> bool:
 
 def _token(value: Any) -> str | None:
     """None for what could not stand in a header: an error about it would quote it."""
-    if (
-        isinstance(value, str)
-        and 0 < len(value) <= _LONGEST_TOKEN
-        and value.isascii()
-        and value.isprintable()
-    ):
-        return value
-    return None
-
-
-def _object(answer: Answer) -> dict[str, Any]:
-    try:
-        document = load_json(answer.body)
-    except ValueError:
-        return {}
-    return document if isinstance(document, dict) else {}
+    return (
+        value if isinstance(value, str) and len(value) <= _LONGEST_TOKEN and is_header_safe(value) else None
+    )
 
 
 def _refusal(name: str, status: int, fields: Mapping[str, Any]) -> FlowFailed:

@@ -1,18 +1,9 @@
-"""Breakers: while many calendars of a platform fail alike, nobody is blamed, and one probe at a time looks.
+"""Breakers: an outage of a platform holds its calendars back, and one probe at a time finds out when it is over.
 
-A scope is what fails as one: a platform, or for feeds their host; and at token endpoints a project's OAuth client,
-which guards refreshes alone (app/credentials/store.py). Each project has one vote in a scope, so that one
-project's broken calendars do not stop the others: it is failing while the last of its calendars to be tried began
-to fail. A calendar that goes on failing is not counted again, however often it is tried. A breaker opens when
-the failing are more than half of the projects that were lately active, with `_OPENS_AT` calendars between them.
+A scope is what fails as one: a platform, the host of a feed, or a project's OAuth client, which guards refreshes of
+tokens (app/credentials/store.py). The rules: docs/adr/0003-believing-providers.md.
 
-While it is open, calendars that come due are held without a request. `look`, which every worker calls about once a
-second, makes another calendar due whenever a probe may start, of another project than the last where there is one.
-The probe is a lease in the breaker's row: a worker that is killed with it holds up nobody for long. Once a probe's
-first page has come, the breaker closes, and all that wait for it are made due again, spread over a short time.
-
-All of it is in PostgreSQL, told by its clock, and shared by all workers. Locks: no transaction here locks
-a calendar's row while it holds a breaker's, except by SKIP LOCKED.
+Locks: no transaction here locks a calendar's row while it holds a breaker's, except by SKIP LOCKED.
 """
 
 import time
@@ -32,22 +23,22 @@ log = structlog.get_logger()
 State = Literal["closed", "open", "ready"]
 
 _OPENS_AT = 3
-# A vote counts for so long.
+# How long a vote counts.
 _VOTES_FOR = timedelta(minutes=5)
-# A failure is dated by when its sync began: those of the same outage that took long are dated before its first vote.
+# A failure is dated by the start of its sync, which may be before the first vote of the same outage.
 _UNDER_WAY_FOR = timedelta(minutes=3)
 _PROBE_EVERY_SECONDS = 1.0
-# Grows with the outage, by a sixtieth of its age: a host that is gone for good is not asked every second for ever.
+# The pause between probes grows to this with the outage, by a sixtieth of its age.
 _PROBE_SELDOM_SECONDS = {"platform": 5.0, "feed": 60.0, "client": 60.0}
 _PROBE_LEASE = timedelta(seconds=10)
-# Where a calendar waits that has never been synced, its feed's host is asked this soon, however long it has failed.
+# While a calendar waits that has never been synced, its feed's host is probed this soon.
 _PROBE_FOR_NEW_SECONDS = 5.0
-# So many scopes have a probe appointed in a look: each takes a few statements.
+# Scopes that get a probe in one look: each takes a few statements.
 _APPOINTED_AT_ONCE = 50
 _RELEASE_PER_SECOND = 50.0
 _RELEASE_LONGEST_SECONDS = 600.0
 _RELEASE_BATCH = 500
-# In one look: claims wait for it. Still many times more than are due in the meantime.
+# Batches in one look. Claims wait for it.
 _RELEASE_BATCHES = 4
 _LOOK_EVERY_SECONDS = 1.0
 _SAY_FINE_EVERY_SECONDS = 60.0
@@ -56,7 +47,7 @@ _FORGET_AFTER = timedelta(days=1)
 
 
 def client_scope(project_id: str, client_id: str) -> str:
-    """The scope of an OAuth client. By project: anybody can name anybody's client, with a wrong secret."""
+    """The scope of an OAuth client. By project: any project can name another's client, with a wrong secret."""
     return f"client:{project_id}:{client_id}"
 
 
@@ -101,13 +92,13 @@ _TAKE_PROBE = text(
 
 
 async def load_state(session: Session, scope: str) -> State:
-    """`ready`: open, and a probe may start."""
+    """The breaker's state. `ready`: open, and a probe may start."""
     state: State | None = await session.scalar(_STATE, {"scope": scope})
     return state or "closed"
 
 
 async def stays_open(session: Session, scope: str) -> bool:
-    """Whether it is open, and then it cannot close before this transaction ends."""
+    """Whether it is open. If so, it cannot close before this transaction ends."""
     return bool(await session.scalar(_IS_OPEN_LOCKED, {"scope": scope}))
 
 
@@ -161,7 +152,7 @@ _CLOSE = text(
     """
 )
 
-# Nobody waits any more, so that nobody would be appointed: there is nothing left to protect.
+# No calendar waits, so none could be the probe, and nothing is left to protect.
 _CLOSE_ABANDONED = text(
     """
     UPDATE sync_breakers SET opened_at = NULL, probe_until = NULL, closed_at = clock_timestamp()
@@ -175,7 +166,7 @@ _FORGET_VOTES_OF = text(
     "UPDATE sync_votes SET failing = 0, failing_since = NULL WHERE scope = :scope AND failing > 0"
 )
 
-# Feeds last: anybody can have any number of their hosts.
+# Feeds last: a client can have any number of hosts of feeds.
 _READY_FOR_PROBE = text(
     """
     SELECT scope, outage_since, probe_project_id FROM sync_breakers
@@ -189,8 +180,8 @@ _READY_FOR_PROBE = text(
 _MAY_PROBE = """outage_scope = :scope AND state = 'connected'
       AND (lease_until IS NULL OR lease_until <= clock_timestamp())"""
 
-# Whose answer says most about the platform comes first: one that went well when it was last asked; one that was never
-# asked; one that did not fail before the outage; then any, whose next answer may say nothing.
+# The calendar whose sync says most about the platform comes first: the last one succeeded; it was never synced; it
+# did not fail before the outage; any other.
 _WITNESSES = (
     "sync_failing_since IS NULL AND last_attempted_sync_at <= last_successful_sync_at",
     "sync_failing_since IS NULL AND last_attempted_sync_at IS NULL",
@@ -230,7 +221,7 @@ _HASTEN_PROBE = text(
 
 _RELEASING = text("SELECT scope FROM sync_breakers WHERE opened_at IS NULL AND release_until IS NOT NULL")
 
-# What failed by this outage alone starts afresh; what failed before it keeps its backoff.
+# A calendar that began to fail in the outage starts afresh; one that failed before it keeps its backoff.
 _RELEASE = text(
     """
     WITH released AS (
@@ -285,7 +276,7 @@ _PROBE_NOW = text(
 
 
 async def probe_client_now(session: Session, project_id: str, client_id: str) -> None:
-    """A new secret of the client came: whether it mends the client is to be seen at once."""
+    """Make the next probe due now, because the client has a new secret."""
     await session.execute(_PROBE_NOW, {"scope": client_scope(project_id, client_id)})
 
 
@@ -317,7 +308,7 @@ class Breakers:
         return bool(taken)
 
     async def enter(self, scope: str, project_id: str) -> tuple[bool, bool]:
-        """(whether the caller may go on, whether as the probe)."""
+        """Returns whether the caller may go on, and whether it is the probe."""
         async with transaction(self._sessions) as session:
             state = await load_state(session, scope)
         if state == "closed":
@@ -326,7 +317,7 @@ class Breakers:
         return is_probe, is_probe
 
     async def vote_failing(self, scope: str, project_id: str) -> None:
-        """A calendar of this project has begun to fail as in an outage. May open the breaker."""
+        """Note that a calendar of this project has begun to fail as in an outage. May open the breaker."""
         self._said_fine.pop((scope, project_id), None)
         async with transaction(self._sessions) as session:
             await session.execute(_VOTE_FAILING, {"scope": scope, "project_id": project_id})
@@ -344,7 +335,7 @@ class Breakers:
             log.error("sync_breaker_opened", scope=scope)
 
     async def vote_fine(self, scope: str, project_id: str) -> None:
-        """A sync of this project has succeeded. Told at most once a minute, save after a failure."""
+        """Note that a sync of this project has succeeded; at most once a minute, except after a failure."""
         key, now = (scope, project_id), time.monotonic()
         if now - self._said_fine.get(key, -_SAY_FINE_EVERY_SECONDS) < _SAY_FINE_EVERY_SECONDS:
             return
@@ -353,19 +344,19 @@ class Breakers:
             await session.execute(_VOTE_FINE, {"scope": scope, "project_id": project_id})
 
     async def hasten_probe(self, scope: str) -> None:
-        """A calendar waits that was never synced: it is not to wait as long as those that have failed for days."""
+        """Make the next probe of a feed's host due soon, because a calendar waits that was never synced."""
         if not scope.startswith("feed:"):
-            return  # a platform is asked this often anyway; a client, once it has a new secret
+            return  # a platform is probed this often anyway; a client, once it has a new secret
         async with transaction(self._sessions) as session:
             await session.execute(_HASTEN_PROBE, {"scope": scope, "seconds": _PROBE_FOR_NEW_SECONDS})
 
     async def end_probe(self, scope: str) -> None:
-        """The probe found nothing good: the next one may follow."""
+        """Let the next probe follow, because this one failed."""
         async with transaction(self._sessions) as session:
             await session.execute(_END_PROBE, {"scope": scope})
 
     async def close(self, scope: str) -> None:
-        """The platform answers again. What waits for it is released by `look`, here and in any other worker."""
+        """Close the breaker. `look`, here and in any other worker, releases the calendars that wait for it."""
         async with transaction(self._sessions) as session:
             closed = await session.scalar(
                 _CLOSE,
@@ -382,7 +373,7 @@ class Breakers:
             self._looked_at = 0.0
 
     async def look(self) -> None:
-        """Appoints probes and goes on with releases. Cheap to call often: it looks once a second."""
+        """Appoint probes and go on with releases. Cheap to call often: it looks once a second."""
         now = time.monotonic()
         if now - self._looked_at < _LOOK_EVERY_SECONDS:
             return
@@ -406,7 +397,7 @@ class Breakers:
                 released = await session.scalars(_RELEASE, {"scope": scope, "limit": _RELEASE_BATCH})
                 count = len(released.all())
                 if count < _RELEASE_BATCH:
-                    # Rows that somebody has locked are left for the next look.
+                    # Rows that another transaction has locked are left for the next look.
                     await session.execute(_RELEASED, {"scope": scope})
             log.info("sync_calendars_released", scope=scope, count=count)
             if count < _RELEASE_BATCH:
@@ -414,7 +405,7 @@ class Breakers:
 
 
 async def _appoint(session: Session, breaker: _Open) -> None:
-    """Makes one of the calendars that wait for this breaker due; whoever claims it becomes the probe.
+    """Make one of the calendars that wait for this breaker due: the worker that claims it becomes the probe.
 
     Closes a breaker that no calendar waits for.
     """

@@ -8,7 +8,7 @@ from datetime import datetime
 import structlog
 
 from app.core.crypto import sha256_hex
-from app.core.db import AWAY, AnySession, Session, Sessions, reading, transaction
+from app.core.db import DATABASE_UNAVAILABLE, AnySession, Session, Sessions, reading, transaction
 from app.core.errors import InvalidFields, NotFound
 from app.core.ids import new_id
 from app.projects import repository
@@ -127,7 +127,7 @@ class KeyCheck:
         try:
             async with transaction(self._sessions) as session:
                 await repository.note_use(session, key_id)
-        except AWAY as err:
+        except DATABASE_UNAVAILABLE as err:
             log.warning("key_use_not_written", key_id=key_id, error=type(err).__name__)
         finally:
             del self._writing[key_id]

@@ -12,7 +12,7 @@ Errors:
     │   │                       calendar's own address said, which is believed once it has said so for hours
     │   ├── CredentialsRevoked  the grant is dead (providers.md F.2), or a fresh token is not accepted
     │   ├── AccessDenied        the grant lacks the calendar scope, or the account has no calendar
-    │   └── CalendarGone        the calendar itself answers 404
+    │   └── CalendarRemoved        the calendar itself answers 404
     ├── ClientMisconfigured     the operator's OAuth client is wrong: nobody is disconnected
     └── Transient               try again later
         ├── NotAsked            held here, before any request: says nothing about the calendar
@@ -62,7 +62,7 @@ class AccessDenied(ConnectionLost):
     code = "access_denied"
 
 
-class CalendarGone(ConnectionLost):
+class CalendarRemoved(ConnectionLost):
     code = "calendar_gone"
 
 

@@ -5,8 +5,8 @@ from typing import Literal
 from app.core.http import httpx
 from app.meeting_links.extract import MeetingHosts
 from app.providers.base import TokenSource
-from app.providers.google.calendar import GoogleCalendar
-from app.providers.microsoft.calendar import MicrosoftCalendar
+from app.providers.google.sync import GoogleCalendar
+from app.providers.microsoft.sync import MicrosoftCalendar
 from app.settings import Settings
 
 AccountPlatform = Literal["google", "microsoft"]

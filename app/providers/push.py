@@ -5,15 +5,13 @@ Besides the errors of app/providers/base.py:
     ProviderError
     ├── PushRefused      this calendar has no push: it is polled
     ├── ChannelExists    the provider holds an equal channel already
-    └── ChannelGone      the provider does not know the channel (any more)
+    └── ChannelUnknown      the provider does not know the channel (any more)
 """
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from app.providers.base import ProviderError, TokenSource
-from app.providers.wire import Answer
+from app.providers.base import ProviderError
 
 MAX_BODY_BYTES = 1024 * 1024
 
@@ -26,7 +24,7 @@ class ChannelExists(ProviderError):
     code = "channel_exists"
 
 
-class ChannelGone(ProviderError):
+class ChannelUnknown(ProviderError):
     code = "channel_gone"
 
 
@@ -37,17 +35,3 @@ class OpenedChannel:
     expires_at: datetime
     provider_id: str | None = None
     resource_id: str | None = None
-
-
-async def send_authorized(
-    tokens: TokenSource,
-    send: Callable[[str], Awaitable[Answer]],
-    *,
-    is_about_token: Callable[[Answer], bool] = lambda answer: answer.status == 401,
-) -> Answer:
-    """The answer to `send(token)`; once more with a fresh token where the provider does not accept the first."""
-    token = await tokens.get()
-    answer = await send(token)
-    if is_about_token(answer):
-        answer = await send(await tokens.get(rejected=token))
-    return answer

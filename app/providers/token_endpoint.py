@@ -3,10 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from app.core.http import httpx
-from app.core.http_json import is_header_safe, load_json
+from app.core.http import httpx, is_header_safe
 from app.providers.base import AccessDenied, FreshToken, ProviderError, Unavailable
-from app.providers.wire import exchange
+from app.providers.http import request
 
 _MAX_BODY_BYTES = 64 * 1024
 _DEADLINE_SECONDS = 20.0
@@ -32,12 +31,12 @@ async def refresh(
     Raises what `classify` makes of an error, AccessDenied (`scope_missing`), Unavailable. No message holds anything
     that was sent or received.
     """
-    answer = await exchange(
+    response = await request(
         client,
         "POST",
         token_url,
         provider=f"{provider}'s token endpoint",
-        data={
+        form={
             "grant_type": "refresh_token",
             "client_id": client_id,
             "client_secret": client_secret,
@@ -46,13 +45,9 @@ async def refresh(
         max_bytes=_MAX_BODY_BYTES,
         deadline_seconds=_DEADLINE_SECONDS,
     )
-    try:
-        document = load_json(answer.body)
-    except ValueError:
-        document = None
-    fields = document if isinstance(document, dict) else {}
-    if answer.status != 200:
-        raise classify(answer.status, fields, answer.headers)
+    fields = response.json_object() or {}
+    if response.status != 200:
+        raise classify(response.status, fields, response.headers)
     access_token, new_refresh_token, scope = (
         fields.get(name) for name in ("access_token", "refresh_token", "scope")
     )

@@ -1,4 +1,4 @@
-"""Where providers notify (contract 8). No API key: a notification is believed for its channel's secret."""
+"""Endpoints for notifications of providers. They need no API key: the channel's secret authenticates them."""
 
 from datetime import timedelta
 from typing import Annotated, Any
@@ -35,7 +35,7 @@ _BATCH = {
 
 
 def _failures(*codes: int) -> dict[int | str, dict[str, Any]]:
-    return {code: answer for code, answer in responses(413).items() if code in codes}
+    return {code: response for code, response in responses(413).items() if code in codes}
 
 
 @router.post(

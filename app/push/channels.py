@@ -36,7 +36,7 @@ from app.providers.google import oauth as google_oauth
 from app.providers.google.push import GooglePush
 from app.providers.microsoft import oauth as microsoft_oauth
 from app.providers.microsoft.push import MicrosoftPush
-from app.providers.push import ChannelExists, ChannelGone, OpenedChannel, PushRefused
+from app.providers.push import ChannelExists, ChannelUnknown, OpenedChannel, PushRefused
 from app.push import repository
 from app.push.repository import ClosingChannel, DueCalendar, Platform
 from app.push.service import LEASE_FOR, sealed_context
@@ -147,7 +147,7 @@ class ChannelKeeper:
         channel_id, provider_id = found
         try:
             expires_at = await push.renew(provider_id, address=self._address(due.platform))
-        except ChannelGone:
+        except ChannelUnknown:
             async with transaction(self._sessions) as session:
                 await sync_within(session, due.id, self._poll_in())
                 await repository.drop_channels(session, [channel_id])

@@ -29,7 +29,7 @@ class DueCalendar:
 
 @dataclass(frozen=True, slots=True)
 class ClosingChannel:
-    """A channel to be closed: with `credentials_id` of its calendar, or `sealed` where that is deleted."""
+    """A channel to be closed: with the `credentials_id` of its calendar, or `sealed` if that is deleted."""
 
     id: str
     platform: Platform
@@ -44,7 +44,7 @@ class ClosingChannel:
 
 @dataclass(frozen=True, slots=True)
 class KnownChannel:
-    """What a notification is checked against."""
+    """A channel, as far as a notification is checked against it."""
 
     id: str
     provider_id: str | None
@@ -74,7 +74,7 @@ _CLAIM_CALENDARS = text(
 
 
 async def claim_calendars(session: Session, *, limit: int, lease_for: timedelta) -> list[DueCalendar]:
-    """Takes up to `limit` calendars whose channel is due, longest overdue first."""
+    """Claim up to `limit` calendars whose channel is due, longest overdue first."""
     rows = await session.execute(_CLAIM_CALENDARS, {"limit": limit, "lease_for": lease_for})
     return [DueCalendar(*row) for row in rows]
 
@@ -99,7 +99,7 @@ _CLAIM_CLOSING = text(
 
 
 async def claim_closing(session: Session, *, limit: int, lease_for: timedelta) -> list[ClosingChannel]:
-    """Takes up to `limit` channels that are due to be closed."""
+    """Claim up to `limit` channels that are due to be closed."""
     rows = await session.execute(_CLAIM_CLOSING, {"limit": limit, "lease_for": lease_for})
     return [ClosingChannel(*row) for row in rows]
 
@@ -114,7 +114,7 @@ _FIND_OPEN = text(
 
 
 async def find_open(session: Session, calendar_id: str) -> tuple[str, str] | None:
-    """(id, provider_id) of the calendar's open channel."""
+    """Find the id and provider_id of the calendar's open channel."""
     row = (await session.execute(_FIND_OPEN, {"calendar_id": calendar_id})).one_or_none()
     return None if row is None else (row.id, row.provider_id)
 
@@ -126,8 +126,8 @@ _LOCK_DUE = text(
     FOR NO KEY UPDATE
     """
 )
-# What a worker that died, or an attempt that failed, left behind. Google's first message tells the resource id:
-# then the channel is there and has to be closed.
+# Rows that a killed worker or a failed attempt left. Google's first message has the resource id: the channel exists
+# then, and has to be closed.
 _CLEAR_OPENING = text(
     """
     WITH kept AS (
@@ -153,7 +153,10 @@ _INSERT_OPENING = text(
 async def begin_opening(
     session: Session, due: DueCalendar, *, channel_id: str, secret_sha256: str
 ) -> bool | None:
-    """Writes the row of a new channel. Whether an earlier attempt was left unfinished; None if the lease is lost."""
+    """Insert the row of a new channel.
+
+    Returns whether an earlier attempt was left unfinished; None if the lease is lost.
+    """
     locked = await session.scalar(_LOCK_DUE, {"calendar_id": due.id, "leased_until": due.leased_until})
     if locked is None:
         return None
@@ -176,7 +179,7 @@ _SETTLE_OPENED = text(
     """
     UPDATE push_channels
     SET provider_id = :provider_id, resource_id = :resource_id, expires_at = :expires_at, attempt_count = 0,
-        -- Graph has tried the address before it answered (B.7); Google's first message tells it.
+        -- Graph tries the address before it responds. Of Google, the first message verifies it.
         verified_at = CASE platform WHEN 'microsoft' THEN clock_timestamp() ELSE verified_at END,
         state = CASE WHEN state = 'opening' AND :is_connected THEN 'open' ELSE 'closing' END,
         next_attempt_at = CASE WHEN state = 'opening' AND :is_connected THEN NULL ELSE clock_timestamp() END
@@ -205,7 +208,8 @@ async def settle_opened(
 ) -> tuple[str | None, bool]:
     """Note the provider's response, and close the older channels.
 
-    `poll_in`: until the next sync at the latest, where the channel is not trusted yet. Returns the channel's state, None if its row is gone, and whether an older channel was notifying all along.
+    `poll_in`: until the next sync at the latest, if the channel is not verified yet. Returns the channel's state (None
+    if its row is deleted), and whether an older channel was notifying all along.
     """
     is_connected = bool(await session.scalar(_LOCK_CALENDAR, {"calendar_id": due.id}))
     settled = (
@@ -237,7 +241,7 @@ async def settle_renewed(session: Session, channel_id: str, expires_at: datetime
     await session.execute(_SETTLE_RENEWED, {"id": channel_id, "expires_at": expires_at})
 
 
-# Somebody else may have made the calendar due since: that stands.
+# If another request has made the calendar due since, that time stays.
 _SCHEDULE = text(
     """
     UPDATE calendars SET push_due_at = clock_timestamp() + :due_in
@@ -247,7 +251,7 @@ _SCHEDULE = text(
 
 
 async def schedule(session: Session, due: DueCalendar, due_in: timedelta) -> None:
-    """Gives the lease back: the calendar's channel is due again in `due_in`."""
+    """Give the lease back: the calendar's channel is due again in `due_in`."""
     await session.execute(
         _SCHEDULE, {"calendar_id": due.id, "leased_until": due.leased_until, "due_in": due_in}
     )
@@ -264,7 +268,7 @@ _COUNT_FAILURE = text(
 
 
 async def count_failure(session: Session, calendar_id: str) -> int:
-    """How often opening or renewing has failed in a row."""
+    """Count a failure to open or renew; returns how many there were in a row."""
     return await session.scalar(_COUNT_FAILURE, {"calendar_id": calendar_id}) or 1
 
 
@@ -272,7 +276,7 @@ _DROP_OPENING = text("DELETE FROM push_channels WHERE calendar_id = :calendar_id
 
 
 async def drop_opening(session: Session, calendar_id: str) -> None:
-    """Forgets the attempt that the provider refused."""
+    """Delete the row of an attempt that the provider refused."""
     await session.execute(_DROP_OPENING, {"calendar_id": calendar_id})
 
 
@@ -282,7 +286,7 @@ _DROP = text("DELETE FROM push_channels WHERE id = ANY(:ids)").bindparams(
 
 
 async def drop_channels(session: Session, channel_ids: Collection[str]) -> None:
-    """Forgets channels that are gone at the provider, or that nobody can close."""
+    """Delete the rows of channels that ended at the provider, or that cannot be closed for lack of a token."""
     await session.execute(_DROP, {"ids": list(channel_ids)})
 
 
@@ -304,11 +308,11 @@ _FIND_HELD = text(
 
 
 async def find_held(session: Session, provider_ids: Sequence[str]) -> set[str]:
-    """Those of the provider's channels that serve a calendar."""
+    """Find those of the provider's channels that serve a calendar."""
     return set(await session.scalars(_FIND_HELD, {"provider_ids": list(provider_ids)}))
 
 
-# Of the same mailbox, or of one that may be the same.
+# A calendar of the same mailbox, or of one that may be the same.
 _IS_OPENING_EQUAL = text(
     """
     SELECT EXISTS (
@@ -329,7 +333,7 @@ _IS_OPENING_EQUAL = text(
 
 
 async def is_opening_equal(session: Session, due: DueCalendar, *, opens_within: timedelta) -> bool:
-    """Whether a channel to the same calendar, connected a second time, is being opened right now."""
+    """Find out whether a channel to the same calendar, connected a second time, is being opened now."""
     return bool(
         await session.scalar(
             _IS_OPENING_EQUAL,
@@ -355,7 +359,7 @@ _CLOSE_ALL = text(
 
 
 async def close_channels(session: Session, calendar_id: str) -> None:
-    """Of a calendar that stays. The caller holds the lock of its row, and sets its `push_due_at` to null."""
+    """Have the open channels of a calendar closed. The caller holds the calendar's row lock."""
     await session.execute(_CLOSE_ALL, {"calendar_id": calendar_id})
     wake_after_commit(session, "channels")
 
@@ -364,11 +368,11 @@ _LOCK_CHANNELS = text("SELECT id FROM push_channels WHERE calendar_id = :calenda
 
 
 async def lock_channels(session: Session, calendar_id: str) -> list[str]:
-    """Ids of all the calendar's channels. The caller holds the lock of the calendar's row."""
+    """Lock all channels of the calendar; returns their ids. The caller holds the calendar's row lock."""
     return list(await session.scalars(_LOCK_CHANNELS, {"calendar_id": calendar_id}))
 
 
-# A channel that is being opened right now gets the provider's ids in a moment; without them it cannot be closed.
+# A channel that is being opened gets the provider's ids in a moment. Without them it cannot be closed.
 _RELEASE = text(
     """
     UPDATE push_channels
@@ -383,7 +387,7 @@ _RELEASE = text(
 async def release_channel(
     session: Session, channel_id: str, *, sealed: bytes, opens_within: timedelta
 ) -> None:
-    """Lets a channel outlive its calendar, with what closing it takes."""
+    """Detach a channel from its calendar; `sealed` has the tokens that closing it takes."""
     await session.execute(_RELEASE, {"id": channel_id, "sealed": sealed, "opens_within": opens_within})
     wake_after_commit(session, "channels")
 
@@ -399,7 +403,7 @@ _FIND_CHANNEL = text(
 
 
 async def find_channel(session: Session, channel_id: str) -> KnownChannel | None:
-    """Google's, by our id."""
+    """Find a channel of Google by our id."""
     row = (await session.execute(_FIND_CHANNEL, {"id": channel_id})).one_or_none()
     return None if row is None else KnownChannel(*row)
 
@@ -413,7 +417,7 @@ _FIND_SUBSCRIPTIONS = text(
 
 
 async def find_subscriptions(session: Session, provider_ids: Collection[str]) -> dict[str, KnownChannel]:
-    """Microsoft's, by its ids."""
+    """Find channels of Microsoft by its subscription ids."""
     rows = await session.execute(_FIND_SUBSCRIPTIONS, {"provider_ids": list(provider_ids)})
     return {row.provider_id: KnownChannel(*row) for row in rows}
 

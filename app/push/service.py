@@ -1,8 +1,8 @@
-"""Notifications of the providers, and letting channels go when their calendar is deleted.
+"""Notifications of providers, and what becomes of a calendar's push channels when it is deleted.
 
-A notification only makes its calendar due after CALENDAR_PUSH_DEBOUNCE_SECONDS. Those that follow until then find it
-due already; those that come while the sync runs make it due once more. One that is not known, or does not carry
-the channel's secret, changes nothing: channels go on for days after we have forgotten them.
+A notification makes its calendar due after CALENDAR_PUSH_DEBOUNCE_SECONDS. Those that follow until then find it due
+already. Those that come while the sync runs make it due once more. A notification of an unknown channel, or without
+the channel's secret, changes nothing: channels go on for days after their rows are deleted.
 """
 
 import hmac
@@ -32,12 +32,12 @@ LEASE_FOR = timedelta(seconds=60)
 
 _CHANNEL_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _RESOURCE_ID = re.compile(r"[\x21-\x7e]{1,200}")
-# Of events only "exists" is documented; the others are what Google's channels of other resources say.
+# For events only "exists" is documented. The others are documented for channels of other resources.
 _CHANGES = frozenset({"exists", "update", "not_exists"})
 
 
 def sealed_context(channel_id: str) -> str:
-    """What `push_channels.sealed` is bound to."""
+    """The context that `push_channels.sealed` is bound to."""
     return f"push_channels:{channel_id}"
 
 
@@ -57,7 +57,7 @@ async def accept_google(
     outcome = _check(channel, token)
     if channel is not None and outcome == "accepted":
         if resource_state == "sync":
-            # The first message, of no change. It may come before the answer to the worker, or instead of it.
+            # The first message reports no change. It may come before the response to the worker, or instead of it.
             outcome = "handshake"
             if channel.state == "opening" and _RESOURCE_ID.fullmatch(resource_id or ""):
                 await repository.note_resource(session, channel.id, resource_id or "")
@@ -120,7 +120,7 @@ async def accept_microsoft(session: Session, items: Sequence[Any], *, debounce: 
 
 
 def _proves(channel: KnownChannel) -> bool:
-    """Whether this is the first message of a channel that is in use."""
+    """Whether a message proves that the channel works: the first one, while the channel is in use."""
     return not channel.is_verified and channel.state != "closing"
 
 
@@ -133,19 +133,27 @@ def _check(channel: KnownChannel | None, secret: str | None) -> str:
     return "accepted" if channel.calendar_id is not None else "ignored"
 
 
+async def close_channels(session: Session, calendar_id: str) -> None:
+    """Have the channels of a calendar that stays closed at the provider.
+
+    The caller holds the lock of the calendar's row, and sets its `push_due_at` to null.
+    """
+    await repository.close_channels(session, calendar_id)
+
+
 async def release_channels(
     session: Session, box: SecretBox, *, calendar_id: str, credentials_id: str | None
 ) -> None:
-    """Lets the channels of a calendar that is being deleted live on until they are closed at the provider.
+    """Keep the channels of a calendar that is being deleted until they are closed at the provider.
 
-    Call it under the lock of the calendar's row, before the row goes.
+    Call it under the lock of the calendar's row, before the row is deleted.
     """
     channel_ids = await repository.lock_channels(session, calendar_id)
     if not channel_ids:
         return
     grant = await _load_grant(session, box, credentials_id)
     if grant is None:
-        # Nobody can close them. They end by themselves within days, and are not known here any more.
+        # Without tokens they cannot be closed. They end by themselves within days.
         await repository.drop_channels(session, channel_ids)
         return
     for channel_id in channel_ids:

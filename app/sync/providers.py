@@ -1,4 +1,4 @@
-"""Which provider serves a calendar: the one place that knows them all."""
+"""The provider that serves a calendar: the one place that knows all of them."""
 
 from collections import OrderedDict
 
@@ -18,9 +18,9 @@ _FEED_HOSTS_KEPT = 100_000
 
 
 class ProviderFactory:
-    """Builds the provider of a claimed calendar; holds what they share.
+    """Creates the provider of a claimed calendar, and holds what providers share.
 
-    `client` reaches addresses that the operator set, `feeds` those that callers chose.
+    `client`: for addresses that the operator set. `feeds`: for addresses that clients of the API chose.
     """
 
     def __init__(
@@ -42,11 +42,14 @@ class ProviderFactory:
         self._feed_hosts: OrderedDict[str, str] = OrderedDict()
 
     def feed_host_of(self, calendar_id: str) -> str | None:
-        """The host that a feed is read from, of calendars that this process has synced lately."""
+        """The host of a calendar's feed, if this process has synced it lately."""
         return self._feed_hosts.get(calendar_id)
 
     async def for_calendar(self, claim: Claim, state: SyncState) -> tuple[CalendarProvider, str]:
-        """The provider, and the scope of its breaker. Raises ProviderError where the credentials cannot be used."""
+        """Create the provider of a calendar; returns it with the scope of its breaker.
+
+        Raises ProviderError if the credentials cannot be used.
+        """
         if state.credentials_id is None:
             raise ClientMisconfigured("The calendar has no credentials.", code="no_credentials")
         if claim.platform != "ics":
@@ -76,7 +79,7 @@ class ProviderFactory:
         return feed, feed_scope(feed_url)
 
     async def aclose(self) -> None:
-        """Ends the processes that read feeds."""
+        """End the processes that parse feeds."""
         await self._feed_readers.aclose()
 
     def _tokens(self, claim: Claim, state: SyncState) -> TokenSource:

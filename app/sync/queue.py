@@ -1,4 +1,4 @@
-"""What a worker's drainers of syncs drain: one has the accounts' calendars, one the feeds."""
+"""The due calendars as a queue for a worker: one for the calendars of accounts, one for feeds."""
 
 from collections.abc import Callable
 

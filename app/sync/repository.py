@@ -1,6 +1,7 @@
-"""SQL of the sync: claiming, fencing, set-based writes, settling.
+"""SQL of a calendar's sync: its claim, its lease, its state, and its result.
 
-Locks, in this order everywhere: the calendar's row, then the writers' advisory lock (visibility.py).
+Locks, in this order everywhere: the calendar's row, then the writers' advisory lock (app/events/visibility.py).
+Leases: docs/adr/0002-leases-in-postgresql-beside-arq.md.
 """
 
 from collections import Counter
@@ -30,15 +31,15 @@ class Claim:
     platform: Platform
     lease_token: str
     lease_for: timedelta
-    forced: bool = False  # a client asked for it; it was not due by itself
+    forced: bool = False  # requested by a client before it was due
 
 
 @dataclass(frozen=True, slots=True)
 class SyncState:
-    """What a sync starts from. `now` is the database's clock.
+    """The state that a sync starts from. `now` is the database's clock.
 
-    `forced_before` is the time at which it would have been due, where a client's request came before that.
-    `is_trial`: the calendar is disconnected, and this sync tries whether access is back.
+    `forced_before`: when it would have been due, if a client's request came before that.
+    `is_trial`: the calendar is disconnected, and this sync finds out whether access is back.
     """
 
     platform_uuid: str | None
@@ -63,7 +64,7 @@ class SyncState:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The calendar's row after a settle, for the webhook that goes with it."""
+    """The calendar's row after the result is stored, for the webhook about it."""
 
     deduplication_key: str | None
     metadata: dict[str, Any] | None
@@ -75,7 +76,7 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class HeldBack:
-    """Event ids that a complete answer left out in a mass, and when an answer first did."""
+    """Ids of events whose deletion is not believed yet, and when a complete response first left them out."""
 
     ids: list[str]
     since: datetime
@@ -83,14 +84,14 @@ class HeldBack:
 
 # --- claiming ----------------------------------------------------------------------------------------------
 
-# So many of the oldest due calendars are looked at, of all platforms and projects. With more than that due, the
-# projects are asked one by one, so that whoever has thousands due does not hide the others.
+# This many of the calendars that are due longest are read, of all platforms and projects. If more are due, some of
+# every project are read, so that a project with thousands of due calendars does not hide the others.
 _OLDEST = 200
 _PROJECTS_ASKED = 100
-# Beyond the free slots, for the calendars of mailboxes and hosts that have theirs already.
+# Read beyond the free slots, for calendars whose mailbox or host has no room.
 _SPARE = 20
 # Google's and Microsoft's calendars, and feeds; local calendars have nothing to fetch.
-# now() and not clock_timestamp(), which as a volatile function could not be looked up in the index.
+# now() and not clock_timestamp(): a volatile function cannot be looked up in the index.
 _IS_SYNCED = "c.state = 'connected' AND c.platform <> 'local'"
 _IS_TRIAL = "(c.sync_trial AND c.state = 'disconnected')"
 _IS_FREE = "(c.lease_until IS NULL OR c.lease_until <= now())"
@@ -98,7 +99,7 @@ _KIND = "(CASE c.platform WHEN 'ics' THEN 'feed' ELSE 'account' END)"  # as in i
 # The same account connected twice is one mailbox.
 _MAILBOX = "concat_ws(' ', c.platform, coalesce(lower(c.owner_email), c.credentials_id, c.id))"
 
-# And the disconnected ones that are to be tried, which are few.
+# The second part: the disconnected calendars that are to be tried, which are few.
 _FIND_OLDEST = text(
     f"""
     (SELECT c.id, c.project_id, {_MAILBOX} AS mailbox, c.next_sync_at, {_KIND} AS kind, {_IS_FREE} AS is_free,
@@ -115,9 +116,9 @@ _FIND_OLDEST = text(
     """  # noqa: S608 - constants
 )
 
-# The recursion jumps from one project with such calendars to the next, and goes round until it meets one again.
-# It begins at a random place: every project has its turn soon, however many there are. Only ix_calendars_turns has
-# the orders that are asked for here, so that its use does not hang on what the statistics say.
+# The recursion goes from one project with such calendars to the next, until it meets one again. It begins at a random
+# place, so that every project has its turn soon. Only ix_calendars_turns has these orders, so that the planner uses it
+# whatever the statistics say.
 _NEXT_PROJECT = f"""
     SELECT CASE n.kind WHEN :kind THEN n.project_id END
     FROM (SELECT {_KIND} AS kind, c.project_id FROM calendars c
@@ -143,7 +144,7 @@ _FIND_IN_TURNS = text(
     """  # noqa: S608 - constants
 ).bindparams(*(bindparam(name, type_=Text()) for name in ("kind", "start")))
 
-# Two keys, so that it is not taken for a writer's (app/events/visibility.py).
+# Two keys: one 64-bit key could be taken for a writer's (app/events/visibility.py).
 _ONE_CLAIM_AT_ONCE = text("SELECT pg_advisory_xact_lock(7142, 1)")
 _COUNT_RUNNING = text(
     f"""
@@ -154,7 +155,7 @@ _COUNT_RUNNING = text(
     """  # noqa: S608 - constants
 )
 
-# clock_timestamp(): the rows are to be found by their ids.
+# clock_timestamp(): the rows are found by their ids, not by an index of due times.
 _LEASE = text(
     f"""
     WITH due AS MATERIALIZED (
@@ -180,13 +181,13 @@ async def claim_due(
     kinds: Collection[Kind] = ("account", "feed"),
     pick: Pick = pick_oldest,
 ) -> list[Claim]:
-    """Takes the lease on up to `limit` due calendars that nobody holds, as `pick` has it (app/sync/turns.py)."""
+    """Take the lease on up to `limit` due calendars that have none; `pick` chooses them (app/sync/turns.py)."""
     due = await _find_due(session, limit, kinds)
     if not due:
         return []
     mailboxes: Counter[str] = Counter()
     if "account" in kinds:
-        # Under a lock, so that two workers do not both see the last free place of a mailbox.
+        # Under a lock, so that two workers do not both take the last free place of a mailbox.
         await session.execute(_ONE_CLAIM_AT_ONCE)
         mailboxes.update({row.mailbox: row.running for row in await session.execute(_COUNT_RUNNING)})
     picked = pick(due, mailboxes, limit)
@@ -208,7 +209,7 @@ async def claim_due(
 
 
 async def _find_due(session: Session, limit: int, kinds: Collection[Kind]) -> list[Due]:
-    """Due calendars of these kinds: all of them, unless there are very many, and then some of every project asked."""
+    """Find due calendars of these kinds: all of them, or if there are very many, some of many projects."""
     oldest = (await session.execute(_FIND_OLDEST, {"most": _OLDEST})).all()
     found = {
         row.id: Due(row.id, row.project_id, row.kind, row.mailbox, row.next_sync_at)
@@ -241,7 +242,7 @@ _EXTEND = text(
 
 
 async def extend_lease(session: Session, claim: Claim) -> None:
-    """Raises LeaseLost."""
+    """Extend the lease to `claim.lease_for` from now. Raises LeaseLost."""
     found = await session.scalar(
         _EXTEND,
         {"calendar_id": claim.calendar_id, "lease_token": claim.lease_token, "lease_for": claim.lease_for},
@@ -263,7 +264,7 @@ _LOAD = text(
 
 
 async def load_state(session: Session, claim: Claim) -> SyncState:
-    """Raises LeaseLost."""
+    """Extend the lease to `claim.lease_for` from now. Raises LeaseLost."""
     row = (
         await session.execute(_LOAD, {"calendar_id": claim.calendar_id, "lease_token": claim.lease_token})
     ).one_or_none()
@@ -283,7 +284,7 @@ _LOCK = text(
 
 
 async def lock_calendar(session: Session, claim: Claim) -> Unannounced:
-    """The fence of every write: the row lock, only while the lease is still this worker's. Raises LeaseLost."""
+    """Lock the calendar's row, before every write of a sync. Raises LeaseLost if the lease is not this worker's."""
     row = (
         await session.execute(_LOCK, {"calendar_id": claim.calendar_id, "lease_token": claim.lease_token})
     ).one_or_none()
@@ -317,7 +318,7 @@ _SETTLE_SUCCESS = text(
                                   ELSE clock_timestamp() + :next_in END,
         push_due_at = CASE WHEN :wants_push AND platform IN ('google', 'microsoft')
                            THEN coalesce(push_due_at, clock_timestamp()) ELSE push_due_at END,
-        -- It still equals `lease_until` unless somebody asked for a sync while this one ran.
+        -- It still equals `lease_until`, unless a sync was requested while this one ran.
         next_sync_at = CASE WHEN next_sync_at <> lease_until THEN next_sync_at
                             ELSE clock_timestamp() + greatest(:next_in, least(:next_in_with_push, coalesce(
                                 (SELECT max(p.expires_at) - clock_timestamp() FROM push_channels p
@@ -347,13 +348,11 @@ async def settle_success(
     held_back: HeldBack | None = None,
     cursor_expired_at: datetime | None = None,
 ) -> Settled:
-    """Stores the cursor and the sync times, and gives the lease back. The caller holds the row lock.
+    """Store the cursor and the sync times, and give the lease back. The caller holds the row lock.
 
-    `next_in_with_push`: until the next sync, while a push channel is open through which the provider has reached us;
-    not beyond its end.
-
-    `held_back`: what the answer would have deleted. `cursor_expired_at`: this round followed an expired cursor.
-    `wants_push`: a calendar without a push channel is due for one from now on (app/push/).
+    `next_in`: the time to the next sync. `next_in_with_push`: the same while a push channel is open that has worked,
+    not beyond the channel's end. `held_back`: the deletions that are not believed yet. `cursor_expired_at`: set if
+    this round followed an expired cursor. `wants_push`: a calendar without a push channel is due for one now.
     """
     row = (
         await session.execute(
@@ -393,8 +392,8 @@ _SETTLE_FAILURE = text(
         sync_failure_code_since = :code_since, sync_failure_code_count = :code_count,
         outage_scope = :outage_scope, sync_forced_before = NULL,
         push_due_at = CASE WHEN :disconnects THEN NULL ELSE push_due_at END,
-        -- Whoever asked meanwhile is served by the retry: notifications must not cut the backoff short.
-        -- Only the trial of a disconnected calendar ends, so that whoever asked meanwhile has one more.
+        -- The retry serves what was requested meanwhile: notifications must not cut the backoff short.
+        -- Only the trial of a disconnected calendar ends, so a request that came meanwhile leads to one more.
         next_sync_at = CASE WHEN {_ASKED_IN_TRIAL} AND :ends_trial THEN next_sync_at
                             ELSE clock_timestamp() + :next_in END,
         sync_forced = false,
@@ -421,12 +420,11 @@ async def settle_failure(
     failure_data: str | None,
     ends_trial: bool = False,
 ) -> Settled:
-    """Notes the failure and gives the lease back; the cursor stays. With `failure_data`, disconnects.
+    """Store the failure and give the lease back; the cursor stays. With `failure_data`, disconnect the calendar.
 
-    `ends_trial`: a disconnected calendar stays so, and is not tried again unless that was asked for meanwhile.
-
-    `code_since`, `code_count`: for how long and how often in a row this code has been the answer.
-    `outage_scope`: where an outage may be the cause.
+    `ends_trial`: a disconnected calendar stays so, and is not tried again unless that was requested meanwhile.
+    `code_since`, `code_count`: since when, and how often in a row, syncs have failed with this code.
+    `outage_scope`: set where an outage may be the cause.
     """
     row = (
         await session.execute(
@@ -450,7 +448,7 @@ async def settle_failure(
     return Settled(*row)
 
 
-# Changes that are not announced yet stay so: the next settle does it.
+# Changes that are not announced yet stay so: the next result announces them.
 _PUT_OFF = text(
     """
     UPDATE calendars
@@ -472,10 +470,10 @@ async def put_off(
     outage_scope: str | None = None,
     attempted_at: datetime | None = None,
 ) -> None:
-    """Gives the lease back without a word on how the calendar is doing: it was not asked, or on behalf of all.
+    """Give the lease back without a result: no request was made, or one on behalf of all calendars.
 
-    `outage_scope`: it waits until that one's breaker closes, `next_in` at the longest. `attempted_at`: when it was
-    asked, if it was.
+    `outage_scope`: the calendar waits until this scope's breaker closes, `next_in` at the longest. `attempted_at`:
+    when a request was made, if one was.
     """
     await session.execute(
         _PUT_OFF,
@@ -500,7 +498,7 @@ _COUNT_ALIKE = text(
 
 
 async def count_alike(session: Session, *, scope: str, code: str, since: datetime, within: timedelta) -> int:
-    """How many calendars of the scope fail with this code, and began to at about this time."""
+    """Count the calendars of the scope that fail with this code, and began to at about this time."""
     count = await session.scalar(
         _COUNT_ALIKE, {"scope": scope, "code": code, "since": since, "within": within}
     )
@@ -516,7 +514,7 @@ _COUNT_WAITING = text(
 
 
 async def count_waiting(session: Session, *, scope: str, most: int) -> int:
-    """How many calendars wait for this scope; counts up to `most`."""
+    """Count the connected calendars that wait for this scope, up to `most`."""
     return await session.scalar(_COUNT_WAITING, {"scope": scope, "most": most}) or 0
 
 
@@ -530,7 +528,7 @@ _GIVE_BACK = text(
 
 
 async def give_back(session: Session, claim: Claim) -> None:
-    """Makes a calendar whose sync was cut by a shutdown due at once, for another worker."""
+    """Make a calendar whose sync was cut off by a shutdown due at once, for another worker."""
     await session.execute(
         _GIVE_BACK,
         {"calendar_id": claim.calendar_id, "lease_token": claim.lease_token, "forced": claim.forced},

@@ -1,27 +1,27 @@
-"""Which of the due calendars are synced next, so that no project, mailbox or feed host holds up the others.
+"""Which of the due calendars are synced next, so that no project, mailbox or feed host holds up the others (pure).
 
-A project may hold slots up to three times those that are left free (Choudhury and Hahne's dynamic thresholds, known
-from packet switches): alone it has most of a worker's slots, several that have much to do share them, and one slot is
-kept for whoever has nothing under way. Among the projects that may, the one with the fewest under way is
-next; within a project, the calendar that is due longest.
+Projects take turns (app/core/turns.py). A project may hold up to three times the slots that stay free: alone it has
+most of a worker's slots, and one slot is kept for a project that has nothing under way. Within a project, the calendar
+that has been due longest is next.
 
-Slots are counted for each worker by itself. Only a mailbox is counted over all workers, since its limit is the
+Slots are counted for each worker by itself. Only a mailbox is counted over all workers, because its limit is the
 provider's (app/sync/repository.py).
 """
 
-import heapq
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from app.core.turns import share_slots
+
 Kind = Literal["account", "feed"]
 
-# Graph serves 4 requests of an application for a mailbox at once (providers.md B.8); one is left for the API.
+# Graph serves 4 requests of an application for a mailbox at once; one is left for the API.
 MAILBOX_SYNCS = 3
 _TIMES_THE_FREE = 3
-# A host that hangs may hold this share of the slots.
+# The share of the slots that a host which does not respond may hold.
 _HOST_SHARE = 0.5
 
 
@@ -37,7 +37,10 @@ class Due:
 
 
 def pick_oldest(due: Iterable[Due], mailboxes: Counter[str], limit: int) -> list[Due]:
-    """Up to `limit`, whosever they are. `mailboxes`: the syncs under way of each; those that are picked are added."""
+    """Pick up to `limit` calendars, longest due first, of any project.
+
+    `mailboxes`: the syncs under way of each mailbox; those that are picked are added.
+    """
     picked: list[Due] = []
     for one in sorted(due, key=lambda one: one.due_at):
         if len(picked) < limit and _has_room(one, mailboxes):
@@ -51,7 +54,10 @@ def _has_room(due: Due, mailboxes: Counter[str]) -> bool:
 
 
 class Turns:
-    """What one worker has under way of one kind, in `slots` slots. `host_of` tells a feed's host where it is known."""
+    """The syncs of one kind that one worker has under way, in `slots` slots.
+
+    `host_of`: the host of a feed by its calendar, where it is known.
+    """
 
     def __init__(self, slots: int, host_of: Callable[[str], str | None] = lambda _: None) -> None:
         self._slots = slots
@@ -65,37 +71,46 @@ class Turns:
         self._under_way.pop(calendar_id, None)
 
     def pick(self, due: Iterable[Due], mailboxes: Counter[str], limit: int) -> list[Due]:
-        """Up to `limit` that may begin now, of which `begin` is to be told; see `pick_oldest`."""
-        waiting: dict[str, deque[Due]] = defaultdict(deque)
-        for one in sorted(due, key=lambda one: one.due_at):
-            waiting[one.project_id].append(one)
+        """Pick up to `limit` calendars that may begin now; the caller calls `begin` for them. See `pick_oldest`."""
         projects = Counter(self._under_way.values())
         hosts = Counter(map(self._host_of, self._under_way))
-        free = min(limit, self._slots - projects.total())
-        line = [(projects[project_id], queue[0].due_at, project_id) for project_id, queue in waiting.items()]
-        heapq.heapify(line)
-        picked: list[Due] = []
-        while free > 0 and line:
-            count, _, project_id = heapq.heappop(line)
-            if count and count >= _TIMES_THE_FREE * (free - 1):
-                break  # whoever else is in line has at least as many
-            queue = waiting[project_id]
-            found = self._next(queue, mailboxes, hosts)
-            if found is None:
-                continue
-            picked.append(found)
-            mailboxes[found.mailbox] += 1
-            hosts[self._host_of(found.calendar_id)] += 1
-            free -= 1
-            if queue:
-                heapq.heappush(line, (count + 1, queue[0].due_at, project_id))
-        return picked
-
-    def _next(self, queue: deque[Due], mailboxes: Counter[str], hosts: Counter[str | None]) -> Due | None:
         most_of_host = max(1, int(self._slots * _HOST_SHARE))
-        while queue:
-            one = queue.popleft()
+
+        def begins(one: Due) -> bool:
+            """Whether its mailbox and its host have room; if so, it is counted with them."""
             host = self._host_of(one.calendar_id)
-            if _has_room(one, mailboxes) and (host is None or hosts[host] < most_of_host):
+            if not _has_room(one, mailboxes) or (host is not None and hosts[host] >= most_of_host):
+                return False
+            mailboxes[one.mailbox] += 1
+            hosts[host] += 1
+            return True
+
+        lines: dict[str, _Line] = {}
+        for one in sorted(due, key=lambda one: one.due_at):
+            lines.setdefault(one.project_id, _Line(begins)).queue.append(one)
+        free = min(limit, self._slots - projects.total())
+        return share_slots(lines, projects, free=free, limit=free, has_share=_has_share)
+
+
+def _has_share(count: int, free: int) -> bool:
+    return count == 0 or count < _TIMES_THE_FREE * (free - 1)
+
+
+class _Line:
+    """The due calendars of one project, longest due first."""
+
+    def __init__(self, begins: Callable[[Due], bool]) -> None:
+        self.queue: deque[Due] = deque()
+        self._begins = begins
+
+    @property
+    def head(self) -> datetime | None:
+        return self.queue[0].due_at if self.queue else None
+
+    def take(self) -> Due | None:
+        """The next calendar that may begin. Those before it are dropped, and wait for the next claim."""
+        while self.queue:
+            one = self.queue.popleft()
+            if self._begins(one):
                 return one
         return None

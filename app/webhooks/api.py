@@ -53,12 +53,9 @@ async def create_webhook(
     body: WebhookCreate,
 ) -> Response:
     """Subscribes an endpoint. Only this response has the secret that its deliveries are signed with."""
-
-    async def work() -> bytes:
-        webhook = await service.create_webhook(session, state.box, state.settings, project_id, body)
-        return webhook.model_dump_json().encode()
-
-    return await idempotent.once(work, status_code=201)
+    return await idempotent.once(
+        lambda: service.create_webhook(session, state.box, state.settings, project_id, body)
+    )
 
 
 @router.get("/webhooks/{webhook_id}", operation_id="get_webhook", responses=responses(404, takes_input=False))
@@ -107,12 +104,9 @@ async def rotate_secret(
     idempotent: Idempotent,
 ) -> Response:
     """Makes a new secret, shown once. For 24 hours `webhook-signature` also has a signature by the old one."""
-
-    async def work() -> bytes:
-        webhook = await service.rotate_secret(session, state.box, project_id, webhook_id)
-        return webhook.model_dump_json().encode()
-
-    return await idempotent.once(work, status_code=200)
+    return await idempotent.once(
+        lambda: service.rotate_secret(session, state.box, project_id, webhook_id), status_code=200
+    )
 
 
 @router.post(
@@ -166,9 +160,8 @@ async def replay(
 ) -> Response:
     """Sends everything since a time again, oldest first, with the same ids and bytes. Workers queue it in batches."""
 
-    async def work() -> bytes:
-        count = await service.replay(session, project_id, webhook_id, body.since)
-        return ReplayQueued(count=count).model_dump_json().encode()
+    async def work() -> ReplayQueued:
+        return ReplayQueued(count=await service.replay(session, project_id, webhook_id, body.since))
 
     return await idempotent.once(work, status_code=202)
 
@@ -200,9 +193,4 @@ async def redeliver(
     idempotent: Idempotent,
 ) -> Response:
     """Sends a delivery again now, whatever its status, with the same id and bytes."""
-
-    async def work() -> bytes:
-        delivery = await service.redeliver(session, project_id, delivery_id)
-        return delivery.model_dump_json().encode()
-
-    return await idempotent.once(work, status_code=202)
+    return await idempotent.once(lambda: service.redeliver(session, project_id, delivery_id), status_code=202)

@@ -4,16 +4,13 @@ At least once: a delivery stays pending in PostgreSQL until an attempt of it is 
 between the POST and the record leaves a lease that runs out, and the same bytes with the same id go out again.
 """
 
-import asyncio
-import socket
 import ssl
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 from urllib.parse import urlsplit
 from zlib import crc32
 
@@ -25,8 +22,8 @@ from app.core.backoff import Backoff
 from app.core.clock import isoformat, utcnow
 from app.core.crypto import SealBroken, SecretBox
 from app.core.db import Session, Sessions, transaction
-from app.core.http import TargetRefused, httpx, public_client
-from app.core.http_json import retry_after
+from app.core.fetch import FetchFailed, Response, fetch, retry_after
+from app.core.http import httpx, public_client
 from app.core.lease import Lease
 from app.settings import Settings
 from app.webhooks import repository
@@ -46,7 +43,6 @@ _WAKE_BATCH = 500
 _PARK_BATCH = 1_000
 _READ_AT_MOST_BYTES = 65_536
 _RESPONSE_CHARACTERS = 500
-_PRUNE_BATCH = 1_000
 _POOLS = 16
 
 # Retries come later than the schedule says, by up to a fifth, never earlier.
@@ -161,72 +157,49 @@ async def send(
         "Accept-Encoding": "identity",
         **signature_headers(secrets, message_id=message_id, attempted_at=at, body=body),
     }
-    status_code: int | None = None
-    response_text: str | None = None
-    wait: float | None = None
     outcome: Outcome = "success"
     error: str | None = None
+    text: str | None = None
+    result: Response | FetchFailed
     try:
-        async with (
-            asyncio.timeout(settings.webhook_timeout_seconds),
-            client.stream("POST", url, content=body, headers=headers) as response,
-        ):
-            status_code = response.status_code
-            if status_code in {429, 503}:
-                wait = retry_after(response.headers)
-            response_text = await _read_start(response)
-    except (TimeoutError, httpx.TimeoutException):
-        outcome = "timeout"
-        error = f"timeout: no complete answer within {settings.webhook_timeout_seconds:g} seconds"
-    except TargetRefused as err:
-        outcome, error = "refused", f"refused: {err}"
-    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as err:
-        outcome, error = _transport_fault(err)
+        # The start of the response is enough; a short one is read to its end, so that the connection can be reused.
+        result = await fetch(
+            client,
+            "POST",
+            url,
+            content=body,
+            headers=headers,
+            max_bytes=_READ_AT_MOST_BYTES,
+            deadline_seconds=settings.webhook_timeout_seconds,
+            decode=False,
+            truncate=True,
+        )
+    except FetchFailed as err:
+        result = err
+        outcome, error = _transport_fault(err, settings)
     else:
-        if 300 <= status_code < 400:
-            outcome, error = "redirect", f"redirect: {status_code} is not followed; set the final URL"
-        elif not 200 <= status_code < 300:
-            outcome, error = "status", f"status: answered {status_code} instead of 2xx"
+        # PostgreSQL's JSON has no NUL.
+        start = result.body[: 4 * _RESPONSE_CHARACTERS].decode("utf-8", "replace")
+        text = start.replace("\x00", "\ufffd")[:_RESPONSE_CHARACTERS]
+        if 300 <= result.status < 400:
+            outcome, error = "redirect", f"redirect: {result.status} is not followed; set the final URL"
+        elif not 200 <= result.status < 300:
+            outcome, error = "status", f"status: answered {result.status} instead of 2xx"
+    wait = retry_after(result.headers) if result.status in {429, 503} else None
     duration = time.perf_counter() - started
-    return Attempt(at, outcome, status_code, round(duration * 1000), response_text, error, wait)
+    return Attempt(at, outcome, result.status, round(duration * 1000), text, error, wait)
 
 
-async def _read_start(response: httpx.Response) -> str:
-    """The first characters of the answer; all of it is read if it is short, so that the connection can serve on."""
-    start = b""
-    size = 0
-    async for chunk in response.aiter_raw():
-        size += len(chunk)
-        if len(start) < 4 * _RESPONSE_CHARACTERS:
-            start += chunk[: 4 * _RESPONSE_CHARACTERS]
-        if size >= _READ_AT_MOST_BYTES:
-            break
-    # PostgreSQL's JSON has no NUL.
-    return start.decode("utf-8", "replace").replace("\x00", "\ufffd")[:_RESPONSE_CHARACTERS]
-
-
-def _transport_fault(err: Exception) -> tuple[Outcome, str]:
-    """A word and a sentence for a connection that failed. The error's own text may name addresses inside."""
-    causes = list(_causes(err))
-    for cause in causes:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return "tls", f"tls: the certificate is not valid ({cause.verify_message})"
-        if isinstance(cause, ssl.SSLError):
-            return "tls", "tls: no secure connection could be made"
-        if isinstance(cause, socket.gaierror | UnicodeError):
-            return "dns", "dns: the host name does not resolve"
-    if isinstance(err, httpx.ConnectError):
+def _transport_fault(err: FetchFailed, settings: Settings) -> tuple[Outcome, str]:
+    """The outcome and the error text of a request without a complete response."""
+    if err.code == "timeout":
+        seconds = settings.webhook_timeout_seconds
+        return "timeout", f"timeout: no complete answer within {seconds:g} seconds"
+    if err.code in {"refused", "tls", "dns"}:
+        return cast("Outcome", err.code), f"{err.code}: {err.reason}"
+    if err.code == "connect":
         return "connection", "connection: the endpoint does not accept connections"
-    return "connection", f"connection: broken off before the answer was complete ({type(err).__name__})"
-
-
-def _causes(err: BaseException | None) -> Iterator[BaseException]:
-    while err is not None:
-        yield err
-        if isinstance(err, BaseExceptionGroup):
-            for inner in err.exceptions:
-                yield from _causes(inner)
-        err = err.__cause__ or err.__context__
+    return "connection", f"connection: broken off before the answer was complete ({err.cause})"
 
 
 class Deliverer:
@@ -412,16 +385,3 @@ class Deliverer:
 
 def _is_slow(due: DueDelivery) -> bool:
     return due.is_failing or due.is_slow
-
-
-async def prune(sessions: Sessions, settings: Settings) -> int:
-    """Deletes finished deliveries older than WEBHOOK_DELIVERY_RETENTION_DAYS, in batches; how many."""
-    total = 0
-    while True:
-        async with transaction(sessions) as session:
-            deleted = await repository.delete_finished(
-                session, older_than_days=settings.webhook_delivery_retention_days, limit=_PRUNE_BATCH
-            )
-        total += deleted
-        if deleted < _PRUNE_BATCH:
-            return total

@@ -758,19 +758,6 @@ async def switch_off(session: Session, subscription_id: str, reason: str) -> Non
     )
 
 
-async def delete_finished(session: Session, *, older_than_days: int, limit: int) -> int:
-    """Deletes up to `limit` deliveries that ended before then; how many."""
-    old = (
-        select(_dlv.id)
-        .where(_dlv.finished_at < func.now() - func.make_interval(0, 0, 0, older_than_days))
-        .order_by(_dlv.finished_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    done = await session.execute(delete(_dlv).where(_dlv.id.in_(old)))
-    return cast("CursorResult[Any]", done).rowcount
-
-
 @dataclass(frozen=True, slots=True)
 class EndpointBacklog:
     """The unfinished and failed deliveries of one endpoint. The counts are explained in app/core/backlog.py."""

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings, strategies
 from app.core.clock import utcnow
 from app.core.ids import new_id
 from app.events.data import Window
+from app.sync import attempt, deletions, failures
 from app.sync import engine as sync_engine
 from tests import factories
 from tests.fakes.google import FakeGoogle
@@ -182,10 +183,10 @@ async def test_what_is_stored_is_the_providers_window(
 ) -> None:
     monkeypatch.setattr(sync_engine, "_FULL_ROUND_AGAIN_AFTER", timedelta(0))
     # Masses that an answer leaves out are believed at once here, and hiccups take no time.
-    monkeypatch.setattr(sync_engine, "_SHRINKS_ALL_OF", 10**6)
-    monkeypatch.setattr(sync_engine, "_SHRINKS_MOST_OF", 10**6)
-    monkeypatch.setattr(sync_engine, "_TRY_AGAIN_AFTER_SECONDS", 0)
-    monkeypatch.setattr(sync_engine, "_BATCH_EVENTS", 3)
+    monkeypatch.setattr(deletions, "_SHRINKS_ALL_OF", 10**6)
+    monkeypatch.setattr(deletions, "_SHRINKS_MOST_OF", 10**6)
+    monkeypatch.setattr(failures, "_RETRY_WITHIN_SYNC_AFTER_SECONDS", 0)
+    monkeypatch.setattr(attempt, "_BATCH_EVENTS", 3)
     fake = google.fake
     fake.clear_faults()
     fake.window_leak, fake.tombstone_style, fake.series_tombstone = leak, tombstones, series_tombstone

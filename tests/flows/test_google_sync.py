@@ -9,8 +9,8 @@ from sqlalchemy import text
 from app.core.clock import utcnow
 from app.core.db import Session, transaction
 from app.schedule import sync_within
+from app.sync import attempt, repository
 from app.sync import engine as sync_engine
-from app.sync import repository
 from tests import factories
 from tests.flows.conftest import GoogleCalendarUnderTest
 
@@ -257,7 +257,7 @@ async def test_a_killed_sync_is_done_by_another_worker_after_its_lease(
 async def test_a_sync_of_many_batches_is_announced_whole(
     google: GoogleCalendarUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sync_engine, "_BATCH_EVENTS", 10)
+    monkeypatch.setattr(attempt, "_BATCH_EVENTS", 10)
     google.fake.short_pages = True
     for n in range(45):
         google.add(f"event {n:02}")

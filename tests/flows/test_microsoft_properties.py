@@ -12,6 +12,7 @@ from app.core.clock import utcnow
 from app.core.db import Sessions
 from app.events.data import Window
 from app.settings import Settings
+from app.sync import attempt, deletions, failures
 from app.sync import engine as sync_engine
 from tests import factories
 from tests.conftest import TestProject
@@ -144,10 +145,10 @@ async def test_what_is_stored_is_the_mailboxs_window(
 ) -> None:
     monkeypatch.setattr(sync_engine, "_FULL_ROUND_AGAIN_AFTER", timedelta(0))
     # Masses that an answer leaves out are believed at once here, and hiccups take no time.
-    monkeypatch.setattr(sync_engine, "_SHRINKS_ALL_OF", 10**6)
-    monkeypatch.setattr(sync_engine, "_SHRINKS_MOST_OF", 10**6)
-    monkeypatch.setattr(sync_engine, "_TRY_AGAIN_AFTER_SECONDS", 0)
-    monkeypatch.setattr(sync_engine, "_BATCH_EVENTS", 5)
+    monkeypatch.setattr(deletions, "_SHRINKS_ALL_OF", 10**6)
+    monkeypatch.setattr(deletions, "_SHRINKS_MOST_OF", 10**6)
+    monkeypatch.setattr(failures, "_RETRY_WITHIN_SYNC_AFTER_SECONDS", 0)
+    monkeypatch.setattr(attempt, "_BATCH_EVENTS", 5)
     choose = random.Random(seed)
     fake = fake_microsoft
     fake.clear_faults()

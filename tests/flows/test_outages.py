@@ -16,7 +16,7 @@ from app.core.ids import new_id
 from app.models import Calendar, SyncBreaker
 from app.outages import breakers
 from app.settings import Settings
-from app.sync import engine, repository
+from app.sync import failures, repository
 from app.sync.engine import LEASE_FOR, SyncEngine
 from tests import factories
 from tests.conftest import TestProject
@@ -115,7 +115,7 @@ async def fleet(
     monkeypatch.setattr(breakers, "_PROBE_SELDOM_SECONDS", {"platform": 0.05})
     monkeypatch.setattr(breakers, "_LOOK_EVERY_SECONDS", 0.02)
     monkeypatch.setattr(breakers, "_RELEASE_PER_SECOND", 50.0)
-    monkeypatch.setattr(engine, "_TRY_AGAIN_AFTER_SECONDS", 0.01)
+    monkeypatch.setattr(failures, "_RETRY_WITHIN_SYNC_AFTER_SECONDS", 0.01)
     async with factories.sync_engine(google_settings, sessions) as syncs:
         yield Fleet(fake_google[0], google_settings, sessions, syncs)
 

@@ -131,12 +131,12 @@ async def test_a_worker_tells_of_its_loops_and_of_its_work(settings, tmp_path, a
 # The real worker, in which a signal blocks the event loop, and another one makes claims of syncs hang.
 BREAKABLE = """
 import asyncio, signal, time
-import workers.drainer, workers.liveness, workers.main
+import workers.liveness, workers.process, workers.work_loop
 from app.sync.engine import SyncEngine
 
 workers.liveness._EVENT_LOOP_WITHIN_SECONDS = 3
-workers.drainer._CLAIMS_WITHIN_SECONDS = 3
-run_worker, claim = workers.main.run_worker, SyncEngine.claim
+workers.work_loop._CLAIM_TIMEOUT_SECONDS = 3
+run_worker, claim = workers.process.run_worker, SyncEngine.claim
 is_hanging = False
 
 async def hang_or_claim(self, *args, **options):
@@ -154,7 +154,7 @@ async def run(settings):
     loop.add_signal_handler(signal.SIGUSR2, hang)
     await run_worker(settings)
 
-workers.main.run_worker, SyncEngine.claim = run, hang_or_claim
+workers.process.run_worker, SyncEngine.claim = run, hang_or_claim
 from app.cli.main import main
 main()
 """

@@ -766,12 +766,10 @@ async def test_without_the_secret_only_an_api_key_may_post(browser, event):
 
 
 async def test_old_notes_of_mails_are_forgotten(api, sessions, event):
-    from app.core.db import transaction
-    from app.hosted.repository import forget_inbound_replies
+    from app.hosted.retention import prune_inbound_replies
 
     await post_mail(api, reply(event))
-    async with transaction(sessions) as session:
-        await forget_inbound_replies(session, older_than=timedelta(days=1), limit=100)
-        assert await session.scalar(text("SELECT count(*) FROM inbound_replies")) == 1
-        await forget_inbound_replies(session, older_than=timedelta(0), limit=100)
-        assert await session.scalar(text("SELECT count(*) FROM inbound_replies")) == 0
+    for older_than, kept in ((timedelta(days=1), 1), (timedelta(0), 0)):
+        await prune_inbound_replies(sessions, older_than=older_than)
+        async with sessions() as session:
+            assert await session.scalar(text("SELECT count(*) FROM inbound_replies")) == kept

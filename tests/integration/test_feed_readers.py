@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from app.events.data import Window
-from app.ical.event_fields import Reader
 from app.providers.base import Unavailable
+from app.providers.ics.events import Reader
 from app.providers.ics.process import MAX_MEMORY_BYTES, FeedJob
 from app.providers.ics.readers import FeedRead, FeedReaders
 

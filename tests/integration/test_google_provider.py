@@ -15,8 +15,8 @@ from app.core.http import httpx, operator_client
 from app.events.data import RemoteEvent, Window
 from app.providers.base import (
     AccessDenied,
-    CalendarGone,
     CalendarProvider,
+    CalendarRemoved,
     ChangePage,
     ClientMisconfigured,
     CredentialsRevoked,
@@ -27,10 +27,11 @@ from app.providers.base import (
     RemoteCalendar,
     Unavailable,
 )
-from app.providers.google import calendar as google_module
-from app.providers.google.calendar import GoogleCalendar
+from app.providers.google import fields as google_fields
+from app.providers.google import sync as google_sync
 from app.providers.google.oauth import refresh_access_token
-from app.providers.wire import exchange
+from app.providers.google.sync import GoogleCalendar
+from app.providers.http import request
 from tests.fakes.google import CALENDAR_SCOPE, EMAIL_SCOPE, FakeGoogle
 from tests.fakes.google_store import instance_id
 from tests.fakes.server import serve
@@ -134,7 +135,7 @@ async def world() -> AsyncIterator[World]:
 def logs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the provider logs, however other tests have configured and cached the loggers."""
     capture = structlog.testing.LogCapture()
-    monkeypatch.setattr(google_module, "log", structlog.wrap_logger(None, processors=[capture]))
+    monkeypatch.setattr(google_sync, "log", structlog.wrap_logger(None, processors=[capture]))
     return capture.entries
 
 
@@ -467,7 +468,7 @@ async def test_an_event_on_which_our_own_code_fails_is_kept_by_id_and_stops_noth
         if texts["title"] == "PRIVATE":
             raise ZeroDivisionError("PRIVATE")
 
-    monkeypatch.setattr(google_module, "find_meeting_link", fail)  # no input is known that makes it fail
+    monkeypatch.setattr(google_fields, "find_meeting_link", fail)  # no input is known that makes it fail
     bad, good = add(world.fake, summary="PRIVATE"), add(world.fake)
     answered = await world.round()
     assert set(answered.events) == {bad, good}
@@ -552,7 +553,7 @@ async def test_a_calendar_that_is_not_there_is_gone(world: World) -> None:
     team = world.fake.add_calendar("team@group.calendar.google.com")
     cursor = (await world.round(calendar_id=team)).cursor
     world.fake.remove_calendar(team)
-    with pytest.raises(CalendarGone):
+    with pytest.raises(CalendarRemoved):
         await world.round(cursor, calendar_id=team)
 
 
@@ -650,12 +651,10 @@ async def test_a_server_that_dribbles_or_floods_is_cut_off(world: World) -> None
     url = f"{world.url}/calendar/v3/calendars/primary/events"
     with pytest.raises(Unavailable) as caught:
         async with asyncio.timeout(5):  # the test's own patience
-            await exchange(
-                world.client, "GET", url, provider="Google", max_bytes=10_000, deadline_seconds=0.2
-            )
+            await request(world.client, "GET", url, provider="Google", max_bytes=10_000, deadline_seconds=0.2)
     assert caught.value.code == "timeout"
     with pytest.raises(Unavailable) as caught:
-        await exchange(world.client, "GET", url, provider="Google", max_bytes=10, deadline_seconds=10.0)
+        await request(world.client, "GET", url, provider="Google", max_bytes=10, deadline_seconds=10.0)
     assert caught.value.code == "answer_too_large"
 
 

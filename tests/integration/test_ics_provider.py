@@ -18,7 +18,14 @@ from structlog.testing import capture_logs
 
 from app.core.http import httpx, public_client
 from app.events.data import Window
-from app.providers.base import AccessDenied, CalendarGone, ChangePage, ProviderError, RateLimited, Unavailable
+from app.providers.base import (
+    AccessDenied,
+    CalendarRemoved,
+    ChangePage,
+    ProviderError,
+    RateLimited,
+    Unavailable,
+)
 from app.providers.ics import feed as ics
 from app.providers.ics.feed import IcsFeed, normalize_feed_url
 from app.providers.ics.readers import FeedReaders
@@ -296,8 +303,8 @@ async def test_a_server_that_dribbles_is_given_up(server, client, monkeypatch):
         (403, {}, AccessDenied),
         (403, {"Retry-After": "30"}, RateLimited),
         (403, {"cf-mitigated": "challenge"}, RateLimited),
-        (404, {}, CalendarGone),
-        (410, {}, CalendarGone),
+        (404, {}, CalendarRemoved),
+        (410, {}, CalendarRemoved),
         (429, {"Retry-After": "30"}, RateLimited),
         (500, {}, Unavailable),
         (503, {"Retry-After": "30"}, Unavailable),

@@ -15,8 +15,8 @@ from app.events.data import RemoteEvent, Window
 from app.ical.timezones import named_zone
 from app.providers.base import (
     AccessDenied,
-    CalendarGone,
     CalendarProvider,
+    CalendarRemoved,
     ChangePage,
     ClientMisconfigured,
     ConnectionLost,
@@ -28,9 +28,11 @@ from app.providers.base import (
     RemoteCalendar,
     Unavailable,
 )
-from app.providers.microsoft import calendar as microsoft_module
-from app.providers.microsoft.calendar import MicrosoftCalendar
+from app.providers.microsoft import client as microsoft_client
+from app.providers.microsoft import fields as microsoft_fields
+from app.providers.microsoft import sync as microsoft_sync
 from app.providers.microsoft.oauth import refresh_access_token
+from app.providers.microsoft.sync import MicrosoftCalendar
 from tests.fakes.microsoft import EXPIRED_SPELLINGS, FakeMicrosoft, GraphRequest
 from tests.fakes.microsoft_identity import CALENDAR_SCOPE, USER_SCOPE
 from tests.fakes.microsoft_store import default_id, occurrence_id
@@ -149,7 +151,8 @@ async def world() -> AsyncIterator[World]:
 def logs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the provider logs, however other tests have configured and cached the loggers."""
     capture = structlog.testing.LogCapture()
-    monkeypatch.setattr(microsoft_module, "log", structlog.wrap_logger(None, processors=[capture]))
+    for module in (microsoft_client, microsoft_sync):
+        monkeypatch.setattr(module, "log", structlog.wrap_logger(None, processors=[capture]))
     return capture.entries
 
 
@@ -441,14 +444,14 @@ async def test_a_bug_in_reading_one_event_costs_that_event_only(
     world: World, logs: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good, bad = add(world.fake, subject="good"), add(world.fake, subject="bad")
-    parse = microsoft_module.parse_event
+    parse = microsoft_fields.parse_event
 
     def fails_for_one(item: dict[str, Any], **options: Any) -> RemoteEvent:
         if item["subject"] == "bad":
             raise RecursionError
         return parse(item, **options)
 
-    monkeypatch.setattr(microsoft_module, "parse_event", fails_for_one)
+    monkeypatch.setattr(microsoft_sync, "parse_event", fails_for_one)
     events = (await world.round()).events
     assert (events[good].name, events[bad].name) == ("good", None)
     assert orjson.loads(events[bad].raw)["subject"] == "bad"
@@ -498,7 +501,7 @@ async def test_a_missing_calendar_and_a_malformed_id_are_gone(world: World) -> N
     cursor = await world.cursor(calendar_id=team)
     world.fake.remove_calendar(team)
     for calendar_id in (team, "nonsense"):
-        with pytest.raises(CalendarGone):
+        with pytest.raises(CalendarRemoved):
             await world.round(calendar_id=calendar_id)
     # The delta link alone could be what is unknown: the next full round decides.
     with pytest.raises(CursorExpired):
@@ -664,7 +667,7 @@ async def test_a_calendar_without_delta_is_read_whole_each_time(world: World, lo
 async def test_a_delta_that_goes_round_in_circles_does_not_hold_up_the_sync(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(microsoft_module, "_MOST_PAGES", 5)
+    monkeypatch.setattr(microsoft_client, "_MOST_PAGES", 5)
     event_id = add(world.fake)
     cursor = await world.cursor()
     world.fake.endless_delta = True
@@ -734,7 +737,7 @@ async def test_a_page_is_given_on_before_the_next_one_is_asked_for(world: World)
 async def test_pages_that_are_too_large_are_read_in_smaller_ones(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(microsoft_module, "_MAX_BODY_BYTES", 40_000)
+    monkeypatch.setattr(microsoft_client, "_MAX_BODY_BYTES", 40_000)
     world.fake.seed(30, start=NOW, body_length=1_000)
     answered = await world.round(page_size=100)
     assert answered.kept == world.truth()
@@ -773,7 +776,7 @@ async def test_pages_that_graph_fails_at_are_made_smaller_and_stay_so(world: Wor
 async def test_one_event_that_is_larger_than_any_answer_ends_the_sync_with_a_reason(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(microsoft_module, "_MAX_BODY_BYTES", 5_000)
+    monkeypatch.setattr(microsoft_client, "_MAX_BODY_BYTES", 5_000)
     add(world.fake, body="x" * 10_000)
     with pytest.raises(Unavailable) as caught:
         await world.round(page_size=100)
@@ -823,9 +826,13 @@ async def test_a_grant_without_the_calendar_is_refused_by_graph_too(world: World
             AccessDenied,
             "mailbox_not_enabled",
         ),
-        ((404, "ResourceNotFound", "Resource could not be discovered."), CalendarGone, "mailbox_not_enabled"),
+        (
+            (404, "ResourceNotFound", "Resource could not be discovered."),
+            CalendarRemoved,
+            "mailbox_not_enabled",
+        ),
         ((403, "ErrorAccessDenied", "Access is denied."), AccessDenied, "access_denied"),
-        ((404, "ErrorItemNotFound", "Not found."), CalendarGone, "calendar_gone"),
+        ((404, "ErrorItemNotFound", "Not found."), CalendarRemoved, "calendar_gone"),
         ((503, "ErrorMailboxMoveInProgress", "Moving."), Unavailable, "mailbox_moving"),
         ((503, "ServiceUnavailable", "Later."), Unavailable, "unavailable"),
         ((429, "TooManyRequests", "Slow down."), RateLimited, "rate_limited"),
@@ -839,7 +846,7 @@ async def test_what_a_mailbox_answers_is_told_by_its_kind(
     with pytest.raises(kind) as caught:
         await world.round()
     assert (type(caught.value), caught.value.code) == (kind, code)
-    with pytest.raises(CursorExpired if kind is CalendarGone else kind):
+    with pytest.raises(CursorExpired if kind is CalendarRemoved else kind):
         await world.round(cursor)
 
 
@@ -866,7 +873,7 @@ async def test_an_outage_is_never_taken_for_an_empty_or_lost_calendar(world: Wor
 async def test_an_answer_that_dribbles_does_not_hold_the_worker(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(microsoft_module, "_DEADLINE_SECONDS", 0.05)
+    monkeypatch.setattr(microsoft_client, "_DEADLINE_SECONDS", 0.05)
     world.fake.inject_fault("calendarView", kind="dribble", count=8)
     with pytest.raises(Unavailable) as caught:
         await world.round()

@@ -7,6 +7,7 @@ from itertools import count
 import pytest
 from sqlalchemy import insert, text
 
+from app.core import db
 from app.core.db import transaction
 from app.core.ids import new_id
 from app.events import retention
@@ -148,9 +149,9 @@ async def test_a_worker_clears_at_its_start(sessions, settings, calendar_id, add
     for _ in range(100):
         if not await left(sessions):
             break
-        tidying = asyncio.create_task(housekeeping.tidy(sessions, settings))
+        pruning = asyncio.create_task(housekeeping.prune_expired(sessions, settings).run())
         await asyncio.sleep(0.1)
-        tidying.cancel()
+        pruning.cancel()
     assert await left(sessions) == set()
 
 
@@ -175,16 +176,16 @@ async def test_a_step_that_fails_does_not_keep_the_others_from_theirs(
             {"id": project.id},
         )
     await add_events(calendar_id, {})
-    monkeypatch.setattr(housekeeping, "_BATCH", 10)
-    monkeypatch.setattr(housekeeping, "forget_contents", fail)
-    monkeypatch.setattr(housekeeping, "prune", fail)
-    tidying = asyncio.create_task(housekeeping.tidy(sessions, settings))
+    monkeypatch.setattr(db, "_BATCH_ROWS", 10)
+    monkeypatch.setattr(housekeeping, "prune_mail_contents", fail)
+    monkeypatch.setattr(housekeeping, "prune_deliveries", fail)
+    pruning = asyncio.create_task(housekeeping.prune_expired(sessions, settings).run())
     try:
         async with asyncio.timeout(10):
             while await left(sessions):
                 await asyncio.sleep(0.05)
     finally:
-        tidying.cancel()
+        pruning.cancel()
     async with sessions() as session:
         for table in ("worker_heartbeats", "idempotent_answers"):
             assert await session.scalar(text(f"SELECT count(*) FROM {table}")) == 0

@@ -27,13 +27,14 @@ from app.core.ids import new_id
 from app.models import WebhookDelivery, WebhookSubscription
 from app.settings import Settings
 from app.webhooks import repository, service
-from app.webhooks.delivery import Deliverer, prune
+from app.webhooks.delivery import Deliverer
 from app.webhooks.payloads import CalendarFacts
+from app.webhooks.retention import prune_deliveries
 from app.webhooks.schemas import WebhookCreate, WebhookUpdate
 from tests.conftest import TestProject
 from tests.fakes.receiver import Answer, Receiver
 from tests.fakes.server import serve
-from workers.drainer import Drainer
+from workers.work_loop import WorkLoop
 
 CALENDAR = CalendarFacts("cal_0123456789abcdef", deduplication_key=None, metadata={"name": "Zoë"})
 
@@ -398,15 +399,15 @@ async def working(webhooks: Webhooks, workers: int = 1, **settings: Any) -> Asyn
         loops = []
         for _ in range(workers):
             deliverer = await stack.enter_async_context(webhooks.deliverer(**options))
-            drainer = Drainer(
+            work_loop = WorkLoop(
                 "deliveries",
                 claim=deliverer.claim,
                 handle=deliverer.handle,
                 concurrency=options["webhook_concurrency"],
                 tick_seconds=0.05,
             )
-            stack.push_async_callback(drainer.drain, 0)
-            loops.append(asyncio.create_task(drainer.run()))
+            stack.push_async_callback(work_loop.finish, 0)
+            loops.append(asyncio.create_task(work_loop.run()))
         try:
             yield
         finally:
@@ -957,16 +958,16 @@ def _trusting(authority: trustme.CA) -> ssl.SSLContext:
 
 
 async def test_finished_deliveries_are_pruned_after_the_retention(webhooks: Webhooks, monkeypatch) -> None:
-    monkeypatch.setattr("app.webhooks.delivery._PRUNE_BATCH", 2)
+    monkeypatch.setattr("app.core.db._BATCH_ROWS", 2)
     subscription = await webhooks.subscribe()
     old, recent = utcnow() - timedelta(days=31), utcnow() - timedelta(days=29)
     done: dict[str, Any] = {"next_attempt_at": None, "status": "success"}
     await webhooks.add(subscription, 5, **done, finished_at=old, created_at=old)
     kept = await webhooks.add(subscription, 1, **done, finished_at=recent, created_at=old)
     kept += await webhooks.add(subscription, 1, created_at=old, next_attempt_at=old)
-    assert await prune(webhooks.sessions, webhooks.settings) == 5
+    assert await prune_deliveries(webhooks.sessions, webhooks.settings) == 5
     assert sorted(row.id for row in await webhooks.rows()) == sorted(kept)
-    assert await prune(webhooks.sessions, webhooks.settings) == 0
+    assert await prune_deliveries(webhooks.sessions, webhooks.settings) == 0
 
 
 async def test_the_attempts_of_a_delivery_are_kept_to_the_last_fifty(webhooks: Webhooks) -> None:

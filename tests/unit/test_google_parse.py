@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.core.http_json import load_json, retry_after
+from app.core.fetch import load_json, retry_after
 from app.events.data import RemoteAttendee, RemoteOrganizer
 from app.meeting_links.extract import DEFAULT_HOSTS
 from app.providers.base import (
     AccessDenied,
-    CalendarGone,
+    CalendarRemoved,
     ClientMisconfigured,
     CredentialsRevoked,
     CursorExpired,
@@ -19,7 +19,8 @@ from app.providers.base import (
     RateLimited,
     Unavailable,
 )
-from app.providers.google.calendar import classify_error, parse_event, read_event
+from app.providers.google.client import classify_error
+from app.providers.google.fields import parse_event, read_event
 
 PARIS = "Europe/Paris"
 WEEKLY: dict[str, Any] = {
@@ -388,8 +389,8 @@ HTML = b"<!DOCTYPE html><title>Error</title>"
         (403, error_body("forbiddenForNonOrganizer"), AccessDenied, "access_denied"),
         (403, error_body("backendError"), Unavailable, "unavailable"),
         (403, HTML, Unavailable, "unavailable"),
-        (404, error_body("notFound"), CalendarGone, "calendar_gone"),
-        (404, b'{"error": "Not Found"}', CalendarGone, "calendar_gone"),
+        (404, error_body("notFound"), CalendarRemoved, "calendar_gone"),
+        (404, b'{"error": "Not Found"}', CalendarRemoved, "calendar_gone"),
         (404, HTML, Unavailable, "unavailable"),
         (410, error_body("fullSyncRequired"), CursorExpired, "cursor_expired"),
         (410, error_body("updatedMinTooLongAgo"), CursorExpired, "cursor_expired"),

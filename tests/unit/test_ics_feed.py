@@ -20,10 +20,10 @@ from app.events.data import RemoteAttendee, RemoteEvent, RemoteOrganizer, Window
 from app.ical import feed as feed_module
 from app.ical.components import Line, parse_lines, split
 from app.ical.errors import CalendarUnreadable
-from app.ical.event_fields import Reader
 from app.ical.feed import Feed
 from app.ical.recurrence import Rule, RuleRefused
 from app.ical.timezones import ZoneTable, named_zone
+from app.providers.ics.events import FeedEvents, Reader
 
 FILES = Path(__file__).parent.parent / "data" / "ics"
 WINDOW = Window(datetime(2026, 11, 19, tzinfo=UTC), datetime(2026, 12, 18, tzinfo=UTC))
@@ -35,8 +35,8 @@ GOOD_FILES = sorted(
 
 
 def read(body: bytes, *, window: Window = WINDOW, owner_email: str | None = None) -> list[RemoteEvent]:
-    selection = Feed(body).select(window, Reader(owner_email=owner_email))
-    return selection.page(0, len(selection))
+    events = FeedEvents(Feed(body).select(window), Reader(owner_email=owner_email))
+    return events.page(0, len(events))
 
 
 def read_file(name: str, **options) -> dict[str, RemoteEvent]:
@@ -836,7 +836,7 @@ def damaged_feeds(draw):
 @given(damaged_feeds())
 def test_a_damaged_feed_is_either_a_complete_calendar_or_unavailable(body):
     try:
-        selection = Feed(body).select(WINDOW)
+        selection = FeedEvents(Feed(body).select(WINDOW))
         events = selection.page(0, len(selection))
     except CalendarUnreadable as err:
         assert err.code in {"feed_empty", "feed_not_ics", "feed_truncated"}  # noqa: PT017 - not every example raises
@@ -870,7 +870,7 @@ def test_thousands_of_events_are_given_in_the_pages_that_are_asked_for():
         )
         for number in range(20_000)
     ]
-    selection = Feed(calendar(*texts)).select(WINDOW)
+    selection = FeedEvents(Feed(calendar(*texts)).select(WINDOW))
     assert len(selection) == 29 * 36
     pages = [selection.page(0, 1_000), selection.page(1_000, 1_000)]
     assert [len(page) for page in pages] == [1_000, 44]

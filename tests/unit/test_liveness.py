@@ -14,22 +14,22 @@ def _nothing_expected():
     liveness.expect(())
 
 
-def test_a_loop_that_comes_round_is_not_late() -> None:
-    liveness.came_round("syncs", within_seconds=60)
+def test_a_loop_that_reports_is_not_late() -> None:
+    liveness.report("syncs", within_seconds=60)
     assert liveness.late() == {}
 
 
 def test_a_loop_that_stays_away_is_late() -> None:
-    liveness.came_round("syncs", within_seconds=60)
-    liveness.came_round("mails", within_seconds=-1)
+    liveness.report("syncs", within_seconds=60)
+    liveness.report("mails", within_seconds=-1)
     assert set(liveness.late()) == {"mails"}
-    liveness.came_round("mails", within_seconds=60)
+    liveness.report("mails", within_seconds=60)
     assert liveness.late() == {}
 
 
-def test_a_loop_that_never_came_round_is_late() -> None:
+def test_a_loop_that_never_reported_is_late() -> None:
     liveness.expect(["syncs", "mails"], within_seconds=-1)
-    liveness.came_round("mails", within_seconds=60)
+    liveness.report("mails", within_seconds=60)
     assert set(liveness.late()) == {"syncs"}
 
 

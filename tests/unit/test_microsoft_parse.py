@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from app.events.data import RemoteAttendee, RemoteOrganizer
 from app.providers.base import (
     AccessDenied,
-    CalendarGone,
+    CalendarRemoved,
     ClientMisconfigured,
     CredentialsRevoked,
     CursorExpired,
@@ -18,7 +18,8 @@ from app.providers.base import (
     Transient,
     Unavailable,
 )
-from app.providers.microsoft.calendar import classify_error, parse_event
+from app.providers.microsoft.client import classify_error
+from app.providers.microsoft.fields import parse_event
 from app.providers.microsoft.oauth import classify_token_error
 
 PARIS = "Europe/Paris"
@@ -414,7 +415,7 @@ HOSTED_ELSEWHERE = "The mailbox is either inactive, soft-deleted, or is hosted o
         (400, error_body("ErrorInvalidRequest"), ProviderError, "bad_request"),
         (400, error_body("RequestBroker--ParseUri"), ProviderError, "bad_request"),
         (400, HTML, ProviderError, "bad_request"),
-        (400, error_body("ErrorInvalidIdMalformed"), CalendarGone, "calendar_gone"),
+        (400, error_body("ErrorInvalidIdMalformed"), CalendarRemoved, "calendar_gone"),
         (400, error_body("ErrorMissingEmailAddress"), AccessDenied, "mailbox_not_enabled"),
         (400, error_body("syncStateNotFound"), CursorExpired, "cursor_expired"),
         (401, error_body("InvalidAuthenticationToken"), CredentialsRevoked, "token_rejected"),
@@ -429,9 +430,9 @@ HOSTED_ELSEWHERE = "The mailbox is either inactive, soft-deleted, or is hosted o
         (404, error_body("UnknownError", inner="MailboxNotEnabledForRESTAPI"), AccessDenied, "mailbox_not_enabled"),
         (404, error_body("ErrorInvalidUser"), AccessDenied, "mailbox_not_enabled"),
         (404, error_body("MailboxInfoStale", HOSTED_ELSEWHERE), AccessDenied, "mailbox_not_enabled"),
-        (404, error_body("ResourceNotFound"), CalendarGone, "mailbox_not_enabled"),
-        (404, error_body("ErrorItemNotFound"), CalendarGone, "calendar_gone"),
-        (404, error_body("itemNotFound"), CalendarGone, "calendar_gone"),
+        (404, error_body("ResourceNotFound"), CalendarRemoved, "mailbox_not_enabled"),
+        (404, error_body("ErrorItemNotFound"), CalendarRemoved, "calendar_gone"),
+        (404, error_body("itemNotFound"), CalendarRemoved, "calendar_gone"),
         (404, error_body("UnknownError"), Unavailable, "unavailable"),
         (404, HTML, Unavailable, "unavailable"),
         (404, b"", Unavailable, "unavailable"),

@@ -11,7 +11,7 @@ from app.core.clock import utcnow
 from app.core.http import httpx, operator_client
 from app.providers.base import (
     AccessDenied,
-    CalendarGone,
+    CalendarRemoved,
     ClientMisconfigured,
     CredentialsRevoked,
     ProviderError,
@@ -20,7 +20,7 @@ from app.providers.base import (
 )
 from app.providers.google.push import GooglePush
 from app.providers.microsoft.push import MicrosoftPush
-from app.providers.push import ChannelExists, ChannelGone, PushRefused
+from app.providers.push import ChannelExists, ChannelUnknown, PushRefused
 from tests.fakes.receiver import Answer, Receiver
 from tests.fakes.server import serve
 
@@ -109,7 +109,7 @@ async def test_a_google_channel_without_a_readable_end_has_the_one_asked_for(
         (403, google_error("accessNotConfigured"), ClientMisconfigured),
         (403, google_error("insufficientPermissions"), AccessDenied),
         (403, google_error("rateLimitExceeded"), RateLimited),
-        (404, google_error("notFound"), CalendarGone),
+        (404, google_error("notFound"), CalendarRemoved),
         (400, google_error("channelIdNotUnique"), ProviderError),
         (503, HTML, Unavailable),
         (200, HTML, Unavailable),
@@ -180,7 +180,7 @@ async def test_microsoft_is_asked_for_almost_a_week(world: World) -> None:
         (400, graph_error("ExtensionError"), ProviderError),
         (403, graph_error("ErrorAccessDenied"), AccessDenied),
         (429, graph_error("TooManyRequests"), RateLimited),
-        (404, graph_error("ErrorItemNotFound"), CalendarGone),
+        (404, graph_error("ErrorItemNotFound"), CalendarRemoved),
         (503, HTML, Unavailable),
         (201, HTML, Unavailable),
         (201, {"id": None}, Unavailable),
@@ -200,8 +200,8 @@ async def test_what_microsoft_may_answer_to_subscribing(
 @pytest.mark.parametrize(
     ("status", "body", "error"),
     [
-        (404, graph_error("ResourceNotFound"), ChannelGone),
-        (404, graph_error("ErrorItemNotFound"), ChannelGone),
+        (404, graph_error("ResourceNotFound"), ChannelUnknown),
+        (404, graph_error("ErrorItemNotFound"), ChannelUnknown),
         (404, HTML, Unavailable),
         (503, HTML, Unavailable),
         (403, graph_error("ErrorAccessDenied"), AccessDenied),

@@ -50,14 +50,13 @@ def read_from_feed(
         *(f"EXDATE{written(wall)}" for wall in excluded),
         *("END:VEVENT", "END:VCALENDAR", ""),
     ]
-    selection = Feed("\r\n".join(lines).encode()).select(window)
     found = []
-    for event in selection.page(0, len(selection)):
-        assert event.start_time is not None
-        assert event.end_time is not None
-        assert event.start_time == event.original_start_time
-        key = event.platform_uuid.removeprefix("series_")
-        found.append(Occurrence(key, event.start_time, event.end_time))
+    for instance in Feed("\r\n".join(lines).encode()).select(window):
+        assert instance.start is not None
+        assert instance.end is not None
+        assert instance.start == instance.original_start
+        key = instance.id.removeprefix("series_")
+        found.append(Occurrence(key, instance.start, instance.end))
     return found
 
 
@@ -85,7 +84,7 @@ def test_an_expanded_series_is_the_one_that_a_feed_has(
     begin = wall.replace(tzinfo=UTC) + timedelta(days=days_before)
     window = Window(begin, begin + timedelta(days=days))
     walls = [start.wall + timedelta(days=number) for number in left_out]
-    excluded = {start.at(one).slot for one in walls}
+    excluded = {start.at(one).recurrence_key for one in walls}
     assert expand_series(start, length, Rule(rule), window, excluded=excluded) == read_from_feed(
         start, length, rule, window, walls
     )

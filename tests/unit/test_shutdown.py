@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from app.providers.ics import readers as feed_readers
-from workers import drainer, main
+from workers import process, work_loop
 
 ROOT = Path(__file__).parents[2]
 
@@ -13,9 +13,9 @@ def test_a_worker_ends_before_it_is_killed() -> None:
     granted = re.search(r"stop_grace_period: (\d+)s", (ROOT / "compose.yaml").read_text(encoding="utf-8"))
     assert granted
     longest = (
-        main._CANCEL_TIMES * main._CANCEL_AGAIN_SECONDS
-        + main._FINISH_WITHIN_SECONDS
-        + drainer._CUT_WITHIN_SECONDS
+        process._CANCEL_TIMES * process._CANCEL_TIMEOUT_SECONDS
+        + process._FINISH_TIMEOUT_SECONDS
+        + work_loop._CANCEL_TIMEOUT_SECONDS
         + feed_readers._END_WITHIN_SECONDS
     )
     assert longest <= int(granted[1]) - 5

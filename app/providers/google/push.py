@@ -8,12 +8,12 @@ from typing import Any
 from urllib.parse import quote
 
 from app.core.clock import utcnow
+from app.core.fetch import Response
 from app.core.http import httpx
-from app.core.http_json import load_json
 from app.providers.base import ClientMisconfigured, TokenSource, Unavailable
-from app.providers.google.calendar import classify_error
-from app.providers.push import MAX_BODY_BYTES, OpenedChannel, PushRefused, send_authorized
-from app.providers.wire import Answer, exchange
+from app.providers.google.client import GoogleClient, classify_error
+from app.providers.http import rejects_token
+from app.providers.push import MAX_BODY_BYTES, OpenedChannel, PushRefused
 
 _LIFE = timedelta(days=7)
 _DEADLINE_SECONDS = 20.0
@@ -28,19 +28,17 @@ class GooglePush:
     def __init__(
         self, *, client: httpx.AsyncClient, tokens: TokenSource, base_url: str, calendar_id: str | None
     ) -> None:
-        self._client = client
-        self._tokens = tokens
-        self._base_url = base_url.rstrip("/") + "/calendar/v3"
+        self._google = GoogleClient(client=client, tokens=tokens, base_url=base_url)
         self._calendar_id = calendar_id or "primary"
 
     async def open(self, *, channel_id: str, secret: str, address: str) -> OpenedChannel:
         """Opens a channel to `address` that sends `secret` along; its first message may come before this returns.
 
-        Raises PushRefused, ClientMisconfigured (the address too), CredentialsRevoked, AccessDenied, CalendarGone,
+        Raises PushRefused, ClientMisconfigured (the address too), CredentialsRevoked, AccessDenied, CalendarRemoved,
         RateLimited, Unavailable (then the channel may exist), ProviderError.
         """
         calendar = quote(self._calendar_id, safe="", errors="replace")
-        answer = await self._post(
+        response = await self._post(
             f"/calendars/{calendar}/events/watch",
             {
                 "id": channel_id,
@@ -50,20 +48,17 @@ class GooglePush:
                 "params": {"ttl": str(int(_LIFE.total_seconds()))},
             },
         )
-        if answer.status != 200:
-            if _NO_PUSH in answer.body:
+        if response.status != 200:
+            if _NO_PUSH in response.body:
                 raise PushRefused("Google offers no push for this calendar.")
-            if _refuses_address(answer):
+            if _refuses_address(response):
                 raise ClientMisconfigured(
                     "Google does not accept the notification address: APP_URL must be https, with a valid certificate.",
                     code="notification_address_refused",
                 )
-            raise classify_error(answer.status, answer.body, answer.headers)
-        try:
-            document = load_json(answer.body)
-        except ValueError:
-            document = None
-        resource_id = document.get("resourceId") if isinstance(document, dict) else None
+            raise classify_error(response.status, response.body, response.headers)
+        document = response.json_object() or {}
+        resource_id = document.get("resourceId")
         if not isinstance(resource_id, str) or not resource_id.isprintable():
             raise Unavailable("Google's answer is not a channel.", code="broken_answer")
         return OpenedChannel(expires_at=_expires_at(document), resource_id=resource_id)
@@ -73,32 +68,23 @@ class GooglePush:
 
         Only the account and the OAuth client that opened it can do it. Raises the errors of `open`.
         """
-        answer = await self._post("/channels/stop", {"id": channel_id, "resourceId": resource_id})
-        if not 200 <= answer.status < 300 and answer.status != 404:
-            raise classify_error(answer.status, answer.body, answer.headers)
+        response = await self._post("/channels/stop", {"id": channel_id, "resourceId": resource_id})
+        if not 200 <= response.status < 300 and response.status != 404:
+            raise classify_error(response.status, response.body, response.headers)
 
-    async def _post(self, path: str, document: dict[str, Any]) -> Answer:
-        async def send(token: str) -> Answer:
-            return await exchange(
-                self._client,
-                "POST",
-                self._base_url + path,
-                provider="Google",
-                document=document,
-                headers={"Authorization": f"Bearer {token}"},
-                max_bytes=MAX_BODY_BYTES,
-                deadline_seconds=_DEADLINE_SECONDS,
-            )
-
-        return await send_authorized(
-            self._tokens,
-            send,
-            is_about_token=lambda answer: answer.status == 401 and not _refuses_address(answer),
+    async def _post(self, path: str, document: dict[str, Any]) -> Response:
+        return await self._google.send(
+            "POST",
+            path,
+            document=document,
+            max_bytes=MAX_BODY_BYTES,
+            deadline_seconds=_DEADLINE_SECONDS,
+            is_about_token=lambda response: rejects_token(response) and not _refuses_address(response),
         )
 
 
-def _refuses_address(answer: Answer) -> bool:
-    return answer.status in {400, 401} and _ADDRESS_REFUSED in answer.body
+def _refuses_address(response: Response) -> bool:
+    return response.status in {400, 401} and _ADDRESS_REFUSED in response.body
 
 
 def _expires_at(document: dict[str, Any]) -> datetime:

@@ -7,9 +7,9 @@ of a complete calendar.
 The feed's address is a secret. It stands in the errors of the HTTP client, so none of those is let out of here.
 """
 
-import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
@@ -17,21 +17,21 @@ from typing import Any, NamedTuple
 import orjson
 import structlog
 
-from app.core.http import TargetRefused, httpx
-from app.core.http_json import retry_after
+from app.core.fetch import FetchFailed, Response, fetch, retry_after
+from app.core.http import httpx
 from app.events import limits
 from app.events.data import KnownEvent, Window
-from app.ical.event_fields import Reader
 from app.meeting_links.extract import DEFAULT_HOSTS, MeetingHosts
 from app.providers.base import (
     AccessDenied,
-    CalendarGone,
+    CalendarRemoved,
     ChangePage,
     ProviderError,
     RateLimited,
     Reread,
     Unavailable,
 )
+from app.providers.ics.events import Reader
 from app.providers.ics.process import FeedJob, too_large
 from app.providers.ics.readers import FeedReaders
 
@@ -101,12 +101,6 @@ class _Cursor(NamedTuple):
         return {name: value for name, value in pairs.items() if value}
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    headers: httpx.Headers
-    body: bytes
-
-
 class IcsFeed:
     """One feed; implements `app.providers.base.CalendarProvider`.
 
@@ -136,18 +130,18 @@ class IcsFeed:
     async def changes(self, *, cursor: str | None, window: Window) -> AsyncIterator[ChangePage]:
         """See `CalendarProvider.changes`. With a cursor, a feed that did not change gives one page without events.
 
-        Raises AccessDenied, CalendarGone, RateLimited, and Unavailable with one of the codes `address_refused`,
+        Raises AccessDenied, CalendarRemoved, RateLimited, and Unavailable with one of the codes `address_refused`,
         `connection_failed`, `timeout`, `feed_empty`, `feed_not_ics`, `feed_truncated`, `feed_too_large`,
         `feed_too_complex`, `feed_reader_died`, `too_many_redirects`, `unexpected_status`.
         """
         known = _Cursor.load(cursor)
-        answer = await self._fetch(known)
-        if answer is None:
+        response = await self._fetch(known)
+        if response is None:
             yield ChangePage(is_snapshot=False, is_last=True, next_cursor=cursor)
             return
         job = FeedJob(
-            body=answer.body,
-            encoding=answer.headers.get("Content-Encoding", "").strip().lower(),
+            body=response.body,
+            encoding=response.headers.get("Content-Encoding", "").strip().lower(),
             max_bytes=MAX_BODY_BYTES,
             window=window,
             reader=self._reader,
@@ -155,10 +149,10 @@ class IcsFeed:
         )
         read = await self._readers.read(job, project_id=self._project_id, known_digest=known.digest)
         next_cursor = _Cursor(
-            etag=answer.headers.get("ETag"), last_modified=_settled(answer.headers), digest=read.digest
+            etag=response.headers.get("ETag"), last_modified=_settled(response.headers), digest=read.digest
         ).dump()
         self._last_job = job
-        del answer, job
+        del response, job
         if read.pages is None:
             yield ChangePage(is_snapshot=False, is_last=True, next_cursor=next_cursor)
             return
@@ -189,80 +183,79 @@ class IcsFeed:
         found = {event.platform_uuid: event for page in pages for event in page}
         return Reread(found=list(found.values()), removed={one: None for one in wanted if one not in found})
 
-    async def _fetch(self, known: _Cursor) -> _Answer | None:
-        """The feed, or None if it did not change."""
+    async def _fetch(self, known: _Cursor) -> Response | None:
+        """The response with the feed, or None if the feed did not change."""
         try:
-            async with asyncio.timeout(_DEADLINE_SECONDS):
-                return await self._follow(known.headers())
-        except (TimeoutError, httpx.TimeoutException):
-            problem, code = "The feed's server did not answer in time.", "timeout"
-        except TargetRefused:
-            problem, code = "The feed's address does not lead to a public server.", "address_refused"
-        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as err:
-            problem, code = (
-                f"The feed's server could not be reached ({type(err).__name__}).",
-                "connection_failed",
-            )
-        # Raised out here, so that the client's error is not even the context of this one.
-        raise Unavailable(problem, code=code)
+            return await self._follow(known.headers())
+        except FetchFailed as err:
+            failure = _unavailable(err)
+        raise failure
 
-    async def _follow(self, conditions: dict[str, str]) -> _Answer | None:
-        origin = httpx.URL(self._feed_url)
-        url = origin
+    async def _follow(self, conditions: dict[str, str]) -> Response | None:
+        deadline = time.monotonic() + _DEADLINE_SECONDS
+        url = origin = httpx.URL(self._feed_url)
         for _ in range(_MAX_REDIRECTS + 1):
             is_allowed = url.scheme == "https" or (self._allow_http and url.scheme == "http")
             if not is_allowed or (url.port or 0) > _LAST_PORT:
                 raise Unavailable(
                     "The feed's address, or where it leads, is not https://.", code="address_refused"
                 )
-            response = await self._send(url, origin, conditions)
-            try:
-                if response.status_code == 304 and conditions:
-                    return None
-                if response.status_code == 200:
-                    return _Answer(response.headers, await _read_body(response))
-                location = response.headers.get("Location")
-                if response.status_code not in _REDIRECTS or not location:
-                    raise _refusal(response.status_code, response.headers)
-            finally:
-                await response.aclose()
-            url = url.join(location)
+            response = await self._send(url, origin, conditions, within_seconds=deadline - time.monotonic())
+            if response.status == 304 and conditions:
+                return None
+            if response.status == 200:
+                return response
+            location = response.headers.get("Location")
+            if response.status not in _REDIRECTS or not location:
+                raise _refusal(response.status, response.headers)
+            url = _redirected(url, location)
         raise Unavailable("The feed redirects too often.", code="too_many_redirects")
 
-    async def _send(self, url: httpx.URL, origin: httpx.URL, conditions: dict[str, str]) -> httpx.Response:
+    async def _send(
+        self, url: httpx.URL, origin: httpx.URL, conditions: dict[str, str], *, within_seconds: float
+    ) -> Response:
         # A user and password belong to the host for which they were given, and only to an address typed in by hand.
         auth = (
             httpx.BasicAuth(origin.username, origin.password)
             if origin.userinfo and _is_home(url, origin)
             else None
         )
-        request = self._client.build_request(
+        return await fetch(
+            self._client,
             "GET",
             url.copy_with(userinfo=b"", fragment=None),
-            # gzip alone, because it can be decoded in bounded memory.
-            headers={"Accept": "text/calendar, */*;q=0.5", "Accept-Encoding": "gzip", **conditions},
+            headers={"Accept": "text/calendar, */*;q=0.5", **conditions},
+            auth=auth,
+            max_bytes=MAX_BODY_BYTES,
+            deadline_seconds=within_seconds,
+            decode=False,  # a process of FeedReaders does it
+            read_body_of={200},
         )
-        # The client is shared by all feeds: what one server set must not reach it in another's name.
-        request.headers.pop("Cookie", None)
-        return await self._client.send(request, auth=auth, stream=True, follow_redirects=False)
+
+
+def _unavailable(err: FetchFailed) -> Unavailable:
+    if err.code == "too_large":
+        return too_large(MAX_BODY_BYTES)
+    if err.code == "timeout":
+        return Unavailable("The feed's server did not answer in time.", code="timeout")
+    if err.code == "refused":
+        return Unavailable("The feed's address does not lead to a public server.", code="address_refused")
+    return Unavailable(f"The feed's server could not be reached ({err.cause}).", code="connection_failed")
+
+
+def _redirected(url: httpx.URL, location: str) -> httpx.URL:
+    """The address that a redirect names. Raises Unavailable, without that address."""
+    try:
+        return url.join(location)
+    except (httpx.InvalidURL, UnicodeError) as err:
+        cause = type(err).__name__
+    raise Unavailable(f"The feed's server could not be reached ({cause}).", code="connection_failed")
 
 
 def _is_home(url: httpx.URL, origin: httpx.URL) -> bool:
     return url.host == origin.host and (
         (url.scheme, url.port) == (origin.scheme, origin.port) or (url.scheme, url.port) == ("https", None)
     )
-
-
-async def _read_body(response: httpx.Response) -> bytes:
-    """The body as transferred: the sizes before and after decoding are both bounded. Raises Unavailable."""
-    chunks = []
-    size = 0
-    async for chunk in response.aiter_raw():
-        size += len(chunk)
-        if size > MAX_BODY_BYTES:
-            raise too_large(MAX_BODY_BYTES)
-        chunks.append(chunk)
-    return b"".join(chunks)
 
 
 def _settled(headers: httpx.Headers) -> str | None:
@@ -278,7 +271,7 @@ def _settled(headers: httpx.Headers) -> str | None:
 def _refusal(status: int, headers: httpx.Headers) -> ProviderError:
     """What a status other than 200 means (providers.md F.2: only what a person must mend ends the connection)."""
     if status in {404, 410}:
-        return CalendarGone("The feed is not there any more: its secret address was perhaps reset.")
+        return CalendarRemoved("The feed is not there any more: its secret address was perhaps reset.")
     is_passing = "Retry-After" in headers or "cf-mitigated" in headers  # a firewall's 403, not the calendar's
     if status == 401 or (status == 403 and not is_passing):
         return AccessDenied("The feed's address is refused: it needs another secret, or a user and password.")

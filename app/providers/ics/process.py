@@ -31,9 +31,9 @@ import structlog
 from app.core.logging import configure_logging
 from app.events.data import KnownEvent, Window
 from app.ical.errors import CalendarUnreadable
-from app.ical.event_fields import Reader
-from app.ical.feed import Feed, Selection
+from app.ical.feed import Feed, InstanceRef
 from app.providers.base import Unavailable
+from app.providers.ics.events import FeedEvents, Reader
 
 EVENTS_PER_PAGE = 1_000
 # What a feed may take, whatever its rules are; reading it takes time by its size, which nobody can make more.
@@ -173,9 +173,14 @@ def _has_grown() -> bool:
     return pages * resource.getpagesize() > _RECYCLE_ABOVE_BYTES
 
 
-def _read_pages(selection: Selection) -> list[bytes]:
-    offsets = range(0, len(selection), EVENTS_PER_PAGE)
-    return [frame(selection.page(offset, EVENTS_PER_PAGE)) for offset in offsets]
+def _read_pages(events: FeedEvents) -> list[bytes]:
+    offsets = range(0, len(events), EVENTS_PER_PAGE)
+    return [frame(events.page(offset, EVENTS_PER_PAGE)) for offset in offsets]
+
+
+def _ref(event: KnownEvent) -> InstanceRef:
+    uid = event.recurring_event_id or event.platform_uuid
+    return InstanceRef(event.platform_uuid, uid, event.original_start_time)
 
 
 def _work(pipe: _Pipe, job: FeedJob) -> None:
@@ -192,10 +197,10 @@ def _work(pipe: _Pipe, job: FeedJob) -> None:
         if pipe.receive():
             with _limited(max(allowed - (time.process_time() - started), 0.1)):
                 if job.wanted is None:
-                    selection = feed.select(job.window, job.reader)
+                    instances = feed.select(job.window)
                 else:
-                    selection = feed.find(job.wanted, job.reader)
-                pages = _read_pages(selection)
+                    instances = feed.find([_ref(event) for event in job.wanted])
+                pages = _read_pages(FeedEvents(instances, job.reader))
             frames = [frame(Selected(len(pages))), *pages]
     except (CalendarUnreadable, Unavailable) as err:
         frames = [frame(Refused(err.code, err.message))]

@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from app.core.fetch import retry_after
 from app.core.http import httpx
-from app.core.http_json import retry_after
 from app.providers.base import (
     AccessDenied,
     ClientMisconfigured,

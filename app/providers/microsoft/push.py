@@ -6,17 +6,12 @@ from typing import Any
 from urllib.parse import quote
 
 from app.core.clock import utcnow
+from app.core.fetch import Response
 from app.core.http import httpx
 from app.providers.base import ClientMisconfigured, TokenSource, Unavailable
-from app.providers.microsoft.calendar import classify_error
-from app.providers.push import (
-    MAX_BODY_BYTES,
-    ChannelExists,
-    ChannelGone,
-    OpenedChannel,
-    send_authorized,
-)
-from app.providers.wire import Answer, exchange, load_object
+from app.providers.http import require_object
+from app.providers.microsoft.client import GraphClient, classify_error
+from app.providers.push import MAX_BODY_BYTES, ChannelExists, ChannelUnknown, OpenedChannel
 
 # "Under 7 days" is the most for Outlook events; an hour less leaves room for clocks that differ.
 _LIFE = timedelta(days=6, hours=23)
@@ -34,9 +29,8 @@ class MicrosoftPush:
     def __init__(
         self, *, client: httpx.AsyncClient, tokens: TokenSource, base_url: str, calendar_id: str | None
     ) -> None:
-        self._client = client
-        self._tokens = tokens
-        self._url = base_url.rstrip("/") + "/subscriptions"
+        self._graph = GraphClient(client=client, tokens=tokens, base_url=base_url)
+        self._url = f"{self._graph.base_url}/subscriptions"
         self._resource = "me/events"
         if calendar_id is not None:
             self._resource = f"me/calendars/{quote(calendar_id, safe='=', errors='replace')}/events"
@@ -44,11 +38,11 @@ class MicrosoftPush:
     async def open(self, *, channel_id: str, secret: str, address: str) -> OpenedChannel:  # noqa: ARG002 - as in google_push
         """Subscribes `address`, for lifecycle events too. Graph asks there for its validation token meanwhile.
 
-        Raises ChannelExists, ClientMisconfigured (the address too), CredentialsRevoked, AccessDenied, CalendarGone,
+        Raises ChannelExists, ClientMisconfigured (the address too), CredentialsRevoked, AccessDenied, CalendarRemoved,
         RateLimited, Unavailable (then the subscription may exist), ProviderError.
         """
         expires_at = utcnow() + _LIFE
-        answer = await self._send(
+        response = await self._send(
             "POST",
             self._url,
             {
@@ -61,16 +55,16 @@ class MicrosoftPush:
                 "latestSupportedTlsVersion": "v1_2",
             },
         )
-        if answer.status == 409:
+        if response.status == 409:
             raise ChannelExists("Microsoft holds an equal subscription already.")
-        if answer.status == 400 and _ADDRESS_REFUSED in answer.body:
+        if response.status == 400 and _ADDRESS_REFUSED in response.body:
             raise ClientMisconfigured(
                 "Microsoft could not validate the notification address: is APP_URL reachable from the internet?",
                 code="notification_address_refused",
             )
-        if answer.status not in {200, 201}:
-            raise classify_error(answer.status, answer.body, answer.headers)
-        document = load_object(answer.body, "Microsoft")
+        if response.status not in {200, 201}:
+            raise classify_error(response.status, response.body, response.headers)
+        document = require_object(response, "Microsoft")
         provider_id = document.get("id")
         if not isinstance(provider_id, str) or not provider_id.isprintable():
             raise Unavailable("Microsoft's answer is not a subscription.", code="broken_answer")
@@ -81,29 +75,29 @@ class MicrosoftPush:
     async def renew(self, provider_id: str, *, address: str) -> datetime:
         """The new end. It authorizes the subscription anew, too.
 
-        Raises ChannelGone where there is none any more, or it was for another address (APP_URL has changed): that
+        Raises ChannelUnknown where there is none any more, or it was for another address (APP_URL has changed): that
         one is closed, since its lifecycle address cannot be changed. Other errors as in `open`.
         """
         expires_at = utcnow() + _LIFE
         url = self._url_of(provider_id)
-        answer = await self._send("PATCH", url, {"expirationDateTime": _written(expires_at)})
-        if answer.status != 200:
-            err = classify_error(answer.status, answer.body, answer.headers)
+        response = await self._send("PATCH", url, {"expirationDateTime": _written(expires_at)})
+        if response.status != 200:
+            err = classify_error(response.status, response.body, response.headers)
             # A 404 without Graph's error body comes from something in between.
-            if answer.status == 404 and not isinstance(err, Unavailable):
-                raise ChannelGone("Microsoft does not know the subscription any more.")
+            if response.status == 404 and not isinstance(err, Unavailable):
+                raise ChannelUnknown("Microsoft does not know the subscription any more.")
             raise err
-        document = load_object(answer.body, "Microsoft")
+        document = require_object(response, "Microsoft")
         if document.get("notificationUrl", address) != address:
             await self.close(channel_id="", provider_id=provider_id, resource_id=None)
-            raise ChannelGone("The subscription was for another address.")
+            raise ChannelUnknown("The subscription was for another address.")
         return _read_time(document.get("expirationDateTime")) or expires_at
 
     async def close(self, *, channel_id: str, provider_id: str | None, resource_id: str | None) -> None:  # noqa: ARG002 - as in google_push
         """Deletes a subscription; one that is not known any more counts as deleted. Raises the errors of `open`."""
-        answer = await self._send("DELETE", self._url_of(provider_id or ""))
-        if not 200 <= answer.status < 300 and answer.status != 404:
-            raise classify_error(answer.status, answer.body, answer.headers)
+        response = await self._send("DELETE", self._url_of(provider_id or ""))
+        if not 200 <= response.status < 300 and response.status != 404:
+            raise classify_error(response.status, response.body, response.headers)
 
     async def find_equal(self, *, address: str) -> list[str]:
         """Ids of the account's subscriptions to this calendar at `address`, ours or of another of our calendars."""
@@ -119,10 +113,10 @@ class MicrosoftPush:
     async def _list(self) -> AsyncIterator[Any]:
         url = self._url
         for _ in range(_MOST_PAGES):
-            answer = await self._send("GET", url)
-            if answer.status != 200:
-                raise classify_error(answer.status, answer.body, answer.headers)
-            document = load_object(answer.body, "Microsoft")
+            response = await self._send("GET", url)
+            if response.status != 200:
+                raise classify_error(response.status, response.body, response.headers)
+            document = require_object(response, "Microsoft")
             items = document.get("value")
             for item in items if isinstance(items, list) else []:
                 yield item
@@ -135,20 +129,15 @@ class MicrosoftPush:
     def _url_of(self, provider_id: str) -> str:
         return f"{self._url}/{quote(provider_id, safe='')}"
 
-    async def _send(self, method: str, url: str, document: dict[str, Any] | None = None) -> Answer:
-        async def send(token: str) -> Answer:
-            return await exchange(
-                self._client,
-                method,
-                url,
-                provider="Microsoft Graph",
-                document=document,
-                headers={"Authorization": f"Bearer {token}", "Prefer": _PREFER},
-                max_bytes=MAX_BODY_BYTES,
-                deadline_seconds=_DEADLINE_SECONDS,
-            )
-
-        return await send_authorized(self._tokens, send)
+    async def _send(self, method: str, url: str, document: dict[str, Any] | None = None) -> Response:
+        return await self._graph.send(
+            method,
+            url,
+            prefer=_PREFER,
+            document=document,
+            max_bytes=MAX_BODY_BYTES,
+            deadline_seconds=_DEADLINE_SECONDS,
+        )
 
 
 def _written(at: datetime) -> str:

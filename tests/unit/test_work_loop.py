@@ -1,9 +1,9 @@
-"""The drainer: bounded concurrency, woken by the bell, surviving a failing claim or handler."""
+"""The work loop: bounded concurrency, woken at once, surviving a failing claim or handler."""
 
 import asyncio
 from collections.abc import Sequence
 
-from workers.drainer import Drainer
+from workers.work_loop import WorkLoop
 
 
 class Work:
@@ -36,11 +36,11 @@ class Work:
 
 
 async def run_until(work: Work, count: int, **options) -> None:
-    drainer = Drainer("test", claim=work.claim, handle=work.handle, concurrency=4, **options)
-    running = asyncio.create_task(drainer.run())
+    loop = WorkLoop("test", claim=work.claim, handle=work.handle, concurrency=4, **options)
+    running = asyncio.create_task(loop.run())
     async with asyncio.timeout(5):
         while len(work.done) < count:
-            drainer.ring()
+            loop.wake()
             await asyncio.sleep(0.01)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
@@ -62,8 +62,8 @@ async def test_a_failing_claim_is_tried_again() -> None:
 
 async def test_the_tick_alone_finds_work() -> None:
     work = Work()
-    drainer = Drainer("test", claim=work.claim, handle=work.handle, concurrency=4, tick_seconds=0.01)
-    running = asyncio.create_task(drainer.run())
+    loop = WorkLoop("test", claim=work.claim, handle=work.handle, concurrency=4, tick_seconds=0.01)
+    running = asyncio.create_task(loop.run())
     async with asyncio.timeout(5):
         while work.claims < 2:
             await asyncio.sleep(0.01)
@@ -74,10 +74,10 @@ async def test_the_tick_alone_finds_work() -> None:
     await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_idle_drainers_do_not_spin() -> None:
+async def test_idle_loops_do_not_spin() -> None:
     work = Work()
-    drainer = Drainer("test", claim=work.claim, handle=work.handle, concurrency=4, tick_seconds=60)
-    running = asyncio.create_task(drainer.run())
+    loop = WorkLoop("test", claim=work.claim, handle=work.handle, concurrency=4, tick_seconds=60)
+    running = asyncio.create_task(loop.run())
     await asyncio.sleep(0.05)
     assert work.claims == 1
     running.cancel()

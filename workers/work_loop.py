@@ -1,7 +1,7 @@
-"""The loop behind every kind of background work: claim rows from PostgreSQL, handle each in a task, repeat.
+"""The loop behind every kind of background work: claim due rows, handle each in a task, repeat.
 
-It looks when the bell rings, when a task has ended, and at every tick. Several
-drainers, in any number of processes, share the work by the claims' SKIP LOCKED.
+It looks for work when it is woken, when a task has ended, and at every tick. Loops in any number of processes share
+the work, because claims use SKIP LOCKED.
 """
 
 import asyncio
@@ -12,26 +12,26 @@ from typing import Generic, Protocol, TypeVar
 import structlog
 
 from app.core import metrics
-from workers.liveness import came_round
+from workers import liveness
 
 log = structlog.get_logger()
 
 Item = TypeVar("Item")
 
-_CUT_WITHIN_SECONDS = 3.0
+_CANCEL_TIMEOUT_SECONDS = 3.0
 # A claim may wait for a connection, and then for its statement.
-_CLAIMS_WITHIN_SECONDS = 120.0
+_CLAIM_TIMEOUT_SECONDS = 120.0
 
 
 class Work(Protocol[Item]):
-    """What a drainer drains."""
+    """One kind of work: `claim(limit)` takes due items under a lease, `handle(item)` does one of them."""
 
     async def claim(self, limit: int, /) -> Sequence[Item]: ...
     async def handle(self, item: Item, /) -> None: ...
 
 
-class Drainer(Generic[Item]):
-    """`claim(limit)` takes up to `limit` due items under a lease; `handle(item)` works one off."""
+class WorkLoop(Generic[Item]):
+    """Handles up to `concurrency` items at once, and looks for more every `tick_seconds`."""
 
     def __init__(
         self,
@@ -47,19 +47,19 @@ class Drainer(Generic[Item]):
         self._handle = handle
         self._concurrency = concurrency
         self._tick_seconds = tick_seconds
-        self._bell = asyncio.Event()
+        self._woken = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
 
-    def ring(self) -> None:
-        """Look now."""
-        self._bell.set()
+    def wake(self) -> None:
+        """Look for work now."""
+        self._woken.set()
 
     async def run(self) -> None:
-        """Works until it is cancelled; then waits no longer for what it has under way, see `drain`."""
+        """Work until cancelled. Items that are being handled then go on: see `finish`."""
         metrics.WORK_SLOTS.labels(self._name).set(self._concurrency)
         while True:
-            came_round(self._name, within_seconds=_CLAIMS_WITHIN_SECONDS + 2 * self._tick_seconds)
-            self._bell.clear()
+            liveness.report(self._name, within_seconds=_CLAIM_TIMEOUT_SECONDS + 2 * self._tick_seconds)
+            self._woken.clear()
             free = self._concurrency - len(self._running)
             claimed: Sequence[Item] = []
             if free > 0:
@@ -69,21 +69,21 @@ class Drainer(Generic[Item]):
                     metrics.WORK_FAILURES.labels(self._name, "claim").inc()
                     log.error("claim_failed", work=self._name, error=type(err).__name__)  # noqa: TRY400 - a restart needs no traceback
                 for item in claimed:
-                    task = asyncio.create_task(self._run_one(item), name=f"{self._name}")
+                    task = asyncio.create_task(self._run_one(item), name=self._name)
                     self._running.add(task)
                     task.add_done_callback(self._on_done)
             metrics.WORK_IN_PROGRESS.labels(self._name).set(len(self._running))
             try:
                 async with asyncio.timeout(self._tick_seconds * random.uniform(0.9, 1.1)):  # noqa: S311 - spread
-                    await self._bell.wait()
+                    await self._woken.wait()
             except TimeoutError:
                 pass
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
-        # A claim may have left due items, for want of a free slot here or at an endpoint: look again.
+        # A claim may have left due items because no slot was free here or at an endpoint: look again.
         self._running.discard(task)
         metrics.WORK_IN_PROGRESS.labels(self._name).set(len(self._running))
-        self._bell.set()
+        self._woken.set()
 
     async def _run_one(self, item: Item) -> None:
         try:
@@ -91,16 +91,16 @@ class Drainer(Generic[Item]):
         except asyncio.CancelledError:
             raise
         except Exception:
-            # The item's lease runs out and it is claimed again.
+            # The item's lease expires, and it is claimed again.
             metrics.WORK_FAILURES.labels(self._name, "handle").inc()
             log.exception("work_failed", work=self._name)
 
-    async def drain(self, seconds: float) -> None:
-        """Lets what is under way end, at most `seconds`; then cuts it, which its leases survive."""
+    async def finish(self, seconds: float) -> None:
+        """Wait for the items that are being handled, `seconds` at most; then cancel them. Their leases expire."""
         if not self._running:
             return
         _, late = await asyncio.wait(self._running, timeout=seconds)
         for task in late:
             task.cancel()
         if late:
-            await asyncio.wait(late, timeout=_CUT_WITHIN_SECONDS)
+            await asyncio.wait(late, timeout=_CANCEL_TIMEOUT_SECONDS)

@@ -1,15 +1,21 @@
-"""What a VEVENT says about an event, apart from when it is."""
+"""The instances of a feed as events in the form that all providers share."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import unquote
+
+import structlog
 
 from app.events import limits
 from app.events.data import RemoteAttendee, RemoteEvent, RemoteOrganizer, ResponseStatus
 from app.events.raw import dump_raw
 from app.ical.components import Component, Line
+from app.ical.event_times import EventTimes
+from app.ical.feed import Instance
 from app.ical.participation import parse_partstat
 from app.meeting_links.extract import DEFAULT_HOSTS, MeetingHosts, find_meeting_link
+
+log = structlog.get_logger(__name__)
 
 # In this order the link to the meeting is looked for.
 _CONFERENCES = (
@@ -76,6 +82,47 @@ class Reader:
             if _same_address(attendee.email, self.owner_email):
                 return attendee.response_status
         return "accepted" if _same_address(organizer_email, self.owner_email) else None
+
+
+class FeedEvents:
+    """The events of some instances of a feed, read in full page by page."""
+
+    def __init__(self, instances: Sequence[Instance], reader: Reader | None = None) -> None:
+        self._instances = instances
+        self._reader = reader or Reader()
+        self._described: tuple[EventTimes, RemoteEvent] | None = None
+
+    def __len__(self) -> int:
+        return len(self._instances)
+
+    def page(self, offset: int, size: int) -> list[RemoteEvent]:
+        """Some of the events. Takes long: call it in a thread."""
+        return [self._event(instance) for instance in self._instances[offset : offset + size]]
+
+    def _event(self, instance: Instance) -> RemoteEvent:
+        times = instance.times
+        return replace(
+            self._describe(times),
+            platform_uuid=instance.id,
+            start_time=instance.start,
+            end_time=instance.end,
+            is_all_day=times.is_all_day,
+            timezone=times.timezone,
+            ical_uid=times.ical_uid,
+            recurring_event_id=times.uid if instance.original_start else None,
+            original_start_time=instance.original_start,
+        )
+
+    def _describe(self, times: EventTimes) -> RemoteEvent:
+        # The instances of a series follow each other.
+        if self._described is None or self._described[0] is not times:
+            try:
+                event = self._reader.describe(times.component, times.uid)
+            except Exception as err:  # noqa: BLE001 - one event that cannot be read must not stop the feed
+                log.warning("ics.event_partly_unreadable", uid=times.uid, error=type(err).__name__)
+                event = RemoteEvent(platform_uuid=times.uid, raw="{}")
+            self._described = times, event
+        return self._described[1]
 
 
 def _text(line: Line | None) -> str | None:

@@ -1,0 +1,130 @@
+"""The fields of an event that every list of columns is made of.
+
+`RemoteEvent` declares them, and `CalendarEvent` (the table) has a column of the same name for each. To add a field:
+the model with a migration, `RemoteEvent`, the providers that read it, and `CalendarEventRead` if the API shows it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from operator import attrgetter
+from typing import Any
+
+import orjson
+from sqlalchemy import JSON
+from sqlalchemy.dialects import postgresql
+
+from app.events.data import RemoteEvent
+from app.models import CalendarEvent
+
+# `is_cancelled` decides what is written (app/events/diff.py), and has no column.
+_NOT_STORED = frozenset({"is_cancelled"})
+# The values of these are hashed in this order. Another order, or another name in the list, changes the hash of every
+# stored event: each would be written and announced as changed.
+_ALWAYS_HASHED = (
+    "start_time",
+    "end_time",
+    "is_all_day",
+    "timezone",
+    "name",
+    "description",
+    "location",
+    "ical_uid",
+    "organizer",
+    "attendees",
+    "response_status",
+    "recurring_event_id",
+    "original_start_time",
+    "meeting_url",
+    "meeting_platform",
+)
+# Rows are found by `platform_uuid`. `raw` is hashed by itself (app/events/diff.py).
+_NOT_HASHED = frozenset({"platform_uuid", "raw"})
+# The fields whose old and new values `include_events` webhooks state.
+_NOTIFIED = frozenset(
+    {
+        "name",
+        "start_time",
+        "end_time",
+        "is_all_day",
+        "timezone",
+        "location",
+        "description",
+        "meeting_url",
+        "response_status",
+        "attendees",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EventField:
+    """A field of `RemoteEvent` that is a column of calendar_events.
+
+    `sql_type`: the type of its values in bulk writes, where JSON is text. `is_notified`: in `changed_fields` of
+    webhooks.
+    """
+
+    name: str
+    sql_type: str
+    is_json: bool
+    is_notified: bool
+
+
+_POSTGRESQL = postgresql.dialect()  # type: ignore[no-untyped-call]
+
+
+def _describe(name: str) -> EventField:
+    column_type = CalendarEvent.__table__.c[name].type
+    is_json = isinstance(column_type, JSON)
+    return EventField(
+        name=name,
+        sql_type="text" if is_json else column_type.compile(dialect=_POSTGRESQL),
+        is_json=is_json,
+        is_notified=name in _NOTIFIED,
+    )
+
+
+EVENT_FIELDS = tuple(_describe(field.name) for field in fields(RemoteEvent) if field.name not in _NOT_STORED)
+NOTIFIED_FIELDS = tuple(field.name for field in EVENT_FIELDS if field.is_notified)
+
+_load_always_hashed: Callable[[RemoteEvent], tuple[Any, ...]] = attrgetter(*_ALWAYS_HASHED)
+# Fields that came later, with their defaults. They are hashed where they have a value, so that the stored events
+# without one keep their hash.
+_HASHED_IF_SET = {
+    field.name: field.default
+    for field in fields(RemoteEvent)
+    if field.name not in {*_ALWAYS_HASHED, *_NOT_HASHED, *_NOT_STORED}
+}
+
+_load_stored: Callable[[RemoteEvent], tuple[Any, ...]] = attrgetter(*(field.name for field in EVENT_FIELDS))
+_ENCODED = tuple(index for index, field in enumerate(EVENT_FIELDS) if field.is_json and field.name != "raw")
+
+
+def hashed_values(event: RemoteEvent) -> tuple[Any, ...]:
+    """The values that the content hash covers, besides `raw`."""
+    values = _load_always_hashed(event)
+    added = [
+        (name, value)
+        for name, default in _HASHED_IF_SET.items()
+        if (value := getattr(event, name)) != default
+    ]
+    return (*values, *added)
+
+
+def stored_values(event: RemoteEvent) -> list[Any]:
+    """The values of EVENT_FIELDS as they are written; JSON as text."""
+    values = list(_load_stored(event))
+    for index in _ENCODED:
+        if values[index] is not None:
+            values[index] = orjson.dumps(values[index]).decode()
+    return values
+
+
+def notified_values(event: RemoteEvent) -> dict[str, Any]:
+    """The values of NOTIFIED_FIELDS as they are read back; people as dicts."""
+    values = {}
+    for field in EVENT_FIELDS:
+        if field.is_notified:
+            value = getattr(event, field.name)
+            values[field.name] = orjson.loads(orjson.dumps(value)) if field.is_json else value
+    return values

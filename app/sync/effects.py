@@ -1,0 +1,47 @@
+"""What follows a sync in other features: webhooks, push channels and bots, as rows in the sync's transaction."""
+
+from app.bots.service import drop_bots_of_calendar
+from app.core.db import Session
+from app.events.data import Unannounced
+from app.events.writer import WrittenChanges, announce_changes
+from app.push.service import close_channels
+from app.sync.repository import Claim, Settled
+from app.webhooks.payloads import state_data
+from app.webhooks.service import CalendarFacts, announce
+
+
+async def follow_success(
+    session: Session, claim: Claim, settled: Settled, written: WrittenChanges, *, is_reconnected: bool
+) -> None:
+    """Announce the changes that are written, and that the calendar is connected again."""
+    if is_reconnected:
+        await _announce_state(session, claim, settled)
+    await announce_changes(session, claim.project_id, _facts(claim, settled), settled, written)
+
+
+async def follow_failure(
+    session: Session, claim: Claim, settled: Settled, unannounced: Unannounced, *, is_disconnected: bool
+) -> None:
+    """Announce the changes that were written before the failure; let a disconnected calendar's channels and bots go."""
+    written = WrittenChanges(unannounced, [])
+    await announce_changes(session, claim.project_id, _facts(claim, settled), settled, written)
+    if is_disconnected:
+        await close_channels(session, claim.calendar_id)
+        await drop_bots_of_calendar(session, claim.calendar_id, "calendar_disconnected")
+        await _announce_state(session, claim, settled)
+
+
+async def _announce_state(session: Session, claim: Claim, settled: Settled) -> None:
+    await announce(
+        session,
+        project_id=claim.project_id,
+        trigger="calendar.state_change",
+        calendar=_facts(claim, settled),
+        data=state_data(settled),
+    )
+
+
+def _facts(claim: Claim, settled: Settled) -> CalendarFacts:
+    return CalendarFacts(
+        id=claim.calendar_id, deduplication_key=settled.deduplication_key, metadata=settled.metadata
+    )
