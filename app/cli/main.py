@@ -253,7 +253,7 @@ def doctor(
 
     The exit code is 1 if anything is WRONG. Notes and warnings do not change it.
     """
-    from app.cli.doctor import examine
+    from app.cli.doctor.examine import examine
 
     use_running_servers()
     findings = asyncio.run(examine())
