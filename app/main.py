@@ -1,4 +1,7 @@
-"""The FastAPI application: routers, middleware, error handlers and lifespan. Importing it has no side effects."""
+"""The FastAPI application: routers, middleware, error handlers and lifespan.
+
+Importing it has no side effects.
+"""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

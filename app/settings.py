@@ -1,4 +1,7 @@
-"""Settings, read from environment variables and `.env` (docs/settings.md). Nothing here opens a connection."""
+"""Settings, read from environment variables and `.env` (docs/settings.md).
+
+Nothing here opens a connection.
+"""
 
 import os
 import re
@@ -161,7 +164,10 @@ MeetingPlatforms = Annotated[frozenset[str], NoDecode, BeforeValidator(_parse_pl
 
 
 class SettingsError(Exception):
-    """The environment cannot be used. The text has one line for each variable: its name, what is wrong, the fix."""
+    """The environment cannot be used.
+
+    The text has one line for each variable: its name, what is wrong, the fix.
+    """
 
 
 class Settings(BaseSettings):
@@ -311,7 +317,7 @@ _CLOSE_IN_FILE, _CLOSE_IN_ENVIRONMENT = 0.75, 0.92
 
 
 def misspelt_settings() -> list[str]:
-    """Return a sentence for each variable in the environment or `.env` whose name is close to a setting's name."""
+    """Return a sentence for each variable whose name looks like a misspelt setting."""
     ours = [name.upper() for name in Settings.model_fields]
     sources = (
         (".env", dotenv_values(".env"), _CLOSE_IN_FILE),
@@ -330,7 +336,10 @@ def misspelt_settings() -> list[str]:
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Return the settings. Raises SettingsError with one line for each faulty variable; it never has a value."""
+    """Return the settings.
+
+    Raises SettingsError with one line for each faulty variable; it never has a value.
+    """
     try:
         return Settings(**overrides)
     except ValidationError as err:

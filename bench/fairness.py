@@ -1,4 +1,4 @@
-"""Fairness: the time until a new Google calendar or feed has its events, while another project's feeds hang.
+"""Fairness: the time until a new calendar or feed has its events, while another project's feeds hang.
 
 It uses a real PostgreSQL and Redis and one worker process with the default settings. The hanging feeds are overdue. Their
 host accepts connections and never responds, so that each takes a slot for the 60 s of its deadline.

@@ -1,4 +1,4 @@
-"""Invitations: creating an event with many guests, clicks on the RSVP page, mails per second, fairness, and claims.
+"""Invitations: events with many guests, clicks on the RSVP page, mails per second, fairness, claims.
 
 The API runs in this process. The worker and a fake Messages, which takes 70 ms for a mail like the real one, have their
 own processes. They share the machine with a durable PostgreSQL and a Redis.

@@ -63,7 +63,10 @@ def _none(_: random.Random) -> str:
 
 
 def descriptions(count: int = DESCRIPTIONS) -> list[str]:
-    """Return the texts, which are the same on every run. A quarter each has Zoom, Teams in Safe Links, Meet, no link."""
+    """Return the texts, which are the same on every run.
+
+    A quarter each has Zoom, Teams in Safe Links, Meet, no link.
+    """
     number = random.Random(20261120)
     texts = []
     for index in range(count):

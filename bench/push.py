@@ -1,4 +1,4 @@
-"""Push: the time from a change at the provider to its webhook, and the time to respond to notifications.
+"""Push: the time from a provider's change to its webhook, and the response time of notifications.
 
 It uses a real PostgreSQL and Redis. The API and a worker have their own processes and default settings (debounce 2 s,
 tick 1 s). The fake provider and the receiver run in this process, on the same machine.
@@ -200,7 +200,10 @@ async def _measure_changes(provider: _Provider, receiver: Receiver) -> None:
 
 
 async def _measure_notifications(fake: FakeGoogle, app_url: str) -> None:
-    """Measure notifications of all channels, several at once. Each makes its calendar due, or finds it due."""
+    """Measure notifications of all channels, several at once.
+
+    Each makes its calendar due, or finds it due.
+    """
     took = []
 
     async def send(client: httpx.AsyncClient, channels: list[Any]) -> None:

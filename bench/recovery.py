@@ -1,4 +1,4 @@
-"""An outage of Google with 1,000 calendars of 20 projects: the requests during the outage, and the recovery.
+"""An outage of Google with 1,000 calendars of 20 projects: the requests, and the recovery.
 
 It uses one worker process with the default settings. The outage of one hour is compressed to 90 seconds: the times of the
 breaker, of all calendars and of their access tokens are moved back repeatedly.

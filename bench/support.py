@@ -28,7 +28,10 @@ from tests.fakes.server import serve
 
 @contextlib.contextmanager
 def servers() -> Iterator[tuple[str, str]]:
-    """Run a durable PostgreSQL with the schema, and a Redis. Yields their URLs. Their folder is deleted afterwards."""
+    """Run a durable PostgreSQL with the schema, and a Redis.
+
+    Yields their URLs. Their folder is deleted afterwards.
+    """
     folder = Path(tempfile.mkdtemp(prefix="calbridge-bench-"))
     folder.chmod(0o711)
     postgres, redis = start_postgres(folder), start_redis(folder)

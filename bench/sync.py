@@ -1,4 +1,4 @@
-"""Syncs of a Google calendar, compared with a minimal script that fetches, parses and COPYs the same events."""
+"""Syncs of a Google calendar, compared with a script that only fetches, parses and COPYs the events."""
 
 import asyncio
 import multiprocessing

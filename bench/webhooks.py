@@ -1,4 +1,4 @@
-"""Webhooks: deliveries per second, the time from commit to POST, fairness between projects, and claims.
+"""Webhooks: deliveries per second, the time from commit to POST, fairness, and claims.
 
 A worker process and a receiver process share the machine with this one, a durable PostgreSQL and a Redis. The receiver
 speaks plain HTTP/1.1 and responds at once, unless the path names a delay.
@@ -146,7 +146,7 @@ async def _subscribe(
 
 
 async def _fill(database: asyncpg.Connection, name: str, webhook_ids: list[str], count: int) -> None:
-    """Insert pending deliveries of about 500 bytes that are due now, spread evenly over the endpoints, and commit."""
+    """Insert and commit due deliveries of about 500 bytes, spread evenly over the endpoints."""
     await database.execute(
         """
         INSERT INTO webhook_deliveries

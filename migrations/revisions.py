@@ -22,7 +22,9 @@ def _config(database_url: str | None = None) -> Config:
 
 
 def upgrade_to_head(database_url: str) -> str | None:
-    """Bring the schema to the newest revision. It blocks and starts its own event loop: call it in a thread.
+    """Bring the schema to the newest revision.
+
+    It blocks and starts its own event loop: call it in a thread.
 
     A schema of a newer release is left as it is, since this code can work with it. Returns that schema's revision,
     otherwise None.

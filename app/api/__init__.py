@@ -1,1 +1,1 @@
-"""Shared parts of all routes: authentication, sessions, field types, errors, pages, idempotency, OpenAPI."""
+"""Shared parts of routes: authentication, sessions, field types, errors, pages, idempotency, OpenAPI."""

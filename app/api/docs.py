@@ -1,4 +1,7 @@
-"""The pages / and /docs. All their files come from this server, since some installations have no internet access."""
+"""The pages / and /docs.
+
+All their files come from this server, since some installations have no internet access.
+"""
 
 import base64
 import hashlib
@@ -34,7 +37,10 @@ async def index(request: Request) -> RedirectResponse:
 
 @_router.get("/docs")
 async def docs(request: Request) -> HTMLResponse:
-    """Return Swagger UI. Its policy allows connections to this server only, since people paste API keys here."""
+    """Return Swagger UI.
+
+    Its policy allows connections to this server only, since people paste API keys here.
+    """
     root = _root(request)
     page = get_swagger_ui_html(
         openapi_url=f"{root}{request.app.openapi_url}",

@@ -106,7 +106,10 @@ async def _on_http_exception(request: Request, err: Exception) -> JSONResponse:
 
 
 def _allowed_methods(request: Request, named: str) -> str:
-    """Return all methods of the path (RFC 9110, section 10.2.1). The framework has `named` those of one route only."""
+    """Return all methods of the path (RFC 9110, section 10.2.1).
+
+    The framework has `named` those of one route only.
+    """
     allowed = {method.strip() for method in named.split(",") if method.strip()}
     paths = methods_of_paths(request.app)
     path = next((path for path in paths if compile_path(path)[0].fullmatch(request.url.path)), None)

@@ -1,4 +1,4 @@
-"""ASGI middleware: request ids, access logs and metrics, JSON for bodies that are too large, and HEAD requests."""
+"""ASGI middleware: request ids, access logs, metrics, errors of too large bodies, and HEAD."""
 
 import re
 import time
@@ -97,7 +97,7 @@ def takes_head(path: str) -> bool:
 
 
 class HeadAsGet:
-    """Handles HEAD as GET without a body (RFC 9110, section 9.3.2), for all paths that `takes_head` allows."""
+    """Handles HEAD as GET without a body (RFC 9110, section 9.3.2) on paths that `takes_head` allows."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""The OpenAPI document: FastAPI derives it, and this module completes it for linters and generators of clients."""
+"""The OpenAPI document, completed for linters and generators of clients."""
 
 from importlib.metadata import version
 from typing import Any
@@ -46,7 +46,7 @@ def install_openapi(app: FastAPI, *, server_url: str) -> None:
 
 
 def methods_of_paths(app: FastAPI) -> dict[str, set[str]]:
-    """Return the methods of each path in capitals, including the pages for people, which the document leaves out."""
+    """Return the methods of each path in capitals, including pages that the document leaves out."""
     app.openapi()
     methods: dict[str, set[str]] = app.state.methods_of_paths
     return methods

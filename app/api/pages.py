@@ -1,4 +1,4 @@
-"""Lists: {"next", "previous", "results"} with absolute links, and the query parameters that all lists share."""
+"""Lists: {"next", "previous", "results"} with absolute links, and their common query parameters."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Generic, Self, TypeVar

@@ -1,4 +1,7 @@
-"""Public ids in paths. A malformed id is a 404 and not a 400, so the pattern in OpenAPI is not enforced."""
+"""Public ids in paths.
+
+A malformed id is a 404 and not a 400, so the pattern in OpenAPI is not enforced.
+"""
 
 import re
 from functools import partial
@@ -12,7 +15,10 @@ from app.core.ids import Prefix
 
 
 def require_id(value: str, *, prefix: Prefix, what: str) -> str:
-    """Return `value` if it has the form of such an id. Raises NotFound("<what> not found") without a query."""
+    """Return `value` if it has the form of such an id.
+
+    Raises NotFound("<what> not found") without a query.
+    """
     if not re.fullmatch(prefix + "_[A-Za-z0-9]{16}", value):
         raise NotFound(f"{what} not found")
     return value

@@ -54,7 +54,10 @@ def _unstorable(value: Any, depth: int = 0) -> str | None:
 
 
 class InputModel(BaseModel):
-    """A request body. Types are strict, unknown fields are errors, and every value can be stored in PostgreSQL."""
+    """A request body.
+
+    Types are strict, unknown fields are errors, and every value can be stored in PostgreSQL.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, str_strip_whitespace=False)
 
@@ -209,7 +212,7 @@ class FieldErrors(BaseModel):
 
 
 def responses(*codes: int, takes_input: bool = True) -> dict[int | str, dict[str, Any]]:
-    """Return OpenAPI's error responses: 401 and 503, 400 if the operation takes input, and the given codes."""
+    """Return OpenAPI's error responses: 401, 503, the given codes, and 400 if the operation takes input."""
     known: dict[int, tuple[str, Any]] = {
         400: ("Bad input: FieldErrors for a body, ErrorAnswer for a query", ErrorAnswer | FieldErrors),
         401: ("The API key is missing, wrong or disabled", DetailAnswer),

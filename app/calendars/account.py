@@ -139,7 +139,10 @@ async def reconnect_account(
 
 
 async def find_account(session: AnySession, project_id: str, calendar_id: str) -> tuple[AccountPlatform, str]:
-    """Return the platform and the credentials' id. Raises CalendarNotFound; BadQuery for calendars without an account."""
+    """Return the platform and the credentials' id.
+
+    Raises CalendarNotFound; BadQuery for calendars without an account.
+    """
     found = await repository.find_connection(session, project_id, calendar_id)
     if found is None:
         raise CalendarNotFound
@@ -157,7 +160,10 @@ async def list_remote_calendars(
     platform: AccountPlatform,
     credentials_id: str,
 ) -> list[RemoteCalendar]:
-    """Return the account's calendars, read from the provider. Raises Conflict, TooManyRequests, BadGateway."""
+    """Return the account's calendars, read from the provider.
+
+    Raises Conflict, TooManyRequests, BadGateway.
+    """
     account = account_calendar(
         settings=settings,
         client=client,

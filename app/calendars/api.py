@@ -87,7 +87,10 @@ async def create_calendar(
     messages: MessagesDep,
     body: Annotated[CalendarCreate, Body(openapi_examples=_CREATE_EXAMPLES)],
 ) -> Response:
-    """Connects a calendar and queues its first sync. With platform `local`, creates a calendar that is hosted here."""
+    """Connects a calendar and queues its first sync.
+
+    With platform `local`, creates a calendar that is hosted here.
+    """
     identity = None
     if isinstance(body, LocalCalendarCreate):
         # The call to Messages comes before the transaction begins: none is open during a network call.
@@ -150,7 +153,7 @@ async def list_remote_calendars(
 
 
 async def _known_calendar(state: AppState, project_id: ProjectId, calendar_id: CalendarId) -> str:
-    """Raise CalendarNotFound before the body is checked, so that an unknown calendar is a 404 with any body.
+    """Raise CalendarNotFound before the body is checked: an unknown calendar is a 404 with any body.
 
     It has its own session, since a call to Messages may come before the request's transaction begins.
     """

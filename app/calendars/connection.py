@@ -69,7 +69,10 @@ async def renew_secrets(
 
 
 async def reconnect(session: Session, calendars: Sequence[Calendar]) -> Sequence[Calendar]:
-    """Connect the locked calendars and make them due. Return those that were disconnected, to announce them."""
+    """Connect the locked calendars and make them due.
+
+    Return those that were disconnected, to announce them.
+    """
     disconnected = [calendar for calendar in calendars if calendar.state == "disconnected"]
     await repository.reconnect(session, [calendar.id for calendar in calendars])
     return disconnected
@@ -91,7 +94,10 @@ async def announce_reconnected(session: Session, calendars: Sequence[Calendar]) 
 
 
 def _kept_secrets(box: SecretBox, stored: Credentials, secrets: dict[str, str]) -> dict[str, str]:
-    """Return the stored secrets that the new ones do not replace. Raises InvalidFields if they cannot be decrypted."""
+    """Return the stored secrets that the new ones do not replace.
+
+    Raises InvalidFields if they cannot be decrypted.
+    """
     if secrets.keys() == SECRETS_OF[stored.platform]:
         return {}
     try:

@@ -17,7 +17,9 @@ SyncResult = Literal["succeeded", "failed", "postponed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalendarInspection:
-    """What is known about a calendar's syncs. It contains no secret, and neither the cursor nor the feed's address.
+    """The state of a calendar's syncs.
+
+    It contains no secret, and neither the cursor nor the feed's address.
 
     A local calendar is not synced: its times are null. `claimed_until`: a worker is syncing it and has its lease until
     then. `cursor_age_seconds`: null if there is no cursor, so that the next sync reads everything.
@@ -115,7 +117,9 @@ async def request_sync_by_hand(session: Session, calendar_id: str) -> SyncRecord
 async def find_sync_result(
     session: AnySession, calendar_id: str, requested: SyncRecord
 ) -> tuple[SyncResult | None, CalendarInspection]:
-    """Return how the sync that `request_sync_by_hand` asked for ended, None until then. Raises CalendarNotFound.
+    """Return how the sync that `request_sync_by_hand` asked for ended, None until then.
+
+    Raises CalendarNotFound.
 
     `postponed`: the provider was not asked, because of an outage, a rate limit or a budget.
     """

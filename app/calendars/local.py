@@ -16,7 +16,10 @@ FIELDS = {"name", "owner_name", "timezone", "locale", "sending_identity"}
 async def create_local(
     session: Session, project_id: str, body: LocalCalendarCreate, identity: dict[str, Any] | None
 ) -> str:
-    """Store the calendar and return its id. `identity`: see app/hosted/identity.py. Raises DeduplicationKeyTaken."""
+    """Store the calendar and return its id.
+
+    `identity`: see app/hosted/identity.py. Raises DeduplicationKeyTaken.
+    """
     return await insert_calendar(
         session,
         {

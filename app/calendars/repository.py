@@ -99,7 +99,10 @@ async def insert_calendar(session: Session, values: Mapping[str, Any]) -> bool:
 async def find_connection(
     session: AnySession, project_id: str, calendar_id: str
 ) -> tuple[str, str | None] | None:
-    """Return (platform, credentials_id), or None. Nothing is locked, so the credentials may change at any time."""
+    """Return (platform, credentials_id), or None.
+
+    Nothing is locked, so the credentials may change at any time.
+    """
     row = (
         await session.execute(
             select(Calendar.platform, Calendar.credentials_id).where(
@@ -111,7 +114,7 @@ async def find_connection(
 
 
 async def lock_calendar(session: Session, project_id: str, calendar_id: str) -> Calendar | None:
-    """Return the calendar, locked until the end of the transaction: nothing else changes it or writes its events."""
+    """Return the calendar, locked until the end of the transaction, as all writers of its events do."""
     return await session.scalar(
         select(Calendar)
         .where(Calendar.project_id == project_id, Calendar.id == calendar_id)
@@ -143,13 +146,16 @@ async def set_credentials(session: Session, calendar_id: str, credentials_id: st
 
 
 async def are_shared(session: Session, credentials_id: str) -> bool:
-    """Whether several calendars use these credentials. While the caller has locked them, no calendar is added."""
+    """Whether several calendars use these credentials.
+
+    While the caller has locked them, no calendar is added.
+    """
     statement = select(Calendar.id).where(Calendar.credentials_id == credentials_id).limit(2)
     return len((await session.scalars(statement)).all()) > 1
 
 
 async def reconnect(session: Session, calendar_ids: Sequence[str]) -> None:
-    """Make the calendars connected and due, without failures and without a cursor: the account may have changed.
+    """Make the calendars connected and due, and remove their failures and cursors.
 
     A sync that runs with the old credentials loses its lease, so that it writes nothing more.
     """
@@ -213,7 +219,10 @@ async def set_fields(session: Session, calendar_id: str, values: Mapping[str, An
 
 
 async def delete_calendar(session: Session, calendar_id: str) -> None:
-    """Delete the calendar and its dependent rows. Its events are hidden at once and deleted later (DeletedCalendar)."""
+    """Delete the calendar and its dependent rows.
+
+    Its events are hidden at once and deleted later (DeletedCalendar).
+    """
     await session.execute(
         delete(Calendar).where(Calendar.id == calendar_id).execution_options(synchronize_session=False)
     )
@@ -221,7 +230,7 @@ async def delete_calendar(session: Session, calendar_id: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncRecord:
-    """What a calendar's row says about its syncs, beyond CalendarRead. `now` is the database's time."""
+    """The sync state of a calendar's row, beyond CalendarRead. `now` is the database's time."""
 
     project_id: str
     project_name: str

@@ -168,7 +168,10 @@ _FIXED = {"platform", "client_id", "platform_uuid", "deduplication_key", "owner_
 
 
 class CalendarUpdate(UpdateModel):
-    """The fields that can be changed. Any secret reconnects the calendar. Fields that are left out stay unchanged."""
+    """The fields that can be changed.
+
+    Any secret reconnects the calendar. Fields that are left out stay unchanged.
+    """
 
     client_secret: Secret | None = Field(default=None, description="For google and microsoft.")
     refresh_token: Secret | None = Field(default=None, description="For google and microsoft.")

@@ -108,7 +108,10 @@ async def create_calendar(
 async def create_local_calendar(
     session: Session, project_id: str, body: LocalCalendarCreate, identity: dict[str, Any] | None
 ) -> CalendarRead:
-    """Store a calendar that is hosted here. `identity`: see app/hosted/identity.py. Raises DeduplicationKeyTaken."""
+    """Store a calendar that is hosted here.
+
+    `identity`: see app/hosted/identity.py. Raises DeduplicationKeyTaken.
+    """
     calendar_id = await local.create_local(session, project_id, body, identity)
     return await get_calendar(session, project_id, calendar_id)
 
@@ -171,7 +174,10 @@ async def set_metadata(session: Session, calendar_id: str, metadata: dict[str, A
 
 
 async def queue_sync(session: Session, project_id: str, calendar_id: str) -> None:
-    """Make the calendar due, within the limits of `request_sync`. Raises CalendarNotFound, CalendarDisconnected."""
+    """Make the calendar due, within the limits of `request_sync`.
+
+    Raises CalendarNotFound, CalendarDisconnected.
+    """
     calendar = await get_calendar(session, project_id, calendar_id)
     if calendar.state == "disconnected":
         raise CalendarDisconnected

@@ -29,7 +29,7 @@ CalendarId = Annotated[str, typer.Argument(metavar="CAL_ID", help="cal_...")]
 
 @calendar_cli.command("show")
 def calendar_show(calendar_id: CalendarId, as_json: OneJsonLine = False) -> None:
-    """Show the state of a calendar's syncs: last and next one, claim, cursor, failure, push channel, events."""
+    """Show the state of a calendar's syncs: last and next sync, claim, cursor, failure, push channel."""
     from app.calendars.inspection import inspect_calendar
 
     async def load(session: Session) -> dict[str, Any]:

@@ -18,7 +18,10 @@ BROKEN_HELP = (
 
 
 async def rotate_all(settings: Settings) -> None:
-    """Encrypt all secrets again and print a line for each kind. Raises CommandFailed if some could not be encrypted."""
+    """Encrypt all secrets again and print a line for each kind.
+
+    Raises CommandFailed if some could not be encrypted.
+    """
     keys = settings.required_fernet_keys()
     engine = create_engine(settings.required_database_url(), pool_size=1)
     tallies: list[Tally] = []

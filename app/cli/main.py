@@ -234,9 +234,9 @@ def api_key_disable(key_id: Annotated[str, typer.Argument(help="key_...")]) -> N
 
 @cli.command()
 def rotate_keys() -> None:
-    """Encrypt all stored secrets with the first of CREDENTIALS_ENCRYPTION_KEYS. docs/operations.md lists the steps.
+    """Encrypt all stored secrets with the first of CREDENTIALS_ENCRYPTION_KEYS.
 
-    You may interrupt it and run it again. The API and the workers keep running.
+    docs/operations.md lists the steps. You may interrupt this command and run it again, while the API and the workers run.
     """
     from app.cli.keys import rotate_all
 
@@ -249,7 +249,7 @@ def rotate_keys() -> None:
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line with all findings.")] = False,
 ) -> None:
-    """Check settings, database, Redis, keys, Messages, mail, providers, calendars and webhooks, and explain fixes.
+    """Check settings, servers, keys, mail, providers, calendars and webhooks, and explain fixes.
 
     The exit code is 1 if anything is WRONG. Notes and warnings do not change it.
     """

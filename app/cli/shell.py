@@ -1,4 +1,4 @@
-"""psql and redis-cli on the servers of a running `calbridge up`, or on DATABASE_URL and REDIS_URL if they are set.
+"""psql and redis-cli on the servers of a running `calbridge up`, or on DATABASE_URL and REDIS_URL.
 
 Run it as `python -m app.cli.shell psql ...`; `make psql` and `make redis-cli` do.
 """

@@ -30,7 +30,10 @@ def is_mail_address(value: str) -> bool:
 
 
 def parse_mailbox(value: str) -> tuple[str, str | None]:
-    """Return (address, display name or None) of `ada@example.org` or `Ada <ada@example.org>`. Raises ValueError."""
+    """Return (address, display name or None) of `ada@example.org` or `Ada <ada@example.org>`.
+
+    Raises ValueError.
+    """
     found = getaddresses([value])
     if len(found) != 1 or not is_address(found[0][1]):
         raise ValueError("not one mail address")

@@ -1,4 +1,6 @@
-"""Encryption at rest: Fernet with rotating keys. Each ciphertext is bound to the row that it belongs to.
+"""Encryption at rest: Fernet with rotating keys.
+
+Each ciphertext is bound to the row that it belongs to.
 
 Fernet has no associated data, so the context ("table:id") is a part of the plaintext and is checked on decryption.
 A ciphertext that was copied to another row cannot be decrypted there.
@@ -13,7 +15,7 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 
 class SealBroken(Exception):
-    """A stored secret cannot be decrypted: CREDENTIALS_ENCRYPTION_KEYS is wrong, or it belongs to another row."""
+    """A stored secret cannot be decrypted: wrong CREDENTIALS_ENCRYPTION_KEYS, or it is of another row."""
 
 
 class SecretBox:

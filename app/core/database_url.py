@@ -1,4 +1,6 @@
-"""DATABASE_URL, parsed as PostgreSQL's own clients parse it and prepared for asyncpg. Opens no connection.
+"""DATABASE_URL, parsed as PostgreSQL's own clients parse it and prepared for asyncpg.
+
+Opens no connection.
 
 Parameters: https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
 """

@@ -1,4 +1,4 @@
-"""Errors with their HTTP status and body. app/api/errors.py renders them (docs/reference/http-api.md, "Errors").
+"""Errors with their HTTP status and body, which app/api/errors.py renders.
 
 AppError
 ├── InvalidFields   400 {"<field>": ["<sentence>"]}

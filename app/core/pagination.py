@@ -119,9 +119,10 @@ def seek_each(
     conditions: Sequence[ColumnElement[bool]],
     kinds: Sequence[ColumnElement[bool]],
 ) -> Select[Any]:
-    """Like `seek`, for rows that meet all `conditions` and one of `kinds`, which must exclude each other.
+    """Return `statement` as `seek` does, for rows that meet all `conditions` and one of `kinds`.
 
-    The first rows of each kind are selected separately, so that an index with the kind before the key finds them.
+    The kinds must exclude each other. The first rows of each kind are selected separately, so that an index with the
+    kind before the key finds them.
     """
     place = select(ordering.id.label("id")).where(*conditions)
     places = union_all(*(seek(place.where(kind), ordering, cursor, limit) for kind in kinds)).subquery()

@@ -75,7 +75,7 @@ async def readyz(
         Query(description="Also return 503 if Redis or a worker is missing."),
     ] = False,
 ) -> Response:
-    """Returns 200 if this process can serve: the database is available, and its schema is not older than this code.
+    """Returns 200 if the database is available and its schema is not older than this code.
 
     Without Redis or a live worker, the status is `degraded`: calls work, but syncs and webhooks come late.
     """
@@ -93,7 +93,7 @@ async def readyz(
     responses={200: {"description": "Prometheus text", "content": _METRICS_CONTENT}},
 )
 async def metrics(gauges: Annotated[GaugeReader, Depends(_gauge_reader)]) -> Response:
-    """Returns counters and histograms of all API processes (`calbridge api --workers N`), and gauges over the database.
+    """Returns the metrics of all API processes, and gauges over the database, as Prometheus text.
 
     Workers serve their own metrics: `calbridge worker --metrics-port`.
     """

@@ -43,7 +43,10 @@ async def load_workers(session: AnySession) -> Workers:
 
 
 async def load_syncs(session: AnySession, *, most_outages: int, within: timedelta) -> Syncs:
-    """Return the syncs that fail or wait. Raises the database's error if a statement takes longer than `within`."""
+    """Return the syncs that fail or wait.
+
+    Raises the database's error if a statement takes longer than `within`.
+    """
     await repository.limit_time(session, within)
     return Syncs(
         outages=await repository.load_outages(session, limit=most_outages),
@@ -53,7 +56,10 @@ async def load_syncs(session: AnySession, *, most_outages: int, within: timedelt
 
 
 async def load_dead_endpoints(session: AnySession) -> Row[Any]:
-    """Return (failing, disabled, projects, example) of endpoints that fail for an hour or were disabled for failing."""
+    """Return (failing, disabled, projects, example) of endpoints.
+
+    `failing`: how many have failed for an hour. `disabled`: how many were disabled for failing.
+    """
     return await repository.count_dead_endpoints(session)
 
 

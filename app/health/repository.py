@@ -58,7 +58,10 @@ _SYNC_LAGS = text(
 
 
 async def load_sync_lags(session: AnySession) -> dict[str, float]:
-    """Return {platform: seconds that its longest overdue calendar has waited}. Platforms without one are left out."""
+    """Return {platform: seconds that its longest overdue calendar has waited}.
+
+    Platforms without one are left out.
+    """
     return {platform: float(lag) for platform, lag in await session.execute(_SYNC_LAGS)}
 
 
@@ -205,7 +208,10 @@ _COUNT_OPEN_BREAKERS = text(
 
 
 async def count_open_breakers(session: AnySession) -> Sequence[Row[Any]]:
-    """Return rows of (kind, rows, seconds). `kind`: a platform, `feed` or `client`. `seconds`: the longest outage."""
+    """Return rows of (kind, rows, seconds).
+
+    `kind`: a platform, `feed` or `client`. `seconds`: the longest outage.
+    """
     return (await session.execute(_COUNT_OPEN_BREAKERS)).all()
 
 
@@ -222,7 +228,7 @@ _OUTAGES = text(
 
 
 async def load_outages(session: AnySession, *, limit: int) -> Sequence[Row[Any]]:
-    """Return rows of (scope, outage_since, held, code) of open breakers, with the most waiting calendars first.
+    """Return rows of (scope, outage_since, held, code) of open breakers, by the number of held calendars.
 
     `code`: the most frequent failure.
     """
@@ -233,7 +239,10 @@ _IN_DOUBT = text("SELECT count(*) FROM calendars WHERE state = 'connected' AND h
 
 
 async def count_in_doubt(session: AnySession) -> int:
-    """Count connected calendars with a response that left out most events and is not confirmed. Reads the whole table."""
+    """Count connected calendars with a response that left out most events and is not confirmed.
+
+    Reads the whole table.
+    """
     return await session.scalar(_IN_DOUBT) or 0
 
 
@@ -266,7 +275,9 @@ _COUNT_FAILING = text(
 
 
 async def count_failing_calendars(session: AnySession) -> Sequence[Row[Any]]:
-    """Return rows of (platform, code, rows, projects, example), most frequent first. Counts COUNTED calendars at most.
+    """Return rows of (platform, code, rows, projects, example), most frequent first.
+
+    Counts COUNTED calendars at most.
 
     `example`: the id of one of the calendars.
     """
@@ -285,7 +296,10 @@ _DEAD_ENDPOINTS = text(
 
 
 async def count_dead_endpoints(session: AnySession) -> Row[Any]:
-    """Return (failing, disabled, projects, example) of endpoints that fail for an hour or were disabled for failing."""
+    """Return (failing, disabled, projects, example) of endpoints.
+
+    `failing`: how many have failed for an hour. `disabled`: how many were disabled for failing.
+    """
     return (await session.execute(_DEAD_ENDPOINTS)).one()
 
 

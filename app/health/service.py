@@ -84,7 +84,10 @@ async def _check_redis(wakeups: WakeUps) -> str:
 
 
 async def _check_migrations(sessions: Sessions) -> str:
-    """Check that the schema is not older than this code. A newer one is fine: old processes serve during an upgrade."""
+    """Check that the schema is not older than this code.
+
+    A newer one is fine: old processes serve during an upgrade.
+    """
     try:
         async with reading(sessions) as session:
             found = await repository.load_revision(session)

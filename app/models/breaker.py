@@ -9,7 +9,9 @@ from app.models.base import Base, CreatedAt, PublicId
 
 
 class SyncBreaker(Base):
-    """The breaker of one scope. While it is open, the scope's calendars wait, and one at a time is synced as a probe.
+    """The breaker of one scope.
+
+    While it is open, the scope's calendars wait, and one at a time is synced as a probe.
 
     - `opened_at`: when it opened; null while it is closed.
     - `outage_since`: the time of the first of the failures that opened it.
@@ -33,7 +35,7 @@ class SyncBreaker(Base):
 
 
 class SyncVote(Base):
-    """How the syncs of one project in a scope end.
+    """The results of one project's syncs in a scope.
 
     - `failing`: how many calendars began to fail since the last success.
     - `failing_since`: when the first of them did.

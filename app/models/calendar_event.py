@@ -1,4 +1,4 @@
-"""Events. One row for each event or instance of a series; removed events keep their row with `is_deleted`."""
+"""Events: one row for each event or instance. Removed events keep their row with `is_deleted`."""
 
 from datetime import datetime
 from typing import Any

@@ -1,4 +1,7 @@
-"""The credentials of calendars. They have their own table, since several calendars may share one account."""
+"""The credentials of calendars.
+
+They have their own table, since several calendars may share one account.
+"""
 
 from datetime import datetime
 

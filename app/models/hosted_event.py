@@ -11,7 +11,7 @@ from app.models.base import Base, CreatedAt, PublicId
 
 
 class HostedEvent(Base):
-    """One component of a hosted event (app/hosted/components.py): the event or series, or one changed instance.
+    """One component (app/hosted/components.py): an event or series, or a changed instance of a series.
 
     Applications see the rows of calendar_events, which are written in the same transaction.
 

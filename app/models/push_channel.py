@@ -9,7 +9,9 @@ from app.models.base import Base, CreatedAt, PublicId, Sealed
 
 
 class PushChannel(Base):
-    """One channel. The row is written before the provider is asked, since a notification may arrive before the response.
+    """One channel.
+
+    The row is written before the provider is asked, since a notification may arrive before the response.
 
     - `id`: made here, and used as Google's channel id.
     - `calendar_id`: null for a channel that is `closing` and whose calendar was deleted.

@@ -113,7 +113,10 @@ async def get_app(session: DbReadSession, state: AppState, project_id: ProjectId
 async def update_app(
     *, session: DbSession, state: AppState, project_id: ProjectId, app: App, body: OAuthAppUpdate
 ) -> OAuthAppRead:
-    """Changes an app. A new `client_secret` is also used for all calendars that are connected with this client."""
+    """Changes an app.
+
+    A new `client_secret` is also used for all calendars that are connected with this client.
+    """
     return await apps.update_app(
         session, state.box, state.settings, project_id=project_id, app=app, body=body
     )

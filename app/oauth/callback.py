@@ -36,7 +36,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """A connected calendar, or with `retry_url` the address at which the provider asks the person once more."""
+    """A connected calendar, or with `retry_url` the provider's page that asks the person once more."""
 
     calendar_id: str = ""
     retry_url: str | None = None
@@ -161,7 +161,9 @@ class OAuthCallback:
         holder: repository.Holder | None,
         account: Account,
     ) -> _Result:
-        """Finish without a new refresh token. The stored one stays in use only if it belongs to the same account.
+        """Finish without a new refresh token.
+
+        The stored one stays in use only if it belongs to the same account.
 
         Raises FlowFailed, OtherAccount.
         """

@@ -100,7 +100,9 @@ async def delete_old_sessions(session: Session, project_id: str) -> None:
 
 
 async def use_session(session: Session, state_sha256: str, platform: str) -> OAuthSession | None:
-    """Mark the session as used and return it. Return None if it is unknown, used, expired or of another platform.
+    """Mark the session as used and return it.
+
+    Return None if it is unknown, used, expired or of another platform.
 
     It is one statement, so that only one of two simultaneous requests gets the session.
     """

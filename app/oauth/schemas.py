@@ -66,7 +66,10 @@ _EXAMPLE: JsonDict = {
 
 
 class OAuthAppCreate(InputModel):
-    """Your OAuth client. At the provider, register `{APP_URL}/oauth/{platform}/callback` as its redirect URI."""
+    """Your OAuth client.
+
+    At the provider, register `{APP_URL}/oauth/{platform}/callback` as its redirect URI.
+    """
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
@@ -103,7 +106,7 @@ class OAuthAppRead(BaseModel):
 
 
 class OAuthAppsRead(BaseModel):
-    """All of the project's apps, at most one for each platform."""
+    """The project's apps, at most one for each platform."""
 
     next: None = None
     previous: None = None

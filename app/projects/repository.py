@@ -66,7 +66,7 @@ async def list_projects(session: AnySession) -> Sequence[RowMapping]:
 
 
 async def list_api_keys(session: AnySession, project_id: str | None) -> Sequence[RowMapping]:
-    """Return rows of key_id, name, project_id, project_name, created_at, last_used_at and disabled_at, oldest first."""
+    """Return the keys of a project or of all projects, with the project's name, oldest first."""
     statement = (
         select(
             ApiKey.id.label("key_id"),

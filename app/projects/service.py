@@ -50,7 +50,10 @@ class ApiKeyRow:
 
 
 async def create_project(session: Session, name: str) -> NewKey:
-    """Create a project and its first key. Raises InvalidFields for a name that is blank, too long or not printable."""
+    """Create a project and its first key.
+
+    Raises InvalidFields for a name that is blank, too long or not printable.
+    """
     project_id = new_id("proj")
     await repository.insert_project(session, project_id, _name(name))
     return await create_api_key(session, project_id, "first key")
@@ -105,7 +108,9 @@ def _name(text: str) -> str:
 
 
 class KeyCheck:
-    """Looks up the keys of requests, and writes at most once a minute that a key was used. One per process.
+    """Looks up the keys of requests, and writes at most once a minute that a key was used.
+
+    One per process.
 
     The request does not wait for the write.
     """

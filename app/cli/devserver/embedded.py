@@ -55,7 +55,10 @@ class Account:
 
 @dataclass(frozen=True)
 class Server:
-    """A running server. `url`: for DATABASE_URL or REDIS_URL. `gentle`: the signal for an orderly shutdown."""
+    """A running server.
+
+    `url`: for DATABASE_URL or REDIS_URL. `gentle`: the signal for an orderly shutdown.
+    """
 
     name: str
     url: str
@@ -185,7 +188,7 @@ def spawn(
     cwd: str | None = None,
     death_signal: signal.Signals,
 ) -> subprocess.Popen[bytes]:
-    """Start a child in its own session, so that Ctrl-C reaches only this process, which then ends the child.
+    """Start a child in its own session. Ctrl-C reaches only this process, which then ends the child.
 
     On Linux, the child gets `death_signal` when this process or the calling thread ends for any reason.
     """
@@ -224,7 +227,7 @@ def end(process: subprocess.Popen[bytes], gentle: signal.Signals, patience_secon
 
 
 def _make_cluster(cluster: Path, binaries: Path, account: Account | None, *, durable: bool) -> None:
-    """Run initdb in another folder and rename it, so that an interrupted start leaves no incomplete cluster."""
+    """Run initdb in another folder and rename it, so that an interrupted start leaves no partial cluster."""
     unfinished = cluster.with_name("postgres.new")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(mode=0o700)
@@ -316,7 +319,10 @@ def _let_reach(account: Account, *targets: Path) -> None:
 
 
 def _let_run(program: Path, package: str) -> None:
-    """Let the servers' account read and run a package that was installed with a narrow umask. Only for root."""
+    """Let the servers' account read and run a package that was installed with a narrow umask.
+
+    Only for root.
+    """
     folder = _package_folder(package)
     if folder is None or program.stat().st_mode & stat.S_IXOTH:
         return

@@ -45,7 +45,10 @@ class Child:
         return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
 
     def tend(self) -> None:
-        """Start the process again if it has ended, after a pause that doubles with each failure. Call it often."""
+        """Start the process again if it has ended, after a pause that doubles with each failure.
+
+        Call it often.
+        """
         now = time.monotonic()
         if self._restart_at is None:
             how = self.how_it_ended()

@@ -1,4 +1,4 @@
-"""`calbridge up`: everything in one process tree, for first attempts, development and small installations.
+"""`calbridge up`: everything in one process tree, for development and small installations.
 
 This process starts the servers that are not configured (app/cli/devserver/embedded.py), brings the schema up to date,
 and keeps one API and one worker running. It holds a lock on its data folder, so that no other one uses the same data.
@@ -138,7 +138,10 @@ def run_up(*, host: str, port: int, data_dir: Path, as_json: bool, reloads: bool
 
 
 def _code_changes(*, reloads: bool) -> Iterator[list[Path]]:
-    """Yield the changed files of the code every _LOOK_EVERY_SECONDS. Without `reloads`, the list is always empty."""
+    """Yield the changed files of the code every _LOOK_EVERY_SECONDS.
+
+    Without `reloads`, the list is always empty.
+    """
     if reloads:
         from app.cli.devserver.reload import code_changes, code_folders
 
@@ -159,7 +162,7 @@ def running_up(data_dir: Path) -> Running | None:
 
 
 def check_port(host: str, port: int, *, names: tuple[str, str] = ("--host", "--port")) -> int:
-    """Return the port, or a free one for 0. Raises CommandFailed if it cannot be used; `names` are the options."""
+    """Return the port, or a free one for 0. Raises CommandFailed with the option's name if it is taken."""
     host_option, port_option = names
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -287,7 +290,10 @@ def _wait_until_ready(base_url: str, children: list[Child]) -> None:
 
 
 async def _demo_project(data_dir: Path, database_url: str) -> dict[str, str]:
-    """Return `project_id` and `api_key` of the demo project. It is created if the stored key does not work."""
+    """Return `project_id` and `api_key` of the demo project.
+
+    It is created if the stored key does not work.
+    """
     path = data_dir / _DEMO_FILE
     engine = create_engine(database_url, pool_size=1)
     try:
@@ -354,7 +360,7 @@ def _signals_ignored() -> None:
 
 
 def _reachable(host: str) -> str:
-    """Return the address at which this machine reaches a server that listens on `host`, in the form of a URL."""
+    """Return the host for a URL at which this machine reaches a server that listens on `host`."""
     host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
     return f"[{host}]" if ":" in host else host
 

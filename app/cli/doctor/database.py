@@ -136,7 +136,7 @@ def _counted(number: int, noun: str) -> str:
 
 
 async def _check_secrets(settings: Settings, sessions: Sessions) -> Finding:
-    """Decrypt some secrets of each kind, so that a key that was removed too early is found before the next sync."""
+    """Decrypt some secrets of each kind, to find a key that was removed too early."""
     box = SecretBox(settings.required_fernet_keys())
     async with asyncio.timeout(6 * TIMEOUT_SECONDS):
         tallies = [tally async for tally in inspect(sessions, box, most_rows=_SECRETS_OPENED)]

@@ -1,4 +1,4 @@
-"""Checks of other servers: Redis, the own public address, providers, the bot runner, Messages and SMTP."""
+"""Checks of other servers: Redis, APP_URL, providers, the bot runner, Messages and SMTP."""
 
 import asyncio
 from collections.abc import Mapping
@@ -57,7 +57,9 @@ async def check_push(settings: Settings, client: httpx.AsyncClient) -> list[Find
         text = f"{url} does not answer from here ({err.reason}); providers must reach it."
         return [note("push", text)]
     if response.status != 200 or (response.json_object() or {}).get("status") != "ok":
-        text = f"{url}/healthz is served ({response.status}), but not by calbridge: check APP_URL and the proxy."
+        text = (
+            f"{url}/healthz is served ({response.status}), but not by calbridge: check APP_URL and the proxy."
+        )
         return [Finding("push", False, text)]
     return [Finding("push", True, f"{url} reaches this service")]
 
@@ -137,7 +139,10 @@ async def _request(
 
 
 def _is_json(response: Response) -> bool:
-    """Whether the response is a JSON object. True for an unsuccessful one, which is judged by its status alone."""
+    """Whether the response is a JSON object.
+
+    True for an unsuccessful one, which is judged by its status alone.
+    """
     return not 200 <= response.status < 300 or response.json_object() is not None
 
 
