@@ -1,4 +1,7 @@
-"""Lists: {"next", "previous", "results"} with absolute links, and their common query parameters."""
+"""Lists: {"next", "previous", "results"} with absolute links, and their common query parameters.
+
+See docs/reference/http-api.md, "Lists".
+"""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Generic, Self, TypeVar

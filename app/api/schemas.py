@@ -156,7 +156,7 @@ def _parse_time(value: Any) -> datetime:
         raise ValueError("The date is out of range.") from None
 
 
-# Any offset is accepted. A time without one is read as UTC.
+# Any offset is accepted. A time without one is read as UTC (docs/reference/http-api.md, "Times").
 InputTime = Annotated[datetime, BeforeValidator(_parse_time)]
 _TIME_SCHEMA = {"type": "string", "format": "date-time", "examples": ["2026-01-31T09:00:00.000000Z"]}
 OutputTime = Annotated[
@@ -169,7 +169,10 @@ TimeText = Annotated[str, WithJsonSchema(_TIME_SCHEMA)]
 
 
 def check_metadata(value: dict[str, Any]) -> dict[str, Any]:
-    """Check that it has at least one key, values that are strings, and at most 1,000 characters as JSON."""
+    """Check that it has at least one key, only strings as values, and at most 1,000 characters as JSON.
+
+    See docs/reference/http-api.md, "Input".
+    """
     if not value:
         raise ValueError("Must have at least one key.")
     for key, item in value.items():

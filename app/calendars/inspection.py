@@ -1,4 +1,4 @@
-"""The sync state of one calendar of any project, for the operator; and a sync by hand."""
+"""The sync state of one calendar of any project, and a sync on request, for the operator."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -56,7 +56,7 @@ class CalendarInspection:
 
 
 async def inspect_calendar(session: AnySession, calendar_id: str) -> CalendarInspection:
-    """Raises CalendarNotFound."""
+    """Return the state of a calendar's syncs. Raises CalendarNotFound."""
     record = await load_sync_record(session, calendar_id)
     calendar = await service.get_calendar(session, record.project_id, calendar_id)
     channel = await find_channel(session, calendar_id)
@@ -94,7 +94,7 @@ async def inspect_calendar(session: AnySession, calendar_id: str) -> CalendarIns
 
 
 async def load_sync_record(session: AnySession, calendar_id: str) -> SyncRecord:
-    """Raises CalendarNotFound."""
+    """Return the sync state of the calendar's row. Raises CalendarNotFound."""
     record = await repository.find_sync_record(session, calendar_id)
     if record is None:
         raise CalendarNotFound
@@ -141,7 +141,7 @@ async def find_sync_result(
 
 
 def _cursor_age(record: SyncRecord, last_successful_sync_at: datetime | None) -> int | None:
-    """A successful sync stores the cursor, and nothing else does."""
+    """Return the cursor's age in seconds, which is the age of the last success: only that stores a cursor."""
     if not record.has_cursor or last_successful_sync_at is None:
         return None
     return max(0, int((record.now - last_successful_sync_at).total_seconds()))

@@ -1,4 +1,4 @@
-"""Requests and responses about calendars."""
+"""Requests and responses about calendars (docs/reference/http-api.md, "Calendars")."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal

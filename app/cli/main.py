@@ -1,4 +1,4 @@
-"""The console command `calbridge`.
+"""The console command `calbridge` (README.md, "Run it in production").
 
 Exit codes: 0 success, 1 failure (a sentence on stderr says why), 2 wrong settings or arguments.
 """

@@ -8,5 +8,8 @@ def utcnow() -> datetime:
 
 
 def isoformat(value: datetime) -> str:
-    """Return the time in ISO 8601, in UTC, with microseconds and `Z`: 2026-01-31T09:00:00.000000Z."""
+    """Return the time in ISO 8601, in UTC, with microseconds and `Z`: 2026-01-31T09:00:00.000000Z.
+
+    See docs/reference/http-api.md, "Times".
+    """
     return value.astimezone(UTC).isoformat("T", "microseconds").removesuffix("+00:00") + "Z"

@@ -1,4 +1,7 @@
-"""Public ids: a prefix that names the kind, and 16 random letters and digits."""
+"""Public ids: a prefix that names the kind, and 16 random letters and digits.
+
+See docs/reference/http-api.md, "Identifiers".
+"""
 
 import os
 import string

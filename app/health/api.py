@@ -1,4 +1,7 @@
-"""Liveness, readiness and metrics. They need no API key, so keep them inside the operator's network."""
+"""Liveness, readiness and metrics (docs/reference/http-api.md, "Health and metrics").
+
+They need no API key, so keep them inside the operator's network.
+"""
 
 import asyncio
 from datetime import timedelta

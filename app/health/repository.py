@@ -44,7 +44,7 @@ async def count_workers(session: AnySession) -> int:
     return await session.scalar(statement) or 0
 
 
-# As in app/sync/repository.py. A calendar that is not among the thousand longest overdue is not what an alert is about.
+# Calendars are due as in app/sync/repository.py. The thousand longest overdue ones are enough for an alert.
 _SYNC_LAGS = text(
     """
     SELECT platform, extract(epoch FROM now() - min(next_sync_at))
@@ -82,7 +82,7 @@ _DELIVERY_LAG = text(
 
 
 async def load_delivery_lag(session: AnySession) -> float:
-    """Seconds; 0 where nothing is overdue."""
+    """Return the seconds that the longest overdue delivery has waited; 0 if none is overdue."""
     return float(await session.scalar(_DELIVERY_LAG) or 0)
 
 
@@ -108,7 +108,7 @@ _MAIL_LAG = text(
 
 
 async def load_mail_lag(session: AnySession) -> float:
-    """Seconds; 0 where nothing is overdue."""
+    """Return the seconds that the longest overdue mail has waited; 0 if none is overdue."""
     return float(await session.scalar(_MAIL_LAG) or 0)
 
 

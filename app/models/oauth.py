@@ -1,4 +1,7 @@
-"""OAuth clients of projects, and the sessions in which a person connects a calendar in the browser."""
+"""OAuth clients of projects, and the sessions in which a person connects a calendar in the browser.
+
+See docs/reference/http-api.md, "OAuth apps and sessions".
+"""
 
 from datetime import datetime
 from typing import Any

@@ -11,6 +11,8 @@ from app.models.base import Base, CreatedAt, PublicId, Sealed
 class StoredResponse(Base):
     """The first response to a POST with an Idempotency-Key, kept for 24 hours.
 
+    See docs/reference/http-api.md, "Idempotency".
+
     - `request_sha256`: the hash of the request, so that the key with another request is refused.
     - `body`: encrypted.
     """

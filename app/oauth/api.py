@@ -1,4 +1,7 @@
-"""Routes of OAuth apps and sessions, and the provider's callback."""
+"""Routes of OAuth apps and sessions, and the provider's callback.
+
+See docs/reference/http-api.md, "OAuth apps and sessions".
+"""
 
 import base64
 import hashlib

@@ -1,4 +1,7 @@
-"""Requests and responses about OAuth apps and sessions."""
+"""Requests and responses about OAuth apps and sessions.
+
+See docs/reference/http-api.md, "OAuth apps and sessions".
+"""
 
 from typing import Annotated, Literal
 
