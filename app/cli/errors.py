@@ -43,8 +43,8 @@ def explain_database_error(err: BaseException) -> str:
     pooler = _POOLER_REFUSES.search(reason)
     if pooler is not None:
         return (
-            f"A connection pooler stands before PostgreSQL and refuses {pooler[1]}. Give DATABASE_URL the address of "
-            "PostgreSQL itself, since calbridge has a pool of its own; or let the pooler keep sessions and list in its "
+            f"A connection pooler stands before PostgreSQL and refuses {pooler[1]}. Set DATABASE_URL to the address of "
+            "PostgreSQL itself, since calbridge has its own pool; or let the pooler keep sessions and list in its "
             "ignore_startup_parameters: statement_timeout, lock_timeout, idle_in_transaction_session_timeout."
         )
     if refused:

@@ -13,7 +13,7 @@ BROKEN_HELP = (
     "Put the key that they were stored with back into CREDENTIALS_ENCRYPTION_KEYS, at the end. If it is lost: "
     "calendars need their credentials again (PATCH, or the consent flow), OAuth apps their client_secret (PATCH), "
     "webhooks a new secret (rotate_secret, or delete and create); idempotent_answers, oauth_sessions and "
-    "push_channels go by themselves within days."
+    "push_channels expire within days."
 )
 
 

@@ -20,7 +20,7 @@ class Bot(Base):
     - `holds_key`: no other bot of the project may have the same deduplication key.
     - `next_attempt_at`: the end of the lease, or the time of the next attempt after a failed one. It is null when there
       is nothing left to do here.
-    - `may_be_handed_over`: a call to the runner is under way, or ended without showing whether the runner has the bot.
+    - `may_be_handed_over`: a call to the runner is in progress, or ended without showing whether the runner has the bot.
       What the bot was handed over with is then not changed.
 
     A scheduled bot is due some time before `join_at`. The worker that claims it makes it `launching`, sets `lease_token`

@@ -35,7 +35,7 @@ async def create_session(
         sentence = f"This project has no OAuth app for {body.platform}: POST /api/v1/oauth/apps first."
         raise InvalidFields.one("platform", sentence)
     if body.redirect_uri not in app.redirect_uris:
-        sentence = "Not one of the OAuth app's redirect_uris. It must equal one of them, letter for letter."
+        sentence = "Not one of the OAuth app's redirect_uris. It must be exactly equal to one of them."
         raise InvalidFields.one("redirect_uri", sentence)
     has_live_credentials = False
     if body.deduplication_key is not None:

@@ -95,7 +95,10 @@ async def check_providers(settings: Settings, client: httpx.AsyncClient) -> list
 
 
 async def check_messages(settings: Settings, client: httpx.AsyncClient) -> list[Finding]:
-    """Check both scopes of the channel without sending a mail (docs/reference/messages.md, "Authentication")."""
+    """Check both scopes of the channel without sending a mail.
+
+    See docs/reference/messages.md, "Authentication".
+    """
     if not settings.feature_messages_integration:
         return []
     assert settings.messages_api_key is not None
