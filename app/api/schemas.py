@@ -197,10 +197,14 @@ Metadata = Annotated[
 # The names of these classes are names in the OpenAPI document, which generated clients use. So they stay, although
 # elsewhere the word is "response".
 class ErrorAnswer(BaseModel):
+    """An error that is not about single fields."""
+
     error: str = Field(description="A sentence for people. It may change.", examples=["Calendar not found"])
 
 
 class DetailAnswer(BaseModel):
+    """An error of authentication."""
+
     detail: str = Field(
         description="A sentence for people. It may change.",
         examples=["This API key is not known or has been disabled."],

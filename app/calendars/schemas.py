@@ -282,4 +282,6 @@ class RemoteCalendarsRead(BaseModel):
 
 
 class SyncQueued(BaseModel):
+    """The sync is queued."""
+
     status: Literal["queued"] = "queued"

@@ -40,6 +40,8 @@ async def _readiness_checker(request: Request, state: AppState) -> service.Readi
 
 
 class Alive(BaseModel):
+    """The process runs."""
+
     status: Literal["ok"] = "ok"
 
 
@@ -54,7 +56,7 @@ class Readiness(BaseModel):
     checks: dict[str, str]
 
 
-@router.get("/healthz", operation_id="healthz")
+@router.get("/healthz", operation_id="healthz", summary="Check Liveness")
 async def healthz() -> Alive:
     """Returns 200 while the process runs. It checks nothing else."""
     return Alive()
@@ -63,6 +65,7 @@ async def healthz() -> Alive:
 @router.get(
     "/readyz",
     operation_id="readyz",
+    summary="Check Readiness",
     response_model=Readiness,
     responses={
         400: {"description": "Bad query", "model": ErrorAnswer},
@@ -92,6 +95,7 @@ async def readyz(
 @router.get(
     "/metrics",
     operation_id="metrics",
+    summary="Read Metrics",
     response_class=Response,
     responses={200: {"description": "Prometheus text", "content": _METRICS_CONTENT}},
 )

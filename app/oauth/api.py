@@ -77,7 +77,12 @@ _HEADERS = {
 }
 
 
-@router.get("/api/v1/oauth/apps", operation_id="list_oauth_apps", responses=responses(takes_input=False))
+@router.get(
+    "/api/v1/oauth/apps",
+    operation_id="list_oauth_apps",
+    summary="List OAuth Apps",
+    responses=responses(takes_input=False),
+)
 async def list_apps(session: DbReadSession, state: AppState, project_id: ProjectId) -> OAuthAppsRead:
     """Returns the project's OAuth apps, at most one for each platform."""
     return OAuthAppsRead(results=await apps.list_apps(session, state.settings, project_id))
@@ -86,6 +91,7 @@ async def list_apps(session: DbReadSession, state: AppState, project_id: Project
 @router.post(
     "/api/v1/oauth/apps",
     operation_id="create_oauth_app",
+    summary="Create OAuth App",
     status_code=201,
     response_model=OAuthAppRead,
     responses=responses(409, 413, 429),
@@ -105,14 +111,22 @@ async def create_app(
 
 
 @router.get(
-    "/api/v1/oauth/apps/{app}", operation_id="get_oauth_app", responses=responses(404, takes_input=False)
+    "/api/v1/oauth/apps/{app}",
+    operation_id="get_oauth_app",
+    summary="Get OAuth App",
+    responses=responses(404, takes_input=False),
 )
 async def get_app(session: DbReadSession, state: AppState, project_id: ProjectId, app: App) -> OAuthAppRead:
     """Returns an OAuth app by its id or its platform."""
     return await apps.get_app(session, state.settings, project_id, app)
 
 
-@router.patch("/api/v1/oauth/apps/{app}", operation_id="update_oauth_app", responses=responses(404, 413))
+@router.patch(
+    "/api/v1/oauth/apps/{app}",
+    operation_id="update_oauth_app",
+    summary="Update OAuth App",
+    responses=responses(404, 413),
+)
 async def update_app(
     *, session: DbSession, state: AppState, project_id: ProjectId, app: App, body: OAuthAppUpdate
 ) -> OAuthAppRead:
@@ -128,6 +142,7 @@ async def update_app(
 @router.delete(
     "/api/v1/oauth/apps/{app}",
     operation_id="delete_oauth_app",
+    summary="Delete OAuth App",
     response_class=Response,
     responses={**responses(404, takes_input=False), 200: {"description": "Deleted. The body is empty."}},
 )
@@ -140,6 +155,7 @@ async def delete_app(session: DbSession, project_id: ProjectId, app: App) -> Res
 @router.post(
     "/api/v1/oauth/sessions",
     operation_id="create_oauth_session",
+    summary="Create OAuth Session",
     status_code=201,
     response_model=OAuthSessionRead,
     responses=responses(409, 413, 429),
@@ -176,6 +192,7 @@ def _failures() -> dict[int | str, dict[str, Any]]:
 @router.get(
     "/oauth/{platform}/callback",
     operation_id="finish_oauth_session",
+    summary="Finish OAuth Session",
     response_class=HTMLResponse,
     status_code=302,
     responses=_failures(),

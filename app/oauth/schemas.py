@@ -54,7 +54,7 @@ _RedirectUris = Annotated[
     Field(
         min_length=1,
         max_length=_MOST_REDIRECT_URIS,
-        description="The addresses that browsers may be sent back to. A session must use exactly one of them.",
+        description="The addresses that browsers may be sent back to. A session's `redirect_uri` must be equal to one.",
         examples=[["https://example.com/calendar-connected"]],
     ),
     AfterValidator(_each_once),
@@ -157,5 +157,7 @@ class OAuthSessionCreate(InputModel):
 
 
 class OAuthSessionRead(BaseModel):
+    """A connection that was started."""
+
     authorization_url: str = Field(description="Redirect the person's browser to this address.")
     expires_at: OutputTime = Field(description="The browser must come back before this time.")
