@@ -12,9 +12,9 @@ from app.api.schemas import (
     shape,
 )
 from app.core.addresses import MAIL_ADDRESS, is_mail_address
-from app.core.web_urls import LONGEST_URL, safe_url
+from app.core.web_urls import MAX_URL_LENGTH, safe_url
 
-MOST_ATTENDEES = (
+MAX_ATTENDEES = (
     500  # the recipients that Messages allows for one mail (docs/reference/messages.md, "Recipients")
 )
 
@@ -86,7 +86,7 @@ TimeZoneName = Annotated[
 _NOT_IN_URL = r"""\s\x22'<>\\^`{|}"""
 WebUrl = Annotated[
     str,
-    Field(max_length=LONGEST_URL, examples=["https://meet.google.com/abc-defg-hij"]),
+    Field(max_length=MAX_URL_LENGTH, examples=["https://meet.google.com/abc-defg-hij"]),
     AfterValidator(_web_url),
     shape(format="uri", pattern=rf"^[Hh][Tt][Tt][Pp][Ss]?://[^{_NOT_IN_URL}/?#:@][^{_NOT_IN_URL}]*$"),
 ]
@@ -98,12 +98,12 @@ Locale = Annotated[
 ]
 
 # PostgreSQL cannot index longer values: an index entry has at most 2,704 bytes for all columns.
-_LONGEST_KEY_BYTES = 2000
+_MAX_KEY_BYTES = 2000
 
 
 def _indexable(value: str) -> str:
-    if len(value.encode()) > _LONGEST_KEY_BYTES:
-        raise ValueError(f"Longer than {_LONGEST_KEY_BYTES} bytes in UTF-8.")
+    if len(value.encode()) > _MAX_KEY_BYTES:
+        raise ValueError(f"Longer than {_MAX_KEY_BYTES} bytes in UTF-8.")
     return value
 
 

@@ -11,12 +11,12 @@ _LAST_LABEL = r"(?:[A-Za-z]{2,63}|[Xx][Nn]--[A-Za-z0-9-]{0,58}[A-Za-z0-9])"
 _TOP_LEVEL = re.compile(_LAST_LABEL)
 # The pattern of a mail address with a domain, for JSON schemas. It does not check lengths.
 MAIL_ADDRESS = rf"^{_ATOM}(?:\.{_ATOM})*@(?:{_LABEL}\.)+{_LAST_LABEL}$"
-_LONGEST, _LONGEST_LOCAL_PART = 254, 64  # RFC 5321 4.5.3.1
+_MAX_LENGTH, _MAX_LOCAL_PART_LENGTH = 254, 64  # RFC 5321 4.5.3.1
 
 
 def is_address(value: str) -> bool:
     """Whether this is written like a bare address. Use `is_mail_address` for a recipient."""
-    fits = len(value) <= _LONGEST and len(value.partition("@")[0]) <= _LONGEST_LOCAL_PART
+    fits = len(value) <= _MAX_LENGTH and len(value.partition("@")[0]) <= _MAX_LOCAL_PART_LENGTH
     return fits and _ADDRESS.fullmatch(value) is not None
 
 

@@ -52,8 +52,8 @@ _DROPPED = (
 _PASSED_ON = frozenset(_CHOICES) | frozenset(_FILES) | frozenset(_OTHERS)
 _OURS = ("application_name", "connect_timeout")
 
-_CONNECT_WITHIN_SECONDS = 10
-_LONGEST_CONNECT_SECONDS = 600
+_CONNECT_TIMEOUT_SECONDS = 10
+_MAX_CONNECT_SECONDS = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +144,9 @@ def _strictness(mode: str) -> int:
 
 def _connect_timeout(query: dict[str, str]) -> int:
     text = query.pop("connect_timeout", "0")
-    if not re.fullmatch(r"\d{1,9}", text) or int(text) > _LONGEST_CONNECT_SECONDS:
-        raise ValueError(f"has a wrong connect_timeout: use seconds, from 1 to {_LONGEST_CONNECT_SECONDS}")
-    return int(text) or _CONNECT_WITHIN_SECONDS
+    if not re.fullmatch(r"\d{1,9}", text) or int(text) > _MAX_CONNECT_SECONDS:
+        raise ValueError(f"has a wrong connect_timeout: use seconds, from 1 to {_MAX_CONNECT_SECONDS}")
+    return int(text) or _CONNECT_TIMEOUT_SECONDS
 
 
 def _are_hosts(text: str) -> bool:

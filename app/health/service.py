@@ -15,7 +15,7 @@ from migrations.revisions import is_behind
 
 log = structlog.get_logger()
 
-_CHECK_WITHIN_SECONDS = 3.0
+_CHECK_TIMEOUT_SECONDS = 3.0
 
 _OK = "ok"
 # Every call works without Redis and without a worker. Only its effects come later.
@@ -59,7 +59,7 @@ class ReadinessChecker:
     async def _guarded(self, name: str, check: Callable[[], Awaitable[str]]) -> str:
         """Run a check for three seconds at most. The returned sentence never has an address."""
         try:
-            async with asyncio.timeout(_CHECK_WITHIN_SECONDS):
+            async with asyncio.timeout(_CHECK_TIMEOUT_SECONDS):
                 found = await check()
         except (*DATABASE_UNAVAILABLE, *REDIS_UNAVAILABLE) as err:
             if name not in self._failing:

@@ -14,8 +14,8 @@ from app.core.http import httpx
 
 OAuthPlatform = Literal["google", "microsoft"]
 
-_MOST_REDIRECT_URIS = 50
-_LONGEST_URI = 2000
+_MAX_REDIRECT_URIS = 50
+_MAX_URI_LENGTH = 2000
 
 
 def _check_redirect_uri(text: str) -> str:
@@ -45,7 +45,7 @@ _ClientId = Annotated[ClientId, Field(description="The OAuth client's id at the 
 _ClientSecret = Annotated[Secret, Field(description="Stored encrypted, never shown.")]
 _RedirectUri = Annotated[
     str,
-    Field(min_length=1, max_length=_LONGEST_URI),
+    Field(min_length=1, max_length=_MAX_URI_LENGTH),
     AfterValidator(_check_redirect_uri),
     shape(format="uri", pattern=r"^[Hh][Tt][Tt][Pp][Ss]?://[^/?#:@\\\s][^#\\\s]*$"),
 ]
@@ -53,7 +53,7 @@ _RedirectUris = Annotated[
     list[_RedirectUri],
     Field(
         min_length=1,
-        max_length=_MOST_REDIRECT_URIS,
+        max_length=_MAX_REDIRECT_URIS,
         description="The addresses that browsers may be sent back to. A session's `redirect_uri` must be equal to one.",
         examples=[["https://example.com/calendar-connected"]],
     ),
@@ -134,7 +134,7 @@ class OAuthSessionCreate(InputModel):
 
     platform: OAuthPlatform
     redirect_uri: str = Field(
-        min_length=1, max_length=_LONGEST_URI, description="One of the app's `redirect_uris`."
+        min_length=1, max_length=_MAX_URI_LENGTH, description="One of the app's `redirect_uris`."
     )
     deduplication_key: DeduplicationKey | None = Field(
         default=None,

@@ -16,7 +16,7 @@ from app.projects.repository import LiveKey
 
 __all__ = ["LiveKey"]
 
-_LONGEST_NAME = 200
+_MAX_NAME_LENGTH = 200
 
 log = structlog.get_logger()
 
@@ -102,8 +102,8 @@ def _name(text: str) -> str:
     name = text.strip()
     if not name:
         raise InvalidFields.one("name", "A name may not be blank.")
-    if len(name) > _LONGEST_NAME or not name.isprintable():
-        raise InvalidFields.one("name", f"A name has at most {_LONGEST_NAME} characters, all printable.")
+    if len(name) > _MAX_NAME_LENGTH or not name.isprintable():
+        raise InvalidFields.one("name", f"A name has at most {_MAX_NAME_LENGTH} characters, all printable.")
     return name
 
 

@@ -37,7 +37,7 @@ POSTGRES_VERSION = "18"
 DATABASE = "calbridge"
 
 # sun_path has 104 bytes on macOS and 108 on Linux, including the final NUL.
-_LONGEST_SOCKET_PATH = 100
+_MAX_SOCKET_PATH_BYTES = 100
 _POSTGRES_SOCKET = ".s.PGSQL.5432"
 _REDIS_SOCKET = "redis.sock"
 
@@ -340,7 +340,7 @@ def socket_folder(data_dir: Path) -> Path:
     """Return `data_dir/run`, or a folder with a short path if sockets cannot be there."""
     folder = data_dir.resolve() / "run"
     longest = max(len(os.fsencode(folder / name)) for name in (_POSTGRES_SOCKET, _REDIS_SOCKET))
-    if longest <= _LONGEST_SOCKET_PATH and re.fullmatch(r"[A-Za-z0-9._/-]+", str(folder)):
+    if longest <= _MAX_SOCKET_PATH_BYTES and re.fullmatch(r"[A-Za-z0-9._/-]+", str(folder)):
         return folder
     name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
     return Path(tempfile.gettempdir()) / f"calbridge-{os.geteuid()}-{name}"

@@ -10,7 +10,7 @@ from app.cli.devserver.embedded import end
 from app.cli.errors import CommandFailed
 
 _FIRST_PAUSE_SECONDS = 0.5
-_LONGEST_PAUSE_SECONDS = 30.0
+_MAX_PAUSE_SECONDS = 30.0
 _STEADY_AFTER_SECONDS = 60.0
 
 
@@ -86,7 +86,7 @@ class Child:
     def _plan_start(self, what_happened: str, now: float) -> None:
         say(f"{self.name} {what_happened}; starting it again in {self._pause_seconds:g} s.")
         self._restart_at = now + self._pause_seconds
-        self._pause_seconds = min(2 * self._pause_seconds, _LONGEST_PAUSE_SECONDS)
+        self._pause_seconds = min(2 * self._pause_seconds, _MAX_PAUSE_SECONDS)
 
 
 def end_together(children: Sequence[Child], within_seconds: float) -> None:
