@@ -3,7 +3,7 @@
 .PHONY: help install run dev psql redis-cli example test cov test-browser test-clients lint pre-commit format bench lock clean
 
 ARGS ?=
-# Files or folders of tests: make test T=tests/unit/test_diff.py
+# Files or folders of tests: make test T=tests/unit/events/test_diff.py
 T ?=
 # Of all statements and branches of app/ and workers/, what `make test` runs at least, in percent.
 COV_FLOOR ?= 80
@@ -54,7 +54,7 @@ example: install ## Start the example application (docs/example_app) beside `mak
 # Two processes for all tests; one for some, which saves the start of a second pair of servers.
 PYTEST = .venv/bin/python -m pytest -m "not browser and not clients" $(if $(T),$(T),-n 2 --dist loadgroup)
 
-test: install ## Run the tests; make test T=tests/unit/test_diff.py; make test ARGS="-k webhooks"
+test: install ## Run the tests; make test T=tests/unit/events/test_diff.py; make test ARGS="-k webhooks"
 	$(PYTEST) $(ARGS)
 
 cov: install ## Run the tests and show what they do not reach; less than COV_FLOOR percent is an error

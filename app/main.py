@@ -33,9 +33,8 @@ from app.meeting_urls.api import router as meeting_urls
 from app.oauth.api import router as oauth
 from app.projects.service import KeyCheck
 from app.push.api import router as push
-from app.rsvp.api import inbound_router as rsvp_inbound
 from app.rsvp.api import router as rsvp
-from app.rsvp.limits import RsvpLimiter
+from app.rsvp.inbound_api import router as rsvp_inbound
 from app.rsvp.senders import SenderKeys
 from app.settings import Settings, load_settings
 from app.webhooks.api import router as webhooks
@@ -66,7 +65,7 @@ def create_app(settings: Settings) -> FastAPI:
         engine = create_engine(database_url, pool_size=settings.database_pool_size)
         async with operator_client() as http:
             wakeups = WakeUps(connect_redis(redis_url))
-            rsvp_limiter = RsvpLimiter(redis_url)
+            rsvp_limiter = RateLimiter(redis_url, prefix="rsvp")
             post_limiter = RateLimiter(redis_url, prefix="api_posts")
             samples = SampleSender(settings, box, redis_url)
             sessions = create_sessions(engine, after_commit=wakeups.send_requested)

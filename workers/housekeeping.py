@@ -13,7 +13,7 @@ from app.core.db import Sessions, transaction
 from app.events.retention import clear_deleted, clear_expired
 from app.health.heartbeats import prune_heartbeats, record_heartbeat
 from app.hosted.retention import prune_inbound_replies
-from app.hosted.service import Hosting, keep_all_expanded
+from app.hosted.service import rewrite_due_events
 from app.invitations.retention import prune_idle_lanes, prune_mail_contents
 from app.settings import Settings
 from app.webhooks.requeue import requeue_next
@@ -129,6 +129,6 @@ def extend_series(sessions: Sessions, settings: Settings) -> Repeater:
     """Expands hosted series further as time goes on."""
 
     async def expand() -> None:
-        await keep_all_expanded(sessions, Hosting(settings))
+        await rewrite_due_events(sessions, settings)
 
     return Repeater("extend_series", expand, every_seconds=_EXTEND_SERIES_SECONDS)

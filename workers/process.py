@@ -29,7 +29,7 @@ from app.core.wakeups import (
 )
 from app.credentials.budgets import Budgets
 from app.credentials.store import CredentialStore
-from app.hosted.service import write_rows_soon
+from app.hosted.service import schedule_rewrite
 from app.invitations.sender import CONCURRENCY as MAIL_CONCURRENCY
 from app.invitations.sender import MailSender
 from app.mail.mailboxes import Messages
@@ -157,7 +157,7 @@ async def running_loops(settings: Settings) -> AsyncIterator[Running]:
             settings=settings,
             sessions=sessions,
             messages=Messages(settings, client),
-            refresh_event=write_rows_soon,
+            refresh_event=schedule_rewrite,
         )
 
         def loop(name: str, work: Work[Item], concurrency: int) -> WorkLoop[Item]:

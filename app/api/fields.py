@@ -14,9 +14,8 @@ from app.api.schemas import (
 from app.core.addresses import MAIL_ADDRESS, is_mail_address
 from app.core.web_urls import MAX_URL_LENGTH, safe_url
 
-MAX_ATTENDEES = (
-    500  # the recipients that Messages allows for one mail (docs/reference/messages.md, "Recipients")
-)
+# The recipients that Messages allows for one mail (docs/reference/messages.md, "Recipients").
+MAX_ATTENDEES = 500
 
 # All characters that could end a line of a mail's header or an iCalendar file, including NEL and Unicode's separators.
 _LINE_CONTROLS = r"\x00-\x1f\x7f-\x9f\u2028\u2029"

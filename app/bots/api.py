@@ -1,4 +1,4 @@
-"""Routes of bots (contract 5)."""
+"""Routes of bots (docs/reference/http-api.md, "Bots")."""
 
 from typing import Annotated
 

@@ -12,7 +12,7 @@ from app.webhooks.payloads import CalendarFacts
 
 Gone = Literal["event_cancelled", "event_over", "calendar_disconnected", "calendar_deleted"]
 
-# Failed hand-overs are tried again for this long after the time to join (contract 5).
+# Failed hand-overs are tried again for this long after the time to join (docs/bots.md, "Launching").
 RETRY_FOR = timedelta(minutes=5)
 # A meeting that does not tell its end counts as over this long after its start.
 USUAL_LENGTH = timedelta(hours=4)

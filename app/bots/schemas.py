@@ -1,4 +1,4 @@
-"""Requests and answers about bots (contract 5)."""
+"""Requests and answers about bots (docs/reference/http-api.md, "Bots")."""
 
 import re
 from collections.abc import Mapping

@@ -158,9 +158,9 @@ _PLACES: Mapping[str, TypeEngine[Any]] = {"id": Text(), "sort_key": DateTime(tim
 def _page_statement(
     filters: frozenset[str], ordering_name: str, kind: Cursor | None, limit: int, look_at: int
 ) -> Select[Any]:
-    """Build the statement for these filters and any cursor of this kind. All values but the limits are parameters.
+    """Build the statement for these filters and any cursor of this kind.
 
-    First the places of the page are found, by index alone if possible, then their rows are read. It is cached, because
+    All values but the limits are parameters. First the places of the page are found, by index alone if possible, then their rows are read. It is cached, because
     building it takes a third of the time that the API spends on reading a page.
     """
     descending = ordering_name.startswith("-") != (kind is not None and kind.backward)
@@ -178,7 +178,7 @@ def _page_statement(
 def _places(
     filters: frozenset[str], name: str, kind: Cursor | None, *, descending: bool, limit: int, look_at: int
 ) -> str:
-    """Build SQL that selects (id, sort_key) of a page in its order, and reads only rows that an index leads to.
+    """Build SQL that selects (id, sort_key) of a page, and reads only rows that an index leads to.
 
     - A filter by UID has its own index; its rows are sorted.
     - Else the index of the ordering is read, from the cursor or from the filters' bound of its key.

@@ -8,7 +8,7 @@ from app.calendars.connection import insert_calendar
 from app.calendars.schemas import CalendarUpdate, LocalCalendarCreate
 from app.core.db import Session
 from app.core.errors import InvalidFields
-from app.hosted.service import write_rows_soon
+from app.hosted.service import schedule_rewrite
 
 FIELDS = {"name", "owner_name", "timezone", "locale", "sending_identity"}
 
@@ -56,4 +56,4 @@ async def update_local(
     await repository.set_fields(session, calendar_id, values)
     if values.keys() & {"sending_identity", "owner_name"}:
         # These fields are the organizer of the events, so a worker writes the events again.
-        await write_rows_soon(session, calendar_id)
+        await schedule_rewrite(session, calendar_id)

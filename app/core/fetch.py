@@ -232,7 +232,9 @@ def _causes(err: BaseException | None) -> Iterator[BaseException]:
 
 
 def load_json(body: bytes) -> Any:
-    """The JSON value in `body`. Broken characters are replaced, so that one bad title does not hide a page.
+    """The JSON value in `body`.
+
+    Broken characters are replaced, so that one bad title does not hide a page.
 
     Raises ValueError.
     """

@@ -29,7 +29,7 @@ __all__ = [
 # gzip can be decoded in bounded memory.
 _HEADERS = {"User-Agent": "calbridge/0.1 (gzip)", "Accept-Encoding": "gzip"}
 
-# What `ipaddress` calls global, in some or all of its versions, and is not to be reached from here:
+# Networks that `ipaddress` calls global, in some or all of its versions, and that must not be reached:
 _REFUSED = tuple(
     ipaddress.ip_network(net)
     for net in (
@@ -48,7 +48,7 @@ _REFUSED = tuple(
     )
 )
 
-# RFC 8305: the next address is tried when the one before has failed, or has not answered after this long.
+# RFC 8305: the next address is tried when the one before has failed, or has not connected after this long.
 _NEXT_ADDRESS_AFTER_SECONDS = 0.25
 _MOST_ADDRESSES = 8
 
@@ -68,15 +68,15 @@ def is_public_address(address: str) -> bool:
 
 
 def _no_cookies() -> http.cookiejar.CookieJar:
-    """A client is shared by all projects: what one endpoint sets must never go out with another's request."""
+    """A cookie jar that keeps nothing: a client is shared by all projects, which must not share cookies."""
     return http.cookiejar.CookieJar(policy=http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
 
 
 class PublicOnlyBackend(httpcore.AsyncNetworkBackend):
     """Opens sockets to public addresses only.
 
-    The name is resolved once, every answer is checked, and the connection goes to the first checked address
-    that answers: there is no second look-up that could answer differently. Host header and TLS name stay the URL's.
+    The name is resolved once, every address is checked, and the connection goes to the first of these addresses
+    that accepts one. There is no second look-up, which could return others. Host header and TLS name stay the URL's.
     """
 
     def __init__(self, allowed_hosts: Iterable[str] = ()) -> None:
@@ -95,12 +95,12 @@ class PublicOnlyBackend(httpcore.AsyncNetworkBackend):
             return await self._inner.connect_tcp(host, port, timeout, local_address, socket_options)
         try:
             with anyio.fail_after(timeout):
-                answers = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except TimeoutError as err:
             raise httpcore.ConnectTimeout(f"{host} did not resolve in time") from err
         except (OSError, UnicodeError) as err:
             raise httpcore.ConnectError(f"{host} does not resolve") from err
-        addresses = [str(answer[4][0]) for answer in answers]
+        addresses = [str(one[4][0]) for one in found]
         if not addresses or not all(is_public_address(address) for address in addresses):
             raise TargetRefused(f"{host} is not a public address")
         try:
@@ -109,7 +109,7 @@ class PublicOnlyBackend(httpcore.AsyncNetworkBackend):
                     _families_in_turn(addresses), port, local_address, socket_options
                 )
         except TimeoutError as err:
-            raise httpcore.ConnectTimeout(f"{host} does not answer") from err
+            raise httpcore.ConnectTimeout(f"{host} does not accept connections") from err
 
     async def _connect_any(
         self,
@@ -118,7 +118,7 @@ class PublicOnlyBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None,
     ) -> httpcore.AsyncNetworkStream:
-        """The first connection that is made. Raises what the first address failed with where none is."""
+        """The first connection that is made. Raises the error of the first address if there is none."""
         made: list[httpcore.AsyncNetworkStream] = []
         errors: list[httpcore.ConnectError | httpcore.ConnectTimeout] = []
 
@@ -142,7 +142,7 @@ class PublicOnlyBackend(httpcore.AsyncNetworkBackend):
             raise
         if not made:
             raise errors[0]
-        await _close(made[1:])  # made in the same moment
+        await _close(made[1:])  # made at the same moment
         return made[0]
 
     async def connect_unix_socket(self, *_args: Any, **_kwargs: Any) -> httpcore.AsyncNetworkStream:
@@ -159,7 +159,7 @@ async def _close(streams: Iterable[httpcore.AsyncNetworkStream]) -> None:
 
 
 def _families_in_turn(addresses: Iterable[str]) -> list[str]:
-    """IPv6 and IPv4 in turn, each in the given order: where one of the two leads nowhere, the other is tried soon."""
+    """IPv6 and IPv4 in turn, each in the given order, so that a broken one of the two costs little time."""
     families: dict[bool, list[str]] = {}
     for address in dict.fromkeys(addresses):
         families.setdefault(":" in address, []).append(address)
@@ -199,7 +199,7 @@ def public_client(
     limits = httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections // 2)
     transport = httpx.AsyncHTTPTransport(verify=verify, limits=limits, trust_env=False)
     if not allow_private:
-        # httpx 0.28 offers no public way to hand over a network backend; tests/unit/test_http.py covers it.
+        # httpx 0.28 offers no public way to hand over a network backend; tests/unit/core/test_http.py covers it.
         pool = transport._pool  # noqa: SLF001
         if not isinstance(pool, httpcore.AsyncConnectionPool) or not hasattr(pool, "_network_backend"):
             raise RuntimeError("this version of httpx or httpcore cannot be kept from private addresses")

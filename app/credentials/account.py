@@ -1,4 +1,4 @@
-"""Who has agreed at the provider."""
+"""The account at the provider that has agreed."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,10 @@ from app.core.addresses import same_address
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """`id`: the provider's own, which stays when the address changes. Both are None where they are not known."""
+    """An account at a provider.
+
+    `id`: the provider's own, which stays when the address changes. Both are None where they are not known.
+    """
 
     id: str | None
     email: str | None

@@ -1,8 +1,9 @@
 """Request budgets of the providers, shared by all workers through Redis.
 
-Google: 600 a minute for a user, 10,000 a minute for a project, here the OAuth client (providers.md A.10).
-Graph: 10,000 in ten minutes for an app and mailbox (B.8). A budget is kept below its limit, since windows are
-counted approximately. While Redis is away each process counts for itself; the providers' own 429 counts always.
+Google allows 600 requests a minute for a user, and 10,000 a minute for a project, here the OAuth client
+(docs/reference/google.md, "Quotas"). Graph allows 10,000 in ten minutes for an app and mailbox
+(docs/reference/microsoft.md, "Throttling"). A budget is kept below its limit, since windows are counted approximately.
+While Redis is unavailable each process counts for itself; the providers' own 429 counts always.
 """
 
 from limits import RateLimitItem, RateLimitItemPerMinute
@@ -26,7 +27,7 @@ class Budgets:
         self._limiter = RateLimiter(redis_url, prefix="budgets")
 
     async def spend(self, platform: str, account: str, client_id: str) -> None:
-        """One request of an account, by an OAuth client. Raises NotAsked where a budget is used up."""
+        """Spend one request of an account and an OAuth client. Raises NotAsked if a budget is used up."""
         for item, keys in (
             (_USER.get(platform), (client_id, account.lower())),
             (_CLIENT.get(platform), (client_id,)),

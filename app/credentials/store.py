@@ -1,9 +1,9 @@
-"""The only reader of refresh tokens, and the keeper of access tokens.
+"""Stored credentials: the only reader of refresh tokens, and the cache of access tokens.
 
 An access token is cached, sealed, in its credentials' row until shortly before it expires, so that all workers
 share it. One process refreshes at a time: it takes a lease on the row, asks the provider outside of any
-transaction, and stores what came back (Microsoft's new refresh token too) under the row's lock before anybody
-uses it. If the application brought new credentials meanwhile, `version` has moved on and the answer is dropped.
+transaction, and stores what came back (Microsoft's new refresh token too) under the row's lock before it
+is used. If the application brought new credentials meanwhile, `version` has moved on and the response is dropped.
 """
 
 import asyncio
@@ -104,7 +104,7 @@ class _Row:
 
 
 class CredentialsDeleted(ProviderError):
-    """The credentials were deleted while they were in use: the calendar is gone too."""
+    """The credentials were deleted while they were in use: so was the calendar."""
 
     code = "credentials_gone"
 
@@ -132,7 +132,7 @@ class CredentialStore:
         return CredentialTokens(self, credentials_id)
 
     async def load_feed_url(self, credentials_id: str) -> str:
-        """Raises CredentialsDeleted, ClientMisconfigured."""
+        """The secret address of a feed. Raises CredentialsDeleted, ClientMisconfigured."""
         row, _ = await self._load(credentials_id)
         feed_url: str = row.secrets["feed_url"]
         return feed_url
@@ -168,7 +168,7 @@ class CredentialStore:
                 .where(
                     Credentials.id == credentials_id,
                     Credentials.version == row.version,
-                    # Somebody may have refreshed since the row was read above.
+                    # Another process may have refreshed since the row was read above.
                     Credentials.access_token_sealed.is_not_distinct_from(stored.access_token_sealed),
                     or_(
                         Credentials.refresh_lease_until.is_(None),
@@ -196,7 +196,7 @@ class CredentialStore:
                 fresh = await self._ask_guarded(row)
         except TimeoutError:
             outcome = "timeout"
-            raise Unavailable("The provider's token endpoint did not answer in time.") from None
+            raise Unavailable("The provider's token endpoint did not respond in time.") from None
         except ProviderError as err:
             outcome = err.code
             raise
@@ -304,7 +304,7 @@ class CredentialTokens:
         self._token: str | None = None
 
     async def get(self, *, rejected: str | None = None) -> str:
-        # A sync that outlives its token is told so by the provider, and asks with `rejected`.
+        # A sync that outlives its token gets a 401 from the provider, and asks with `rejected`.
         if self._token is None or self._token == rejected:
             self._token = await self._store.access_token(self._credentials_id, rejected)
         return self._token

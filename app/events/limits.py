@@ -13,7 +13,7 @@ RAW_TOTAL_BYTES = 262_144
 
 
 def cut(value: object, length: int) -> str | None:
-    """Cut a text to `length` characters, without NUL characters and lone surrogates; None if it is not text."""
+    """Cut a text to `length` characters, without NULs and lone surrogates; None if it is not text."""
     if isinstance(value, str) and len(value) > length:
         value = value[: length - 1] + "…"
     return storable_text(value)

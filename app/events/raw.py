@@ -1,4 +1,4 @@
-"""The provider's own object as it is stored in `raw`: bounded, and free of what PostgreSQL cannot store."""
+"""The provider's own object as it is stored in `raw`: bounded, and valid for PostgreSQL."""
 
 from typing import Any
 

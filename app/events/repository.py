@@ -105,7 +105,10 @@ async def count_ahead(
     *,
     known_before: datetime,
 ) -> tuple[int, int, int]:
-    """Count live events that have not started and were known before a time: all, those in `ids`, those in `besides`."""
+    """Count live events that have not started and were known before a time.
+
+    Returns the count of all of them, of those in `ids`, and of those in `besides`.
+    """
     values = {"calendar_id": calendar_id, "known_before": known_before}
     row = await session.execute(_COUNT_AHEAD, {**values, "ids": list(ids), "besides": list(besides)})
     ahead, lost, others = row.one()

@@ -1,4 +1,6 @@
-"""The order in which changes of events become visible: clients that keep the largest `updated_at` miss none.
+"""The order in which changes of events become visible.
+
+A client that keeps the largest `updated_at` misses no change.
 
 Writers take an advisory lock whose key holds a time; readers hold back what is newer than the oldest such lock. The
 proof, and the form of the key: docs/adr/0001-visibility-of-changes.md.
@@ -48,7 +50,7 @@ _HORIZON = text(
 
 
 async def enter_as_writer(session: Session, *, project_id: str, calendar_id: str) -> datetime:
-    """Take the writers' lock; returns the first `updated_at` that this transaction may give to the calendar's events.
+    """Take the writers' lock; returns the first `updated_at` that this transaction may give.
 
     The caller holds the calendar's row lock, gives its rows this time, one microsecond more for
     each further one, and stores the last in `calendars.last_change_at`.
@@ -59,7 +61,9 @@ async def enter_as_writer(session: Session, *, project_id: str, calendar_id: str
 
 
 async def load_horizon(session: ReadSession, project_id: str) -> datetime:
-    """The time at and above which changes of the project's events may still become visible: hold them back.
+    """The time from which on changes of the project's events may still become visible.
+
+    Hold back the rows with `updated_at` at or after it.
 
     Call it before the statement that reads the rows: in a read session, each statement has a snapshot of its own.
     """

@@ -5,17 +5,16 @@ from typing import Annotated
 import orjson
 from fastapi import APIRouter, Body, Query, Response
 
-from app.api.deps import AppState, DbSession, ProjectId, State
+from app.api.deps import AppState, DbSession, ProjectId
 from app.api.idempotency import Idempotent
 from app.api.paths import EventId, InvitationId
 from app.api.schemas import ErrorAnswer, responses
-from app.calendar_events import service
+from app.calendar_events import service as calendar_events
 from app.calendar_events.schemas import CalendarEventRead
 from app.core.db import Session
-from app.hosted import service as hosted
+from app.hosted import commands
 from app.hosted.resend import resend_invitation as resend_invitation_mail
 from app.hosted.schemas import CalendarEventCreate, CalendarEventUpdate, DeleteQuery, ScopeQuery
-from app.hosted.service import Hosting
 from app.invitations.schemas import InvitationRead
 
 router = APIRouter(tags=["calendar events"])
@@ -51,14 +50,13 @@ async def create_calendar_event(
     idempotent: Idempotent,
     body: Annotated[CalendarEventCreate, Body(openapi_examples=_CREATE_EXAMPLES)],
 ) -> Response:
-    """Adds an event to a calendar that is hosted here, and invites its attendees.
+    """Add an event to a calendar that is hosted here, and invite its attendees.
 
-    Of a series (`recurrence`), the answer is its first instance. Calendars of a provider are read-only: 400.
+    For a series (`recurrence`), the response is its first instance. Calendars of a provider are read-only: 400.
     """
 
     async def work() -> bytes:
-        await hosted.require_local(session, project_id, body.calendar_id)
-        event_id = await hosted.create_event(session, _hosting(state), project_id, body)
+        event_id = await commands.create_event(session, state.settings, project_id, body)
         return await _body(session, project_id, event_id)
 
     return await idempotent.once(work)
@@ -79,23 +77,22 @@ async def update_calendar_event(
     query: Annotated[ScopeQuery, Query()],
     body: CalendarEventUpdate,
 ) -> Response:
-    """Changes an event of a hosted calendar and mails the guests concerned. Of a series, only this instance changes.
+    """Change an event of a hosted calendar, and mail the guests concerned.
 
-    `?scope=series` changes the series: `start_time` and `end_time` are then the new times of the named instance, and
-    all others move as much. Calendars of a provider are read-only: 400.
+    In a series, only this instance changes. `?scope=series` changes the series: `start_time` and `end_time` are then
+    the new times of the named instance, and all others move as much. Calendars of a provider are read-only: 400.
     """
-    await hosted.require_local_event(session, project_id, event_id)
-    told_id = await hosted.update_event(
-        session, _hosting(state), project_id, event_id, body, scope=query.scope
+    changed_id = await commands.update_event(
+        session, state.settings, project_id, event_id, body, scope=query.scope
     )
-    return Response(await _body(session, project_id, told_id), media_type="application/json")
+    return Response(await _body(session, project_id, changed_id), media_type="application/json")
 
 
 @router.delete(
     "/api/v1/calendar_events/{event_id}",
     operation_id="delete_calendar_event",
     response_class=Response,
-    responses={**responses(404), 200: {"description": "Gone; the body is empty."}},
+    responses={**responses(404), 200: {"description": "Cancelled; the body is empty."}},
 )
 async def delete_calendar_event(
     *,
@@ -105,14 +102,14 @@ async def delete_calendar_event(
     event_id: EventId,
     query: Annotated[DeleteQuery, Query()],
 ) -> Response:
-    """Cancels an event of a hosted calendar; of a series, only this instance (or all, with `?scope=series`).
+    """Cancel an event of a hosted calendar.
 
-    The row stays with `is_deleted`. Calendars of a provider are read-only: 400.
+    In a series, only this instance is cancelled; with `?scope=series`, all are. The row stays with `is_deleted`.
+    Calendars of a provider are read-only: 400.
     """
-    await hosted.require_local_event(session, project_id, event_id)
-    await hosted.delete_event(
+    await commands.delete_event(
         session,
-        _hosting(state),
+        state.settings,
         project_id,
         event_id,
         scope=query.scope,
@@ -129,7 +126,7 @@ async def delete_calendar_event(
     responses={
         **responses(404, 429),
         409: {
-            "description": "It was sent, or replaced by a later mail, or is not true any more",
+            "description": "It was sent, or replaced by a later mail, or is out of date",
             "model": ErrorAnswer,
         },
     },
@@ -141,19 +138,18 @@ async def resend_invitation(
     invitation_id: InvitationId,
     idempotent: Idempotent,
 ) -> Response:
-    """Sends a failed mail again now, with the same bytes; for example when the owner has access to the mailbox again.
+    """Send a failed mail again now, with the same bytes.
 
-    One attempt is made at once, even while the mailbox is held because of its sending limit. 409 for a mail that was
-    sent, that a later one replaced, whose guest or event is gone, or whose calendar has another sending identity now.
+    Use it when the owner has access to the mailbox again, for example. One attempt is made at once, even while the
+    mailbox is held because of its sending limit. 409 for a mail that was sent, that a later one replaced, whose guest
+    or event was removed, or whose calendar has another sending identity now.
     """
     return await idempotent.once(
         lambda: resend_invitation_mail(session, project_id, invitation_id), status_code=202
     )
 
 
-def _hosting(state: State) -> Hosting:
-    return Hosting(state.settings)
-
-
 async def _body(session: Session, project_id: str, event_id: str) -> bytes:
-    return orjson.dumps(service.event_body(await service.get_event(session, project_id, event_id)))
+    return orjson.dumps(
+        calendar_events.event_body(await calendar_events.get_event(session, project_id, event_id))
+    )

@@ -1,4 +1,4 @@
-"""Values: one component of a hosted event, as iCalendar has it: the event or series itself, or one changed instance."""
+"""Components of hosted events, as in iCalendar: events, series and changed instances of series."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +14,10 @@ from app.itip.event import Guest, MailedEvent, Person
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attendee:
-    """An invited person and the answer. (`sequence`, `replied_at`) are of the last applied reply: what is older is stale.
+    """Invited person with the participation status.
 
-    `has_own_answer`: of a changed instance: the answer was given for this instance and not for its series.
+    `sequence` and `replied_at` belong to the last reply that was applied: older replies are stale.
+    `has_own_reply`: the reply was to this changed instance, and not to its series.
     """
 
     email: str
@@ -26,10 +27,11 @@ class Attendee:
     response_status: ResponseStatus = "needs_action"
     sequence: int | None = None
     replied_at: datetime | None = None
-    has_own_answer: bool = False
+    has_own_reply: bool = False
 
     @property
     def guest(self) -> Guest:
+        """The attendee as mails show it."""
         return Guest(
             email=self.email,
             name=self.name,
@@ -39,7 +41,7 @@ class Attendee:
         )
 
     def is_stale(self, sequence: int, replied_at: datetime) -> bool:
-        """Whether a reply is older than the one that was applied last (RFC 5546 2.1.5)."""
+        """Return whether a reply is older than the one that was applied last (RFC 5546 section 2.1.5)."""
         if self.sequence is None or sequence > self.sequence:
             return False
         if sequence < self.sequence:
@@ -48,6 +50,7 @@ class Attendee:
 
 
 def attendee_to_json(person: Attendee) -> dict[str, Any]:
+    """Return the attendee as hosted_events.attendees stores it."""
     return {
         "email": person.email,
         "name": person.name,
@@ -56,20 +59,28 @@ def attendee_to_json(person: Attendee) -> dict[str, Any]:
         "response_status": person.response_status,
         "sequence": person.sequence,
         "replied_at": isoformat(person.replied_at) if person.replied_at is not None else None,
-        "has_own_answer": person.has_own_answer,
+        "has_own_answer": person.has_own_reply,
     }
 
 
 def attendee_from_json(value: dict[str, Any]) -> Attendee:
-    replied_at = value["replied_at"]
-    at = datetime.fromisoformat(replied_at) if replied_at is not None else None
-    return Attendee(**{**value, "replied_at": at})
+    """Return an attendee of hosted_events.attendees."""
+    fields = dict(value)
+    replied_at = fields.pop("replied_at")
+    return Attendee(
+        replied_at=datetime.fromisoformat(replied_at) if replied_at is not None else None,
+        has_own_reply=fields.pop("has_own_answer", False),
+        **fields,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventComponent:
-    """`recurrence_key` tells a changed instance from the series (''): its original start, YYYYMMDD for a date, else
-    YYYYMMDDTHHMMSSZ. Times are aware, in UTC; of an all-day component they are midnights of `timezone`.
+    """Event or series (`recurrence_key` is ''), or one changed instance of a series.
+
+    The key of an instance is its original start: YYYYMMDD for a date, else YYYYMMDDTHHMMSSZ. Times are aware, in UTC,
+    `end` exclusive; those of an all-day component are midnights of `timezone`, an IANA name. `rrule` is written
+    without "RRULE:".
     """
 
     uid: str
@@ -83,40 +94,44 @@ class EventComponent:
     end: datetime
     is_all_day: bool = False
     timezone: str
-    rrule: str | None = None  # without "RRULE:"
+    rrule: str | None = None
     recurrence_id: datetime | None = None
     attendees: tuple[Attendee, ...] = ()
     is_cancelled: bool = False
 
     def find(self, email: str) -> Attendee | None:
+        """Return the attendee of this address; None if there is none."""
         key = fold_address(email)
         return next((person for person in self.attendees if fold_address(person.email) == key), None)
 
     def with_attendee(self, changed: Attendee) -> "EventComponent":
-        """The same with this person in the place of the one with that address."""
+        """Return the component with this person instead of the one with the same address."""
         key = fold_address(changed.email)
         people = tuple(changed if fold_address(one.email) == key else one for one in self.attendees)
         return replace(self, attendees=people)
 
     def local(self, at: datetime) -> datetime:
-        """What the clock shows there; of an all-day component its day's midnight, which some zones skip once a year."""
+        """Return the wall clock of the component's zone, naive; for an all-day component, the day's midnight.
+
+        Some zones have no midnight on the day when their clocks change.
+        """
         shown = wall(at, self.timezone)
         return midnight(shown) if self.is_all_day else shown
 
     @property
     def length(self) -> timedelta:
-        """On the wall: from nine to five is eight hours, whatever the clocks do meanwhile."""
+        """Length on the wall clock: from nine to five is eight hours, also when the clocks change in between."""
         length = self.local(self.end) - self.local(self.start)
-        # In the hour that comes twice, the clock may go backwards.
+        # When the clocks go back, the end can be earlier than the start on the wall clock.
         return length if length > timedelta(0) else self.end - self.start
 
     @property
     def when(self) -> str:
-        """What an answer is about: of another time it is none."""
+        """Times and rule as one text. A reply is about these, and does not count for others."""
         return f"{self.start:%Y%m%dT%H%M%SZ}/{self.end:%Y%m%dT%H%M%SZ}/{self.rrule or ''}"
 
     def moment(self, at: datetime) -> str:
-        """The end of a content line: `;VALUE=DATE:20261124`, or `;TZID=Europe/Paris:20261124T100000`."""
+        """End of a content line: `;VALUE=DATE:20261124`, or `;TZID=Europe/Paris:20261124T100000`."""
         local = self.local(at)
         if self.is_all_day:
             return f";VALUE=DATE:{local:%Y%m%d}"
@@ -124,7 +139,7 @@ class EventComponent:
 
     @property
     def _recurrence_date(self) -> date | None:
-        """Of an instance of an all-day series: its original day, wherever and however it is now."""
+        """Original day of an instance of an all-day series; the instance itself may have a time of day."""
         is_day = bool(self.recurrence_key) and "T" not in self.recurrence_key
         return date.fromisoformat(self.recurrence_key) if is_day else None
 
@@ -137,10 +152,11 @@ class EventComponent:
         guests: tuple[Attendee, ...] | None = None,
         overrides: Sequence["EventComponent"] = (),
     ) -> MailedEvent:
-        """The event of a mail. `hosts` are the calendar's own addresses, `guests` others than its attendees.
+        """Return the event of a mail.
 
-        Of a series: `excluded` are the original starts of instances that are left out, `overrides` changed instances
-        that go with it.
+        `hosts` are the calendar's own addresses. `guests` are listed instead of the attendees. For a series:
+        `excluded` are the original starts of instances that are left out, `overrides` changed instances that go with
+        it.
         """
         recurrence: tuple[str, ...] = ()
         if self.rrule is not None:
@@ -169,8 +185,25 @@ class EventComponent:
         )
 
 
-def instance_of(series: EventComponent, original_start: datetime, recurrence_key: str) -> EventComponent:
-    """An instance as the series has it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostedEventRef:
+    """Event, series or instance that a row of calendar_events was made of.
+
+    `uid` and `recurrence_key` name a component; an instance that was never changed has none of its own yet.
+    """
+
+    calendar_id: str
+    platform: str
+    uid: str
+    recurrence_key: str
+    is_deleted: bool
+    original_start_time: datetime | None
+
+
+def instance_from_series(
+    series: EventComponent, original_start: datetime, recurrence_key: str
+) -> EventComponent:
+    """Return an instance with what the series has."""
     local = series.local(original_start)
     return replace(
         series,
@@ -179,14 +212,14 @@ def instance_of(series: EventComponent, original_start: datetime, recurrence_key
         recurrence_id=original_start,
         start=original_start,
         end=instant(local + series.length, series.timezone),
-        attendees=tuple(replace(one, has_own_answer=False) for one in series.attendees),
+        attendees=tuple(replace(one, has_own_reply=False) for one in series.attendees),
     )
 
 
-def is_plain(component: EventComponent, series: EventComponent) -> bool:
-    """Whether an instance has a component of its own only since it was answered."""
+def is_unchanged(component: EventComponent, series: EventComponent) -> bool:
+    """Return whether an instance differs from its series in replies alone."""
     assert component.recurrence_id is not None
-    plain = instance_of(series, component.recurrence_id, component.recurrence_key)
+    plain = instance_from_series(series, component.recurrence_id, component.recurrence_key)
     people, plain_people = (
         {fold_address(one.email) for one in some.attendees} for some in (component, plain)
     )
@@ -197,14 +230,15 @@ def is_plain(component: EventComponent, series: EventComponent) -> bool:
 
 
 def wall(at: datetime, timezone: str) -> datetime:
-    """What the clock on the wall shows there (naive)."""
+    """Return what the clock shows there (naive)."""
     return at.astimezone(ZoneInfo(timezone)).replace(tzinfo=None)
 
 
 def midnight(local: datetime) -> datetime:
+    """Return the day's midnight, naive."""
     return local.replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 def instant(local: datetime, timezone: str) -> datetime:
-    """The aware UTC time at which the wall's clock shows `local`."""
+    """Return the time, aware and in UTC, at which the clock there shows `local`."""
     return local.replace(tzinfo=ZoneInfo(timezone)).astimezone(UTC)

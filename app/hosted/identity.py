@@ -1,4 +1,7 @@
-"""The mailbox that a local calendar sends from (contract/messages.md). Network: never call it inside a transaction."""
+"""Choose the mailbox that a local calendar sends from.
+
+These functions use the network: never call them inside a transaction. See docs/reference/messages.md, "Rights of users".
+"""
 
 from typing import Any
 
@@ -7,9 +10,9 @@ from app.mail.mailboxes import Mailbox, Messages
 
 
 async def default_identity(messages: Messages, owner_email: str) -> dict[str, Any] | None:
-    """The mailbox whose address is the owner's, where the owner may send from it.
+    """Return the mailbox with the owner's address; None if the owner may not send from it, or has none.
 
-    Raises what `Messages.list_mailboxes` raises: an outage is not taken for "no mailbox".
+    Raises the errors of `Messages.list_mailboxes`: an outage does not count as "no mailbox".
     """
     if not messages.is_on:
         return None
@@ -18,7 +21,10 @@ async def default_identity(messages: Messages, owner_email: str) -> dict[str, An
 
 
 async def chosen_identity(messages: Messages, owner_email: str, mailbox_id: str) -> dict[str, Any]:
-    """The mailbox of this id. Raises InvalidFields where the owner may not send from it, and as above."""
+    """Return the mailbox of this id.
+
+    Raises InvalidFields if the owner may not send from it, and the errors of `Messages.list_mailboxes`.
+    """
     if not messages.is_on:
         raise InvalidFields.one(
             "sending_identity", "The Messages integration is off: set FEATURE_MESSAGES_INTEGRATION first."

@@ -1,9 +1,11 @@
-"""Pure: who is told what of a change (contract/messages.md, RFC 5546), and how a change raises SEQUENCE.
+"""Plan the mails of a change (RFC 5546), and the SEQUENCE that the change gets. No database.
+
+See docs/hosted-calendars.md, "Who gets a mail".
 
 Two kinds of calendars must end with what the API shows: those that apply a series' REQUEST to the series alone and keep
-the instances that they know, and those that take it as the whole set and forget them (sabre, Outlook). So whoever gets
-a series' REQUEST is told its changed instances again, with a higher SEQUENCE, and finds those that he does not have
-in EXDATE.
+the instances that they know, and those that take it as the whole set and drop the instances (sabre, Outlook). Guests
+who get a series' REQUEST therefore get its changed instances again, with a higher SEQUENCE, and instances to which
+they are not invited are in EXDATE.
 """
 
 from collections import Counter, defaultdict
@@ -14,24 +16,24 @@ from datetime import datetime
 from typing import Literal
 
 from app.core.addresses import fold_address
-from app.hosted.components import Attendee, EventComponent, is_plain
-from app.hosted.expand import keeps_instances, last_end
+from app.hosted.components import Attendee, EventComponent, is_unchanged
+from app.hosted.rules import keeps_instances, last_end
 
-# Of instances that are told again. Each has a mail of its own, since Outlook reads the first event of an object only
-# (nextcloud/calendar#4727). With more than that they are all in the series' mail.
-MOST_RETOLD = 10  # to one guest
-MOST_RETOLD_MAILS = 500  # to all
-# The soonest ones; about 60 kB.
+# Instances that are sent again have a mail each: Outlook reads only the first event of a mail's calendar object
+# (https://github.com/nextcloud/calendar/issues/4727). Above these limits they are all in the series' mail.
+MOST_REPEATED = 10  # to one guest
+MOST_REPEATED_MAILS = 500  # to all guests
+# The soonest instances; about 60 kB.
 MOST_IN_ONE_MAIL = 100
-_MOST_DESCRIPTION = 100_000  # characters, of all instances in one mail
+_MOST_DESCRIPTION = 100_000  # characters, all instances of one mail together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedMail:
-    """One kind of mail of one component. `guests` are those that the mail's calendar object lists.
+    """Mails of one method about one component. `guests` are those that the mail's calendar object lists.
 
-    Of a series: `excluded` are the original starts of the instances that these recipients do not have; `overrides`
-    changed instances in the same mail.
+    For a series: `excluded` are the original starts of the instances to which these recipients are not invited;
+    `overrides` are changed instances in the same mail.
     """
 
     method: Literal["REQUEST", "CANCEL"]
@@ -43,7 +45,10 @@ class PlannedMail:
 
 
 def has_new_times(before: EventComponent, after: EventComponent) -> bool:
-    """Whether its instances are others than before, save that a rule may have more or fewer of them."""
+    """Return whether the start, the end, the zone or the kind of the event changed.
+
+    A rule with more or fewer instances does not count.
+    """
     if (before.rrule is None) != (after.rrule is None):
         return True
     if before.rrule is not None and before.timezone != after.timezone:
@@ -52,12 +57,12 @@ def has_new_times(before: EventComponent, after: EventComponent) -> bool:
 
 
 def has_moved(before: EventComponent, after: EventComponent) -> bool:
-    """Whether former answers no longer count: RFC 5546 2.1.4."""
+    """Return whether earlier replies no longer count (RFC 5546 section 2.1.4)."""
     return has_new_times(before, after) or not keeps_instances(before, after)
 
 
 def is_news(before: EventComponent, after: EventComponent) -> bool:
-    """Whether all guests' calendars show something that is not so any more."""
+    """Return whether something changed that all guests' calendars show."""
     return (
         has_new_times(before, after)
         or before.rrule != after.rrule
@@ -67,10 +72,11 @@ def is_news(before: EventComponent, after: EventComponent) -> bool:
 
 
 def revise(before: EventComponent, after: EventComponent, *, above: int) -> EventComponent:
-    """`after` with the SEQUENCE that the change asks for; where the time changed, everybody is asked again.
+    """Return `after` with the SEQUENCE that the change needs.
 
-    `above` is the highest SEQUENCE that was told of the event, its series and its instances: whoever orders mails by
-    it must not take this change for an older one. So whoever was called off and is invited again is told more, too.
+    New times set all replies back to `needs_action`. `above` is the highest SEQUENCE that was sent about the event,
+    its series and its instances: guests' calendars order mails by it, and must not take this change for an older one.
+    This includes guests who are invited again.
     """
     if before.is_cancelled or before == after:
         return replace(after, sequence=before.sequence)
@@ -78,23 +84,25 @@ def revise(before: EventComponent, after: EventComponent, *, above: int) -> Even
     sequence = max(before.sequence, above) + 1 if grows else before.sequence
     attendees = after.attendees
     if has_moved(before, after):
-        # A reply to an older SEQUENCE is about the old time, so it is stale.
+        # A reply to an older SEQUENCE is about the old time.
         attendees = tuple(ask_again(one, sequence) for one in attendees)
     return replace(after, sequence=sequence, attendees=attendees)
 
 
 def ask_again(one: Attendee, sequence: int) -> Attendee:
+    """Return the attendee without a reply; replies to a lower SEQUENCE are stale from now on."""
     return replace(
-        one, response_status="needs_action", sequence=sequence, replied_at=None, has_own_answer=False
+        one, response_status="needs_action", sequence=sequence, replied_at=None, has_own_reply=False
     )
 
 
 def plan_mails(
     before: EventComponent | None, after: EventComponent, *, organizer_emails: Sequence[str], now: datetime
 ) -> list[PlannedMail]:
-    """The mails of one component's change; `before` is None for a new event. Nobody invites himself.
+    """Return the mails of one component's change; `before` is None for a new event.
 
-    Added: REQUEST. Removed: CANCEL. Visible change: REQUEST to all. Cancelled: CANCEL to all. Of what is over: nothing.
+    Added guests get a REQUEST, removed ones a CANCEL. A visible change is a REQUEST to all, a cancellation a CANCEL to
+    all. The organizer's own addresses get no mail, and events that are over cause none.
     """
 
     def others(people: Sequence[Attendee]) -> tuple[Attendee, ...]:
@@ -112,10 +120,10 @@ def plan_mails(
     if before is None:
         return _mails("REQUEST", after, others(after.attendees), after.attendees)
     removed = without(before.attendees, after.attendees)
-    told = after.attendees if is_news(before, after) else without(after.attendees, before.attendees)
+    asked = after.attendees if is_news(before, after) else without(after.attendees, before.attendees)
     return [
         *_mails("CANCEL", after, others(removed), after.attendees),
-        *_mails("REQUEST", after, others(told), after.attendees),
+        *_mails("REQUEST", after, others(asked), after.attendees),
     ]
 
 
@@ -124,17 +132,16 @@ def plan_series(
     after: EventComponent,
     instances: Sequence[tuple[EventComponent, EventComponent]],
     *,
-    told: Mapping[str, AbstractSet[datetime]],
-    plain: Callable[[datetime], EventComponent | None],
+    mailed: Mapping[str, AbstractSet[datetime]],
+    unchanged: Callable[[datetime], EventComponent | None],
     organizer_emails: Sequence[str],
     now: datetime,
 ) -> list[PlannedMail]:
-    """The mails of a series' change: its own, then those of its instances. It is as good for a single event.
+    """Return the mails of a change of a series or single event: its own, then those of its instances.
 
-    `instances` are the components of instances, before and after. `told`: by folded address, the original starts of the
-    instances that this guest had a mail of their own about. `plain`: the instance of that original start as the
-    series has it, or None.
-    Those who leave the series leave its instances with the same CANCEL.
+    `instances` are the changed instances, before and after. `mailed`: by folded address, the original starts of the
+    instances about which this guest had a mail. `unchanged`: returns the instance of an original start as the series
+    has it, or None. Guests who are removed from the series get one CANCEL, for its instances too.
     """
     own = [
         replace(mail, excluded=(), overrides=())
@@ -148,27 +155,27 @@ def plan_series(
     for old, new in instances:
         if new.is_cancelled or _is_instance_over(new, after, now):
             continue
-        has_changes = not is_plain(new, after)
+        has_changes = not is_unchanged(new, after)
         has_news = is_news(old, new)
         people = []
         for one in _except(new.attendees, organizer_emails):
             key = fold_address(one.email)
             if key in reached_keys:
-                again = has_changes or one.has_own_answer or new.recurrence_id in told.get(key, ())
+                again = has_changes or one.has_own_reply or new.recurrence_id in mailed.get(key, ())
             else:
                 again = has_news and key not in in_series
             if again:
                 people.append(one)
         plan.append((new, people))
-    # Instances that were changed once and are as the series is by now: some calendars keep what they know of them.
+    # Instances that were changed before and are like the series now: some calendars keep the earlier change.
     known = {new.recurrence_id for _, new in instances}
     once: dict[datetime, list[Attendee]] = defaultdict(list)
     for one in reached:
-        for at in told.get(fold_address(one.email), ()):
+        for at in mailed.get(fold_address(one.email), ()):
             if at not in known and at + after.length > now:
                 once[at].append(one)
     for at, people in once.items():
-        instance = plain(at)
+        instance = unchanged(at)
         if instance is not None:
             plan.append((instance, people))
     plan = [
@@ -176,9 +183,11 @@ def plan_series(
         for component, people in plan
         if people
     ]
-    plan.sort(key=lambda told_again: told_again[0].start)
+    plan.sort(key=lambda planned: planned[0].start)
     per_guest = Counter(fold_address(one.email) for _, people in plan for one in people)
-    is_too_much = max(per_guest.values(), default=0) > MOST_RETOLD or per_guest.total() > MOST_RETOLD_MAILS
+    is_too_much = (
+        max(per_guest.values(), default=0) > MOST_REPEATED or per_guest.total() > MOST_REPEATED_MAILS
+    )
     within: dict[str, list[EventComponent]] = defaultdict(list)
     mails: list[PlannedMail] = []
     for component, people in plan:
@@ -218,37 +227,39 @@ def plan_series(
     return [*(mail for mail in own if mail.method == "CANCEL"), *requests, *mails]
 
 
-def told_beside(mails: Iterable[PlannedMail], again: Iterable[PlannedMail]) -> list[PlannedMail]:
-    """An instance's mails, to those alone who do not get its series `again`, which tells them all."""
-    reached = [one for mail in again if not mail.component.recurrence_key for one in mail.recipients]
+def without_recipients_of_series(
+    mails: Iterable[PlannedMail], series_mails: Iterable[PlannedMail]
+) -> list[PlannedMail]:
+    """Return an instance's mails without the guests who get its series, which brings the instance with it."""
+    reached = [one for mail in series_mails if not mail.component.recurrence_key for one in mail.recipients]
     left = (replace(mail, recipients=without(mail.recipients, reached)) for mail in mails)
     return [mail for mail in left if mail.recipients]
 
 
 def plan_dropped(
     instances: Iterable[EventComponent],
-    told: Sequence[Attendee],
+    reached: Sequence[Attendee],
     *,
     above: int,
     organizer_emails: Sequence[str],
     now: datetime,
 ) -> list[PlannedMail]:
-    """CANCELs for those who were invited to changed instances alone, when these go with their series.
+    """Return CANCELs to guests of changed instances that a change of the series drops.
 
-    `told` are the guests who get the series' own mail.
+    `reached` are the guests who get the series' own mail.
     """
     mails = []
     for component in instances:
         if component.is_cancelled or component.end <= now:
             continue
-        people = _except(without(component.attendees, told), organizer_emails)
+        people = _except(without(component.attendees, reached), organizer_emails)
         off = revise(component, replace(component, is_cancelled=True), above=above)
         mails += _mails("CANCEL", off, people, people)
     return mails
 
 
 def _shortened(components: Sequence[EventComponent]) -> tuple[EventComponent, ...]:
-    """With descriptions that fit into one mail."""
+    """Return the components with descriptions that fit into one mail."""
     if sum(len(component.description or "") for component in components) <= _MOST_DESCRIPTION:
         return tuple(components)
     most = _MOST_DESCRIPTION // len(components)
@@ -266,7 +277,7 @@ def _is_over(component: EventComponent, now: datetime) -> bool:
 
 
 def _is_instance_over(component: EventComponent, series: EventComponent, now: datetime) -> bool:
-    """Whether it is over, and would be as a part of the series too."""
+    """Return whether the instance is over, and would be over at its original time too."""
     assert component.recurrence_id is not None
     return max(component.end, component.recurrence_id + series.length) <= now
 
@@ -294,5 +305,5 @@ def _except(people: Sequence[Attendee], addresses: Sequence[str]) -> tuple[Atten
 
 
 def without(people: Sequence[Attendee], others: Sequence[Attendee]) -> tuple[Attendee, ...]:
-    """`people`, but nobody of `others`; by address."""
+    """Return `people` except those whose address is in `others`."""
     return _except(people, [one.email for one in others])

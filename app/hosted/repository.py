@@ -1,64 +1,30 @@
-"""SQL of hosted events. Their rows in calendar_events are written with app/sync/repository.py.
+"""SQL of hosted events. Their rows in calendar_events are written by app/hosted/rows.py.
 
-Locks, in this order everywhere: the calendar's row, then the writers' advisory lock (visibility.py).
+Locks, in this order everywhere: the calendar's row, then the writers' advisory lock (app/events/visibility.py).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import NamedTuple
 
 from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from app.core.db import AnySession, Session
-from app.hosted.components import EventComponent, attendee_from_json, attendee_to_json
+from app.hosted.calendar import LocalCalendar
+from app.hosted.components import EventComponent, HostedEventRef, attendee_from_json, attendee_to_json
 from app.models import Calendar, CalendarEvent, HostedEvent, InboundReply
 
-
-@dataclass(frozen=True, slots=True)
-class LocalCalendar:
-    """What a hosted event needs of its calendar. `identity`: {"mailbox_id", "email", "name"} or None."""
-
-    calendar_id: str
-    project_id: str
-    owner_email: str
-    owner_name: str | None
-    timezone: str
-    locale: str
-    identity: dict[str, Any] | None
-    deduplication_key: str | None
-    metadata: dict[str, Any] | None
-    state: str
-    connection_failure_data: dict[str, Any] | None
-    last_successful_sync_at: datetime | None
-    last_attempted_sync_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class HostedEventRef:
-    """Which component a row of calendar_events was made of."""
-
-    calendar_id: str
-    platform: str
-    uid: str
-    recurrence_key: str
-    is_deleted: bool
-    start_time: datetime | None
-    end_time: datetime | None
-    original_start_time: datetime | None
-
-
 _CALENDAR = select(
-    Calendar.id,
+    Calendar.id.label("calendar_id"),
     Calendar.project_id,
     Calendar.owner_email,
     Calendar.owner_name,
-    func.coalesce(Calendar.timezone, "UTC"),
-    func.coalesce(Calendar.locale, "en"),
-    Calendar.sending_identity,
+    func.coalesce(Calendar.timezone, "UTC").label("timezone"),
+    func.coalesce(Calendar.locale, "en").label("locale"),
+    Calendar.sending_identity.label("identity"),
     Calendar.deduplication_key,
-    Calendar.metadata_,
+    Calendar.metadata_.label("metadata"),
     Calendar.state,
     Calendar.connection_failure_data,
     Calendar.last_successful_sync_at,
@@ -69,20 +35,22 @@ _CALENDAR = select(
 async def lock_calendar(
     session: Session, calendar_id: str, project_id: str | None = None
 ) -> LocalCalendar | None:
-    """The local calendar, whose events nobody else writes until the transaction's end."""
+    """Lock a local calendar: no other transaction writes its events until this one ends."""
     statement = _CALENDAR.where(Calendar.id == calendar_id).with_for_update(key_share=True)
     if project_id is not None:
         statement = statement.where(Calendar.project_id == project_id)
-    row = (await session.execute(statement)).one_or_none()
-    return None if row is None else LocalCalendar(*row)
+    row = (await session.execute(statement)).mappings().one_or_none()
+    return None if row is None else LocalCalendar(**row)
 
 
 async def find_calendar(session: AnySession, calendar_id: str) -> LocalCalendar | None:
-    row = (await session.execute(_CALENDAR.where(Calendar.id == calendar_id))).one_or_none()
-    return None if row is None else LocalCalendar(*row)
+    """Return a local calendar, without a lock."""
+    row = (await session.execute(_CALENDAR.where(Calendar.id == calendar_id))).mappings().one_or_none()
+    return None if row is None else LocalCalendar(**row)
 
 
 async def find_platform(session: AnySession, project_id: str, calendar_id: str) -> str | None:
+    """Return the platform of any calendar of the project."""
     platform: str | None = await session.scalar(
         select(Calendar.platform).where(Calendar.project_id == project_id, Calendar.id == calendar_id)
     )
@@ -90,6 +58,7 @@ async def find_platform(session: AnySession, project_id: str, calendar_id: str) 
 
 
 async def locate(session: AnySession, project_id: str, event_id: str) -> HostedEventRef | None:
+    """Return what an event of the API was made of; also for a provider's event, whose platform says so."""
     event = CalendarEvent
     row = (
         await session.execute(
@@ -99,8 +68,6 @@ async def locate(session: AnySession, project_id: str, event_id: str) -> HostedE
                 event.platform_uuid,
                 event.recurring_event_id,
                 event.is_deleted,
-                event.start_time,
-                event.end_time,
                 event.original_start_time,
             )
             .join(Calendar, Calendar.id == event.calendar_id)
@@ -110,31 +77,28 @@ async def locate(session: AnySession, project_id: str, event_id: str) -> HostedE
     if row is None:
         return None
     uid = row.recurring_event_id or row.platform_uuid
-    recurrence_key = row.platform_uuid[len(uid) + 1 :] if row.recurring_event_id is not None else ""
     return HostedEventRef(
-        row.calendar_id,
-        row.platform,
-        uid,
-        recurrence_key,
-        row.is_deleted,
-        row.start_time,
-        row.end_time,
-        row.original_start_time,
+        calendar_id=row.calendar_id,
+        platform=row.platform,
+        uid=uid,
+        recurrence_key=row.platform_uuid[len(uid) + 1 :] if row.recurring_event_id is not None else "",
+        is_deleted=row.is_deleted,
+        original_start_time=row.original_start_time,
     )
 
 
 async def load_components(session: AnySession, calendar_id: str, uid: str) -> dict[str, EventComponent]:
-    """The components of one event by recurrence_key; the event or series itself has ''."""
+    """Return the components of one event by recurrence key; the event or series itself has ''."""
     rows = await session.scalars(
         select(HostedEvent)
         .where(HostedEvent.calendar_id == calendar_id, HostedEvent.uid == uid)
         .execution_options(populate_existing=True)
     )
-    return {row.slot: _component(row) for row in rows}
+    return {row.slot: _component_of(row) for row in rows}
 
 
 async def find_calendars_of_uid(session: AnySession, uid: str, project_id: str | None) -> list[str]:
-    """Ids of the calendars that have an event of this UID; in practice at most one."""
+    """Return the ids of the calendars that have an event of this UID; in practice at most one."""
     statement = select(HostedEvent.calendar_id).where(HostedEvent.uid == uid, HostedEvent.slot == "")
     if project_id is not None:
         statement = statement.where(HostedEvent.project_id == project_id)
@@ -149,7 +113,7 @@ async def save_components(
     ends_at: datetime | None,
     expand_at: datetime | None,
 ) -> None:
-    """Inserts or replaces them. `ends_at` and `expand_at` are of the event or series itself."""
+    """Insert or replace components. `ends_at` and `expand_at` belong to the event or series itself."""
     for component in components:
         values = {
             "project_id": calendar.project_id,
@@ -179,6 +143,7 @@ async def save_components(
 
 
 async def delete_components(session: Session, uid: str, keys: Sequence[str]) -> None:
+    """Delete changed instances by their recurrence keys."""
     await session.execute(
         delete(HostedEvent)
         .where(HostedEvent.uid == uid, HostedEvent.slot.in_(keys))
@@ -196,15 +161,38 @@ _LIVE = text(
 )
 
 
-async def load_live_rows(
-    session: AnySession, calendar_id: str, uid: str
-) -> list[tuple[str, str, datetime | None]]:
-    """(id, platform_uuid, start_time) of what applications see of this event, by start."""
+class LiveRow(NamedTuple):
+    """Row of calendar_events that is not deleted."""
+
+    id: str
+    platform_uuid: str
+    start_time: datetime | None
+
+
+async def load_live_rows(session: AnySession, calendar_id: str, uid: str) -> list[LiveRow]:
+    """Return what applications see of this event, by start."""
     rows = await session.execute(_LIVE, {"calendar_id": calendar_id, "uid": uid})
-    return [(row.id, row.platform_uuid, row.start_time) for row in rows]
+    return [LiveRow(row.id, row.platform_uuid, row.start_time) for row in rows]
+
+
+_HAS_LIVE = text(
+    """
+    SELECT EXISTS (
+        SELECT FROM calendar_events
+        WHERE calendar_id = :calendar_id AND NOT is_deleted
+          AND (platform_uuid = :uid OR recurring_event_id = :uid))
+    """
+)
+
+
+async def has_live_rows(session: AnySession, calendar_id: str, uid: str) -> bool:
+    """Return whether applications see anything of this event."""
+    found: bool = (await session.execute(_HAS_LIVE, {"calendar_id": calendar_id, "uid": uid})).scalar_one()
+    return found
 
 
 async def find_event_id(session: AnySession, calendar_id: str, platform_uuid: str) -> str | None:
+    """Return the id of a row of calendar_events, deleted or not."""
     found: str | None = await session.scalar(
         select(CalendarEvent.id).where(
             CalendarEvent.calendar_id == calendar_id, CalendarEvent.platform_uuid == platform_uuid
@@ -214,7 +202,7 @@ async def find_event_id(session: AnySession, calendar_id: str, platform_uuid: st
 
 
 async def find_to_expand(session: AnySession, limit: int) -> list[tuple[str, str]]:
-    """(calendar_id, uid) of the series that are due to be expanded further."""
+    """Return (calendar_id, uid) of the events whose rows are due to be written anew."""
     rows = await session.execute(
         select(HostedEvent.calendar_id, HostedEvent.uid)
         .where(HostedEvent.expand_at <= func.now())
@@ -224,8 +212,8 @@ async def find_to_expand(session: AnySession, limit: int) -> list[tuple[str, str
     return [(row.calendar_id, row.uid) for row in rows]
 
 
-async def write_rows_soon(session: Session, calendar_id: str, uid: str | None = None) -> None:
-    """Has a worker write the rows of this event anew, or of all of the calendar's events."""
+async def schedule_rewrite(session: Session, calendar_id: str, uid: str | None = None) -> None:
+    """Have a worker write the rows of this event anew, or those of all events of the calendar."""
     statement = update(HostedEvent).where(HostedEvent.calendar_id == calendar_id, HostedEvent.slot == "")
     if uid is not None:
         statement = statement.where(HostedEvent.uid == uid)
@@ -233,6 +221,7 @@ async def write_rows_soon(session: Session, calendar_id: str, uid: str | None = 
 
 
 async def set_expand_at(session: Session, uid: str, expand_at: datetime | None) -> None:
+    """Set when the rows of an event are written anew; None: not by time alone."""
     await session.execute(
         update(HostedEvent)
         .where(HostedEvent.uid == uid, HostedEvent.slot == "")
@@ -242,7 +231,7 @@ async def set_expand_at(session: Session, uid: str, expand_at: datetime | None) 
 
 
 async def note_inbound_reply(session: Session, calendar_id: str, message_id_sha256: bytes) -> bool:
-    """Whether this mail was not seen before."""
+    """Record a mail by its hash, and return whether it was not recorded before."""
     noted = await session.scalar(
         insert(InboundReply)
         .values(calendar_id=calendar_id, message_id_sha256=message_id_sha256)
@@ -252,7 +241,7 @@ async def note_inbound_reply(session: Session, calendar_id: str, message_id_sha2
     return noted is not None
 
 
-def _component(row: HostedEvent) -> EventComponent:
+def _component_of(row: HostedEvent) -> EventComponent:
     return EventComponent(
         uid=row.uid,
         recurrence_key=row.slot,

@@ -1,25 +1,25 @@
-"""Sending a mail of a hosted event again, where what it says is still true."""
+"""Send a mail of a hosted event again, if it is still true."""
 
 from typing import cast
 
 from app.core.db import Session
 from app.core.errors import Conflict
 from app.hosted import repository
-from app.hosted.standing import why_not_from, why_not_to_send
+from app.hosted.standing import explain_changed_sender, explain_outdated
 from app.invitations import service as invitations
 from app.invitations.schemas import InvitationRead
 from app.itip.build import Method
 
 
 async def resend_invitation(session: Session, project_id: str, mail_id: str) -> InvitationRead:
-    """Make a mail that failed, or is not known to have arrived, due now.
+    """Make a mail due now that failed, or that is not known to have arrived.
 
-    Raises InvitationNotFound; Conflict if it was sent, if a later mail took its place, or if it is not true any more.
+    Raises InvitationNotFound; Conflict if it was sent, if a later mail replaced it, or if it is out of date.
     """
     mail = await invitations.lock_for_resend(session, project_id, mail_id)
-    reason = await why_not_from(
+    reason = await explain_changed_sender(
         session, mail.calendar_id, sender_email=mail.sender_email, is_by_smtp=mail.mailbox_id is None
-    ) or await why_not_to_send(
+    ) or await explain_outdated(
         session,
         mail.calendar_id,
         mail.event_uid,
@@ -30,5 +30,5 @@ async def resend_invitation(session: Session, project_id: str, mail_id: str) -> 
     if reason is not None:
         raise Conflict(reason)
     if mail.lease_token is None:
-        await repository.write_rows_soon(session, mail.calendar_id, mail.event_uid)
+        await repository.schedule_rewrite(session, mail.calendar_id, mail.event_uid)
     return await invitations.requeue(session, mail)

@@ -17,11 +17,11 @@ from app.api.fields import (
 from app.api.pages import ShortText
 from app.api.schemas import InputModel, InputTime, NotNull, UpdateModel, shape
 from app.core.addresses import fold_address
-from app.hosted.expand import read_rule
+from app.hosted.rules import read_rule
 
 
 class AttendeeInput(InputModel):
-    """Someone to invite."""
+    """Person to invite."""
 
     email: EmailAddress
     name: PersonName | None = None
@@ -53,7 +53,7 @@ _RuleLines = Annotated[
 
 class _EventFields(InputModel):
     is_all_day: bool = Field(
-        default=False, description="Then the times are dates, `2026-11-24`, or midnights of `timezone`."
+        default=False, description="If true, the times are dates, `2026-11-24`, or midnights of `timezone`."
     )
     timezone: TimeZoneName | None = Field(
         default=None, examples=["Europe/Paris"], description="Default: the calendar's."
@@ -69,20 +69,20 @@ class _EventFields(InputModel):
         examples=[["RRULE:FREQ=WEEKLY;COUNT=10"]],
         description="One RRULE line (RFC 5545) makes it a series; null or an empty list: one event.",
     )
-    send_invitations: bool = Field(default=True, description="Whether those affected are told by mail.")
+    send_invitations: bool = Field(default=True, description="Whether the guests concerned get a mail.")
 
 
 class CalendarEventCreate(_EventFields):
-    """An event of a calendar that is hosted here (platform `local`)."""
+    """Event of a calendar that is hosted here (platform `local`)."""
 
     calendar_id: ShortText
     name: EventName
     start_time: InputTime
-    end_time: InputTime = Field(description="Exclusive, also of all-day events.")
+    end_time: InputTime = Field(description="Exclusive, also for all-day events.")
 
 
 class CalendarEventUpdate(_EventFields, UpdateModel):
-    """What is left out stays; of `start_time` alone, the length stays."""
+    """Fields that are left out stay as they are. With `start_time` alone, the length stays."""
 
     name: Annotated[EventName | None, NotNull] = None
     start_time: Annotated[InputTime | None, NotNull] = None
@@ -94,9 +94,9 @@ class ScopeQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     scope: Literal["instance", "series"] = Field(
-        default="instance", description="Of a series: this instance, or all of them."
+        default="instance", description="For a series: this instance, or all of them."
     )
 
 
 class DeleteQuery(ScopeQuery):
-    send_invitations: bool = Field(default=True, description="Whether the attendees are told by mail.")
+    send_invitations: bool = Field(default=True, description="Whether the attendees get a mail.")

@@ -1,4 +1,4 @@
-"""What a mail that was written earlier would tell its guest now: whether it is still right to send it."""
+"""Check that a mail that was written earlier is still right to send."""
 
 from datetime import datetime
 from typing import Literal
@@ -7,10 +7,10 @@ from app.core.addresses import same_address
 from app.core.clock import utcnow
 from app.core.db import AnySession
 from app.hosted import repository
-from app.hosted.expand import last_end
+from app.hosted.rules import last_end
 
 
-async def why_not_to_send(
+async def explain_outdated(
     session: AnySession,
     calendar_id: str,
     uid: str,
@@ -19,21 +19,21 @@ async def why_not_to_send(
     recurrence_id: datetime | None,
     recipient_email: str,
 ) -> str | None:
-    """A sentence, where an invitation or a cancellation is not true any more; None where it may go out."""
+    """Return why an invitation or cancellation is out of date, as a sentence; None if it may be sent."""
     if method == "REPLY":
         return None
     components = await repository.load_components(session, calendar_id, uid)
     master = components.get("")
-    own = next(
+    instance = next(
         (component for component in components.values() if component.recurrence_id == recurrence_id), None
     )
-    component = own or master
+    component = instance or master
     is_off = master is None or component is None or master.is_cancelled or component.is_cancelled
     is_invited = not is_off and component is not None and component.find(recipient_email) is not None
     if method == "CANCEL":
-        return "This guest is invited again: nothing is called off." if is_invited and own else None
+        return "This guest is invited again: nothing is cancelled." if is_invited and instance else None
     if is_off:
-        return "The event was deleted: nobody is invited to it any more."
+        return "The event was deleted: no one is invited to it any more."
     if not is_invited:
         return "This guest is not invited any more."
     ends_at = last_end(component) if component is not None else None
@@ -42,10 +42,10 @@ async def why_not_to_send(
     return None
 
 
-async def why_not_from(
+async def explain_changed_sender(
     session: AnySession, calendar_id: str, *, sender_email: str, is_by_smtp: bool
 ) -> str | None:
-    """A sentence, where the calendar's mails come from somebody else by now; None where this is still the sender."""
+    """Return a sentence if the calendar has another sender now; None if it has the mail's sender."""
     calendar = await repository.find_calendar(session, calendar_id)
     if calendar is None:
         return "The calendar was deleted."

@@ -1,4 +1,6 @@
-"""An iCalendar feed as the events of a time window (contract/providers.md C.1, C.4).
+"""An iCalendar feed as the events of a time window.
+
+See docs/reference/icalendar.md, "Recurrence" and "Time zones of feeds".
 
 Reading has three steps, so that a feed of 20 MB costs little: the file is walked once and every VEVENT is reduced to
 what decides when it is (`Feed`), series are expanded in the window (`Feed.select`), and only what is left is read

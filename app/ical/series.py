@@ -78,9 +78,9 @@ def find_next_occurrence(
 
 
 def follow_rule(rule: Rule, start: Moment, *, first: datetime, last: datetime) -> Iterator[Moment]:
-    """Yield what the rule matches from `first` to `last` (naive, on the wall clock), in order, up to its UNTIL.
+    """Yield what the rule matches from `first` to `last`, in order, up to its UNTIL.
 
-    Raises RuleRefused, also after some moments.
+    Both are naive, on the wall clock. Raises RuleRefused, also after some moments.
     """
     end = min(last, rule.until.wall + _ZONE_MARGIN) if rule.until else last
     for wall in rule.walls(start.wall, first=first, last=end):

@@ -1,4 +1,7 @@
-"""VTIMEZONE definitions as Outlook wants them: a yearly RRULE with BYDAY that begins in 1970 (providers.md C.4)."""
+"""VTIMEZONE definitions as Outlook wants them: a yearly RRULE with BYDAY that begins in 1970.
+
+See docs/reference/icalendar.md, "VTIMEZONE".
+"""
 
 import calendar
 import itertools

@@ -1,4 +1,7 @@
-"""Requests and answers about invitations (contract 4; docs/messages.md)."""
+"""Requests and responses about invitations.
+
+See docs/reference/http-api.md, "Hosted calendars and invitations", and docs/messages.md.
+"""
 
 from typing import Literal
 

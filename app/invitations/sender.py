@@ -188,7 +188,7 @@ class MailSender:
     async def _check_right(self, due: DueMail) -> str | None:
         """The mailbox to send from, from which the owner may still send; None by SMTP. Raises _NothingSent.
 
-        Messages itself checks no user's role (contract/messages.md).
+        Messages itself checks no user's role (docs/reference/messages.md, "Rights of users").
         """
         if due.mailbox_id is None:
             if self._settings.smtp_url is None:

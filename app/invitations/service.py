@@ -18,9 +18,12 @@ from app.core.pagination import Page
 from app.invitations import repository
 from app.invitations.repository import (
     Thread,
+    Undelivered,
     find_highest_sequence,
+    find_organizers,
     find_told_instances,
     find_told_sequence,
+    find_undelivered,
 )
 from app.invitations.schemas import InvitationRead, InvitationRecipient, InvitationSender, InvitationsQuery
 from app.itip.build import (
@@ -42,9 +45,12 @@ __all__ = [
     "Method",
     "RsvpLinks",
     "Sender",
+    "Undelivered",
     "find_highest_sequence",
+    "find_organizers",
     "find_told_instances",
     "find_told_sequence",
+    "find_undelivered",
     "list_invitations",
     "lock_for_resend",
     "queue_mails",

@@ -51,8 +51,9 @@ class ParsedReply:
     `recurrence_id`: the one instance that it is about, aware, UTC; if `recurrence_is_date`, the midnight (UTC) of
     a date, which is to be read in the event's own zone. `dtstamp`: aware, UTC; the mail's Date if the answer has none.
     `from_email` is the mail's only sender, and the same address as `attendee_email`. Nothing here is authenticated.
-    `sender_doubt`: what Messages has stamped into the mail (contract/messages.md): `fail`, it looks forged; `none`, it
-    could not be verified. None says nothing: that is what a verified mail looks like, and one that was not checked.
+    `sender_doubt`: what Messages has stamped into the mail (docs/reference/messages.md, "Sender verdicts"): `fail`, it
+    looks forged; `none`, it could not be verified. None says nothing: that is what a verified mail looks like, and one
+    that was not checked.
     `others`: what the same mail answers beside, such as single instances of the series.
     """
 
@@ -71,7 +72,9 @@ class ParsedReply:
 
 
 def parse_reply(mail: bytes) -> ParsedReply | None:
-    """The answer in an RFC 5322 message; None where there is none that counts (contract/messages.md).
+    """The answer in an RFC 5322 message; None where there is none that counts.
+
+    See docs/reference/icalendar.md, "Replies".
 
     Counts: the first text/calendar part with METHOD:REPLY, at most 512 KiB, in which the sender is an ATTENDEE.
     An ORGANIZER may be missing (outlook.com leaves it out), and so may the SEQUENCE (0).

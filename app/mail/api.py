@@ -1,4 +1,4 @@
-"""Route of mailboxes (contract 8)."""
+"""Route of mailboxes (docs/reference/http-api.md, "Hosted calendars and invitations")."""
 
 from typing import Annotated
 

@@ -13,7 +13,7 @@ from email.utils import getaddresses
 
 from app.core.addresses import same_address
 
-LARGEST_MAIL_BYTES = 20 * 1024 * 1024  # what Messages takes (contract/messages.md)
+LARGEST_MAIL_BYTES = 20 * 1024 * 1024  # what Messages takes (docs/reference/messages.md, "Submit")
 _LONGEST_LINE = 998  # RFC 5322 2.1.1
 _ONCE = ("from", "to", "date", "mime-version", "content-type")
 _AT_MOST_ONCE = ("subject", "message-id", "reply-to", "in-reply-to", "references")

@@ -1,4 +1,4 @@
-"""The Messages API over HTTP, both of its endpoints (contract/messages.md).
+"""The Messages API over HTTP, both of its endpoints (docs/reference/messages.md).
 
 Errors tell what happened to the request, which is what decides about another attempt:
 

@@ -2,8 +2,8 @@
 
 The standard library is not used for them: when it folds a line inside a quoted display name it drops the quotes, so
 that a comma in a name begins another recipient (python/cpython#80222, in most patch releases of 3.11 to 3.13). Messages
-reads group syntax even inside quotes (contract/messages.md). So nothing is quoted here: whatever is not plain words is
-written as encoded words (RFC 2047), which no parser looks into for addresses.
+reads group syntax even inside quotes (docs/reference/messages.md, "Recipients"). So nothing is quoted here: whatever is
+not plain words is written as encoded words (RFC 2047), which no parser looks into for addresses.
 """
 
 import re

@@ -27,7 +27,10 @@ class Mailbox:
 
     @property
     def can_send(self) -> bool:
-        """Messages checks no user's role for a global key; we must (contract/messages.md)."""
+        """Messages checks no user's role for a global key; we must.
+
+        See docs/reference/messages.md, "Rights of users".
+        """
         return self.role in _MAY_SEND
 
 

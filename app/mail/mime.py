@@ -1,4 +1,7 @@
-"""Complete mails: RFC 5322 bytes with CRLF, for one recipient each (contract/messages.md, RFC 6047)."""
+"""Complete mails: RFC 5322 bytes with CRLF, for one recipient each.
+
+See docs/reference/icalendar.md, "Structure of a mail"; RFC 6047.
+"""
 
 import hashlib
 from collections.abc import Sequence

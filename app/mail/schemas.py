@@ -1,4 +1,7 @@
-"""Requests and answers about mailboxes (contract 8)."""
+"""Requests and answers about mailboxes.
+
+See docs/reference/http-api.md, "Hosted calendars and invitations".
+"""
 
 from typing import Annotated
 

@@ -1,7 +1,7 @@
-"""Find the link that joins an event's meeting, wherever in the event it hides.
+"""Find the link that joins an event's meeting, in any of its fields.
 
-Pure functions over text (contract/providers.md E): nothing is fetched, nothing is raised for any text, and the time
-taken grows with the length of the text only. What they answer holds passwords; use `redact` before logging.
+Pure functions over text (docs/reference/meeting-links.md): nothing is fetched, nothing is raised for any text, and the time
+taken grows with the length of the text only. What they return holds passwords; use `redact` before logging.
 """
 
 import html
@@ -163,7 +163,7 @@ def redact(url_or_text: str) -> str:
 
 
 def _best_link(text: str, hosts: MeetingHosts, *, scheme_less: bool, named: str | None) -> MeetingLink | None:
-    """The first supported link: of the preferred ones, then of the named one, then of any; else the first recognised."""
+    """The first supported link: preferred, then named, then any; else the first recognised one."""
     best: MeetingLink | None = None
     best_rank = (False, False)
     recognised: MeetingLink | None = None
@@ -201,7 +201,7 @@ def _named_platform(text: str) -> str | None:
 
 
 def _links_in(text: str, hosts: MeetingHosts, *, scheme_less: bool) -> Iterator[str]:
-    """What looks like a link in a text or HTML: `href` first, then in the order of the text, each once."""
+    """All links seen in a text or HTML: `href` first, then in the order of the text, each once."""
     text = _capped(text)
     has_links = "://" in text or "%" in text or "&#" in text or "&colon" in text or "&sol" in text
     if not has_links and not (scheme_less and "." in text):
@@ -327,7 +327,7 @@ def _unwrap_and_recognise(url: str, hosts: MeetingHosts) -> tuple[str | None, Me
 
 
 def _decode_and_read(url: str, hosts: MeetingHosts) -> Outcome:
-    """Read a link as written, then percent-decoded up to three times; the first refusal tells most."""
+    """Read a link as written, then percent-decoded up to three times; the first refusal says most."""
     refusal: Refusal | None = None
     for _ in range(MAX_DECODINGS + 1):
         parts = split_url(url)

@@ -1,7 +1,7 @@
-"""Which hosts belong to which meeting service, and which of their addresses join a meeting.
+"""The hosts of each meeting service, and those of their addresses that join a meeting.
 
-The table is contract/providers.md E.1. One function per service: it gets a link on one of the service's hosts and
-answers with the meeting, with the link inside (Teams launchers), or with the reason why there is none.
+The table is in docs/reference/meeting-links.md, "Platforms". One function per service: it gets a link on one of the
+service's hosts and returns the meeting, with the link inside (Teams launchers), or with the reason why there is none.
 """
 
 import re
@@ -27,7 +27,7 @@ _JITSI_HOSTS = frozenset({"meet.jit.si"})
 
 @dataclass(frozen=True, slots=True)
 class MeetingHosts:
-    """Hosts of services that anybody can run: La Suite Meet ("Visio") and Jitsi Meet.
+    """Hosts of services that any organisation can run: La Suite Meet ("Visio") and Jitsi Meet.
 
     Host names without scheme, port or pattern; anything else raises ValueError. `preferred`: platforms (the words of
     `PLATFORMS`) of which a link is taken where an event has several; none: the first link.
@@ -63,7 +63,7 @@ _WEBEX_MTID = re.compile(r"[A-Za-z0-9]{8,64}")
 _FACETIME_CALL = re.compile(r"[A-Za-z0-9_=+/-]{1,200}")
 _WEBEX_UUID = re.compile(r"[0-9a-f-]{32,36}")
 
-# Parameters that are nobody's business but the sender's: `zak` starts a meeting as its host, `uname` is a name.
+# Parameters that concern the sender alone: `zak` starts a meeting as its host, `uname` is a name.
 _ZOOM_DROPPED = frozenset({"zak", "uname"})
 
 
@@ -453,7 +453,7 @@ def platform_of_host(host: str, hosts: MeetingHosts) -> str | None:
 
 
 def recognise(url: Url, hosts: MeetingHosts) -> Outcome:
-    """What a link is, by its host and then by its path."""
+    """The meeting of a link, or a refusal: by its host and then by its path."""
     recogniser = _find_recogniser(url.host, hosts)
     if recogniser is None:
         return Refusal(f"{url.host} is not the host of a known meeting service.", is_final=True)
@@ -485,7 +485,7 @@ _MOST_DECODINGS = 3
 
 
 def believe(url: Url, hosts: MeetingHosts) -> MeetingLink | None:
-    """A link that the provider itself gives as the one to join: it counts by its host, whatever form its path has."""
+    """A link that the provider itself gives as the one to join: its host alone decides."""
     platform = platform_of_host(url.host, hosts)
     if platform not in _BELIEVED or url.scheme in ZOOM_APP_SCHEMES or not url.segments():
         return None

@@ -18,7 +18,7 @@ _NO_ORGANIZER = Refusal("The Teams link does not name its tenant and organizer (
 
 
 def recognise_teams(url: Url) -> Outcome:
-    """A link on one of the hosts of Teams (contract/providers.md E.1, rows Teams)."""
+    """A link on one of the hosts of Teams (docs/reference/meeting-links.md, "Platforms")."""
     if url.fragment.startswith("/"):
         # `/_#/l/meetup-join/...`, `/v2/?meetingjoin=true#/l/...`: the page's script reads the rest.
         return _route(url.host, url.fragment)

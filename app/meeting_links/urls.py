@@ -9,11 +9,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
-MAX_URL_LENGTH = 4096  # characters, before and after unwrapping (contract/providers.md E.3)
+MAX_URL_LENGTH = (
+    4096  # characters, before and after unwrapping (docs/reference/meeting-links.md, "Trusted hosts")
+)
 _MAX_HOST_LENGTH = 253  # RFC 1035 2.3.4, without the final dot
 
 WEB_SCHEMES = frozenset({"http", "https"})
-# The Zoom application's own links. Only the Zoom recogniser takes them, and it answers with a web link.
+# The Zoom application's own links. Only the Zoom recogniser takes them, and it returns a web link.
 ZOOM_APP_SCHEMES = frozenset({"zoommtg", "zoomus"})
 
 _AUTHORITY_END = re.compile(r"[/?#\\]")

@@ -1,6 +1,7 @@
 """Links that mail filters and web sites wrap around other links, and how to read the one inside.
 
-Everything is read from the text of the wrapper; nothing is ever fetched (contract/providers.md E.3).
+Everything is read from the text of the wrapper; nothing is ever fetched (docs/reference/meeting-links.md,
+"Wrapped links").
 """
 
 import base64
@@ -79,7 +80,7 @@ def _url_defense_v3(text: str) -> str:
         return ""
     tokens = list(_DEFENSE_V3_TOKEN.finditer(link))
     counts = [_DEFENSE_V3_RUNS.index(token[1]) + 2 if token[1] else 1 for token in tokens]
-    # Proofpoint counts UTF-8 bytes, its published script counts characters. The total tells which it was.
+    # Proofpoint counts UTF-8 bytes, its published script counts characters. The total shows which it was.
     units = [character.encode() for character in replaced]
     if sum(counts) != len(units):
         units = [bytes((byte,)) for byte in replaced.encode()]

@@ -1,4 +1,4 @@
-"""The route that shows what the extractor sees in a text."""
+"""Meeting URLs API: the links that the extractor sees in a text."""
 
 from fastapi import APIRouter
 
@@ -11,10 +11,10 @@ from app.meeting_urls.schemas import CandidateRead, ParseRequest, ParseResult
 router = APIRouter(prefix="/api/v1/meeting_urls", tags=["meeting urls"])
 
 
-# Not `async`: 100,000 characters take a while, in which other requests are to be answered.
+# Not `async`: 100,000 characters take a while, which must not delay other requests.
 @router.post("/parse", operation_id="parse_meeting_urls", responses=responses(413, 429))
 def parse(state: AppState, _project_id: ProjectId, body: ParseRequest) -> ParseResult:
-    """Which links a text has, which of them an event would get, and why the others are not meetings.
+    """The links in a text, the one that an event would get, and why the others are not meetings.
 
     The text is read like an event's location, in which a link may lack its `https://`. Nothing is fetched.
     """

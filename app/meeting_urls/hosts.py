@@ -5,7 +5,7 @@ from app.settings import Settings
 
 
 def meeting_hosts(settings: Settings) -> MeetingHosts:
-    """The default hosts of self-hosted meeting platforms, and the operator's own; and what the bot runner can join."""
+    """The hosts of self-hosted meeting platforms, and the platforms that the bot runner can join."""
     known = MeetingHosts()
     return MeetingHosts(
         visio=known.visio | settings.meeting_url_visio_hosts,

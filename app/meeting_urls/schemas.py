@@ -1,4 +1,4 @@
-"""Request and answer of the look at a text (issue: why has this event no link?)."""
+"""Bodies of the meeting URLs API."""
 
 from typing import Annotated
 
@@ -33,7 +33,7 @@ class CandidateRead(BaseModel):
 
 
 class ParseResult(BaseModel):
-    """What an event with this text would get, and everything that was looked at."""
+    """The link that an event with this text would get, and all links that were looked at."""
 
     meeting_url: str | None = Field(examples=["https://zoom.us/j/5551112222?pwd=abc"])
     meeting_platform: str | None = Field(examples=["zoom"])

@@ -1,6 +1,8 @@
-"""The provider's side of connecting by browser (contract/providers.md A.1, B.1): authlib builds, wire.py sends.
+"""The provider's side of connecting by browser: requests built by authlib, sent by app/providers.
 
-Everything here is either pure or one call to the provider; the database is service.py's.
+See docs/reference/google.md, "OAuth consent", and docs/reference/microsoft.md, "Token endpoint".
+
+A function here is either pure or one request to the provider; service.py uses the database.
 """
 
 import re
@@ -34,7 +36,7 @@ _EMAIL = re.compile(r"[^\s@]+@[^\s@]+")
 _GOOGLE_SCOPES = frozenset(
     {"https://www.googleapis.com/auth/calendar", "https://www.googleapis.com/auth/calendar.readonly"}
 )
-# The last part, in lower case (B.1).
+# The last part, in lower case (docs/reference/microsoft.md, "Scopes").
 _MICROSOFT_SCOPES = frozenset(
     {"calendars.read", "calendars.readwrite", "calendars.read.shared", "calendars.readwrite.shared"}
 )
@@ -56,7 +58,7 @@ class FlowFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """What the provider gave for a code. `refresh_token` None: it gave none this time."""
+    """The tokens for a code. `refresh_token` None: the provider gave none this time."""
 
     access_token: str = field(repr=False)
     refresh_token: str | None = field(repr=False)
@@ -129,7 +131,7 @@ def provider_name(platform: OAuthPlatform) -> str:
 
 
 def callback_url(settings: Settings, platform: OAuthPlatform) -> str:
-    """What must be registered at the provider (contract 7)."""
+    """The redirect address that must be registered at the provider (docs/reference/http-api.md)."""
     return f"{settings.app_url}/oauth/{platform}/callback"
 
 
@@ -150,9 +152,9 @@ def authorization_url(
     login_hint: str | None,
     ask_consent: bool,
 ) -> str:
-    """Where the browser is sent. `ask_consent`: Google then gives a refresh token, whatever was granted before.
+    """The address to which the browser is sent. `ask_consent`: Google then always gives a refresh token.
 
-    It is not always asked for: each time makes a new refresh token, and beyond 100 of them Google kills the oldest.
+    It is not always asked for: each time makes a new refresh token, and beyond 100 of them Google revokes the oldest.
     Microsoft gives one every time.
     """
     address = (
@@ -166,7 +168,7 @@ def authorization_url(
     if ask_consent and client.platform == "google":
         extra["prompt"] = "consent"
     elif client.platform == "microsoft" and login_hint is None:
-        # Otherwise a browser that is signed in to one account takes that one without a word.
+        # Otherwise a browser that is signed in to one account takes that one without asking.
         extra["prompt"] = "select_account"
     url, _ = _Exchange(client).create_authorization_url(
         address, state=state, code_verifier=code_verifier, **extra
@@ -195,7 +197,7 @@ async def redeem_code(
     access_token = _token(fields.get("access_token"))
     if access_token is None:
         raise _try_again(f"{name} gave no access token.")
-    # RFC 6749 5.1: no scope in the answer means that all was granted that was asked for.
+    # RFC 6749 5.1: no scope in the response means that all was granted that was asked for.
     if isinstance(scope, str) and scope.strip() and not _has_calendar(client.platform, scope):
         raise FlowFailed(
             "access_denied",
@@ -207,7 +209,7 @@ async def redeem_code(
 async def load_account(
     settings: Settings, http: httpx.AsyncClient, platform: OAuthPlatform, access_token: str
 ) -> Account:
-    """Whose calendar it is, as far as the account shows it. Raises FlowFailed for an outage."""
+    """The account that has agreed, as far as it shows itself. Raises FlowFailed for an outage."""
     if platform == "google":
         url = settings.google_userinfo_url
     else:
@@ -228,7 +230,7 @@ async def load_account(
         return Account(None, None)
     if response.status != 200:
         raise _try_again(
-            f"{provider_name(platform)} answered with HTTP status {response.status} when asked for the e-mail address."
+            f"{provider_name(platform)} returned HTTP status {response.status} when asked for the e-mail address."
         )
     fields = response.json_object() or {}
     account_id = fields.get("id")
@@ -243,14 +245,17 @@ async def load_account(
 def _email(fields: Mapping[str, Any]) -> str | None:
     for key in ("email", "mail", "userPrincipalName"):
         value = limits.cut(fields.get(key), limits.EMAIL)
-        # A guest's userPrincipalName is no address: x_y.com#EXT#@tenant (B.2).
+        # A guest's userPrincipalName is no address: x_y.com#EXT#@tenant (docs/reference/microsoft.md, "Account").
         if value is not None and _EMAIL.fullmatch(value) and "#EXT#" not in value:
             return value
     return None
 
 
 def refused_by_person(platform: OAuthPlatform, error: str) -> FlowFailed:
-    """What the provider's `error` at the callback means. Its description is left out: anybody can write one."""
+    """The failure for the provider's `error` at the callback.
+
+    Its description is left out: any caller can write one.
+    """
     name = provider_name(platform)
     word = error if _WORD.fullmatch(error) else "server_error"
     if word == "access_denied":
@@ -267,7 +272,10 @@ def with_query(redirect_uri: str, parameters: Mapping[str, str]) -> str:
 
 
 def _has_calendar(platform: OAuthPlatform, scope: str) -> bool:
-    """Order means nothing, and Microsoft's case neither; a wider permission will do."""
+    """Whether a scope reads the calendar, or more.
+
+    Order means nothing, and at Microsoft neither does case.
+    """
     names = scope.split()
     if platform == "google":
         return not _GOOGLE_SCOPES.isdisjoint(names)
@@ -284,7 +292,7 @@ def _token(value: Any) -> str | None:
 def _refusal(name: str, status: int, fields: Mapping[str, Any]) -> FlowFailed:
     word = fields.get("error")
     if status == 429 or status >= 500 or not isinstance(word, str) or not _WORD.fullmatch(word):
-        return _try_again(f"{name}'s token endpoint answered with HTTP status {status}.")
+        return _try_again(f"{name}'s token endpoint returned HTTP status {status}.")
     if word in _DEAD_CODE:
         return FlowFailed("invalid_grant", f"{name} did not accept the authorization code. Connect again.")
     if word in _REFUSED:
@@ -297,10 +305,10 @@ def _refusal(name: str, status: int, fields: Mapping[str, Any]) -> FlowFailed:
         if isinstance(numbers, list)
         else []
     )
-    told = ", ".join([word, *known])
+    named = ", ".join([word, *known])
     return FlowFailed(
         "invalid_client",
-        f"{name} refuses the OAuth app ({told}): check its client id, secret and registered redirect address.",
+        f"{name} refuses the OAuth app ({named}): check its client id, secret and registered redirect address.",
     )
 
 

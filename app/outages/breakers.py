@@ -1,4 +1,4 @@
-"""Breakers: an outage of a platform holds its calendars back, and one probe at a time finds out when it is over.
+"""Breakers: in an outage, calendars are held, and one probe at a time finds out when it is over.
 
 A scope is what fails as one: a platform, the host of a feed, or a project's OAuth client, which guards refreshes of
 tokens (app/credentials/store.py). The rules: docs/adr/0003-believing-providers.md.
@@ -47,7 +47,10 @@ _FORGET_AFTER = timedelta(days=1)
 
 
 def client_scope(project_id: str, client_id: str) -> str:
-    """The scope of an OAuth client. By project: any project can name another's client, with a wrong secret."""
+    """The scope of an OAuth client in a project.
+
+    Any project can name another's client, with a wrong secret.
+    """
     return f"client:{project_id}:{client_id}"
 
 
@@ -405,7 +408,7 @@ class Breakers:
 
 
 async def _appoint(session: Session, breaker: _Open) -> None:
-    """Make one of the calendars that wait for this breaker due: the worker that claims it becomes the probe.
+    """Make one of the calendars that wait for this breaker due. Its sync becomes the probe.
 
     Closes a breaker that no calendar waits for.
     """

@@ -1,4 +1,4 @@
-"""What the sync engine asks of a calendar provider, and what a provider may answer.
+"""The interface between the sync engine and calendar providers: changes, errors, tokens.
 
 A provider turns its own wire format into `RemoteEvent`s and its own failures into the errors below.
 It knows neither the database nor the other providers.
@@ -7,15 +7,15 @@ Errors:
 
     ProviderError
     ├── CursorExpired           the cursor is no longer accepted: the engine starts a full round
-    ├── ConnectionLost          only the person can mend it. With `is_final` the calendar is disconnected at once:
+    ├── ConnectionLost          only the account's owner can fix it. With `is_final` the calendar is disconnected at once:
     │   │                       the token endpoint's own word, or a claims challenge. Without, it is what the
     │   │                       calendar's own address said, which is believed once it has said so for hours
-    │   ├── CredentialsRevoked  the grant is dead (providers.md F.2), or a fresh token is not accepted
+    │   ├── CredentialsRevoked  the grant is dead, or a fresh token is not accepted
     │   ├── AccessDenied        the grant lacks the calendar scope, or the account has no calendar
-    │   └── CalendarRemoved        the calendar itself answers 404
-    ├── ClientMisconfigured     the operator's OAuth client is wrong: nobody is disconnected
+    │   └── CalendarRemoved     the calendar itself returns 404
+    ├── ClientMisconfigured     the operator's OAuth client is wrong: no calendar is disconnected
     └── Transient               try again later
-        ├── NotAsked            held here, before any request: says nothing about the calendar
+        ├── NotAsked            held back here, before any request: says nothing about the calendar
         ├── RateLimited         `retry_after` seconds, where the provider said so
         └── Unavailable         outage, timeout, HTML instead of JSON, a feed that is broken right now
 """
@@ -28,7 +28,7 @@ from app.events.data import KnownEvent, RemoteEvent, Window
 
 
 class ProviderError(Exception):
-    """Base of everything that a provider raises. `code` is a stable word for logs and metrics.
+    """Base of all errors that a provider raises. `code` is a stable word for logs and metrics.
 
     Messages are shown to people and logged: never put a token, a secret or a feed's address in one.
     """
@@ -126,11 +126,11 @@ class ChangePage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reread:
-    """What became of events that a snapshot left out. What is in none of the three could not be read.
+    """The state of events that a snapshot left out. An event in none of the three could not be read.
 
     `found`    they exist, as these
     `removed`  by platform_uuid, as in `ChangePage`
-    `unread`   platform_uuids that were not asked for, or without an answer for now: ask again in the next round
+    `unread`   platform_uuids that were not asked for, or have no result for now: ask again in the next round
     """
 
     found: list[RemoteEvent] = field(default_factory=list)
@@ -150,7 +150,7 @@ class RemoteCalendar:
 
 @dataclass(frozen=True, slots=True)
 class FreshToken:
-    """What a token endpoint granted. `expires_in` is in seconds from now.
+    """A grant of a token endpoint. `expires_in` is in seconds from now.
 
     `refresh_token` None means that the old one stays in use; `scope` is space separated, None where unsaid.
     """
@@ -162,7 +162,7 @@ class FreshToken:
 
 
 class TokenSource(Protocol):
-    """Gives an access token for one calendar; the only way for a provider to get at one."""
+    """Access tokens of one calendar; the only source of them for a provider."""
 
     async def get(self, *, rejected: str | None = None) -> str:
         """The cached token, or a fresh one when it is about to expire or equals `rejected`.
@@ -178,13 +178,13 @@ class CalendarProvider(Protocol):
     def changes(self, *, cursor: str | None, window: Window) -> AsyncIterator[ChangePage]:
         """All changes since `cursor`, or with None everything that overlaps `window`.
 
-        With a cursor, changes outside the window may be in the answer: the engine filters.
+        With a cursor, changes outside the window may be included: the engine filters.
         Raises any ProviderError while it is being iterated.
         """
         ...
 
     async def reread(self, events: Sequence[KnownEvent]) -> Reread:
-        """What became of events that the snapshot just read with `changes` left out, wherever they are now.
+        """Read events that the snapshot just read with `changes` left out, wherever they are now.
 
         Bounded: of very many, some are `unread`; the first ones are asked for first.
         Raises CredentialsRevoked, ClientMisconfigured.

@@ -1,4 +1,4 @@
-"""Requests to providers: failures become Unavailable, JSON objects are checked, tokens are refreshed once."""
+"""Requests to providers: errors, JSON objects, and a second attempt with a fresh token."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -39,9 +39,9 @@ async def request(
         )
     except FetchFailed as err:
         if err.code == "timeout":
-            problem, code = "did not answer in time", "timeout"
+            problem, code = "did not respond in time", "timeout"
         elif err.code == "too_large":
-            problem, code = f"sent an answer of more than {max_bytes} bytes", "answer_too_large"
+            problem, code = f"sent a response of more than {max_bytes} bytes", "answer_too_large"
         else:
             problem, code = f"could not be reached ({err.cause})", "connection_failed"
     raise Unavailable(f"{provider} {problem}.", code=code)
@@ -51,7 +51,7 @@ def require_object(response: Response, provider: str) -> dict[str, Any]:
     """The JSON object of a successful response. Raises Unavailable (`broken_answer`) for anything else."""
     document = response.json_object()
     if document is None:
-        raise Unavailable(f"{provider}'s answer is not a JSON object.", code="broken_answer")
+        raise Unavailable(f"{provider}'s response is not a JSON object.", code="broken_answer")
     return document
 
 

@@ -1,11 +1,13 @@
-"""What the push channels of the providers have in common (contract/providers.md A.9, B.7).
+"""Types and errors that the push channels of both providers share.
+
+See docs/reference/google.md, "Push channels", and docs/reference/microsoft.md, "Subscriptions".
 
 Besides the errors of app/providers/base.py:
 
     ProviderError
     ├── PushRefused      this calendar has no push: it is polled
     ├── ChannelExists    the provider holds an equal channel already
-    └── ChannelUnknown      the provider does not know the channel (any more)
+    └── ChannelUnknown   the provider does not know the channel (any more)
 """
 
 from dataclasses import dataclass
@@ -30,7 +32,7 @@ class ChannelUnknown(ProviderError):
 
 @dataclass(frozen=True, slots=True)
 class OpenedChannel:
-    """What the provider answered: its own ids where it gives any, and until when it will notify."""
+    """An open channel: the provider's own ids where it gives any, and until when it will notify."""
 
     expires_at: datetime
     provider_id: str | None = None

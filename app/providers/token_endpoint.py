@@ -1,4 +1,4 @@
-"""What the token endpoints of both providers have in common: the refresh (RFC 6749 6) and its good answer (5.1)."""
+"""The refresh of an access token at either provider (RFC 6749, sections 6 and 5.1)."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +11,7 @@ _MAX_BODY_BYTES = 64 * 1024
 _DEADLINE_SECONDS = 20.0
 _USUAL_LIFETIME_SECONDS = 3600
 
-# (status, the answer's JSON object or empty, headers) of an answer that is not 200, to what it means.
+# (status, JSON object or empty, headers) of a response that is not 200, to its error.
 Classify = Callable[[int, Mapping[str, Any], Mapping[str, str]], ProviderError]
 
 
@@ -26,9 +26,11 @@ async def refresh(
     classify: Classify,
     reads_calendars: Callable[[str], bool],
 ) -> FreshToken:
-    """A new access token. `reads_calendars`: whether a granted scope allows that; one must, where scopes are told.
+    """Refresh an access token.
 
-    Raises what `classify` makes of an error, AccessDenied (`scope_missing`), Unavailable. No message holds anything
+    `reads_calendars`: whether a granted scope allows that; one must, where the response lists scopes.
+
+    Raises the error of `classify`, AccessDenied (`scope_missing`), Unavailable. No message holds anything
     that was sent or received.
     """
     response = await request(

@@ -1,4 +1,4 @@
-"""Endpoints for notifications of providers. They need no API key: the channel's secret authenticates them."""
+"""Endpoints for notifications of providers, which the channel's secret authenticates."""
 
 from datetime import timedelta
 from typing import Annotated, Any

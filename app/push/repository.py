@@ -286,7 +286,7 @@ _DROP = text("DELETE FROM push_channels WHERE id = ANY(:ids)").bindparams(
 
 
 async def drop_channels(session: Session, channel_ids: Collection[str]) -> None:
-    """Delete the rows of channels that ended at the provider, or that cannot be closed for lack of a token."""
+    """Delete the rows of channels that ended at the provider, or that cannot be closed."""
     await session.execute(_DROP, {"ids": list(channel_ids)})
 
 
@@ -437,13 +437,13 @@ _NOTE_VERIFIED = text(
 
 
 async def note_verified(session: Session, channel_ids: Collection[str]) -> None:
-    """The provider has reached us through these channels: their calendars need less polling from now on."""
+    """Note that a notification has arrived through these channels: their calendars are polled less often."""
     await session.execute(_NOTE_VERIFIED, {"ids": list(channel_ids)})
 
 
 @dataclass(frozen=True, slots=True)
 class CalendarChannel:
-    """The newest channel of a calendar: `state` is `opening` or `open`. `is_verified`: a notification has arrived."""
+    """The newest channel of a calendar, `opening` or `open`. `is_verified`: a notification has arrived."""
 
     state: str
     is_verified: bool

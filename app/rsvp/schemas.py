@@ -1,42 +1,8 @@
-"""Values of the RSVP page, and answers to mailed replies."""
+"""Responses to mailed replies."""
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from pydantic import BaseModel, Field
-
-from app.hosted.components import Attendee, EventComponent
-from app.hosted.repository import LocalCalendar
-
-Action = Literal["accepted", "tentative", "declined"]
-ACTIONS: tuple[Action, ...] = get_args(Action)
-
-Kind = Literal["ask", "done", "bad_link", "expired", "cancelled", "over", "not_invited", "too_many", "busy"]
-STATUS_CODES: dict[Kind, int] = {
-    "ask": 200,
-    "done": 200,
-    "bad_link": 400,
-    "expired": 410,
-    "cancelled": 410,
-    "over": 410,
-    "not_invited": 403,
-    "too_many": 429,
-    "busy": 503,
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
-    """What to show. Without `component`, nothing of the event is shown. `has_changed`: since the page was shown before."""
-
-    kind: Kind
-    calendar: LocalCalendar | None = None
-    component: EventComponent | None = None
-    attendee: Attendee | None = None
-    action: Action | None = None
-    token: str | None = None
-    has_changed: bool = False
-
 
 IgnoredCode = Literal[
     "no_reply", "too_large", "wrong_format", "spam", "no_spam_verdict", "forged", "unverified", "unsigned",
@@ -55,10 +21,10 @@ _REASONS: dict[IgnoredCode, str] = {
     "unknown_event": "The event is not known.",
     "other_mailbox": "The event's organizer is another mailbox.",
     "other_organizer": "The reply is to another organizer.",
-    "no_answer": "The reply does not say an answer.",
+    "no_answer": "The reply has no participation status.",
     "seen_before": "This mail was taken in before.",
     "no_instance": "The event has no such instance.",
-    "unchanged": "The answer was the same before.",
+    "unchanged": "The reply is the same as before.",
     "stale": "A newer answer was applied before.",
     "cancelled": "The event was cancelled.",
     "not_invited": "The sender is not invited to this event.",
@@ -67,10 +33,10 @@ _REASONS: dict[IgnoredCode, str] = {
 
 
 class InboundAnswer(BaseModel):
-    """What became of a mailed reply.
+    """Result of a mailed reply.
 
-    Messages reads the answer to its webhook and obeys keys such as `action`, `is_spam` or `mark_read`: none of them
-    may ever be here.
+    Messages obeys keys such as `action`, `is_spam` or `mark_read` in the response to its webhook: none of them may be
+    added here.
     """
 
     status: Literal["applied", "ignored"]
@@ -79,4 +45,5 @@ class InboundAnswer(BaseModel):
 
 
 def ignored(code: IgnoredCode) -> InboundAnswer:
+    """Return the response to a mail that changes nothing."""
     return InboundAnswer(status="ignored", reason=_REASONS[code], code=code)

@@ -1,6 +1,8 @@
-"""Whether a mail was sent by whom its From names: DKIM (RFC 6376), aligned as DMARC wants it (RFC 7489 3.1.1).
+"""Check that a mail comes from the sender in its From.
 
-Mails and the keys that senders publish are hostile input. dkimpy takes quadratic time for some, so they are bounded here.
+The check is DKIM (RFC 6376), aligned as for DMARC (RFC 7489 section 3.1.1).
+
+Mails and published keys are hostile input. dkimpy takes quadratic time for some, so their sizes are limited here.
 """
 
 import asyncio
@@ -15,6 +17,8 @@ from dns.asyncresolver import Resolver
 from dns.exception import DNSException, Timeout
 from dns.resolver import NXDOMAIN, LRUCache, NoAnswer, NoNameservers
 
+from app.rsvp.errors import LookupFailed
+
 log = structlog.get_logger()
 
 _LONGEST_HEAD = 100_000
@@ -27,34 +31,30 @@ _SAFE_ALGORITHMS = frozenset({b"rsa-sha256", b"ed25519-sha256"})  # RFC 8301 3.1
 _HOST = re.compile(rb"[a-z0-9_-]+(\.[a-z0-9_-]+)+", re.IGNORECASE)
 
 
-class LookupFailed(Exception):
-    """The DNS did not answer: whether the mail is signed cannot be told now."""
-
-
 class SenderKeys:
-    """Public keys of mail domains, by DNS."""
+    """Public keys of mail domains, read from the DNS."""
 
     def __init__(self) -> None:
         self._resolver: Resolver | None = None
 
     async def find(self, name: str) -> bytes | None:
-        """The TXT record; None where there is none. Raises LookupFailed."""
+        """Return the TXT record; None if there is none. Raises LookupFailed."""
         try:
             if self._resolver is None:
                 self._resolver = Resolver()
                 self._resolver.cache = LRUCache(1_000)
-            answer = await self._resolver.resolve(name, "TXT", lifetime=_LOOKUP_SECONDS)
+            records = await self._resolver.resolve(name, "TXT", lifetime=_LOOKUP_SECONDS)
         except (NXDOMAIN, NoAnswer):
             return None
         except (Timeout, NoNameservers, OSError) as err:
             raise LookupFailed(type(err).__name__) from None
-        except DNSException:  # such as a name that is none
+        except DNSException:  # such as a name that is not valid
             return None
-        return b"".join(answer[0].strings)
+        return b"".join(records[0].strings)
 
 
 async def is_signed_by_sender(mail: bytes, address: str, keys: SenderKeys) -> bool:
-    """Whether a domain that speaks for `address` has signed the mail, all of its body and its From.
+    """Return whether a domain that speaks for `address` has signed the From and the whole body.
 
     `address` is the only one in From. Raises LookupFailed.
     """
@@ -67,23 +67,23 @@ async def is_signed_by_sender(mail: bytes, address: str, keys: SenderKeys) -> bo
         key = await keys.find(name)
         if key is None or len(key) > _LONGEST_KEY:
             continue
-        # In a thread: hashing many megabytes takes its time.
+        # In a thread: hashing many megabytes would hold up other requests.
         if await asyncio.to_thread(_verify, head, body, index, signature, key):
             return True
     return False
 
 
 def _split(mail: bytes) -> tuple[bytes, bytes]:
-    """The header fields, and the body behind the first empty line."""
+    """Return the header fields, and the body behind the first empty line."""
     found = re.search(rb"\r?\n\r?\n", mail)
     return (mail, b"") if found is None else (mail[: found.start()], mail[found.end() :])
 
 
 def _signatures(head: bytes, domain: bytes) -> list[tuple[int, dict[bytes, bytes]]]:
-    """(index among all signatures, its tags) of those that could speak for the domain."""
+    """Return (index among all signatures, tags) of those that could speak for the domain."""
     with suppress(dkim.DKIMException, ValueError, IndexError):
         fields = dkim.DKIM(head + b"\r\n\r\n").headers
-        # Who reads a CR alone as a line's end must not find another From than the one that is signed.
+        # Software that reads a lone CR as the end of a line must not find another From than the signed one.
         if b"\r" in head.replace(b"\r\n", b"") or [name.lower() for name, _ in fields].count(b"from") != 1:
             return []
         values = [value for name, value in fields if name.lower() == b"dkim-signature"]
@@ -101,7 +101,7 @@ def _tags(value: bytes) -> dict[bytes, bytes]:
         tags: dict[bytes, bytes] = parse_tag_value(value)
     except InvalidTagValueList:
         return {}
-    # "l" leaves the end of the body unsigned: anybody could put a calendar there.
+    # "l" leaves the end of the body unsigned, so a calendar could be added there.
     is_whole = {b"a", b"d", b"s", b"h"} <= tags.keys() and b"l" not in tags
     is_safe = is_whole and tags[b"a"] in _SAFE_ALGORITHMS
     has_names = is_safe and all(
@@ -111,14 +111,17 @@ def _tags(value: bytes) -> dict[bytes, bytes]:
 
 
 def _speaks_for(tags: dict[bytes, bytes], domain: bytes) -> bool:
-    """The From's domain, or one above it, whose owner has it in hand. No public suffix list is needed for that."""
+    """Return whether the signing domain is that of the From, or one above it, whose owner controls it.
+
+    This needs no public suffix list.
+    """
     signing = tags[b"d"].lower()
     return domain == signing or domain.endswith(b"." + signing)
 
 
 def _verify(head: bytes, body: bytes, index: int, tags: dict[bytes, bytes], key: bytes) -> bool:
     if tags.get(b"c", b"simple/simple").partition(b"/")[2] == b"relaxed":
-        # Only what dkimpy does too, in linear time.
+        # The same as dkimpy does, in linear time.
         body = re.sub(rb"[\t ]+", b" ", body)
 
     def find_key(_name: bytes, **_options: Any) -> bytes:
@@ -126,6 +129,6 @@ def _verify(head: bytes, body: bytes, index: int, tags: dict[bytes, bytes], key:
 
     try:
         return bool(dkim.DKIM(head + b"\r\n\r\n" + body, minkey=1024).verify(index, dnsfunc=find_key))
-    except Exception as err:  # noqa: BLE001 - the library raises anything for what nobody has ever sent before
+    except Exception as err:  # noqa: BLE001 - the library raises any exception for malformed input
         log.info("dkim_unreadable", error=type(err).__name__)
         return False

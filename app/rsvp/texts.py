@@ -1,4 +1,4 @@
-"""What the RSVP page says, in English and French."""
+"""Texts of the RSVP page, in English and French."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ TEXTS: dict[Language, dict[str, Any]] = {
         "organizer": "Organizer",
         "you": "Invited",
         "current": "Your current answer",
-        "answers": {
+        "statuses": {
             "needs_action": "Not answered yet",
             "accepted": "Yes",
             "tentative": "Maybe",
@@ -43,7 +43,7 @@ TEXTS: dict[Language, dict[str, Any]] = {
             "too_many": "Please wait a minute and try again.",
             "busy": "The service is busy or restarting, so nothing was recorded.",
         },
-        "question": "You are about to answer: {answer}. One click sends it to the organizer.",
+        "question": "You are about to answer: {status}. One click sends it to the organizer.",
         "choose": "Will you attend? One click sends your answer to the organizer.",
         "changed": "The event was moved in the meantime, so your answer was not sent. Please look at the new time.",
         "other": "Answer something else",
@@ -58,7 +58,7 @@ TEXTS: dict[Language, dict[str, Any]] = {
         "organizer": "Organisateur",
         "you": "Invité",
         "current": "Votre réponse actuelle",
-        "answers": {
+        "statuses": {
             "needs_action": "Pas encore de réponse",
             "accepted": "Oui",
             "tentative": "Peut-être",
@@ -89,7 +89,7 @@ TEXTS: dict[Language, dict[str, Any]] = {
             "too_many": "Patientez une minute, puis réessayez.",
             "busy": "Le service est occupé ou redémarre : rien n’a été enregistré.",
         },
-        "question": "Vous allez répondre : {answer}. Un clic envoie la réponse à l’organisateur.",
+        "question": "Vous allez répondre : {status}. Un clic envoie la réponse à l’organisateur.",
         "choose": "Participerez-vous ? Un clic envoie votre réponse à l’organisateur.",
         "changed": "L’événement a été déplacé entre-temps : votre réponse n’a pas été envoyée. Vérifiez la nouvelle date.",
         "other": "Répondre autre chose",

@@ -35,7 +35,10 @@ class Absent:
 
 
 def sort_absent(missing: Mapping[str, KnownEvent], reread: Reread, window: Window) -> Absent:
-    """Sort the live rows that a full round did not list, by what the provider says of each. `missing` is by row id."""
+    """Sort the live rows that a full round did not list, by what the provider says of each.
+
+    `missing` is by row id.
+    """
     absent = Absent(count=len(missing))
     absent.moved = [event for event in reread.found if not is_in_window(event, window)]
     moved = {event.platform_uuid for event in absent.moved}
@@ -53,9 +56,9 @@ def sort_absent(missing: Mapping[str, KnownEvent], reread: Reread, window: Windo
 
 @dataclass(frozen=True, slots=True)
 class EventsAhead:
-    """Counts of the calendar's live events that have not started, and were known before the response was in doubt.
+    """Counts of the calendar's live events that have not started.
 
-    `missing`: those of them that the response leaves out. `held`: those of `missing` that are held back already.
+    Only events count that were known before a response was in doubt. `missing`: those of them that the response leaves out. `held`: those of `missing` that are held back already.
     """
 
     total: int

@@ -1,4 +1,4 @@
-"""What follows a sync in other features: webhooks, push channels and bots, as rows in the sync's transaction."""
+"""Effects of a sync on other features, as rows in its transaction: webhooks, push channels, bots."""
 
 from app.bots.service import drop_bots_of_calendar
 from app.core.db import Session
@@ -22,7 +22,10 @@ async def follow_success(
 async def follow_failure(
     session: Session, claim: Claim, settled: Settled, unannounced: Unannounced, *, is_disconnected: bool
 ) -> None:
-    """Announce the changes that were written before the failure; let a disconnected calendar's channels and bots go."""
+    """Announce the changes that were written before a failure.
+
+    Of a calendar that is disconnected by it, the push channels are closed and the scheduled bots deleted.
+    """
     written = WrittenChanges(unannounced, [])
     await announce_changes(session, claim.project_id, _facts(claim, settled), settled, written)
     if is_disconnected:

@@ -76,7 +76,7 @@ class SyncEngine:
             )
 
     async def handle(self, claim: Claim) -> None:
-        """Sync a claimed calendar. Faults of the provider, the calendar or an event are stored, and never raised."""
+        """Sync a claimed calendar. Faults of the provider, the calendar or an event are not raised."""
         structlog.contextvars.bind_contextvars(
             calendar_id=claim.calendar_id, project_id=claim.project_id, platform=claim.platform
         )
@@ -147,7 +147,7 @@ class SyncEngine:
         return True
 
     async def _admit(self, attempt: Attempt, scope: str, breaker: breakers.State) -> bool:
-        """Check that the breaker is closed or this sync is its probe; returns False after holding the calendar."""
+        """Check that the breaker is closed or this sync is its probe. If not, hold the calendar."""
         claim = attempt.claim
         attempt.scope = scope
         if breaker == "closed":

@@ -1,4 +1,4 @@
-"""What a failed sync means: when it is tried again, and whether the calendar is disconnected.
+"""Failures of syncs: when the next attempt is, and whether the calendar is disconnected.
 
 See docs/adr/0003-believing-providers.md.
 """
@@ -174,7 +174,10 @@ class FailureRecorder:
 
 
 def is_hiccup(err: Unavailable, attempt: Attempt, state: SyncState) -> bool:
-    """Whether the same may work a second later. A calendar that fails already, or probes, has its own pace."""
+    """Whether the same may work a second later.
+
+    A calendar that fails already, or that is the probe, has its own pace.
+    """
     return (
         not attempt.is_probe
         and state.failure_count == 0
@@ -209,7 +212,10 @@ def _waits_for(scope: str | None, err: ProviderError) -> str | None:
 def _count_code(
     err: ProviderError, attempt: Attempt, state: SyncState, *, confirms: bool
 ) -> tuple[datetime | None, int]:
-    """Since when, and how often in a row, syncs have failed with this code, this one included if it `confirms` that."""
+    """Count the failures with this code: since when, and how often in a row.
+
+    This one counts if it `confirms` the others.
+    """
     is_same = state.failure_code == err.code
     since = state.failure_code_since if is_same else None
     count = state.failure_code_count if is_same else 0

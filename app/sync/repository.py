@@ -181,7 +181,7 @@ async def claim_due(
     kinds: Collection[Kind] = ("account", "feed"),
     pick: Pick = pick_oldest,
 ) -> list[Claim]:
-    """Take the lease on up to `limit` due calendars that have none; `pick` chooses them (app/sync/turns.py)."""
+    """Lease up to `limit` due calendars that have no lease; `pick` chooses them (app/sync/turns.py)."""
     due = await _find_due(session, limit, kinds)
     if not due:
         return []
@@ -284,7 +284,10 @@ _LOCK = text(
 
 
 async def lock_calendar(session: Session, claim: Claim) -> Unannounced:
-    """Lock the calendar's row, before every write of a sync. Raises LeaseLost if the lease is not this worker's."""
+    """Lock the calendar's row, before every write of a sync.
+
+    Returns the changes that are not announced yet. Raises LeaseLost if the lease is not this worker's any more.
+    """
     row = (
         await session.execute(_LOCK, {"calendar_id": claim.calendar_id, "lease_token": claim.lease_token})
     ).one_or_none()
@@ -420,8 +423,9 @@ async def settle_failure(
     failure_data: str | None,
     ends_trial: bool = False,
 ) -> Settled:
-    """Store the failure and give the lease back; the cursor stays. With `failure_data`, disconnect the calendar.
+    """Store the failure and give the lease back; the cursor stays.
 
+    `failure_data`: JSON text of `connection_failure_data`; with it, the calendar is disconnected.
     `ends_trial`: a disconnected calendar stays so, and is not tried again unless that was requested meanwhile.
     `code_since`, `code_count`: since when, and how often in a row, syncs have failed with this code.
     `outage_scope`: set where an outage may be the cause.

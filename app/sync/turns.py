@@ -1,4 +1,6 @@
-"""Which of the due calendars are synced next, so that no project, mailbox or feed host holds up the others (pure).
+"""The choice of the due calendars that are synced next (pure).
+
+No project, mailbox or host of feeds holds up the others.
 
 Projects take turns (app/core/turns.py). A project may hold up to three times the slots that stay free: alone it has
 most of a worker's slots, and one slot is kept for a project that has nothing under way. Within a project, the calendar
@@ -71,7 +73,7 @@ class Turns:
         self._under_way.pop(calendar_id, None)
 
     def pick(self, due: Iterable[Due], mailboxes: Counter[str], limit: int) -> list[Due]:
-        """Pick up to `limit` calendars that may begin now; the caller calls `begin` for them. See `pick_oldest`."""
+        """Pick up to `limit` calendars that may begin now, like `pick_oldest`; the caller calls `begin`."""
         projects = Counter(self._under_way.values())
         hosts = Counter(map(self._host_of, self._under_way))
         most_of_host = max(1, int(self._slots * _HOST_SHARE))

@@ -1,4 +1,4 @@
-"""Routes of webhooks and their deliveries (contract 6)."""
+"""Routes of webhooks and their deliveries (docs/reference/http-api.md, "Webhooks")."""
 
 from typing import Annotated
 

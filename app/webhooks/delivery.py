@@ -66,7 +66,7 @@ class Attempt:
     retry_after: float | None
 
     def record(self) -> dict[str, Any]:
-        """As the API shows it (contract 6)."""
+        """As the API shows it (docs/reference/http-api.md, "Delivery states")."""
         return {
             "at": isoformat(self.at),
             "status_code": self.status_code,

@@ -1,8 +1,8 @@
-"""Pure: the catalogue of triggers and the bodies of deliveries (contract 6).
+"""Pure: the catalogue of triggers and the bodies of deliveries (docs/reference/http-api.md, "Payloads").
 
 A body is canonical JSON: keys sorted, `,` and `:`, UTF-8 not escaped, and nothing but strings, integers,
 booleans and null in it, so that a verifier that parses and re-serialises arrives at the same bytes in any
-language (providers.md D.2).
+language (docs/reference/attendee.md, "Webhook signatures").
 """
 
 import math
@@ -211,7 +211,7 @@ class CalendarState(Protocol):
 
 
 def state_data(calendar: CalendarState) -> dict[str, Any]:
-    """What webhooks about a calendar tell in `data` (contract 6), times as text."""
+    """What webhooks about a calendar tell in `data`, times as text."""
     succeeded_at, attempted_at = calendar.last_successful_sync_at, calendar.last_attempted_sync_at
     return {
         "state": calendar.state,

@@ -1,4 +1,7 @@
-"""Requests and answers about webhooks (contract 6), and which URLs may be called."""
+"""Requests and answers about webhooks, and which URLs may be called.
+
+See docs/reference/http-api.md, "Webhooks".
+"""
 
 from typing import Annotated, Literal
 

@@ -1,4 +1,7 @@
-"""Pure: the headers that prove where a delivery comes from, in both schemes (providers.md D, contract 6)."""
+"""Pure: the headers that prove where a delivery comes from, in both schemes.
+
+See docs/reference/http-api.md, "Signatures".
+"""
 
 import base64
 import hashlib

@@ -1,4 +1,6 @@
-"""A fake Google: OAuth, userinfo, Calendar v3 and push channels, as strict as contract/providers.md A.11 asks.
+"""A fake Google: OAuth, userinfo, Calendar v3 and push channels.
+
+As strict as docs/reference/google.md describes.
 
     fake = FakeGoogle()
     async with serve(fake) as url:
@@ -271,7 +273,10 @@ class FakeGoogle(Faulty):
         self.update_event(event_id, calendar_id=calendar_id, start=start, end=end)
 
     def move_to_calendar(self, event_id: str, *, to: str, calendar_id: str = "primary") -> None:
-        """A tombstone stays behind; the other calendar gets an entry with the same iCalUID (A.8)."""
+        """A tombstone stays behind; the other calendar gets an entry with the same iCalUID.
+
+        See "Cancelled entries".
+        """
         data = self.calendar(calendar_id).items[event_id].data()
         self.delete_event(event_id, calendar_id=calendar_id)
         kept = {name: data.pop(name) for name in ("start", "end")}
@@ -611,7 +616,7 @@ class FakeGoogle(Faulty):
             raise ApiError(404, "notFound", "Not Found") from None
 
     def _check_list_parameters(self, calendar: Calendar, query: Mapping[str, str]) -> None:
-        """The matrix of A.4 and A.5."""
+        """The parameters that a list may have ("Event lists", "Sync tokens")."""
         _refuse_unknown(query, _COMMON_PARAMETERS | _LIST_PARAMETERS)
         if _integer(query, "maxResults", 250) < 1:
             raise _bad("Invalid value for maxResults.", reason="invalidParameter", location="maxResults")
@@ -895,7 +900,7 @@ def _integer(query: Mapping[str, str], name: str, default: int) -> int:
 
 
 def _bound(query: Mapping[str, str], name: str) -> float | None:
-    """A time bound in seconds; milliseconds are ignored (A.4)."""
+    """A time bound in seconds; milliseconds are ignored ("Event lists")."""
     value = query.get(name)
     if value is None:
         return None

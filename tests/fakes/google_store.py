@@ -1,4 +1,7 @@
-"""The calendars of the fake Google: events, series and their instances, and what changed when (providers.md A.11)."""
+"""The calendars of the fake Google: events, series and their instances, and what changed when.
+
+See docs/reference/google.md.
+"""
 
 import dataclasses
 import secrets
@@ -66,7 +69,7 @@ class Series:
 
 
 def instance_id(series_id: str, original_start: datetime | date) -> str:
-    """A.6: `{master}_{UTC of the original start}`, all-day `{master}_{date}`."""
+    """An id by "Instance ids": `{master}_{UTC of the original start}`, all-day `{master}_{date}`."""
     if isinstance(original_start, datetime):
         return f"{series_id}_{original_start.astimezone(UTC):%Y%m%dT%H%M%SZ}"
     return f"{series_id}_{original_start:%Y%m%d}"
@@ -97,7 +100,7 @@ def hull(one: Span, other: Span) -> Span:
 
 
 def overlaps(span: Span, window: Span) -> bool:
-    """timeMin is an exclusive bound of the end, timeMax one of the start (A.4)."""
+    """timeMin is an exclusive bound of the end, timeMax one of the start ("Event lists")."""
     return span[1] > window[0] and span[0] < window[1]
 
 
@@ -208,7 +211,10 @@ class Calendar:
         self._change(lambda: self._expand(series))
 
     def split_series(self, series_id: str, at: datetime, fields: Mapping[str, Any]) -> str:
-        """An edit of "this and following": the old series ends before `at`, a new one starts there (A.6)."""
+        """An edit of "this and following": the old series ends before `at`, a new one starts there.
+
+        See "Instance ids".
+        """
         old = self.series[series_id]
         last = at.astimezone(UTC) - timedelta(seconds=1)
         rule = ";".join(part for part in old.rrule.split(";") if not part.startswith(("UNTIL=", "COUNT=")))
@@ -231,7 +237,10 @@ class Calendar:
         )
 
     def delete_series(self, series_id: str) -> None:
-        """Only the instances of the coming half year leave tombstones, the others vanish (A.7)."""
+        """Only the instances of the coming half year leave tombstones, the others vanish.
+
+        See "Cancelled entries".
+        """
         del self.series[series_id]
         now = self.now().timestamp()
         reach = now + SERIES_TOMBSTONES_REACH.total_seconds()
@@ -269,7 +278,7 @@ class Calendar:
     # --- reading -----------------------------------------------------------------------------------------
 
     def listing(self, *, is_expanded: bool, window: Span, shows_cancelled: bool) -> list[Item]:
-        """A full list. Unexpanded, the cancelled instances of live series always show (A.4)."""
+        """A full list. Unexpanded, the cancelled instances of live series always show ("Event lists")."""
         found = [
             item
             for item in self._entries(is_expanded=is_expanded)
@@ -395,7 +404,7 @@ def _merged(resource: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 
 
 def tombstone(item: Item, style: TombstoneStyle) -> bytes:
-    """A cancelled item in one of the shapes of A.7."""
+    """A cancelled item in one of the shapes of "Cancelled entries"."""
     if style == "bare":
         return orjson.dumps({"id": item.id, "status": "cancelled"})
     if style == "full":

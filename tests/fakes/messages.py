@@ -1,4 +1,4 @@
-"""A fake Messages: the server-to-server API of contract/messages.md, all of its rules, over real HTTP.
+"""A fake Messages over real HTTP: the server-to-server API, with all rules of docs/reference/messages.md.
 
 Like the real one it does not deduplicate, answers HTML errors for what its web server refuses, compares look-ups
 with case, checks no user's role for a global key, sees groups of addresses inside quoted names, drops addresses that it

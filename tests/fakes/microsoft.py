@@ -1,4 +1,6 @@
-"""A fake Microsoft: identity platform, Graph calendars and subscriptions, as strict as contract/providers.md B.10 asks.
+"""A fake Microsoft: identity platform, Graph calendars and subscriptions.
+
+As strict as docs/reference/microsoft.md describes.
 
     fake = FakeMicrosoft()
     async with serve(fake) as url:
@@ -69,7 +71,7 @@ _EVENT_FIELDS = {
     "hasAttachments", "webLink", "recurrence", "changeKey", "transactionId", "reminderMinutesBeforeStart",
     "isReminderOn", "allowNewTimeProposals", "isDraft", "hideAttendees",
 }  # fmt: skip
-_DATES = {"createdDateTime", "lastModifiedDateTime"}  # not selectable in calendarView (B.4)
+_DATES = {"createdDateTime", "lastModifiedDateTime"}  # not selectable in calendarView ("Calendar view")
 _CALENDAR_FIELDS = {
     "id", "name", "color", "hexColor", "isDefaultCalendar", "changeKey", "canEdit", "canShare",
     "canViewPrivateItems", "isRemovable", "isTallyingResponses", "owner",
@@ -251,7 +253,7 @@ class FakeMicrosoft(Faulty, IdentityPlatform, PushService):
     def move_to_calendar(
         self, event_id: str, *, to: str | None, calendar_id: str | None = None, mailbox: str | None = None
     ) -> None:
-        """Its immutable id stays the same (B.2)."""
+        """Its immutable id stays the same ("Immutable ids")."""
         data = self.calendar(calendar_id, mailbox=mailbox).items[event_id].data()
         self.delete_event(event_id, calendar_id=calendar_id, mailbox=mailbox)
         start, end = (datetime.fromisoformat(f"{data.pop(name)['dateTime']}Z") for name in ("start", "end"))
@@ -260,7 +262,7 @@ class FakeMicrosoft(Faulty, IdentityPlatform, PushService):
     def cancel_event(
         self, event_id: str, *, calendar_id: str | None = None, mailbox: str | None = None
     ) -> None:
-        """The organizer cancelled: the attendee's copy stays, marked (B.3)."""
+        """The organizer cancelled: the attendee's copy stays, marked ("Event fields")."""
         item = self.calendar(calendar_id, mailbox=mailbox).items[event_id]
         subject = f"Canceled: {item.data()['subject']}"
         self.update_event(
@@ -463,7 +465,7 @@ class FakeMicrosoft(Faulty, IdentityPlatform, PushService):
             )
 
     def _over_limit(self, name: str, limit: int, seconds: float) -> bool:
-        """Counts one more request, also one that is over the limit (B.8)."""
+        """Counts one more request, also one that is over the limit ("Throttling")."""
         now = time.monotonic()
         since, count = self._counters.get(name, [now, 0.0])
         if now - since > seconds:
@@ -711,7 +713,7 @@ class FakeMicrosoft(Faulty, IdentityPlatform, PushService):
     # --- batch -------------------------------------------------------------------------------------------
 
     async def _batch(self, request: Request) -> Response:
-        """Answers come in any order (B.8)."""
+        """Answers come in any order ("Throttling")."""
         self.check_token(request, _CALENDAR_SCOPES | {"user.read"})
         asked = (await request.json()).get("requests")
         if not isinstance(asked, list) or not 1 <= len(asked) <= 20:
@@ -797,7 +799,7 @@ def _calendar_entry(calendar: Calendar) -> dict[str, Any]:
 
 
 def _stale(unit: list[Entry]) -> list[Entry]:
-    """The same entries as an earlier state of the server had them; the later ones count (B.5)."""
+    """The same entries as an earlier state of the server had them; the later ones count ("Delta")."""
     return [
         dataclasses.replace(
             entry,

@@ -1,4 +1,7 @@
-"""The identity platform of the fake Microsoft: authorize and token endpoints, clients, grants (providers.md B.1)."""
+"""The identity platform of the fake Microsoft: authorize and token endpoints, clients, grants.
+
+See docs/reference/microsoft.md, "Token endpoint".
+"""
 
 import base64
 import dataclasses

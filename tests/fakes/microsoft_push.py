@@ -1,4 +1,7 @@
-"""Subscriptions of the fake Graph and what they are told (providers.md B.7)."""
+"""Subscriptions of the fake Graph and what they are told.
+
+See docs/reference/microsoft.md, "Subscriptions".
+"""
 
 import asyncio
 import contextlib

@@ -1,5 +1,6 @@
-"""The mailboxes of the fake Graph: calendars, events, series and their occurrences, and what changed when
-(providers.md B.10).
+"""The mailboxes of the fake Graph: calendars, events, series and their occurrences, and what changed when.
+
+See docs/reference/microsoft.md.
 
 Ids are immutable ids throughout; `default_id` gives the other form of the same id.
 """
@@ -114,7 +115,7 @@ def overlaps(span: Span, window: Span) -> bool:
 
 
 def graph_time(at: datetime) -> str:
-    """Seven digits of a second, and no offset (B.3)."""
+    """Seven digits of a second, and no offset ("Event fields")."""
     return f"{at:%Y-%m-%dT%H:%M:%S.%f}0"
 
 
@@ -172,7 +173,7 @@ class Calendar:
         self._tell("updated", event_id)
 
     def delete_event(self, event_id: str) -> None:
-        """A single event leaves a tombstone; an occurrence vanishes, and its series changes (B.5)."""
+        """A single event leaves a tombstone; an occurrence vanishes, and its series changes ("Delta")."""
         item = self._live(event_id)
         if item.series_id is not None:
             series = self.series[item.series_id]
@@ -329,7 +330,7 @@ class Calendar:
             }
             resource = self._resource(event_id, original, original + series.duration, fields)
             self._put(self._merged(resource, override or {}), series_id=series.id)
-        # An edit of one occurrence is told as a change of the master (B.7).
+        # An edit of one occurrence is told as a change of the master ("Subscriptions").
         self._tell(change, series.id)
 
     def _drop_occurrences(self, series_id: str) -> None:
@@ -374,7 +375,7 @@ class Calendar:
             "transactionId": None,
             "originalStartTimeZone": self.owner.windows_zone,
             "originalEndTimeZone": self.owner.windows_zone,
-            # Each occurrence of a series has another one (B.3).
+            # Each occurrence of a series has another one ("Event fields").
             "iCalUId": _uid(event_id),
             "reminderMinutesBeforeStart": 15,
             "isReminderOn": True,
@@ -539,7 +540,7 @@ def render_entry(entry: Entry, preferences: Preferences, all_day_style: AllDaySt
 
 
 def _series_entries(series: Series, members: list[Item]) -> list[Entry]:
-    """A series is sent whole: master, occurrences without content, exceptions with theirs (B.5)."""
+    """A series is sent whole: master, occurrences without content, exceptions with theirs ("Delta")."""
     if not members or series.master is None:
         return [Entry(series.id, "removed")]
     entries = [Entry(series.id, "full", series.master)]

@@ -1,4 +1,4 @@
-"""Invariants of every sync, whatever the provider (contract 4)."""
+"""Invariants of every sync, whatever the provider (docs/reference/http-api.md, "No change is missed")."""
 
 from typing import Any
 

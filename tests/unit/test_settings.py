@@ -12,7 +12,7 @@ def _clean(clean_environment):
     return clean_environment
 
 
-def test_defaults_are_those_of_the_contract():
+def test_defaults_are_those_of_the_documentation():
     settings = load_settings()
     assert settings.database_url is None
     assert settings.app_url == "http://localhost:8000"

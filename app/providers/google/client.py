@@ -1,4 +1,4 @@
-"""Requests to the Google Calendar API v3, and what its errors mean (docs/reference/google.md, "API errors")."""
+"""Requests to the Google Calendar API v3, and its errors (docs/reference/google.md, "API errors")."""
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
@@ -62,7 +62,7 @@ class GoogleClient:
         deadline_seconds: float | None = None,
         is_about_token: Callable[[Response], bool] = rejects_token,
     ) -> Response:
-        """Send one request with the account's token, and once more with a fresh one if `is_about_token` says so.
+        """Send one request with the account's token, and again with a fresh one if `is_about_token`.
 
         Raises Unavailable, and the errors of the TokenSource.
         """
@@ -121,7 +121,10 @@ class GoogleClient:
 
 
 def classify_error(status: int, body: bytes, headers: Mapping[str, str]) -> ProviderError:
-    """What an answer that is not 200 means (A.10, F.2). Texts of the answer are never taken into the message."""
+    """The error for a response that is not 200. Texts of the response are never taken into the message.
+
+    See docs/reference/google.md, "API errors", and docs/reference/http-api.md, "Disconnecting".
+    """
     reasons = _reasons(body)
     is_about_usage = bool(reasons & _RATE_REASONS) or (
         "usageLimits" in reasons and not reasons & _CLIENT_REASONS
@@ -140,8 +143,8 @@ def classify_error(status: int, body: bytes, headers: Mapping[str, str]) -> Prov
         return _refusal(status, reasons)
     if status in {403, 404, 408} or status >= 500 or status < 400:
         # A 403 or 404 without JSON comes from something in between, not from the calendar.
-        return Unavailable(f"Google answered with HTTP status {status}.", retry_after=retry_after(headers))
-    return ProviderError(f"Google answered with HTTP status {status}.", code="unexpected_status")
+        return Unavailable(f"Google returned HTTP status {status}.", retry_after=retry_after(headers))
+    return ProviderError(f"Google returned HTTP status {status}.", code="unexpected_status")
 
 
 def _refusal(status: int, reasons: frozenset[str]) -> ProviderError:
@@ -160,7 +163,7 @@ def _refusal(status: int, reasons: frozenset[str]) -> ProviderError:
 
 
 def _reasons(body: bytes) -> frozenset[str]:
-    """Every reason word in an error body of either style (A.10); empty if the body is not even a JSON object."""
+    """Every reason word in an error body of either style; empty if the body is no JSON object."""
     document = load_object(body)
     if document is None:
         return frozenset()
@@ -179,10 +182,10 @@ def _reasons(body: bytes) -> frozenset[str]:
 
 
 def _check_page(document: dict[str, Any]) -> None:
-    """Raises Unavailable for JSON that is not a list answer: taken for an empty list it would delete everything."""
+    """Raise Unavailable for JSON that is not a list: taken for an empty one, it would delete everything."""
     if not document.keys() & {"kind", "items", "nextPageToken", "nextSyncToken"}:
-        raise Unavailable("Google's answer is not a list.", code="broken_answer")
+        raise Unavailable("Google's response is not a list.", code="broken_answer")
     items = document.setdefault("items", [])
     tokens = [document.setdefault(name, None) for name in ("nextPageToken", "nextSyncToken")]
     if not isinstance(items, list) or not all(token is None or isinstance(token, str) for token in tokens):
-        raise Unavailable("Google's answer is not a list.", code="broken_answer")
+        raise Unavailable("Google's response is not a list.", code="broken_answer")

@@ -1,4 +1,4 @@
-"""Reading an event of the Google Calendar API into a RemoteEvent (docs/reference/google.md, "Event fields")."""
+"""Events of the Google Calendar API as RemoteEvents (docs/reference/google.md, "Event fields")."""
 
 from datetime import UTC, date, datetime, time
 from functools import lru_cache
@@ -22,7 +22,9 @@ _NOT_MEETINGS = ("workingLocation", "birthday")
 def parse_event(
     item: dict[str, Any], *, calendar_timezone: str, hosts: MeetingHosts = DEFAULT_HOSTS
 ) -> RemoteEvent:
-    """An `events` resource (A.6) in the neutral form. What cannot be read is None; raises ValueError without an id.
+    """An `events` resource in the neutral form.
+
+    What cannot be read is None; raises ValueError without an id.
 
     An all-day event starts at midnight in `calendar_timezone` (an IANA name; UTC if it is unknown).
     """
@@ -74,7 +76,7 @@ class _Moment(NamedTuple):
 
 
 class _Reader:
-    """Takes single fields out of an event whose members may have any type, and notes which were no good."""
+    """Reads single fields of an event whose members may have any type, and notes which were unusable."""
 
     def __init__(self, item: dict[str, Any], calendar_timezone: str) -> None:
         self._item = item
@@ -118,14 +120,14 @@ class _Reader:
             timezone = self._calendar_timezone if named is None else zone_name(named)
             return _Moment(_instant(written, timezone), is_date=False, timezone=timezone)
         if isinstance(day, str):
-            # The zone of an all-day event means nothing (A.6): the day is the calendar's.
+            # The zone of an all-day event means nothing: the day is the calendar's.
             return _Moment(
                 _midnight(day, self._calendar_zone), is_date=True, timezone=self._calendar_timezone
             )
         return _Moment()
 
     def attendees(self) -> tuple[tuple[RemoteAttendee, ...], ResponseStatus | None]:
-        """The attendees, and the answer of the one who is this calendar."""
+        """The attendees, and the participation status of the one who is this calendar."""
         value = self._item.get("attendees")
         if value is None:
             return (), None
@@ -189,7 +191,7 @@ def zone_name(value: Any) -> str | None:
 
 
 def _instant(written: str, timezone: str | None) -> datetime | None:
-    """A `dateTime` in UTC. It carries its offset; should one lack it, its zone tells."""
+    """A `dateTime` in UTC, by its offset, or by `timezone` where it has none."""
     try:
         at = datetime.fromisoformat(written)
         if at.tzinfo is None:

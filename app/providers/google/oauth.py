@@ -1,4 +1,4 @@
-"""Google's token endpoint (contract/providers.md A.1)."""
+"""Google's token endpoint (docs/reference/google.md, "Token endpoint" and "Token errors")."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -75,9 +75,9 @@ def _classify(status: int, fields: Mapping[str, Any], headers: Mapping[str, str]
             return AccessDenied(
                 f"The Google account may not grant calendar access ({word})", code=word, is_final=True
             )
-    # An answer that says nothing clear about the grant must never disconnect anybody.
+    # A response that says nothing clear about the grant must not disconnect the calendar.
     return Unavailable(
-        f"Google's token endpoint answered with HTTP status {status}.", retry_after=retry_after(headers)
+        f"Google's token endpoint returned HTTP status {status}.", retry_after=retry_after(headers)
     )
 
 

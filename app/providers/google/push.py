@@ -1,4 +1,4 @@
-"""Push channels of Google Calendar (contract/providers.md A.9).
+"""Push channels of Google Calendar (docs/reference/google.md, "Push channels").
 
 Google neither renews nor lists channels: a new one is opened before the old one ends, and then the old one stopped.
 """
@@ -23,7 +23,10 @@ _ADDRESS_REFUSED = b"webhookUrl"
 
 
 class GooglePush:
-    """The channels of one Google calendar. `base_url` is GOOGLE_API_BASE_URL; `calendar_id` None: the primary one."""
+    """The channels of one Google calendar.
+
+    `base_url` is GOOGLE_API_BASE_URL; `calendar_id` None: the primary one.
+    """
 
     def __init__(
         self, *, client: httpx.AsyncClient, tokens: TokenSource, base_url: str, calendar_id: str | None
@@ -32,7 +35,7 @@ class GooglePush:
         self._calendar_id = calendar_id or "primary"
 
     async def open(self, *, channel_id: str, secret: str, address: str) -> OpenedChannel:
-        """Opens a channel to `address` that sends `secret` along; its first message may come before this returns.
+        """Open a channel to `address` that sends `secret`; its first message may come before this returns.
 
         Raises PushRefused, ClientMisconfigured (the address too), CredentialsRevoked, AccessDenied, CalendarRemoved,
         RateLimited, Unavailable (then the channel may exist), ProviderError.
@@ -60,11 +63,11 @@ class GooglePush:
         document = response.json_object() or {}
         resource_id = document.get("resourceId")
         if not isinstance(resource_id, str) or not resource_id.isprintable():
-            raise Unavailable("Google's answer is not a channel.", code="broken_answer")
+            raise Unavailable("Google's response is not a channel.", code="broken_answer")
         return OpenedChannel(expires_at=_expires_at(document), resource_id=resource_id)
 
-    async def close(self, *, channel_id: str, provider_id: str | None, resource_id: str | None) -> None:  # noqa: ARG002 - as in microsoft_push
-        """Stops a channel; one that is not known any more counts as stopped.
+    async def close(self, *, channel_id: str, provider_id: str | None, resource_id: str | None) -> None:  # noqa: ARG002 - as MicrosoftPush.close
+        """Stop a channel; one that is not known any more counts as stopped.
 
         Only the account and the OAuth client that opened it can do it. Raises the errors of `open`.
         """

@@ -65,14 +65,14 @@ class GoogleCalendar:
         self._events_path = f"/calendars/{quote(calendar_id or 'primary', safe='', errors='replace')}/events"
         self._hosts = hosts
         self._page_size = page_size
-        self._time_zone = "UTC"  # the calendar's, as its lists tell it
+        self._time_zone = "UTC"  # the calendar's, as its lists state it
 
     async def changes(self, *, cursor: str | None, window: Window) -> AsyncIterator[ChangePage]:
-        """See `CalendarProvider.changes`. Cancelled entries of every shape are in `removed` (A.7).
+        """See `CalendarProvider.changes`. Cancelled entries of every shape are in `removed`.
 
         A cancelled series may be given by its own id only, or by its instances' ids, or by both.
         Raises CursorExpired, CredentialsRevoked, AccessDenied, CalendarRemoved, ClientMisconfigured, RateLimited,
-        Unavailable, and ProviderError (`bad_request`) for what only a change of this code can mend.
+        Unavailable, and ProviderError (`bad_request`) for what only a change of this code can fix.
         """
         query = {"singleEvents": "true", "maxResults": str(self._page_size)}
         if cursor is None:
@@ -83,8 +83,8 @@ class GoogleCalendar:
             is_last = not document["nextPageToken"]
             sync_token = document["nextSyncToken"]
             if is_last and not sync_token:
-                # Each page has the one or the other (A.4): this is a stub, and taken for the end it would delete.
-                raise Unavailable("Google's answer has neither token.", code="broken_answer")
+                # Each page has the one or the other ("Pages"): this one is incomplete, and taken for the end it would delete.
+                raise Unavailable("Google's response has neither token.", code="broken_answer")
             events, removed = await self._read_items(document)
             yield ChangePage(
                 events=events,
@@ -99,7 +99,7 @@ class GoogleCalendar:
         return await read_singly(self._read_one, events, at_once=_READS_AT_ONCE)
 
     async def _read_one(self, event_id: str, *, is_series: bool) -> RemoteEvent | None:
-        """By events.get, which knows cancelled events too, for a while (A.8)."""
+        """Read one event by events.get, which knows cancelled ones too, for a while ("Single events")."""
         try:
             item = await self._google.get(f"{self._events_path}/{quote(event_id, safe='')}", {})
         except (
@@ -108,14 +108,17 @@ class GoogleCalendar:
         ):  # 404, and 410: the list of the same calendar was there just now
             return None
         if item.get("id") != event_id:
-            raise Unavailable("Google's answer is not the event that was asked for.", code="broken_answer")
+            raise Unavailable("Google's response is not the event that was asked for.", code="broken_answer")
         if "recurrence" in item and not is_series:
             return None  # it was made a series, whose instances are events of their own
         event = self._read_event(item, event_id, self._time_zone)
         return replace(event, is_cancelled=True) if item.get("status") == "cancelled" else event
 
     async def list_calendars(self) -> list[RemoteCalendar]:
-        """The calendars of the account whose events can be read (A.3). Raises the same as `changes`."""
+        """The calendars of the account whose events can be read ("Calendar list").
+
+        Raises the same as `changes`.
+        """
         calendars = []
         query = {"maxResults": str(_CALENDARS_PER_PAGE)}
         async for document in self._google.pages("/users/me/calendarList", query):
@@ -152,7 +155,7 @@ class GoogleCalendar:
         items.reverse()
         count = 0
         while items:
-            item = items.pop()  # what is parsed is let go at once: a page is large
+            item = items.pop()  # what is parsed is freed at once: a page is large
             count += 1
             if count % _EVENTS_PER_TURN == 0:
                 await asyncio.sleep(0)
@@ -186,5 +189,5 @@ def _sync_token(cursor: str) -> str:
 
 
 def _bound(at: datetime, seconds: int) -> str:
-    """A window bound as Google wants it. It ignores fractions of seconds: a second more keeps the edge inside."""
+    """A window bound for Google, which ignores fractions of seconds: a second more keeps the edge inside."""
     return (at.astimezone(UTC) + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")

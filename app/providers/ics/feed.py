@@ -1,10 +1,12 @@
-"""iCalendar feeds: a calendar behind a secret address (contract/http-api.md 3, providers.md C.1).
+"""iCalendar feeds: a calendar behind a secret address.
+
+See docs/reference/icalendar.md, "Incomplete feeds" and "Unchanged feeds".
 
 A feed has no change list. Every round reads the whole file and is a snapshot, unless the server or the digest of the
-file says that nothing changed. What is missing or broken in an answer deletes nothing: a snapshot is given only
-of a complete calendar.
+file says that nothing changed. A broken or incomplete response deletes nothing: there is a snapshot
+only of a complete calendar.
 
-The feed's address is a secret. It stands in the errors of the HTTP client, so none of those is let out of here.
+The feed's address is a secret, which no error and no log line may hold.
 """
 
 import time
@@ -47,7 +49,7 @@ _LAST_MODIFIED_SETTLES = timedelta(seconds=60)
 
 
 def normalize_feed_url(value: str, *, allow_http: bool = False) -> str:
-    """A feed's address as it is stored: `webcal://` means https; without fragment. User and password are allowed.
+    """A feed's address as it is stored: `webcal://` becomes https, the fragment is dropped.
 
     Raises ValueError with a sentence for the caller; the address is not in it.
     """
@@ -60,7 +62,7 @@ def normalize_feed_url(value: str, *, allow_http: bool = False) -> str:
         raise ValueError("A feed's address starts with https:// or webcal://.")
     if scheme == "http" and not allow_http:
         raise ValueError(
-            "A feed's address must be https://, so that nobody on the way can read the calendar."
+            "A feed's address must be https://, so that no one on the way can read the calendar."
         )
     if not text.isprintable() or " " in text:
         raise ValueError("A feed's address holds no spaces and no control characters.")
@@ -77,7 +79,7 @@ def normalize_feed_url(value: str, *, allow_http: bool = False) -> str:
 
 
 class _Cursor(NamedTuple):
-    """What tells an unchanged feed: the two validators of HTTP, and the digest of the calendar itself."""
+    """The marks of an unchanged feed: the two validators of HTTP, and the digest of the calendar itself."""
 
     etag: str | None = None
     last_modified: str | None = None
@@ -104,8 +106,9 @@ class _Cursor(NamedTuple):
 class IcsFeed:
     """One feed; implements `app.providers.base.CalendarProvider`.
 
-    `client` comes from `app.core.http.public_client`; `readers` serve the projects by turns. `allow_http` lets the feed, and what it redirects to, be
-    http:// (ALLOW_PRIVATE_NETWORK_TARGETS). `owner_email` tells which attendee is the calendar's owner.
+    `client` comes from `app.core.http.public_client`; `readers` serve the projects in turn.
+    `allow_http` lets the feed, and what it redirects to, be http:// (ALLOW_PRIVATE_NETWORK_TARGETS). `owner_email`
+    is the attendee who is the calendar's owner.
     """
 
     def __init__(
@@ -128,7 +131,9 @@ class IcsFeed:
         self._last_job: FeedJob | None = None
 
     async def changes(self, *, cursor: str | None, window: Window) -> AsyncIterator[ChangePage]:
-        """See `CalendarProvider.changes`. With a cursor, a feed that did not change gives one page without events.
+        """See `CalendarProvider.changes`.
+
+        With a cursor, a feed that did not change gives one page without events.
 
         Raises AccessDenied, CalendarRemoved, RateLimited, and Unavailable with one of the codes `address_refused`,
         `connection_failed`, `timeout`, `feed_empty`, `feed_not_ics`, `feed_truncated`, `feed_too_large`,
@@ -214,7 +219,7 @@ class IcsFeed:
     async def _send(
         self, url: httpx.URL, origin: httpx.URL, conditions: dict[str, str], *, within_seconds: float
     ) -> Response:
-        # A user and password belong to the host for which they were given, and only to an address typed in by hand.
+        # A user and password belong to the host for which they were given, and not to one that a redirect names.
         auth = (
             httpx.BasicAuth(origin.username, origin.password)
             if origin.userinfo and _is_home(url, origin)
@@ -237,7 +242,7 @@ def _unavailable(err: FetchFailed) -> Unavailable:
     if err.code == "too_large":
         return too_large(MAX_BODY_BYTES)
     if err.code == "timeout":
-        return Unavailable("The feed's server did not answer in time.", code="timeout")
+        return Unavailable("The feed's server did not respond in time.", code="timeout")
     if err.code == "refused":
         return Unavailable("The feed's address does not lead to a public server.", code="address_refused")
     return Unavailable(f"The feed's server could not be reached ({err.cause}).", code="connection_failed")
@@ -259,7 +264,7 @@ def _is_home(url: httpx.URL, origin: httpx.URL) -> bool:
 
 
 def _settled(headers: httpx.Headers) -> str | None:
-    """`Last-Modified`, if it is safe to ask by it (RFC 9110 8.8.2.2): else a change in the same second is lost."""
+    """`Last-Modified` if no change in the same second can be lost by it (RFC 9110 8.8.2.2)."""
     text = headers.get("Last-Modified")
     try:
         age = parsedate_to_datetime(headers["Date"]) - parsedate_to_datetime(headers["Last-Modified"])
@@ -269,7 +274,10 @@ def _settled(headers: httpx.Headers) -> str | None:
 
 
 def _refusal(status: int, headers: httpx.Headers) -> ProviderError:
-    """What a status other than 200 means (providers.md F.2: only what a person must mend ends the connection)."""
+    """The error for a status other than 200: only what a person must fix ends the connection.
+
+    See docs/reference/http-api.md, "Disconnecting".
+    """
     if status in {404, 410}:
         return CalendarRemoved("The feed is not there any more: its secret address was perhaps reset.")
     is_passing = "Retry-After" in headers or "cf-mitigated" in headers  # a firewall's 403, not the calendar's
@@ -278,7 +286,7 @@ def _refusal(status: int, headers: httpx.Headers) -> ProviderError:
     if status == 429 or (status == 403 and is_passing):
         return RateLimited("The feed's server asks to slow down.", retry_after=retry_after(headers))
     return Unavailable(
-        f"The feed's server answered with HTTP status {status}.",
+        f"The feed's server returned HTTP status {status}.",
         code="unexpected_status",
         retry_after=retry_after(headers),
     )

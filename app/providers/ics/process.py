@@ -1,15 +1,15 @@
-"""A process that reads feeds, one after the other; `FeedReaders` (readers.py) has some of them.
+"""A process that reads feeds, one after the other; `FeedReaders` (readers.py) starts several of them.
 
 Frames on stdin and stdout: four bytes with the length of the pickle that follows.
 
     > FeedJob
-    < Digest            the parent may know by it what is in the feed
+    < Digest            by which the parent may know the content of the feed
     > bool              whether to go on
     < Selected          and so many lists of events; or, here or instead of the Digest, Refused
     < Done
 
-A job that takes too long is cut from within (SIGPROF, which counts the processor time of this process), and should
-that not be heard, by the kernel (RLIMIT_CPU). Both hold when the parent is gone, which is noticed by the closed pipe.
+A job that takes too long is ended from within (SIGPROF, which counts the processor time of this process), and if
+that has no effect, by the kernel (RLIMIT_CPU). Both work without the parent, whose end is noticed by the closed pipe.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ from app.providers.base import Unavailable
 from app.providers.ics.events import FeedEvents, Reader
 
 EVENTS_PER_PAGE = 1_000
-# What a feed may take, whatever its rules are; reading it takes time by its size, which nobody can make more.
+# Processor time for a feed, whatever its rules are, and for each MB of it.
 MAX_CPU_SECONDS = 3.0
 _CPU_SECONDS_PER_MB = 0.3
 _CPU_SECONDS_TO_STOP = 2
@@ -91,7 +91,7 @@ TOO_COMPLEX = Refused("feed_too_complex", "The feed's recurring events take too 
 
 
 class _TooMuchTime(BaseException):
-    """No Exception: what forgives a broken event must not forgive this."""
+    """Not an Exception: code that tolerates a broken event must not catch it."""
 
 
 def frame(message: object) -> bytes:
@@ -127,7 +127,7 @@ class _Pipe:
         self._sink = sink
 
     def receive(self) -> Any:
-        """Raises EOFError when the parent is gone."""
+        """Read the next message. Raises EOFError when the parent has ended."""
         length = LENGTH.unpack(self._exactly(LENGTH.size))[0]
         return pickle.loads(self._exactly(length))  # noqa: S301 - of our own parent
 
@@ -144,7 +144,7 @@ class _Pipe:
 
 @contextlib.contextmanager
 def _limited(seconds: float) -> Iterator[None]:
-    """Raises _TooMuchTime in the block once this process has used so much processor time in it."""
+    """Raise _TooMuchTime in the block once this process has used so much processor time in it."""
     used = time.process_time()
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     last = int(used + seconds) + 1 + _CPU_SECONDS_TO_STOP
@@ -213,10 +213,10 @@ def _work(pipe: _Pipe, job: FeedJob) -> None:
 def main() -> None:
     log_level, log_json = sys.argv[1], sys.argv[2] == "json"
     configure_logging(level=log_level, json=log_json)
-    # Anything that prints must not get between the frames.
+    # What libraries print must not get between the frames.
     pipe = _Pipe(sys.stdin.buffer, os.fdopen(os.dup(1), "wb"))
     os.dup2(2, 1)
-    # Whoever ends the worker ends us: by closing the pipe, when the feed at hand has been read.
+    # The end of the worker ends this process: by closing the pipe, when the feed at hand has been read.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, _raise_too_much_time)

@@ -1,6 +1,6 @@
-"""The processes in which feeds are read, so that no feed holds up the worker, and no project the feeds of others.
+"""The processes that read feeds, so that no feed delays the worker or another project's feeds.
 
-A process that dies, or is killed because it does not answer, fails the feed that it had at hand and no other.
+A process that dies, or is killed because it does not respond, fails the feed that it was reading and no other.
 """
 
 import asyncio
@@ -38,7 +38,10 @@ _ROOT = Path(__file__).parents[3]
 
 @dataclass(frozen=True, slots=True)
 class FeedRead:
-    """`digest` is the same for bodies with the same events. `pages` are None where it is the one already known."""
+    """A feed that was read.
+
+    `digest` is the same for bodies with the same events. `pages` are None where it is the one already known.
+    """
 
     digest: str
     pages: list[bytes] | None
@@ -50,7 +53,7 @@ class FeedRead:
 
 
 class FeedReaders:
-    """Up to `size` processes, each started when it is first needed; one project has at most all but one of them."""
+    """Up to `size` processes, started when needed; one project uses at most all but one of them."""
 
     def __init__(self, size: int | None = None) -> None:
         self._size = size or min(max(os.cpu_count() or 1, 2), 4)
@@ -60,7 +63,7 @@ class FeedReaders:
         self._refused: OrderedDict[str, float] = OrderedDict()  # digest -> until when, by time.monotonic
 
     async def read(self, job: FeedJob, *, project_id: str, known_digest: str | None) -> FeedRead:
-        """Raises Unavailable: with the codes of `Feed`, `feed_too_complex`, `feed_reader_died`, `timeout`."""
+        """Read a feed in a process. Raises Unavailable: with the codes of `Feed`, `feed_too_complex`, `feed_reader_died`, `timeout`."""
         async with self._turn(project_id):
             process = self._take_idle() or await _start()
             is_reusable = False
@@ -82,7 +85,7 @@ class FeedReaders:
         return found
 
     async def aclose(self) -> None:
-        """Ends the processes that are idle. One that reads ends when the task that waits for it is cancelled."""
+        """End the processes that are idle. One that reads ends when the task that waits for it is cancelled."""
         idle, self._idle = self._idle, []
         for process in idle:
             assert process.stdin is not None
@@ -92,24 +95,24 @@ class FeedReaders:
     async def _converse(
         self, process: Process, job: FeedJob, known_digest: str | None
     ) -> tuple[FeedRead | Refused, bool]:
-        """What is in the feed, and whether the process can read another."""
+        """The content of the feed, and whether the process can read another."""
         await _send(process, job)
-        answer = await _receive(process)
+        reply = await _receive(process)
         digest, pages = "", None
-        if isinstance(answer, Digest):
-            digest = answer.digest
+        if isinstance(reply, Digest):
+            digest = reply.digest
             is_refused = self._is_refused(digest)
             goes_on = digest != known_digest and not is_refused
             await _send(process, goes_on)
-            answer = await _receive(process)
-            if isinstance(answer, Refused) and answer.code == TOO_COMPLEX.code:
+            reply = await _receive(process)
+            if isinstance(reply, Refused) and reply.code == TOO_COMPLEX.code:
                 self._refuse(digest)
-            elif isinstance(answer, Selected) and goes_on:
-                pages = [await _receive_bytes(process) for _ in range(answer.pages)]
+            elif isinstance(reply, Selected) and goes_on:
+                pages = [await _receive_bytes(process) for _ in range(reply.pages)]
             elif is_refused:
-                answer = TOO_COMPLEX
+                reply = TOO_COMPLEX
         done: Done = await _receive(process)
-        return answer if isinstance(answer, Refused) else FeedRead(digest, pages), not done.recycle
+        return reply if isinstance(reply, Refused) else FeedRead(digest, pages), not done.recycle
 
     def _take_idle(self) -> Process | None:
         while self._idle:
@@ -128,7 +131,7 @@ class FeedReaders:
 
     @asynccontextmanager
     async def _turn(self, project_id: str) -> AsyncIterator[None]:
-        """Waits for a process; of the projects that wait, the one that has the fewest is next."""
+        """Wait for a process; of the projects that wait, the one that has the fewest is next."""
         turn = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(project_id, deque()).append(turn)
         self._admit()

@@ -1,4 +1,4 @@
-"""Requests to Microsoft Graph, and what its errors mean (docs/reference/microsoft.md, "API errors")."""
+"""Requests to Microsoft Graph, and its errors (docs/reference/microsoft.md, "API errors")."""
 
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -34,7 +34,7 @@ _NO_MAILBOX_CODES = frozenset({"mailboxnotenabledforrestapi", "errorinvaliduser"
 _MOVING_CODES = frozenset({"mailboxmoveinprogress", "errormailboxmoveinprogress"})
 _NOT_FOUND_CODES = frozenset({"erroritemnotfound", "itemnotfound", "errorinvalididmalformed"})
 _NO_MAILBOX = "This Microsoft account has no mailbox in Exchange Online, so it has no calendar to read."
-# Comes under several codes, this sentence being all that they share (B.9).
+# Comes under several codes, which have only this sentence in common ("API errors").
 _NO_MAILBOX_TEXT = "mailbox is either inactive, soft-deleted, or is hosted on-premise"
 
 
@@ -107,13 +107,13 @@ class GraphClient:
                     ) from err
                 raise
             if not isinstance(document.get("value"), list):
-                raise Unavailable("Microsoft's answer is not a list.", code="broken_answer")
+                raise Unavailable("Microsoft's response is not a list.", code="broken_answer")
             yield document
             link = document.get("@odata.nextLink")
             if link is None:
                 return
             if not isinstance(link, str) or not self.is_own(link):
-                raise Unavailable("Microsoft's answer leads on to another address.", code="broken_answer")
+                raise Unavailable("Microsoft's response leads on to another address.", code="broken_answer")
             if link in seen or len(seen) >= _MOST_PAGES:
                 raise Unavailable("Microsoft's pages go round in a circle.", code="broken_answer")
             seen.add(link)
@@ -129,7 +129,10 @@ class GraphClient:
 
 
 def classify_error(status: int, body: bytes, headers: Mapping[str, str]) -> ProviderError:
-    """What an answer that is not 200 means (B.9, F.2). Texts of the answer are never taken into the message."""
+    """The error for a response that is not 200. Texts of the response are never taken into the message.
+
+    See docs/reference/microsoft.md, "API errors", and docs/reference/http-api.md, "Disconnecting".
+    """
     codes, text = _error(body)
     if status == 429 or codes & _RATE_CODES:
         return RateLimited("Microsoft asks to slow down.", retry_after=retry_after(headers))
@@ -161,18 +164,18 @@ def classify_error(status: int, body: bytes, headers: Mapping[str, str]) -> Prov
         return ProviderError("Microsoft refused the request as malformed.", code="bad_request")
     if status in {403, 404, 408, 423} or status >= 500 or status < 400:
         # A 403 or 404 without an error code comes from something in between, not from the calendar.
-        return Unavailable(f"Microsoft answered with HTTP status {status}.", retry_after=retry_after(headers))
-    return ProviderError(f"Microsoft answered with HTTP status {status}.", code="unexpected_status")
+        return Unavailable(f"Microsoft returned HTTP status {status}.", retry_after=retry_after(headers))
+    return ProviderError(f"Microsoft returned HTTP status {status}.", code="unexpected_status")
 
 
 def _refusal(status: int, codes: frozenset[str]) -> ProviderError:
     if status == 403:
         return AccessDenied("Microsoft refuses access to this calendar: connect again and allow it.")
     if "resourcenotfound" in codes:
-        # Only sometimes a missing mailbox (B.9).
+        # Only sometimes a missing mailbox ("API errors").
         return CalendarRemoved(_NO_MAILBOX, code="mailbox_not_enabled")
     if codes == {"unknownerror"}:
-        return Unavailable(f"Microsoft answered with HTTP status {status}.")
+        return Unavailable(f"Microsoft returned HTTP status {status}.")
     return CalendarRemoved("Microsoft does not know this calendar, or the account may not see it any more.")
 
 
@@ -182,7 +185,7 @@ def _asks_for_claims(headers: Mapping[str, str]) -> bool:
 
 
 def _error(body: bytes) -> tuple[frozenset[str], str]:
-    """Every code in an error body, outer and inner, and its message, all in lower case; nothing if it is no JSON."""
+    """All codes in an error body, and its message, in lower case; nothing if it is no JSON."""
     error = (load_object(body) or {}).get("error")
     message = error.get("message") if isinstance(error, dict) else None
     codes: set[str] = set()

@@ -1,4 +1,4 @@
-"""Reading an event of Microsoft Graph into a RemoteEvent (docs/reference/microsoft.md, "Event fields")."""
+"""Events of Microsoft Graph as RemoteEvents (docs/reference/microsoft.md, "Event fields")."""
 
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, time, timedelta
@@ -30,7 +30,7 @@ _RESPONSES: dict[str, ResponseStatus] = {
 
 
 def parse_event(item: dict[str, Any], *, hosts: MeetingHosts = DEFAULT_HOSTS) -> RemoteEvent:
-    """An event resource (B.3) in the neutral form. What cannot be read is None; raises ValueError without an id.
+    """An event resource in the neutral form. What cannot be read is None; raises ValueError without an id.
 
     The day of an all-day event is anchored at midnight in the zone in which it was created. `raw` lacks what
     changes while the event does not.
@@ -102,13 +102,13 @@ def _time_of(value: Any, home: Zone, *, is_all_day: bool) -> datetime | None:
     if at is None:
         return None
     if is_all_day:
-        # Neither midnight here nor there: the nearest one is meant.
+        # Midnight in neither zone: the nearest one is meant.
         return _midnight(_day(at, home) or _shifted(at, timedelta(hours=12)), home)
     return _in_utc(at)
 
 
 def _day(at: datetime, home: Zone) -> date | None:
-    """The day whose midnight `at` is: as it is written, or else in the zone of the event's creator (B.3)."""
+    """The day whose midnight `at` is: as it is written, or else in the zone of the event's creator."""
     if at.time() == time.min:
         return at.date()
     try:
@@ -189,7 +189,7 @@ def _response(word: Any) -> ResponseStatus:
 
 
 def _own_response(item: dict[str, Any]) -> ResponseStatus | None:
-    """The answer of the calendar's owner; "none" is what an event without invitations has."""
+    """The participation status of the calendar's owner; "none" is that of an event without invitations."""
     word = _part(item, "responseStatus", "response")
     if (word is None or word == "none") and item.get("isOrganizer") is True:
         return "accepted"

@@ -1,4 +1,4 @@
-"""Microsoft's token endpoint, identity platform v2 (contract/providers.md B.1)."""
+"""Microsoft's token endpoint, identity platform v2 (docs/reference/microsoft.md, "Token endpoint")."""
 
 import re
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from app.providers.base import (
 from app.providers.token_endpoint import refresh
 
 _LOOP_PAUSE_SECONDS = 3600.0
-# `.default` stands for whatever the app registration lists, which the answer then does not spell out.
+# `.default` stands for whatever the app registration lists, which the response then does not spell out.
 _CALENDAR_SCOPES = frozenset(
     {
         "calendars.read",
@@ -41,7 +41,7 @@ _CLIENT_FAULTS = frozenset(
         "unsupported_response_type",
     }
 )
-# AADSTS numbers may change (B.1): they say who has to act and put it in better words, no more.
+# AADSTS numbers may change ("Token errors"): they only decide who has to act, and give better words.
 _OPERATOR_FAULTS = {
     50011: "the redirect address is not registered",
     50194: "the app is single-tenant; make it multi-tenant, or use its tenant's token address",
@@ -89,7 +89,7 @@ _NUMBER = re.compile(r"AADSTS(\d{5,9})")
 async def refresh_access_token(
     client: httpx.AsyncClient, *, token_url: str, client_id: str, client_secret: str, refresh_token: str
 ) -> FreshToken:
-    """A new access token for a refresh token; nearly always with a new refresh token, which replaces the old one.
+    """Refresh an access token; nearly always with a new refresh token, which replaces the old one.
 
     No `scope` is sent: one that is narrower or other than what was consented to would be refused.
     Raises CredentialsRevoked (the grant is dead), ClientMisconfigured (client id, secret, registration or request),
@@ -109,7 +109,7 @@ async def refresh_access_token(
 
 
 def classify_token_error(status: int, fields: Mapping[str, Any], headers: Mapping[str, str]) -> ProviderError:
-    """What an answer of the token endpoint that is not 200 means; `fields` is its JSON object, or empty."""
+    """The error for a response that is not 200; `fields` is its JSON object, or empty."""
     word = fields.get("error")
     if status == 429:
         return RateLimited("Microsoft's token endpoint asks to slow down.", retry_after=retry_after(headers))
@@ -117,9 +117,9 @@ def classify_token_error(status: int, fields: Mapping[str, Any], headers: Mappin
         found = _classify_refusal(word, _numbers(fields))
         if found is not None:
             return found
-    # An answer that says nothing clear about the grant must never disconnect anybody.
+    # A response that says nothing clear about the grant must not disconnect the calendar.
     return Unavailable(
-        f"Microsoft's token endpoint answered with HTTP status {status}.", retry_after=retry_after(headers)
+        f"Microsoft's token endpoint returned HTTP status {status}.", retry_after=retry_after(headers)
     )
 
 
@@ -164,5 +164,5 @@ def _numbers(fields: Mapping[str, Any]) -> list[int]:
 
 
 def _reads_calendars(scope: str) -> bool:
-    """`https://graph.microsoft.com/Calendars.Read` and `Calendars.Read` are the same, in any case (B.1)."""
+    """Whether a scope reads calendars, with or without its prefix, in any case ("Scopes")."""
     return scope.rpartition("/")[2].casefold() in _CALENDAR_SCOPES

@@ -1,4 +1,4 @@
-"""Subscriptions of Microsoft Graph (contract/providers.md B.7). They are renewed in place."""
+"""Subscriptions of Microsoft Graph, renewed in place (docs/reference/microsoft.md, "Subscriptions")."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -24,7 +24,10 @@ _PREFER = 'IdType="ImmutableId"'
 
 
 class MicrosoftPush:
-    """The subscription of one Outlook calendar. `base_url` is MICROSOFT_GRAPH_BASE_URL; `calendar_id` None: the default one."""
+    """The subscription of one Outlook calendar.
+
+    `base_url` is MICROSOFT_GRAPH_BASE_URL; `calendar_id` None: the default one.
+    """
 
     def __init__(
         self, *, client: httpx.AsyncClient, tokens: TokenSource, base_url: str, calendar_id: str | None
@@ -35,8 +38,8 @@ class MicrosoftPush:
         if calendar_id is not None:
             self._resource = f"me/calendars/{quote(calendar_id, safe='=', errors='replace')}/events"
 
-    async def open(self, *, channel_id: str, secret: str, address: str) -> OpenedChannel:  # noqa: ARG002 - as in google_push
-        """Subscribes `address`, for lifecycle events too. Graph asks there for its validation token meanwhile.
+    async def open(self, *, channel_id: str, secret: str, address: str) -> OpenedChannel:  # noqa: ARG002 - as GooglePush
+        """Subscribe `address`, for lifecycle events too. Graph asks there for its validation token meanwhile.
 
         Raises ChannelExists, ClientMisconfigured (the address too), CredentialsRevoked, AccessDenied, CalendarRemoved,
         RateLimited, Unavailable (then the subscription may exist), ProviderError.
@@ -67,7 +70,7 @@ class MicrosoftPush:
         document = require_object(response, "Microsoft")
         provider_id = document.get("id")
         if not isinstance(provider_id, str) or not provider_id.isprintable():
-            raise Unavailable("Microsoft's answer is not a subscription.", code="broken_answer")
+            raise Unavailable("Microsoft's response is not a subscription.", code="broken_answer")
         return OpenedChannel(
             expires_at=_read_time(document.get("expirationDateTime")) or expires_at, provider_id=provider_id
         )
@@ -93,14 +96,17 @@ class MicrosoftPush:
             raise ChannelUnknown("The subscription was for another address.")
         return _read_time(document.get("expirationDateTime")) or expires_at
 
-    async def close(self, *, channel_id: str, provider_id: str | None, resource_id: str | None) -> None:  # noqa: ARG002 - as in google_push
-        """Deletes a subscription; one that is not known any more counts as deleted. Raises the errors of `open`."""
+    async def close(self, *, channel_id: str, provider_id: str | None, resource_id: str | None) -> None:  # noqa: ARG002 - as GooglePush
+        """Delete a subscription; one that is not known any more counts as deleted.
+
+        Raises the errors of `open`.
+        """
         response = await self._send("DELETE", self._url_of(provider_id or ""))
         if not 200 <= response.status < 300 and response.status != 404:
             raise classify_error(response.status, response.body, response.headers)
 
     async def find_equal(self, *, address: str) -> list[str]:
-        """Ids of the account's subscriptions to this calendar at `address`, ours or of another of our calendars."""
+        """Ids of the account's subscriptions to this calendar that notify `address`."""
         return [
             item["id"]
             async for item in self._list()

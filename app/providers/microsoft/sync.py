@@ -42,14 +42,14 @@ from app.providers.single_reads import read_singly
 log = structlog.get_logger(__name__)
 
 _CALENDARS_PER_PAGE = 100
-# Parsing a page takes long enough to be felt by whatever else runs in the worker.
+# Parsing a page takes long enough to delay the other tasks of the worker.
 _EVENTS_PER_TURN = 100
-# Delta pages have been seen to go round for ever, each with a new link (msgraph-sdk-dotnet issue 3070); a page
-# that is larger than any one series in it is the known way around.
+# Delta pages have been seen to go round for ever, each with a new link; a page larger than any one series in it is
+# the known way around (https://github.com/microsoftgraph/msgraph-sdk-dotnet/issues/3070).
 _DELTA_PAGE_SIZE = 500
 # How often a window of several pages is read again because it changed meanwhile.
 _MOST_WALKS = 3
-# 1,825 days are the most that Graph expands (B.4).
+# 1,825 days are the most that Graph expands ("Calendar view").
 _LONGEST_READ = timedelta(days=1_800)
 # Graph sees an all-day event in the mailbox's zone, we in its creator's: a day more at both ends leaves no gap.
 _EDGE = timedelta(days=1)
@@ -57,17 +57,17 @@ _EDGE = timedelta(days=1)
 # Another prefix would mean other headers.
 _CURSOR_PREFIX = "graph-1:"
 _PAGE_SIZE_IN_CURSOR = re.compile(r"(\d{1,4}):(.*)", re.DOTALL)
-# What pages of full events that are too much for Graph look like, while its answers to delta are fine.
+# Errors that may mean that a page of full events is too much for Graph, while its delta works.
 _PERHAPS_TOO_MUCH = frozenset({"timeout", "unavailable"})
 _LEAST_PAGE_SIZE_BY_GUESS = 5
 _PREFER = 'IdType="ImmutableId", outlook.timezone="UTC"'
 _PREFER_DELTA = f"{_PREFER}, odata.maxpagesize={_DELTA_PAGE_SIZE}"
-# Of the four that Graph allows an app in a mailbox (B.8). A $batch would count as many requests.
+# Of the four that Graph allows an app in a mailbox ("Throttling"). A $batch would count as many requests.
 _READS_AT_ONCE = 2
 
 
 class MicrosoftCalendar:
-    """One Outlook calendar; implements `app.providers.base.CalendarProvider`. One request at a time (B.8).
+    """One Outlook calendar; implements `app.providers.base.CalendarProvider`. One request at a time.
 
     `base_url` is MICROSOFT_GRAPH_BASE_URL, with the version; `calendar_id` None is the account's default calendar.
     """
@@ -94,7 +94,7 @@ class MicrosoftCalendar:
 
         With a cursor, `window` is the one that the cursor's first round was asked for.
         Raises CursorExpired, CredentialsRevoked, AccessDenied, CalendarRemoved, RateLimited, Unavailable, and
-        ProviderError (`bad_request`) for what only a change of this code can mend.
+        ProviderError (`bad_request`) for what only a change of this code can fix.
         """
         reach = Window(window.start - _EDGE, window.end + _EDGE)
         self._page_size = self._full_page_size
@@ -121,13 +121,15 @@ class MicrosoftCalendar:
                 raise
             return None  # the list of the same calendar was there just now
         if item.get("id") != event_id:
-            raise Unavailable("Microsoft's answer is not the event that was asked for.", code="broken_answer")
+            raise Unavailable(
+                "Microsoft's response is not the event that was asked for.", code="broken_answer"
+            )
         if item.get("type") == "seriesMaster" and not is_series:
             return None  # it was made a series, whose occurrences are events of their own
         return self._read_event(item, event_id)
 
     async def list_calendars(self) -> list[RemoteCalendar]:
-        """The account's calendars, those of every group (B.2). Raises the same as `changes`."""
+        """The account's calendars, those of every group ("Calendar list"). Raises the same as `changes`."""
         calendars: dict[str, RemoteCalendar] = {}
         async for item in self._list(f"{self._graph.base_url}/me/calendars", "id,name,isDefaultCalendar"):
             _collect_calendar(calendars, item)
@@ -145,7 +147,7 @@ class MicrosoftCalendar:
             for item in document["value"]:
                 yield item
 
-    # --- delta: did anything change? ---------------------------------------------------------------------
+    # --- delta: has anything changed? --------------------------------------------------------------------
 
     async def _first_position(self, reach: Window) -> "_Position":
         """A delta round over the whole window, for its link alone; without one every sync reads everything."""
@@ -173,7 +175,7 @@ class MicrosoftCalendar:
             return await self._advance(link)
         except ProviderError as err:
             if isinstance(err, CalendarRemoved) or err.code == "bad_request":
-                # Graph does not understand the link any more (B.5).
+                # Graph does not understand the link any more ("Expired delta links").
                 raise CursorExpired("Microsoft does not accept the sync position any more.") from err
             if isinstance(err, CursorExpired) or not _may_be_deltas_own(err):
                 raise
@@ -185,7 +187,7 @@ class MicrosoftCalendar:
         return _Position(next_link, has_changes=has_changes, delta_works=True)
 
     async def _delta_round(self, url: str, query: dict[str, str] | None) -> tuple[str, bool]:
-        """Reads a round to its end: the link of the next one, and whether anything at all was in it."""
+        """Read a round to its end: the link of the next one, and whether anything at all was in it."""
         has_items, link = False, None
         async for document in self._graph.pages(url, query, prefer=_PREFER_DELTA):
             has_items = has_items or bool(document["value"])
@@ -199,7 +201,7 @@ class MicrosoftCalendar:
     async def _snapshot(self, reach: Window, position: "_Position") -> AsyncIterator[ChangePage]:
         """The whole window, as pages of one snapshot.
 
-        Pages are counted off by Graph as they are asked for: when an event goes while they are read, the next
+        Graph counts off the pages when they are requested: when an event is deleted while they are read, the next
         page may skip one that stays. So a window of several pages counts only once delta says that nothing
         changed meanwhile; otherwise it is read again, at last in the next round.
         """
@@ -227,13 +229,13 @@ class MicrosoftCalendar:
                 break
             if walk < _MOST_WALKS:
                 link = after.link
-            # else still changing: nothing that was seen counts as gone, and the next round finds these changes.
+            # else still changing: nothing that was seen counts as removed, and the next round finds these changes.
         yield ChangePage(unlisted=unlisted, is_snapshot=True, is_last=True, next_cursor=self._cursor(link))
 
     async def _walk(self, reach: Window, *, delta_works: bool) -> AsyncIterator[list[RemoteEvent]]:
         """The events of each page, read in smaller pages where one is too large. Events may come twice.
 
-        Too large for us, or for Graph, which then fails or is too slow (gdocs issue 6499). With `delta_works`
+        Too large for us, or for Graph, which then fails or is too slow (https://github.com/microsoftgraph/microsoft-graph-docs/issues/6499). With `delta_works`
         that is no outage.
         """
         url = f"{self._owner_url}/calendarView"
@@ -262,7 +264,7 @@ class MicrosoftCalendar:
         count = 0
         items.reverse()
         while items:
-            item = items.pop()  # what is parsed is let go at once: a page is large
+            item = items.pop()  # what is parsed is freed at once: a page is large
             count += 1
             if count % _EVENTS_PER_TURN == 0:
                 await asyncio.sleep(0)
@@ -291,7 +293,7 @@ class MicrosoftCalendar:
 
 
 class _Position(NamedTuple):
-    """Where a calendar stands: `link` starts the next delta round; None where there is no such link."""
+    """A position in the delta rounds: `link` starts the next one, or is None where there is no such link."""
 
     link: str | None
     has_changes: bool
@@ -299,7 +301,7 @@ class _Position(NamedTuple):
 
 
 def _may_be_deltas_own(err: ProviderError) -> bool:
-    """Whether calendarView may work although delta answered this."""
+    """Whether calendarView may work although delta failed with this."""
     return not isinstance(err, RateLimited | CredentialsRevoked | ClientMisconfigured)
 
 

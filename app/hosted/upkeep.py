@@ -1,0 +1,48 @@
+"""Keep the rows of hosted events up to date as time goes on.
+
+The margins are explained in docs/adr/0010-expansion-of-hosted-series.md.
+"""
+
+from datetime import timedelta
+
+import structlog
+
+from app.core.clock import utcnow
+from app.core.db import Session, Sessions, reading, transaction
+from app.hosted import repository
+from app.hosted.rows import next_expansion, write_rows
+from app.settings import Settings
+
+_BATCH = 100
+_RETRY_AFTER = timedelta(minutes=1)
+
+log = structlog.get_logger()
+
+
+async def rewrite_due_events(sessions: Sessions, settings: Settings) -> None:
+    """Write the rows of all events that are due for it, each event in a transaction of its own."""
+    while True:
+        async with reading(sessions) as read_session:
+            due = await repository.find_to_expand(read_session, _BATCH)
+        for calendar_id, uid in due:
+            try:
+                async with transaction(sessions) as session:
+                    await _rewrite_event(session, settings, calendar_id, uid)
+            except Exception as err:  # noqa: BLE001 - one bad event must not hold up the others, now or in the next round
+                log.warning("event_not_expanded", calendar_id=calendar_id, uid=uid, error=type(err).__name__)
+                async with transaction(sessions) as session:
+                    await repository.set_expand_at(session, uid, utcnow() + _RETRY_AFTER)
+        if len(due) < _BATCH:
+            return
+
+
+async def _rewrite_event(session: Session, settings: Settings, calendar_id: str, uid: str) -> None:
+    """Write an event's rows anew: a series is expanded as far as the window reaches now."""
+    calendar = await repository.lock_calendar(session, calendar_id)
+    if calendar is None:
+        return
+    components = await repository.load_components(session, calendar_id, uid)
+    if "" in components:
+        # Before the rows are written: what is scheduled in between stays scheduled.
+        await repository.set_expand_at(session, uid, next_expansion(components[""], now=utcnow()))
+        await write_rows(session, settings, calendar, components)
