@@ -38,7 +38,7 @@ from app.rsvp.inbound_api import router as rsvp_inbound
 from app.rsvp.senders import SenderKeys
 from app.settings import Settings, load_settings
 from app.webhooks.api import router as webhooks
-from app.webhooks.payload_schemas import router as webhook_payloads
+from app.webhooks.openapi import router as webhook_payloads
 from app.webhooks.samples import SampleSender
 
 _DESCRIPTION = """

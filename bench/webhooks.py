@@ -17,9 +17,10 @@ import asyncpg
 from app.core.crypto import SecretBox
 from app.core.db import Sessions, create_engine, create_sessions, transaction
 from app.core.wakeups import WakeUps, connect_redis
-from app.webhooks import repository, service
-from app.webhooks.delivery import secrets_context
+from app.webhooks import outbox, service
+from app.webhooks.endpoint_secrets import secrets_context
 from app.webhooks.payloads import CalendarFacts
+from app.webhooks.repository import claims
 from app.webhooks.requeue import requeue_next
 from app.webhooks.signing import new_secret
 from app.webhooks.turns import Slots
@@ -189,7 +190,7 @@ async def _commit_to_post(sessions: Sessions, wakeups: WakeUps, receivers: _Rece
     for number in range(COMMITS):
         calendar = CalendarFacts(f"cal_{number:016d}", deduplication_key=None, metadata=None)
         async with transaction(sessions) as session:
-            await service.announce(
+            await outbox.announce(
                 session,
                 project_id=_PROJECT_ID,
                 trigger="calendar.state_change",
@@ -251,14 +252,12 @@ async def _claim(sessions: Sessions, after: str, limit: int) -> tuple[float, int
     held = Slots(64)
     started = time.perf_counter()
     async with transaction(sessions) as session:
-        await repository.wake_due(session, 500)
-        found = await repository.find_ready(
-            session, after=after, limit=64 + 2 * limit, per_endpoint=4, held=held
-        )
+        await claims.wake_due(session, 500)
+        found = await claims.find_ready(session, after=after, limit=64 + 2 * limit, per_endpoint=4, held=held)
         given = held.share_out(found.endpoints, limit)
         due = []
         if given:
-            due = await repository.lease_due(
+            due = await claims.claim_due(
                 session, given=given, slots=found.slots, lease_token="bench", lease_seconds=20
             )
     return (time.perf_counter() - started) * 1000, len(due), found.after

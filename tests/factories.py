@@ -12,7 +12,8 @@ from app.core.db import Sessions, transaction
 from app.core.http import operator_client, public_client
 from app.core.ids import new_id
 from app.credentials.budgets import Budgets
-from app.credentials.store import CredentialStore, context_of
+from app.credentials.sealed import context_of
+from app.credentials.store import CredentialStore
 from app.models import Calendar, CalendarEvent, Credentials
 from app.outages.breakers import Breakers
 from app.settings import Settings

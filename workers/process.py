@@ -34,7 +34,7 @@ from app.invitations.sender import CONCURRENCY as MAIL_CONCURRENCY
 from app.invitations.sender import MailSender
 from app.mail.mailboxes import Messages
 from app.outages.breakers import Breakers
-from app.push.channels import ChannelKeeper
+from app.push.channels import PushChannelWorker
 from app.settings import Settings
 from app.sync.engine import SyncEngine
 from app.sync.providers import ProviderFactory
@@ -144,7 +144,7 @@ async def running_loops(settings: Settings) -> AsyncIterator[Running]:
             settings=settings, credentials=credentials, budgets=budgets, client=client, feeds=feeds
         )
         syncs = SyncEngine(settings=settings, sessions=sessions, providers=providers)
-        channels = ChannelKeeper(
+        channels = PushChannelWorker(
             settings=settings,
             sessions=sessions,
             box=box,

@@ -1,4 +1,4 @@
-"""Routes of bots (docs/reference/http-api.md, "Bots")."""
+"""HTTP routes of bots (docs/reference/http-api.md, "Bots")."""
 
 from typing import Annotated
 
@@ -69,7 +69,7 @@ async def update_bot(
     "/{bot_id}",
     operation_id="delete_bot",
     response_class=Response,
-    responses={**responses(404), 200: {"description": "Gone; the body is empty."}},
+    responses={**responses(404), 200: {"description": "Deleted; the body is empty."}},
 )
 async def delete_bot(
     session: DbSession,

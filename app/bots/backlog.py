@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
-from app.bots import repository
+from app.bots.repository import backlog as repository
 from app.core.backlog import Backlog
 from app.core.db import AnySession
 

@@ -1,4 +1,4 @@
-"""What can be wrong with a request about bots, beyond the form of its fields.
+"""Errors of requests about bots, beyond the validation of single fields.
 
 AppError (app/core/errors.py)
 ├── NotFound

@@ -1,4 +1,4 @@
-"""Pure: what becomes of a bot when its event changes, when it is due, and when the runner has answered."""
+"""Pure: the state machine of a bot. It changes with its event, when it is due, and with the runner's response."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,11 +10,11 @@ from app.core.clock import isoformat
 from app.models.bot import EntryType, State
 from app.webhooks.payloads import CalendarFacts
 
-Gone = Literal["event_cancelled", "event_over", "calendar_disconnected", "calendar_deleted"]
+RemovalReason = Literal["event_cancelled", "event_over", "calendar_disconnected", "calendar_deleted"]
 
 # Failed hand-overs are tried again for this long after the time to join (docs/bots.md, "Launching").
 RETRY_FOR = timedelta(minutes=5)
-# A meeting that does not tell its end counts as over this long after its start.
+# A meeting without an end counts as over this long after its start.
 USUAL_LENGTH = timedelta(hours=4)
 
 _BACKOFF = Backoff.exponential(1.0, 60.0, jitter=(0.75, 1.25))
@@ -22,9 +22,9 @@ _BACKOFF = Backoff.exponential(1.0, 60.0, jitter=(0.75, 1.25))
 
 @dataclass(frozen=True, slots=True)
 class FollowedEvent:
-    """The event that a bot is for, as it is now. `gone` says why there is nothing to follow any more."""
+    """The event that a bot is for, as it is now. `removal_reason`: why the bot can no longer follow it."""
 
-    gone: Gone | None
+    removal_reason: RemovalReason | None
     start_time: datetime | None
     end_time: datetime | None
     meeting_url: str | None
@@ -32,10 +32,10 @@ class FollowedEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BotState:
-    """What changes in a bot's life (app/models/bot.py), and whom it is told to.
+    """The columns of a bot that transitions change (app/models/bot.py), and what its webhooks say of it.
 
     `event` is None for a bot that is not for an event. `is_attempted`: hand-overs are under way or to come.
-    `lease_token` and `next_in`, the time until the next attempt, are written only: a step sets them or clears them.
+    `lease_token` and `next_in`, the time until the next attempt, are only written: a transition sets or clears them.
     """
 
     id: str
@@ -57,34 +57,34 @@ class BotState:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One entry of a bot's log; told by webhook, too, where `is_told`."""
+class LogEntry:
+    """One entry of a bot's log. `is_announced`: a webhook is sent, too."""
 
     type: EntryType
     sub_type: str | None = None
     metadata: Mapping[str, Any] | None = None
-    is_told: bool = True
+    is_announced: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One change of a bot. `after` is None for a bot that is deleted; `entry` is None for what nobody sees."""
+class Transition:
+    """One change of a bot. `after` is None if the bot is deleted, `entry` if clients do not see the change."""
 
     before: BotState
     after: BotState | None
-    entry: Entry | None
+    entry: LogEntry | None
 
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """The runner has the bot; its id there, if it told one."""
+    """The runner has the bot. `runner_bot_id`: its id there, if the response has one."""
 
     runner_bot_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The runner will not take the bot, however often it is asked."""
+    """The runner refuses the bot for good."""
 
     status_code: int
     response: str
@@ -92,7 +92,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """No bot was taken, or nobody knows whether one was (`is_unclear`). `retry_after` is in seconds."""
+    """The runner has no bot, or it is unknown whether it has (`is_unclear`). `retry_after` is in seconds."""
 
     error: str
     is_unclear: bool
@@ -102,38 +102,40 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class NotThere:
-    """After a hand-over that had ended unclear, the runner says that it has no such bot."""
+class UnknownToRunner:
+    """The runner has no such bot, as it says after a hand-over with an unclear result."""
 
 
-Outcome = Launched | Refused | Failed | NotThere
+Outcome = Launched | Refused | Failed | UnknownToRunner
 
 
 def is_over(start: datetime, end: datetime | None, now: datetime) -> bool:
-    """Whether a meeting is over. Without an end, or with one that makes no sense, it is some time after its start."""
+    """Whether a meeting is over. Without an end after its start, it is taken to last four hours."""
     return end <= now if end is not None and end > start else start <= now - USUAL_LENGTH
 
 
-def follow(bot: BotState, now: datetime) -> Step | None:
-    """The step by which a bot becomes what its event says; None if there is nothing to do.
+def follow(bot: BotState, now: datetime) -> Transition | None:
+    """Return the transition that makes a bot match its event; None if there is nothing to do.
 
-    What the runner has, or may have, stays as the runner was told. Of such a bot only the deduplication key is
-    let go when the event is no longer the one that it was handed over for, so that another can take its place.
+    A bot that the runner has, or may have, keeps its values. It only releases its deduplication key when the event is no
+    longer the one that it was handed over for, so that another bot can replace it.
     """
     event = bot.event
     if event is None:
         return None
     join_at = event.start_time or bot.join_at
-    differs = event.gone is not None or join_at != bot.join_at or event.meeting_url != bot.meeting_url
+    differs = (
+        event.removal_reason is not None or join_at != bot.join_at or event.meeting_url != bot.meeting_url
+    )
     if bot.state in {"launched", "fatal_error"} or (bot.state == "launching" and not bot.is_attempted):
-        return Step(bot, replace(bot, holds_key=False), None) if bot.holds_key and differs else None
+        return Transition(bot, replace(bot, holds_key=False), None) if bot.holds_key and differs else None
     if bot.may_be_handed_over or not differs:
         return None
-    gone = event.gone
-    if gone is None and is_over(join_at, event.end_time, now):
-        gone = "event_over"
-    if gone is not None:
-        return Step(bot, None, Entry("deleted", gone))
+    reason = event.removal_reason
+    if reason is None and is_over(join_at, event.end_time, now):
+        reason = "event_over"
+    if reason is not None:
+        return Transition(bot, None, LogEntry("deleted", reason))
     changes: dict[str, Any] = {}
     if join_at != bot.join_at:
         changes["join_at"] = {"old": isoformat(bot.join_at), "new": isoformat(join_at)}
@@ -148,19 +150,21 @@ def follow(bot: BotState, now: datetime) -> Step | None:
         is_attempted=False,
         next_in=None,
     )
-    return Step(bot, after, Entry("event_changed", metadata={"changes": changes}))
+    return Transition(bot, after, LogEntry("event_changed", metadata={"changes": changes}))
 
 
-def claim(bot: BotState, now: datetime, *, has_runner: bool, lease_token: str, lease_for: timedelta) -> Step:
-    """The step of a due bot: `launching`, under a lease or (without a runner) for good, or `fatal_error`."""
+def claim(
+    bot: BotState, now: datetime, *, has_runner: bool, lease_token: str, lease_for: timedelta
+) -> Transition:
+    """Return the transition of a due bot: `launching`, with a lease if there is a runner, or `fatal_error`."""
     if bot.state == "scheduled":
         if bot.meeting_url is None:
             return _fatal(bot, "no_meeting_url")
         if is_over(bot.join_at, bot.event.end_time if bot.event else None, now):
             return _fatal(bot, "too_late")
-    entry = Entry("launching") if bot.state == "scheduled" else None
+    entry = LogEntry("launching") if bot.state == "scheduled" else None
     if not has_runner:
-        return Step(bot, replace(bot, state="launching", is_attempted=False), entry)
+        return Transition(bot, replace(bot, state="launching", is_attempted=False), entry)
     after = replace(
         bot,
         state="launching",
@@ -170,17 +174,18 @@ def claim(bot: BotState, now: datetime, *, has_runner: bool, lease_token: str, l
         lease_token=lease_token,
         next_in=lease_for,
     )
-    return Step(bot, after, entry)
+    return Transition(bot, after, entry)
 
 
-def settle(bot: BotState, outcome: Outcome, now: datetime, *, was_unclear: bool) -> list[Step]:
-    """The steps, each from where the one before ends, after an attempt; the last may follow the event.
+def settle(bot: BotState, outcome: Outcome, now: datetime, *, was_unclear: bool) -> list[Transition]:
+    """Return the transitions after an attempt, each from the state that the one before leads to.
 
-    `was_unclear`: an earlier attempt had ended without telling whether the runner has the bot.
+    The last one may follow the event. `was_unclear`: after an earlier attempt it was unknown whether the runner has
+    the bot.
     """
     if isinstance(outcome, Refused):
-        answer = {"status_code": outcome.status_code, "response": outcome.response}
-        return [_fatal(bot, "runner_refused", answer)]
+        refusal = {"status_code": outcome.status_code, "response": outcome.response}
+        return [_fatal(bot, "runner_refused", refusal)]
     if isinstance(outcome, Launched):
         after = replace(
             bot,
@@ -189,37 +194,39 @@ def settle(bot: BotState, outcome: Outcome, now: datetime, *, was_unclear: bool)
             is_attempted=False,
             may_be_handed_over=False,
         )
-        step = Step(bot, after, Entry("launched", metadata={"runner_bot_id": outcome.runner_bot_id}))
-        return [step, *_followed(after, now)]
+        transition = Transition(
+            bot, after, LogEntry("launched", metadata={"runner_bot_id": outcome.runner_bot_id})
+        )
+        return [transition, *_followed(after, now)]
     is_late = bot.join_at + RETRY_FOR <= now
-    if isinstance(outcome, NotThere):
+    if isinstance(outcome, UnknownToRunner):
         again = replace(
             bot, attempt_count=bot.attempt_count - 1, may_be_handed_over=False, next_in=timedelta(0)
         )
-        return [Step(bot, again, None), *_followed(again, now)]
+        return [Transition(bot, again, None), *_followed(again, now)]
     failure = {
         "error": outcome.error,
         "status_code": outcome.status_code,
         "response": outcome.response,
     }
-    # At the end of all attempts there is no more harm in following: the runner refuses a second bot.
+    # After the last attempt a bot may follow its event again: the runner refuses a second bot with the same key.
     is_unclear = (outcome.is_unclear or was_unclear) and not is_late
     waiting = replace(bot, may_be_handed_over=is_unclear, next_in=_wait(bot, outcome.retry_after, now))
-    failed = Step(bot, waiting, Entry("launch_failed", metadata=failure, is_told=False))
+    failed = Transition(bot, waiting, LogEntry("launch_failed", metadata=failure, is_announced=False))
     followed = _followed(waiting, now)
     if is_late and not followed:
         return [_fatal(bot, "runner_unreachable", failure)]
     return [failed, *followed]
 
 
-def _followed(bot: BotState, now: datetime) -> list[Step]:
-    step = follow(bot, now)
-    return [] if step is None else [step]
+def _followed(bot: BotState, now: datetime) -> list[Transition]:
+    transition = follow(bot, now)
+    return [] if transition is None else [transition]
 
 
-def _fatal(bot: BotState, sub_type: str, metadata: Mapping[str, Any] | None = None) -> Step:
+def _fatal(bot: BotState, sub_type: str, metadata: Mapping[str, Any] | None = None) -> Transition:
     after = replace(bot, state="fatal_error", holds_key=False, is_attempted=False, may_be_handed_over=False)
-    return Step(bot, after, Entry("fatal_error", sub_type, metadata))
+    return Transition(bot, after, LogEntry("fatal_error", sub_type, metadata))
 
 
 def _wait(bot: BotState, retry_after: float | None, now: datetime) -> timedelta:

@@ -1,4 +1,4 @@
-"""What an Attendee-compatible runner is known to refuse, so that it is said when a bot is scheduled and not when it is due."""
+"""Checks for what an Attendee-compatible runner refuses, so that clients learn of it when they schedule a bot."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ _LAST_OF_BASIC_PLANE = 0xFFFF
 
 
 def check_name(name: str) -> str:
-    """Raises ValueError for characters that a runner, which types the name key by key, does not take."""
+    """Return the name. Raises ValueError for characters that a runner cannot type."""
     if any(ord(character) > _LAST_OF_BASIC_PLANE for character in name):
         raise ValueError("A bot's name may not have emoji or other characters beyond U+FFFF.")
     return name
 
 
 def drop_nulls(value: Any) -> Any:
-    """A setting without what is null in objects, at any depth: to the runner null is a value, and a wrong one."""
+    """Remove nulls in objects from a setting, at any depth: the runner does not accept null as a value."""
     if isinstance(value, dict):
         return {name: drop_nulls(item) for name, item in value.items() if item is not None}
     if isinstance(value, list):
@@ -27,7 +27,7 @@ def drop_nulls(value: Any) -> Any:
 
 
 def check_setting(value: Any) -> Any:
-    """`drop_nulls`. Raises ValueError for null in a list, where leaving it out would move the others."""
+    """Return the setting without nulls. Raises ValueError for null in a list, where removing it moves the others."""
     if _has_null_in_list(value):
         raise ValueError("A list may not have null in it.")
     return drop_nulls(value)
@@ -40,7 +40,7 @@ def _has_null_in_list(value: Any) -> bool:
 
 
 def platform_fault(meeting_url: str, settings: Settings, *, platform: str | None = None) -> str | None:
-    """Why the runner cannot join there, as a sentence; None if it can. `platform`: where it is known already."""
+    """Return a sentence that says why the runner cannot join there; None if it can. `platform`: if known already."""
     platform = platform or find_platform(meeting_url, meeting_hosts(settings))
     joined = settings.bot_runner_platforms
     if platform in joined:

@@ -1,4 +1,4 @@
-"""Requests and answers about bots (docs/reference/http-api.md, "Bots")."""
+"""Requests and responses about bots (docs/reference/http-api.md, "Bots")."""
 
 import re
 from collections.abc import Mapping
@@ -71,7 +71,7 @@ _BotSettings = Annotated[
     AfterValidator(check_setting),
     Field(description="Handed to the runner as they are, save nulls, which are left out; never shown."),
 ]
-_BotMetadata = Annotated[Metadata | None, Field(description="Comes back in answers and webhooks.")]
+_BotMetadata = Annotated[Metadata | None, Field(description="Comes back in responses and webhooks.")]
 
 _EXAMPLE: JsonDict = {
     "calendar_event_id": "evt_h3Gk29sLqPzX81Ab",
@@ -82,7 +82,7 @@ _EXAMPLE: JsonDict = {
 
 
 class _BotInput(InputModel):
-    """What creating and changing share: further fields are settings, and an optional text may be given as ""."""
+    """Base of create and update: undeclared fields are settings, and "" leaves out an optional text."""
 
     model_config = ConfigDict(extra="allow")
     # pydantic checks the fields that are not declared, too.
@@ -97,7 +97,7 @@ class _BotInput(InputModel):
             name for name in _OPTIONAL_TEXTS if isinstance(value.get(name), str) and not value[name].strip()
         }
         if not value.get("calendar_event_id") or "calendar_event_id" in empty:
-            # A bot that follows no event joins at once without a time: that must not be a slip.
+            # Without an event and a time a bot joins at once. An empty time must not lead to that by mistake.
             empty.discard("join_at")
         return {name: item for name, item in value.items() if name not in empty}
 
@@ -187,7 +187,7 @@ class BotEntryRead(BaseModel):
 
     type: ShownEntryType
     sub_type: str | None = Field(description="Of `fatal_error`: why.", examples=["runner_refused"])
-    metadata: dict[str, Any] | None = Field(description="What changed, or what the runner answered.")
+    metadata: dict[str, Any] | None = Field(description="What changed, or the runner's response.")
     created_at: TimeText
 
 

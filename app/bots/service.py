@@ -1,7 +1,7 @@
 """Scheduling, changing and deleting bots, and how they follow their events.
 
-Every change is a `Step` (lifecycle.py): it is written with its entry of the log and, where a webhook is
-subscribed to `bot.state_change`, its deliveries, all in the caller's transaction.
+Every change is a `Transition` (lifecycle.py). It is written with its log entry and the deliveries of
+`bot.state_change`, all in the caller's transaction.
 """
 
 from collections import defaultdict
@@ -9,16 +9,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
-from uuid import uuid4
 
-from sqlalchemy import func
+from sqlalchemy import ColumnElement, func
 from sqlalchemy.exc import IntegrityError
 
 from app.api.not_found import CalendarEventNotFound
-from app.bots import lifecycle, repository
+from app.bots import lifecycle
 from app.bots.errors import BotNotFound, BotNotScheduled, DeduplicationKeyTaken
-from app.bots.lifecycle import BotState, Entry, Gone, Step
-from app.bots.repository import BookableEvent, BotFilters, WholeBot
+from app.bots.lifecycle import BotState, LogEntry, RemovalReason, Transition
+from app.bots.repository import creating, reads, states
+from app.bots.repository.creating import BookableEvent
+from app.bots.repository.reads import BotFilters
+from app.bots.repository.states import BotWithSettings
 from app.bots.runner import drop_nulls, platform_fault
 from app.bots.schemas import BotCreate, BotRead, BotsQuery, BotUpdate
 from app.bots.words import shown_bot, shown_entry_type, shown_state, stored_states
@@ -29,14 +31,11 @@ from app.core.ids import new_id
 from app.core.pagination import Page
 from app.core.wakeups import wake_after_commit
 from app.settings import Settings
-from app.webhooks import repository as webhooks
-from app.webhooks.payloads import BotFacts, Trigger, build_body
+from app.webhooks.outbox import Message, announce_each
+from app.webhooks.payloads import BotFacts
 
 PAGE_SIZE = 25
 
-_TRIGGER: Trigger = "bot.state_change"
-# How many deliveries one statement writes.
-_DELIVERIES_AT_ONCE = 500
 # A `join_at` of "now" may be this old when it arrives.
 _SKEW = timedelta(minutes=1)
 
@@ -45,22 +44,27 @@ _STAYS_WITH_AN_EVENT = "A bot cannot stop following its event: delete it, and sc
 _OF_STATE = ("calendar_event_id", "meeting_url", "join_at", "metadata")
 
 
+def bots_json(event_id: ColumnElement[str]) -> ColumnElement[str]:
+    """Return SQL for an event's bots as JSON text: a list of rows for `words.shown_bot`, oldest first."""
+    return reads.bots_json(event_id)
+
+
 async def get_bot(session: AnySession, project_id: str, bot_id: str) -> BotRead:
-    """Raises BotNotFound."""
-    row = await repository.find_bot(session, project_id, bot_id)
+    """Return one bot. Raises BotNotFound."""
+    row = await reads.find_bot(session, project_id, bot_id)
     if row is None:
         raise BotNotFound
     return BotRead(**shown_bot(dict(row)))
 
 
 async def list_bots(session: ReadSession, project_id: str, query: BotsQuery) -> Page[BotRead]:
-    """Raises BadQuery for a bad cursor."""
+    """List the project's bots, oldest first. Raises BadQuery for a bad cursor."""
     asked = [*query.states, *([query.state] if query.state is not None else [])]
-    states = stored_states(asked)
-    if query.finds_nothing or (asked and not states):
+    wanted = stored_states(asked)
+    if query.finds_nothing or (asked and not wanted):
         return Page([], None, None)
     filters = BotFilters(
-        states=states or None,
+        states=wanted or None,
         calendar_event_id=query.calendar_event_id,
         deduplication_key=query.deduplication_key,
         meeting_url=query.meeting_url,
@@ -69,17 +73,17 @@ async def list_bots(session: ReadSession, project_id: str, query: BotsQuery) -> 
         join_after=query.join_at_after,
         join_before=query.join_at_before,
     )
-    page = await repository.list_bots(session, project_id, filters, query.cursor, query.rows_of(PAGE_SIZE))
+    page = await reads.list_bots(session, project_id, filters, query.cursor, query.rows_of(PAGE_SIZE))
     return Page([BotRead(**shown_bot(dict(row))) for row in page.rows], page.next, page.previous)
 
 
 async def create_bot(session: Session, settings: Settings, project_id: str, body: BotCreate) -> BotRead:
-    """Schedules a bot. Raises CalendarEventNotFound, InvalidFields, DeduplicationKeyTaken."""
+    """Schedule a bot. Raises CalendarEventNotFound, InvalidFields, DeduplicationKeyTaken."""
     meeting_url, join_at = await _meeting(session, settings, project_id, body)
     if body.deduplication_key is not None:
-        await repository.release_key(session, project_id, body.deduplication_key)
+        await creating.release_key(session, project_id, body.deduplication_key)
     bot_id = new_id("bot")
-    inserted = await repository.insert_bot(
+    inserted = await creating.insert_bot(
         session,
         {
             "id": bot_id,
@@ -91,7 +95,7 @@ async def create_bot(session: Session, settings: Settings, project_id: str, body
             "metadata_": body.metadata,
             "deduplication_key": body.deduplication_key,
             "bot_settings": body.all_settings(),
-            "events": [repository.log_entry(Entry("scheduled"), utcnow())],
+            "events": [states.log_entry(LogEntry("scheduled"), utcnow())],
         },
     )
     if not inserted:
@@ -102,15 +106,15 @@ async def create_bot(session: Session, settings: Settings, project_id: str, body
 async def update_bot(
     session: Session, settings: Settings, project_id: str, bot_id: str, body: BotUpdate
 ) -> BotRead:
-    """Raises BotNotFound, CalendarEventNotFound, InvalidFields, BotNotScheduled, DeduplicationKeyTaken.
+    """Change a bot; fields that are equal to the stored ones change nothing.
 
-    What is equal to what it was changes nothing.
+    Raises BotNotFound, CalendarEventNotFound, InvalidFields, BotNotScheduled, DeduplicationKeyTaken.
     """
     given = body.given()
     event_id = given.get("calendar_event_id")
     # The lock of the event's calendar comes before the bot's.
-    event = await repository.lock_event(session, project_id, event_id) if event_id is not None else None
-    old = await repository.lock_bot(session, project_id, bot_id)
+    event = await creating.lock_event(session, project_id, event_id) if event_id is not None else None
+    old = await states.lock_bot(session, project_id, bot_id)
     if old is None:
         raise BotNotFound
     names = sorted(given.keys() | body.further_settings.keys())
@@ -139,129 +143,113 @@ async def update_bot(
         changes["bot_settings"] = bot_settings
     new = replace(old, state=replace(old.state, **state_changes), **changes)
     if new != old:
-        await _change(session, old, new, Entry("updated", metadata={"fields": names}))
+        await _change(session, old, new, LogEntry("updated", metadata={"fields": names}))
     return await get_bot(session, project_id, bot_id)
 
 
-async def _change(session: Session, old: WholeBot, new: WholeBot, entry: Entry) -> None:
-    """Writes and announces a change by hand. Raises DeduplicationKeyTaken."""
+async def _change(session: Session, old: BotWithSettings, new: BotWithSettings, entry: LogEntry) -> None:
+    """Write and announce a client's change. Raises DeduplicationKeyTaken."""
     at = utcnow()
     project_id = old.state.project_id
     if new.deduplication_key is not None and new.deduplication_key != old.deduplication_key:
-        await repository.release_key(session, project_id, new.deduplication_key)
+        await creating.release_key(session, project_id, new.deduplication_key)
     try:
-        await repository.change_bot(session, new, repository.log_entry(entry, at))
+        await states.change_bot(session, new, states.log_entry(entry, at))
     except IntegrityError as err:
-        # The key's index is the only rule that a change can break; the request's transaction ends with it.
+        # The unique index of the key is the only constraint that a change can violate.
         raise DeduplicationKeyTaken from err
-    written = await repository.lock_bot(session, project_id, old.state.id)
+    written = await states.lock_bot(session, project_id, old.state.id)
     assert written is not None
-    await _announce(session, [Step(old.state, written.state, entry)], at)
+    await _announce(session, [Transition(old.state, written.state, entry)], at)
 
 
 async def delete_bot(session: Session, project_id: str, bot_id: str) -> None:
-    """Unschedules a bot. Raises BotNotFound, BotNotScheduled."""
-    bot = await repository.lock_bot(session, project_id, bot_id)
+    """Delete a scheduled bot. Raises BotNotFound, BotNotScheduled."""
+    bot = await states.lock_bot(session, project_id, bot_id)
     if bot is None:
         raise BotNotFound
     if bot.state.state != "scheduled":
         raise BotNotScheduled(shown_state(bot.state.state), "only a scheduled bot can be deleted.")
-    await take(session, [Step(bot.state, None, Entry("deleted", "requested"))])
+    await apply_transitions(session, [Transition(bot.state, None, LogEntry("deleted", "requested"))])
 
 
 async def follow_events(session: Session, event_ids: Sequence[str]) -> None:
-    """Makes the bots of these events follow them. Call it in the transaction that changed the events.
+    """Make the bots of these events follow them. Call it in the transaction that changed the events.
 
     The caller holds the row lock of the events' calendar.
     """
     if not event_ids:
         return
     now = utcnow()
-    bots = await repository.lock_bots_of_events(session, event_ids)
-    steps = [step for bot in bots if (step := lifecycle.follow(bot, now)) is not None]
-    if steps:
+    bots = await states.lock_bots_of_events(session, event_ids)
+    transitions = [transition for bot in bots if (transition := lifecycle.follow(bot, now)) is not None]
+    if transitions:
         wake_after_commit(session, "bots")
-    await take(session, steps)
+    await apply_transitions(session, transitions)
 
 
-async def drop_bots_of_calendar(session: Session, calendar_id: str, gone: Gone) -> None:
-    """Deletes the scheduled bots of a calendar's events. The caller holds the calendar's row lock."""
+async def drop_bots_of_calendar(session: Session, calendar_id: str, reason: RemovalReason) -> None:
+    """Delete the scheduled bots of a calendar's events. The caller holds the calendar's row lock."""
     now = utcnow()
-    steps = []
-    for bot in await repository.lock_bots_of_calendar(session, calendar_id):
+    transitions = []
+    for bot in await states.lock_bots_of_calendar(session, calendar_id):
         assert bot.event is not None
-        step = lifecycle.follow(replace(bot, event=replace(bot.event, gone=gone)), now)
-        if step is not None:
-            steps.append(step)
-    await take(session, steps)
+        transition = lifecycle.follow(replace(bot, event=replace(bot.event, removal_reason=reason)), now)
+        if transition is not None:
+            transitions.append(transition)
+    await apply_transitions(session, transitions)
 
 
-async def take(session: Session, steps: Sequence[Step]) -> None:
-    """Writes and announces steps, at most one of a bot. The caller holds the bots' row locks."""
-    if not steps:
+async def apply_transitions(session: Session, transitions: Sequence[Transition]) -> None:
+    """Write and announce transitions, at most one for each bot. The caller holds the bots' row locks."""
+    if not transitions:
         return
     at = utcnow()
-    await repository.save(session, steps, at)
-    await _announce(session, steps, at)
+    await states.save(session, transitions, at)
+    await _announce(session, transitions, at)
 
 
-async def _announce(session: Session, steps: Sequence[Step], at: datetime) -> None:
-    """The outbox rows of all steps at once: a sync may change thousands of bots."""
-    told: dict[str, list[tuple[Step, Entry]]] = defaultdict(list)
-    for step in steps:
-        if step.entry is not None and step.entry.is_told:
-            told[step.before.project_id].append((step, step.entry))
-    for project_id, changes in sorted(told.items()):
-        subscribers = await webhooks.lock_subscribers(session, project_id, _TRIGGER)
-        rows = [
-            _delivery(subscriber.id, step, entry, at) for step, entry in changes for subscriber in subscribers
-        ]
-        for start in range(0, len(rows), _DELIVERIES_AT_ONCE):
-            await webhooks.insert_deliveries(session, rows[start : start + _DELIVERIES_AT_ONCE])
+async def _announce(session: Session, transitions: Sequence[Transition], at: datetime) -> None:
+    """Write the deliveries of all transitions at once: a sync may change thousands of bots."""
+    messages: dict[str, list[Message]] = defaultdict(list)
+    for transition in transitions:
+        if transition.entry is not None and transition.entry.is_announced:
+            messages[transition.before.project_id].append(_message(transition, transition.entry, at))
+    for project_id, announced in sorted(messages.items()):
+        await announce_each(session, project_id=project_id, trigger="bot.state_change", messages=announced)
 
 
-def _delivery(subscription_id: str, step: Step, entry: Entry, at: datetime) -> dict[str, Any]:
-    bot: BotState = step.after or step.before
-    idempotency_key = str(uuid4())
-    new_state = shown_state(step.after.state) if step.after is not None else "deleted"
-    return {
-        "id": new_id("dlv"),
-        "subscription_id": subscription_id,
-        "trigger": _TRIGGER,
-        "calendar_id": bot.calendar.id if bot.calendar is not None else None,
-        "idempotency_key": idempotency_key,
-        "can_merge": False,
-        "body": build_body(
-            idempotency_key=idempotency_key,
-            trigger=_TRIGGER,
-            calendar=bot.calendar,
-            data={
-                "state": new_state,
-                "new_state": new_state,
-                "old_state": shown_state(step.before.state),
-                "join_at": isoformat(bot.join_at),
-                "meeting_url": bot.meeting_url,
-                "event_type": shown_entry_type(entry.type),
-                "event_sub_type": entry.sub_type,
-                "event_metadata": entry.metadata,
-                "created_at": isoformat(at),
-            },
-            bot=BotFacts(id=bot.id, metadata=bot.metadata),
-            calendar_event_id=bot.calendar_event_id,
-        ),
-    }
+def _message(transition: Transition, entry: LogEntry, at: datetime) -> Message:
+    bot: BotState = transition.after or transition.before
+    new_state = shown_state(transition.after.state) if transition.after is not None else "deleted"
+    return Message(
+        calendar=bot.calendar,
+        data={
+            "state": new_state,
+            "new_state": new_state,
+            "old_state": shown_state(transition.before.state),
+            "join_at": isoformat(bot.join_at),
+            "meeting_url": bot.meeting_url,
+            "event_type": shown_entry_type(entry.type),
+            "event_sub_type": entry.sub_type,
+            "event_metadata": entry.metadata,
+            "created_at": isoformat(at),
+        },
+        bot=BotFacts(id=bot.id, metadata=bot.metadata),
+        calendar_event_id=bot.calendar_event_id,
+    )
 
 
 async def _meeting(
     session: Session, settings: Settings, project_id: str, body: BotCreate
 ) -> tuple[str, datetime | None]:
-    """Where and when the bot joins; None: now. Raises CalendarEventNotFound, InvalidFields."""
+    """Return the meeting URL and the time to join; None: now. Raises CalendarEventNotFound, InvalidFields."""
     if body.calendar_event_id is not None:
         given = [name for name in ("meeting_url", "join_at") if getattr(body, name) is not None]
         if given:
             sentence = "Leave it out when calendar_event_id is given: it is the event's, and follows it."
             raise InvalidFields({name: [sentence] for name in given})
-        event = await repository.lock_event(session, project_id, body.calendar_event_id)
+        event = await creating.lock_event(session, project_id, body.calendar_event_id)
         return _meeting_of_event(event, settings)
     if body.meeting_url is None and body.join_at is None:
         raise InvalidFields.one("non_field_errors", "Give calendar_event_id, or meeting_url and join_at.")
@@ -275,7 +263,7 @@ async def _meeting(
 
 
 def _meeting_of_event(event: BookableEvent | None, settings: Settings) -> tuple[str, datetime]:
-    """Raises CalendarEventNotFound, InvalidFields."""
+    """Return an event's meeting URL and start. Raises CalendarEventNotFound, InvalidFields."""
     if event is None:
         raise CalendarEventNotFound
     fault: str | None = None
@@ -284,7 +272,7 @@ def _meeting_of_event(event: BookableEvent | None, settings: Settings) -> tuple[
     elif not event.is_connected:
         fault = "The event's calendar is disconnected, so that a bot could not follow the event."
     elif event.start_time is None:
-        fault = "The provider did not tell when this event starts."
+        fault = "The provider does not state when this event starts."
     elif lifecycle.is_over(event.start_time, event.end_time, utcnow()):
         fault = "This event is over."
     elif event.meeting_url is None:

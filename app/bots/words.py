@@ -1,7 +1,7 @@
-"""The API's words for a bot's states and log entries. They are Attendee's.
+"""The API's words for a bot's states and log entries, which are Attendee's.
 
-Rows keep the words of the first release (app/bots/lifecycle.py): during an upgrade workers of both releases read and
-write the same rows.
+Rows keep the words of the first release (app/bots/lifecycle.py), because workers of both releases read and write the
+same rows during an upgrade.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,8 +20,8 @@ ShownEntryType = Literal[
     "fatal_error",
     "deleted",
 ]
-# What a list can be asked for: all states of Attendee, most of which a bot has at the runner only, and the words of
-# the first release.
+# The states that a list can be filtered by: all of Attendee, most of which only the runner knows, and the words of the
+# first release.
 AskedState = Literal[
     "scheduled",
     "staged",
@@ -64,12 +64,12 @@ def shown_entry_type(entry_type: EntryType | str) -> str:
 
 
 def stored_states(asked: Iterable[AskedState]) -> list[State]:
-    """The states of rows that have one of these; none for states that only the runner knows."""
+    """Return the stored states of these words; none for states that only the runner knows."""
     return [_STORED[word] for word in dict.fromkeys(asked) if word in _STORED]
 
 
 def shown_bot(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A bot as it is read from the database, as the fields of BotRead, in their order."""
+    """Turn a row of a bot into the fields of BotRead, in their order."""
     return {
         "id": row["id"],
         "metadata": row["metadata"],

@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-from app.bots.repository import bots_of
+from app.bots.service import bots_json
 from app.calendar_events.schemas import CalendarEventRead
 from app.core.db import AnySession, ReadSession
 from app.core.pagination import Cursor, Ordering, Page, page_of, seek_values
@@ -39,7 +39,7 @@ JSON_TEXTS = tuple(name for name in FIELDS if name in _TABLE and isinstance(_TAB
 def _selected(event: FromClause, name: str) -> ColumnElement[Any]:
     """Select JSON as the text that it is stored as, and times naive in UTC: both are cheaper to write out."""
     if name == "bots":
-        return bots_of(event.c.id).label(name)
+        return bots_json(event.c.id).label(name)
     if name in JSON_TEXTS:
         return cast(event.c[name], Text).label(name)
     if name in TIMES:

@@ -15,8 +15,8 @@ from app.core.errors import InvalidFields
 from app.core.ids import new_id
 from app.credentials import service as credentials
 from app.models import Calendar, Credentials
+from app.webhooks.outbox import announce
 from app.webhooks.payloads import CalendarFacts, state_data
-from app.webhooks.service import announce
 
 # The secrets that a calendar of each platform is connected with.
 SECRETS_OF = {

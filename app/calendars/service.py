@@ -32,7 +32,7 @@ from app.credentials.service import delete_unless_used
 from app.models import Calendar
 from app.push.service import release_channels
 from app.schedule import request_sync
-from app.webhooks.repository import delete_pending_of_calendar
+from app.webhooks.outbox import delete_pending_of_calendar
 
 PAGE_SIZE = 25
 

@@ -9,7 +9,7 @@ from app.core.crypto import SecretBox
 from app.core.db import Session
 from app.core.ids import new_id
 from app.credentials import repository
-from app.credentials.store import client_secret_context, context_of
+from app.credentials.sealed import client_secret_context, context_of
 from app.models import Credentials
 from app.outages.breakers import probe_client_now
 

@@ -1,4 +1,4 @@
-"""Stored credentials: the only reader of refresh tokens, and the cache of access tokens.
+"""Access tokens: cached in the rows of credentials, and refreshed when they are about to expire.
 
 An access token is cached, sealed, in its credentials' row until shortly before it expires, so that all workers
 share it. One process refreshes at a time: it takes a lease on the row, asks the provider outside of any
@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import and_, func, or_, select, update
+from sqlalchemy import func, or_, update
 
 from app.core import metrics
 from app.core.crypto import SealBroken, SecretBox
-from app.core.db import AnySession, Sessions, transaction
+from app.core.db import Sessions, transaction
 from app.core.http import httpx
-from app.models import Credentials, OAuthClientSecret
+from app.credentials.sealed import access_token_context, context_of, load_credentials_at
+from app.models import Credentials
 from app.outages.breakers import Breakers, client_scope
 from app.providers.base import (
     ClientMisconfigured,
@@ -38,59 +39,6 @@ _REFRESH_WITHIN_SECONDS = 20
 _WAIT_FOR_OTHER_SECONDS = 0.2
 # Renewed this early, or at nine tenths of a short life.
 _EARLY_SECONDS = 300
-
-
-def context_of(credentials_id: str) -> str:
-    """The context that `credentials.sealed` is sealed with."""
-    return f"credentials:{credentials_id}"
-
-
-def client_secret_context(secret_id: str) -> str:
-    """The context that `oauth_client_secrets.sealed` is sealed with."""
-    return f"oauth_client_secrets:{secret_id}"
-
-
-async def load_credentials(
-    session: AnySession, box: SecretBox, credentials_id: str
-) -> tuple[Credentials, dict[str, Any]] | None:
-    """The row and its secrets; the client's secret is the newest that is known. Raises SealBroken."""
-    found = await _load_at(session, box, credentials_id)
-    return None if found is None else found[:2]
-
-
-async def _load_at(
-    session: AnySession, box: SecretBox, credentials_id: str
-) -> tuple[Credentials, dict[str, Any], datetime] | None:
-    """As `load_credentials`, and the database's time: other workers have other clocks."""
-    found = (
-        await session.execute(
-            select(Credentials, OAuthClientSecret, func.clock_timestamp())
-            .outerjoin(
-                OAuthClientSecret,
-                and_(
-                    OAuthClientSecret.project_id == Credentials.project_id,
-                    OAuthClientSecret.platform == Credentials.platform,
-                    OAuthClientSecret.client_id == Credentials.client_id,
-                    or_(
-                        Credentials.client_secret_set_at.is_(None),
-                        Credentials.client_secret_set_at < OAuthClientSecret.set_at,
-                    ),
-                ),
-            )
-            .where(Credentials.id == credentials_id)
-        )
-    ).one_or_none()
-    if found is None:
-        return None
-    stored, newer, now = found
-    secrets: dict[str, Any] = box.open(context_of(stored.id), stored.sealed)
-    if newer is not None:
-        secrets |= box.open(client_secret_context(newer.id), newer.sealed)
-    return stored, secrets, now
-
-
-def _access_context(credentials_id: str) -> str:
-    return f"credentials.access_token:{credentials_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +100,7 @@ class CredentialStore:
         """The row, opened, and whether this call now holds the refresh lease."""
         async with transaction(self._sessions) as session:
             try:
-                found = await _load_at(session, self._box, credentials_id)
+                found = await load_credentials_at(session, self._box, credentials_id)
                 if found is None:
                     raise CredentialsDeleted("The credentials were deleted.")
                 stored, secrets, now = found
@@ -186,7 +134,7 @@ class CredentialStore:
         token = None
         if stored.access_token_sealed is not None:
             with suppress(SealBroken):
-                token = self._box.open(_access_context(stored.id), stored.access_token_sealed)
+                token = self._box.open(access_token_context(stored.id), stored.access_token_sealed)
         return _Row(stored.project_id, stored.platform, stored.client_id, stored.version, secrets, token)  # type: ignore[arg-type] # checked by the table
 
     async def _refresh(self, credentials_id: str, row: _Row) -> str:
@@ -267,7 +215,7 @@ class CredentialStore:
         """Whether the credentials were still those that were refreshed."""
         early = min(_EARLY_SECONDS, fresh.expires_in / 10)
         values: dict[str, Any] = {
-            "access_token_sealed": self._box.seal(_access_context(credentials_id), fresh.access_token),
+            "access_token_sealed": self._box.seal(access_token_context(credentials_id), fresh.access_token),
             "access_token_expires_at": (func.clock_timestamp() + timedelta(seconds=fresh.expires_in - early)),
             "refresh_lease_until": None,
         }

@@ -7,7 +7,7 @@ from typing import Any
 from app.core.clock import isoformat
 from app.events.diff import EventWrite
 from app.events.fields import NOTIFIED_FIELDS, notified_values
-from app.webhooks.service import ChangedEvent
+from app.webhooks.payloads import ChangedEvent
 
 MOST = 50
 

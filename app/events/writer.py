@@ -18,8 +18,8 @@ from app.events.changes import describe_changes
 from app.events.data import CalendarRef, RemoteEvent, Unannounced, Window
 from app.events.diff import content_hash, diff_events
 from app.events.visibility import enter_as_writer
-from app.webhooks.payloads import CalendarState, state_data
-from app.webhooks.service import CalendarFacts, ChangedEvent, announce, wants_events
+from app.webhooks.outbox import announce, wants_events
+from app.webhooks.payloads import CalendarFacts, CalendarState, ChangedEvent, state_data
 
 _MICROSECOND = timedelta(microseconds=1)
 

@@ -20,7 +20,7 @@ from app.hosted.rules import last_end
 from app.invitations.service import find_told_sequence, queue_mails
 from app.itip.event import Person
 from app.settings import Settings
-from app.webhooks.service import announce
+from app.webhooks.outbox import announce
 
 log = structlog.get_logger()
 

@@ -17,7 +17,7 @@ from app.hosted.rules import last_end
 from app.invitations.service import find_undelivered
 from app.meeting_urls.hosts import meeting_hosts
 from app.settings import Settings
-from app.webhooks.service import CalendarFacts
+from app.webhooks.payloads import CalendarFacts
 
 # docs/adr/0010-expansion-of-hosted-series.md has the reasons.
 _EXPANSION_MARGIN = timedelta(days=2)

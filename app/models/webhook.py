@@ -67,7 +67,7 @@ class WebhookDelivery(Base):
     `next_attempt_at` to the end of the lease: if the worker dies, the row is due again then. A finished row has neither.
 
     - `body`: the exact bytes that are signed and sent, the same on every attempt.
-    - `can_merge`: a newer message about the same calendar may replace this one (app/webhooks/).
+    - `can_merge`: a newer message about the same calendar may replace this one (app/webhooks/merge.py).
     - `merged_into`: the id of the message that replaced this one.
     - `retry_count`: the place in the retry schedule.
     - `waits`: the row was not due when it was written. Such rows are found by their time, and the others by their

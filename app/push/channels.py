@@ -1,9 +1,8 @@
-"""The worker's side of push: opens, renews and closes channels. A failure here never touches a calendar's sync.
+"""Opening, renewing and closing push channels in a worker. A failure here does not affect a calendar's sync.
 
-A channel's row is written before the provider is asked, and again after it has answered; no transaction is open
-in between. A worker that dies there leaves an `opening` row, which the next attempt clears away when the
-lease has run out. Once a first channel is open, the calendar is synced once more, for what
-changed between its last sync and then.
+A channel's row is written before the request to the provider and again after its response; no transaction is open in
+between. If a worker dies there, it leaves an `opening` row, which the next attempt deletes after the lease has expired.
+Once a first channel is open, the calendar is synced once more, because it may have changed since its last sync.
 """
 
 import asyncio
@@ -17,9 +16,8 @@ import structlog
 
 from app.core import metrics
 from app.core.backoff import Backoff, spread
-from app.core.clock import utcnow
 from app.core.crypto import SealBroken, SecretBox, sha256_hex
-from app.core.db import Sessions, transaction
+from app.core.db import Session, Sessions, transaction
 from app.core.http import httpx
 from app.credentials.budgets import Budgets, MeteredTokens
 from app.credentials.store import CredentialStore
@@ -45,10 +43,10 @@ from app.settings import Settings
 
 log = structlog.get_logger()
 
-# Within the lease, so that two workers never handle the same channel at once.
-_WITHIN_SECONDS = 50.0
+# Shorter than the lease, so that two workers never handle the same channel at once.
+_TIMEOUT_SECONDS = 50.0
 _BACKOFF = Backoff.exponential(60.0, 21_600.0, jitter=(0.75, 1.25))
-# How long a calendar is only polled that has no push, or whose subscription serves another calendar of ours.
+# How long a calendar is only polled: without push at the provider, or if another calendar here has its subscription.
 _REFUSED_FOR: dict[type[ProviderError], timedelta] = {
     PushRefused: timedelta(days=7),
     ChannelExists: timedelta(hours=6),
@@ -57,13 +55,14 @@ _REFUSED_JITTER = (0.9, 1.1)
 _POLL_JITTER = (0.8, 1.0)
 # Share of a channel's life after which it is renewed.
 _RENEW_AT = (0.4, 0.5)
-_SHORTEST_LIFE_SECONDS = 60.0
+# A provider may return an end that has passed already.
+_SHORTEST_LIFE = timedelta(seconds=60)
 
 _Push = GooglePush | MicrosoftPush
 
 
-class ChannelKeeper:
-    """Claims channels that are due and works them off; any number of keepers may run."""
+class PushChannelWorker:
+    """Claims channels that are due, and opens, renews or closes them. Any number may run."""
 
     def __init__(
         self,
@@ -83,7 +82,7 @@ class ChannelKeeper:
         self._client = client
 
     async def claim(self, limit: int) -> Sequence[DueCalendar | ClosingChannel]:
-        """With push switched off nothing is opened or renewed: the channels that are left run out."""
+        """Claim up to `limit` channels. With push disabled only those that are to be closed; the others expire."""
         due: list[DueCalendar | ClosingChannel] = []
         async with transaction(self._sessions) as session:
             if self._settings.push_enabled:
@@ -93,7 +92,7 @@ class ChannelKeeper:
         return due
 
     async def handle(self, due: DueCalendar | ClosingChannel) -> None:
-        """Never raises for the provider's fault."""
+        """Do the work of one claim. An error of the provider is recorded and not raised."""
         if isinstance(due, DueCalendar):
             structlog.contextvars.bind_contextvars(calendar_id=due.id)
             await self._guarded(due.platform, lambda: self._keep(due), lambda err: self._postpone(due, err))
@@ -108,7 +107,7 @@ class ChannelKeeper:
         on_error: Callable[[ProviderError], Awaitable[str]],
     ) -> None:
         try:
-            async with asyncio.timeout(_WITHIN_SECONDS):
+            async with asyncio.timeout(_TIMEOUT_SECONDS):
                 outcome = await work()
         except ProviderError as err:
             outcome = await on_error(err)
@@ -139,7 +138,7 @@ class ChannelKeeper:
         return await self._open(due, push)
 
     async def _renew(self, due: DueCalendar, push: MicrosoftPush) -> bool:
-        """Whether there was a subscription to renew."""
+        """Renew the calendar's subscription; return False if there is none."""
         async with transaction(self._sessions) as session:
             found = await repository.find_open(session, due.id)
         if found is None:
@@ -153,7 +152,7 @@ class ChannelKeeper:
                 await repository.drop_channels(session, [channel_id])
             return False
         async with transaction(self._sessions) as session:
-            await repository.schedule(session, due, _renewal_in(expires_at))
+            await self._schedule_renewal(session, due, expires_at)
             await repository.settle_renewed(session, channel_id, expires_at)
         return True
 
@@ -176,11 +175,11 @@ class ChannelKeeper:
                 expires_at=opened.expires_at,
                 poll_in=self._poll_in(),
             )
-            await repository.schedule(session, due, _renewal_in(opened.expires_at))
+            await self._schedule_renewal(session, due, opened.expires_at)
             if state == "open" and not was_notified:
                 await mark_due(session, sync_ids=[due.id], delay=timedelta(0))
         if state is None:
-            # Its row was cleared away as another worker's leftover: nobody else knows of the channel.
+            # Another worker took its row for an abandoned one and deleted it, so only this process knows the channel.
             with suppress(ProviderError):
                 await push.close(
                     channel_id=channel_id, provider_id=opened.provider_id, resource_id=opened.resource_id
@@ -201,15 +200,15 @@ class ChannelKeeper:
         return await push.open(channel_id=channel_id, secret=secret, address=address)
 
     async def _close_strays(self, due: DueCalendar, push: MicrosoftPush, address: str) -> int:
-        """Closes subscriptions to this calendar that serve none of our calendars; how many.
+        """Close subscriptions to this calendar that serve no calendar here; return how many.
 
-        They are of a worker that died before it could note them, or of a connection before this one. One that is
-        just being opened, for the same calendar connected twice, is not noted yet either: it is waited for. Raises
-        Unavailable (`channel_opening`).
+        They are from a worker that died before it could write them, or from an earlier connection. If the same calendar
+        is connected twice, the other one's subscription may be unwritten because it is being opened right now. Then
+        this raises Unavailable (`channel_opening`), to be tried again later.
         """
         found = await push.find_equal(address=address)
         async with transaction(self._sessions) as session:
-            # Asked first: what is opened in between is held by then.
+            # This query comes first: a channel that is opened between the two is found by the second.
             is_opening = await repository.is_opening_equal(session, due, opens_within=LEASE_FOR)
             held = await repository.find_held(session, found)
         if is_opening and not held.issuperset(found):
@@ -246,7 +245,7 @@ class ChannelKeeper:
 
     async def _close(self, due: ClosingChannel) -> str:
         has_ids = (due.resource_id if due.platform == "google" else due.provider_id) is not None
-        # Without the provider's ids it cannot be closed: opening it never got that far, or its worker died.
+        # Without the provider's ids it cannot be closed: it was never opened, or the worker died meanwhile.
         if has_ids and not due.has_expired:
             push = self._push(due.platform, due.platform_uuid, self._tokens_to_close(due))
             await push.close(channel_id=due.id, provider_id=due.provider_id, resource_id=due.resource_id)
@@ -268,7 +267,7 @@ class ChannelKeeper:
     async def _put_off(self, due: ClosingChannel, err: ProviderError) -> str:
         async with transaction(self._sessions) as session:
             if isinstance(err, ConnectionLost):
-                # Only the account that opened it could close it. It ends by itself, and is ignored until then.
+                # Only the account that opened it can close it. It expires, and is ignored until then.
                 await repository.drop_channels(session, [due.id])
             else:
                 await repository.retry_closing(session, due.id, _retry_in(err, due.attempt_count + 1))
@@ -292,6 +291,11 @@ class ChannelKeeper:
             calendar_id=calendar_uuid,
         )
 
+    async def _schedule_renewal(self, session: Session, due: DueCalendar, expires_at: datetime) -> None:
+        """Make the renewal due within the channel's life, spread so that not all are renewed at the same time."""
+        share = spread(1.0, _RENEW_AT)
+        await repository.schedule_renewal(session, due, expires_at, share=share, shortest_life=_SHORTEST_LIFE)
+
     def _poll_in(self) -> timedelta:
         return timedelta(seconds=spread(self._settings.calendar_sync_interval_seconds, _POLL_JITTER))
 
@@ -300,7 +304,7 @@ class ChannelKeeper:
 
 
 class _GrantTokens:
-    """A TokenSource of a calendar that is deleted: nothing is kept."""
+    """The TokenSource of a deleted calendar. It caches nothing."""
 
     def __init__(
         self, settings: Settings, client: httpx.AsyncClient, platform: Platform, grant: dict[str, str]
@@ -318,12 +322,6 @@ class _GrantTokens:
     async def get(self, *, rejected: str | None = None) -> str:  # noqa: ARG002 - every token is a fresh one
         fresh = await self._refresh(self._client, token_url=self._token_url, **self._grant)
         return fresh.access_token
-
-
-def _renewal_in(expires_at: datetime) -> timedelta:
-    """Spread, so that channels opened together are not renewed together. An end that has passed is no end."""
-    life = max((expires_at - utcnow()).total_seconds(), _SHORTEST_LIFE_SECONDS)
-    return timedelta(seconds=spread(life, _RENEW_AT))
 
 
 def _retry_in(err: ProviderError, failures: int) -> timedelta:

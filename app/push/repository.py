@@ -257,6 +257,33 @@ async def schedule(session: Session, due: DueCalendar, due_in: timedelta) -> Non
     )
 
 
+_SCHEDULE_RENEWAL = text(
+    """
+    UPDATE calendars
+    SET push_due_at = clock_timestamp()
+        + greatest(CAST(:expires_at AS timestamptz) - clock_timestamp(), CAST(:shortest_life AS interval))
+          * CAST(:share AS float8)
+    WHERE id = :calendar_id AND push_due_at = :leased_until
+    """
+)
+
+
+async def schedule_renewal(
+    session: Session, due: DueCalendar, expires_at: datetime, *, share: float, shortest_life: timedelta
+) -> None:
+    """Give the lease back: the renewal is due after this share of the channel's life, by the database's clock."""
+    await session.execute(
+        _SCHEDULE_RENEWAL,
+        {
+            "calendar_id": due.id,
+            "leased_until": due.leased_until,
+            "expires_at": expires_at,
+            "shortest_life": shortest_life,
+            "share": share,
+        },
+    )
+
+
 _COUNT_FAILURE = text(
     """
     UPDATE push_channels SET attempt_count = attempt_count + 1

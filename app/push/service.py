@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from app.core import metrics
 from app.core.crypto import SealBroken, SecretBox, sha256_hex
 from app.core.db import AnySession, Session
-from app.credentials.store import load_credentials
+from app.credentials.sealed import load_credentials
 from app.push import repository
 from app.push.repository import CalendarChannel, KnownChannel
 from app.push.schemas import Notification

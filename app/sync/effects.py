@@ -6,8 +6,8 @@ from app.events.data import Unannounced
 from app.events.writer import WrittenChanges, announce_changes
 from app.push.service import close_channels
 from app.sync.repository import Claim, Settled
-from app.webhooks.payloads import state_data
-from app.webhooks.service import CalendarFacts, announce
+from app.webhooks.outbox import announce
+from app.webhooks.payloads import CalendarFacts, state_data
 
 
 async def follow_success(

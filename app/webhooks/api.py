@@ -1,4 +1,4 @@
-"""Routes of webhooks and their deliveries (docs/reference/http-api.md, "Webhooks")."""
+"""HTTP routes of webhooks and their deliveries (docs/reference/http-api.md, "Webhooks")."""
 
 from typing import Annotated
 
@@ -73,7 +73,7 @@ async def update_webhook(
     webhook_id: WebhookId,
     body: WebhookUpdate,
 ) -> WebhookRead:
-    """Changes a webhook. When it is switched on again, pending deliveries are sent at once."""
+    """Changes a webhook. When it is enabled again, pending deliveries are sent at once."""
     return await service.update_webhook(session, state.settings, project_id, webhook_id, body)
 
 
@@ -81,7 +81,7 @@ async def update_webhook(
     "/webhooks/{webhook_id}",
     operation_id="delete_webhook",
     response_class=Response,
-    responses={**responses(404, takes_input=False), 200: {"description": "Gone; the body is empty."}},
+    responses={**responses(404, takes_input=False), 200: {"description": "Deleted; the body is empty."}},
 )
 async def delete_webhook(session: DbSession, project_id: ProjectId, webhook_id: WebhookId) -> Response:
     """Removes the webhook, its log and its pending deliveries."""

@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 
 from app.core.backlog import Backlog
 from app.core.db import AnySession
-from app.webhooks import repository
-from app.webhooks.repository import EndpointBacklog
+from app.webhooks.repository import backlog as repository
+from app.webhooks.repository.backlog import EndpointBacklog
 
 _TOP_ENDPOINTS = 5
 
@@ -62,10 +62,10 @@ async def summarize_deliveries(session: AnySession, project_id: str | None) -> D
 
 
 async def _summaries(session: AnySession, rows: Sequence[EndpointBacklog]) -> list[EndpointSummary]:
-    errors = await repository.find_last_errors(session, [row.subscription_id for row in rows])
+    errors = await repository.find_last_errors(session, [row.endpoint_id for row in rows])
     return [
         EndpointSummary(
-            webhook_id=row.subscription_id,
+            webhook_id=row.endpoint_id,
             project_id=row.project_id,
             origin=_origin(row.url),
             is_active=row.is_active,
@@ -74,7 +74,7 @@ async def _summaries(session: AnySession, rows: Sequence[EndpointBacklog]) -> li
             failing_since=row.failing_since,
             oldest_at=row.oldest_at,
             next_attempt_at=_next_attempt(row) if row.is_active else None,
-            last_error=errors.get(row.subscription_id),
+            last_error=errors.get(row.endpoint_id),
         )
         for row in rows
     ]

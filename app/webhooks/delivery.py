@@ -1,7 +1,7 @@
 """Deliveries: claim, sign, POST, record. No transaction is open while an endpoint is being called.
 
-At least once: a delivery stays pending in PostgreSQL until an attempt of it is recorded. A worker that dies
-between the POST and the record leaves a lease that runs out, and the same bytes with the same id go out again.
+Delivery is at least once: a delivery stays pending until an attempt is recorded. If a worker dies between the POST and
+the record, its lease expires, and another worker sends the same bytes with the same id again.
 """
 
 import ssl
@@ -26,18 +26,19 @@ from app.core.fetch import FetchFailed, Response, fetch, retry_after
 from app.core.http import httpx, public_client
 from app.core.lease import Lease
 from app.settings import Settings
-from app.webhooks import repository
-from app.webhooks.repository import DueDelivery
+from app.webhooks.endpoint_secrets import open_secrets
+from app.webhooks.repository import claims, endpoints
+from app.webhooks.repository.claims import DueDelivery
 from app.webhooks.signing import signature_headers
 from app.webhooks.targets import url_fault
 from app.webhooks.turns import Slots
 
 log = structlog.get_logger()
 
-# What a worker may need, beyond the attempt itself, between claiming and recording.
+# The time that a worker may need between claiming and recording, in addition to the attempt itself.
 _LEASE_MARGIN_SECONDS = 10.0
-_SWITCH_OFF_AFTER_DAYS = 5
-# An endpoint whose answer takes so long is slow, until one comes in half of that.
+_DISABLE_AFTER_DAYS = 5
+# An endpoint is slow once a response takes this long, and until one takes less than half of it.
 _SLOW_SECONDS = 1.0
 _WAKE_BATCH = 500
 _PARK_BATCH = 1_000
@@ -55,7 +56,7 @@ Outcome = Literal["success", "status", "redirect", "timeout", "dns", "tls", "con
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What came of one POST. `error` is None for a success; `retry_after` is in seconds."""
+    """The result of one POST. `error` is None for a success; `retry_after` is in seconds."""
 
     at: datetime
     outcome: Outcome
@@ -66,7 +67,7 @@ class Attempt:
     retry_after: float | None
 
     def record(self) -> dict[str, Any]:
-        """As the API shows it (docs/reference/http-api.md, "Delivery states")."""
+        """Return the attempt as the API shows it."""
         return {
             "at": isoformat(self.at),
             "status_code": self.status_code,
@@ -84,23 +85,8 @@ class ClaimedDelivery:
     lease: Lease
 
 
-def open_secrets(box: SecretBox, subscription_id: str, sealed: bytes) -> list[str]:
-    """The secrets that sign now, the current one first. Raises SealBroken."""
-    now = utcnow()
-    return [
-        kept["secret"]
-        for kept in box.open(secrets_context(subscription_id), sealed)
-        if kept["until"] is None or datetime.fromisoformat(kept["until"]) > now
-    ]
-
-
-def secrets_context(subscription_id: str) -> str:
-    """What a subscription's sealed secrets are bound to."""
-    return f"webhook_subscriptions:{subscription_id}"
-
-
 def webhook_client(settings: Settings, *, verify: ssl.SSLContext | bool = True) -> httpx.AsyncClient:
-    """A pooled client for endpoints. Connections that are kept open never use up the room for new ones."""
+    """Create a client for endpoints. Its pool has room for new connections while idle ones are kept open."""
     return public_client(
         allow_private=settings.allow_private_network_targets,
         allowed_hosts=settings.webhook_allowed_hosts,
@@ -112,15 +98,15 @@ def webhook_client(settings: Settings, *, verify: ssl.SSLContext | bool = True) 
 
 @cache
 def tls_context() -> ssl.SSLContext:
-    """The system's authorities, read once in a process: that takes 26 ms in which nothing else runs."""
+    """Return the system's certificate authorities; reading them blocks for 26 ms, so it is done once."""
     return httpx.create_ssl_context(trust_env=False)
 
 
 class _Clients:
-    """Several pools, each for a share of the hosts.
+    """Several connection pools, each for a share of the hosts.
 
-    httpcore looks at all connections of a pool, for each of them, at every request: with a hundred hosts in
-    one pool that alone would take milliseconds. It also closes idle connections by the number of all.
+    At every request httpcore compares all connections of a pool with each other. With a hundred hosts in one pool this
+    takes milliseconds, and the limit of idle connections closes those of other hosts.
     """
 
     def __init__(self, settings: Settings, verify: ssl.SSLContext | bool) -> None:
@@ -145,7 +131,7 @@ async def send(
     body: bytes,
     secrets: list[str],
 ) -> Attempt:
-    """One signed POST, bounded in time and in what is read of the answer. Raises nothing for an endpoint's fault."""
+    """Send one signed POST, with limits on its time and on the response. An endpoint's error is not raised."""
     at, started = utcnow(), time.perf_counter()
     # The settings may have become stricter since the URL was accepted.
     fault = url_fault(url, settings)
@@ -153,7 +139,7 @@ async def send(
         return Attempt(at, "refused", None, 0, None, f"refused: {fault}", None)
     headers = {
         **BODY_HEADERS,
-        # A compressed answer could unpack to anything.
+        # A compressed response could expand to any size.
         "Accept-Encoding": "identity",
         **signature_headers(secrets, message_id=message_id, attempted_at=at, body=body),
     }
@@ -191,7 +177,7 @@ async def send(
 
 
 def _transport_fault(err: FetchFailed, settings: Settings) -> tuple[Outcome, str]:
-    """The outcome and the error text of a request without a complete response."""
+    """Return the outcome and the error text of a request without a complete response."""
     if err.code == "timeout":
         seconds = settings.webhook_timeout_seconds
         return "timeout", f"timeout: no complete answer within {seconds:g} seconds"
@@ -203,11 +189,11 @@ def _transport_fault(err: FetchFailed, settings: Settings) -> tuple[Outcome, str
 
 
 class Deliverer:
-    """The worker's side: `claim`, then `handle` each in a task of its own. An async context manager.
+    """Sends deliveries in a worker: `claim`, then `handle` each in a task of its own. An async context manager.
 
-    At most WEBHOOK_ENDPOINT_CONCURRENCY deliveries of an endpoint are under way over all workers: half of it where
-    answers take long, one where the last attempt failed. How the worker's WEBHOOK_CONCURRENCY slots are shared out
-    among projects and endpoints is in turns.py.
+    An endpoint has at most WEBHOOK_ENDPOINT_CONCURRENCY deliveries under way over all workers: half as many if it is
+    slow, one if its last attempt failed. turns.py shares the worker's WEBHOOK_CONCURRENCY slots among projects and
+    endpoints.
     """
 
     def __init__(
@@ -237,35 +223,35 @@ class Deliverer:
         await self._clients.aclose()
 
     async def claim(self, limit: int) -> list[ClaimedDelivery]:
-        """Up to `limit` due deliveries, each under a lease that covers one attempt. Call `handle` for each.
+        """Claim up to `limit` due deliveries, with a lease that covers one attempt. Call `handle` for each.
 
-        Fewer than `limit` do not mean that nothing is left: an endpoint or a project may be at its own limit. So
-        look again whenever a delivery has ended.
+        Fewer than `limit` do not mean that nothing is left: an endpoint or a project may be at its own limit. So call
+        it again whenever a delivery has ended.
         """
         lease = Lease.new(begin_within_seconds=_LEASE_MARGIN_SECONDS / 2)
         async with transaction(self._sessions) as session:
-            await repository.wake_due(session, _WAKE_BATCH)
-            found = await repository.find_ready(
+            await claims.wake_due(session, _WAKE_BATCH)
+            found = await claims.find_ready(
                 session,
                 after=self._after,
-                limit=64 + 2 * limit,  # of more than can be taken, so that every project is among them
+                limit=64 + 2 * limit,  # more than are needed, so that every project is among them
                 per_endpoint=self._settings.webhook_endpoint_concurrency,
                 held=self._slots,
             )
             due: list[DueDelivery] = []
             given = self._slots.share_out(found.endpoints, limit)
             if given:
-                due = await repository.lease_due(
+                due = await claims.claim_due(
                     session,
                     given=given,
                     slots=found.slots,
                     lease_token=lease.token,
                     lease_seconds=self._settings.webhook_timeout_seconds + _LEASE_MARGIN_SECONDS,
                 )
-            if found.switched_off:
-                await repository.park_switched_off(
+            if found.disabled:
+                await claims.park_disabled(
                     session,
-                    found.switched_off,
+                    found.disabled,
                     keep_days=self._settings.webhook_delivery_retention_days,
                     limit=_PARK_BATCH,
                 )
@@ -275,7 +261,7 @@ class Deliverer:
         return [ClaimedDelivery(delivery, lease) for delivery in due]
 
     async def handle(self, delivery: ClaimedDelivery) -> None:
-        """Signs, sends and records one attempt. Raises nothing for an endpoint's fault."""
+        """Sign, send and record one attempt. An error of the endpoint is recorded and not raised."""
         due = delivery.due
         try:
             if delivery.lease.is_too_late:
@@ -290,9 +276,9 @@ class Deliverer:
 
     async def _attempt(self, due: DueDelivery) -> Attempt:
         try:
-            secrets = open_secrets(self._box, due.subscription_id, due.secrets_sealed)
+            secrets = open_secrets(self._box, due.endpoint_id, due.secrets_sealed)
         except SealBroken as err:
-            log.error("webhook_secret_unreadable", webhook_id=due.subscription_id, reason=str(err))  # noqa: TRY400 - the reason says it all
+            log.error("webhook_secret_unreadable", webhook_id=due.endpoint_id, reason=str(err))  # noqa: TRY400 - the reason is enough
             error = "secret: the stored secret can no longer be decrypted, so nothing was sent; POST rotate_secret"
             return Attempt(utcnow(), "secret", None, 0, None, error, None)
         return await send(
@@ -309,13 +295,13 @@ class Deliverer:
         succeeded = attempt.outcome == "success"
         wait = None if succeeded else self._wait(due.retry_count, attempt)
         status = "success" if succeeded else "failed" if wait is None else "pending"
-        switched_off: str | None = None
+        disabled_because: str | None = None
         async with transaction(self._sessions) as session:
             if succeeded:
                 await self._note_success(session, due, attempt)
-            elif attempt.outcome != "secret":  # which is not the endpoint's fault
-                switched_off = await self._note_failure(session, due, attempt)
-            recorded = await repository.settle(
+            elif attempt.outcome != "secret":  # not a failure of the endpoint
+                disabled_because = await self._note_failure(session, due, attempt)
+            recorded = await claims.record_attempt(
                 session,
                 due.id,
                 lease_token=delivery.lease.token,
@@ -329,30 +315,30 @@ class Deliverer:
             log.warning(
                 "webhook_attempt_failed" if status == "pending" else "webhook_delivery_failed",
                 project_id=due.project_id,
-                webhook_id=due.subscription_id,
+                webhook_id=due.endpoint_id,
                 delivery_id=due.id,
                 attempt=due.retry_count + 1,
                 outcome=attempt.outcome,
                 status_code=attempt.status_code,
                 next_attempt_in=None if wait is None else round(wait),
             )
-        if switched_off is not None:
+        if disabled_because is not None:
             log.error(
-                "webhook_switched_off",
+                "webhook_disabled",
                 project_id=due.project_id,
-                webhook_id=due.subscription_id,
-                reason=switched_off,
+                webhook_id=due.endpoint_id,
+                reason=disabled_because,
             )
 
     async def _note_success(self, session: Session, due: DueDelivery, attempt: Attempt) -> None:
-        """Writes only what changes; a busy endpoint's row would else be written at every delivery."""
+        """Update the endpoint's state, only if it changes: a busy endpoint has many deliveries a second."""
         seconds = attempt.duration_ms / 1000
         is_slow = seconds >= _SLOW_SECONDS or (due.is_slow and seconds >= _SLOW_SECONDS / 2)
         if is_slow != due.is_slow:
-            await repository.set_endpoint_slow(session, due.subscription_id, due.url, is_slow)
-        # One that was claimed before the endpoint failed proves nothing about the time since.
+            await endpoints.set_slow(session, due.endpoint_id, due.url, is_slow)
+        # A delivery that was claimed before the endpoint failed says nothing about the time since.
         if due.is_failing:
-            await repository.note_endpoint_success(session, due.subscription_id, due.url)
+            await endpoints.note_success(session, due.endpoint_id, due.url)
 
     def _wait(self, retry_count: int, attempt: Attempt) -> float | None:
         """Return the seconds until the next attempt; None at the end of the schedule."""
@@ -362,24 +348,24 @@ class Deliverer:
         return Backoff(schedule, _JITTER).delay(retry_count + 1, retry_after=attempt.retry_after)
 
     async def _note_failure(self, session: Session, due: DueDelivery, attempt: Attempt) -> str | None:
-        """Keeps the endpoint's state; the reason, if this attempt switches it off."""
-        state = await repository.note_endpoint_failure(
-            session, due.subscription_id, due.url, pause_seconds=attempt.retry_after
+        """Update the endpoint's state; return the reason if this attempt disables it."""
+        state = await endpoints.note_failure(
+            session, due.endpoint_id, due.url, pause_seconds=attempt.retry_after
         )
         if state is None or not state.is_active:
             return None
         if attempt.status_code == 410:
             reason = f"The endpoint answered 410 Gone at {isoformat(attempt.at)}."
         elif (
-            state.failing_for_seconds >= _SWITCH_OFF_AFTER_DAYS * 86_400
-            # Of a quiet endpoint, a failure then and one now say nothing about the days between.
-            and state.failing_days >= _SWITCH_OFF_AFTER_DAYS
+            state.failing_for_seconds >= _DISABLE_AFTER_DAYS * 86_400
+            # If an endpoint has few deliveries, two failures say nothing about the days between them.
+            and state.failing_days >= _DISABLE_AFTER_DAYS
         ):
             since = isoformat(state.failing_since)
             reason = f"No attempt has succeeded since {since}; the last error was: {attempt.error}."
         else:
             return None
-        await repository.switch_off(session, due.subscription_id, reason)
+        await endpoints.disable(session, due.endpoint_id, reason)
         return reason
 
 

@@ -1,4 +1,4 @@
-"""What can be wrong with a request about webhooks, beyond the form of its fields.
+"""Errors of requests about webhooks, beyond the validation of single fields.
 
 AppError (app/core/errors.py)
 ├── NotFound

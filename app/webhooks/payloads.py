@@ -1,12 +1,12 @@
-"""Pure: the catalogue of triggers and the bodies of deliveries (docs/reference/http-api.md, "Payloads").
+"""Pure: the triggers and the bodies of deliveries. openapi.py describes the same bodies in the OpenAPI document.
+See docs/reference/http-api.md, "Payloads".
 
-A body is canonical JSON: keys sorted, `,` and `:`, UTF-8 not escaped, and nothing but strings, integers,
-booleans and null in it, so that a verifier that parses and re-serialises arrives at the same bytes in any
-language (docs/reference/attendee.md, "Webhook signatures").
+A body is canonical JSON: keys sorted, separators `,` and `:`, UTF-8 not escaped, and only strings, integers, booleans
+and null as values. So a receiver in any language that parses and serialises it again gets the bytes that were signed.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, Protocol, get_args
@@ -20,16 +20,13 @@ Change = Literal["created", "updated", "deleted"]
 
 TRIGGERS: tuple[Trigger, ...] = get_args(Trigger)
 
-MOST_EVENTS = 50
-MOST_EVENTS_BYTES = 20_000
-
-# JavaScript's numbers are exact up to here.
+# JavaScript's numbers are exact up to this one.
 _LARGEST_INTEGER = 2**53 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class CalendarFacts:
-    """What a delivery says of the calendar that it is about."""
+    """The calendar in a delivery."""
 
     id: str
     deduplication_key: str | None
@@ -38,15 +35,17 @@ class CalendarFacts:
 
 @dataclass(frozen=True, slots=True)
 class BotFacts:
+    """The bot in a delivery."""
+
     id: str
     metadata: dict[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
 class ChangedEvent:
-    """One changed event, for subscriptions with `include_events`. JSON-able, times as ISO 8601 text.
+    """One changed event, for endpoints with `include_events`. JSON-able, times as ISO 8601 text.
 
-    `changed_fields`: name -> (old value, new value).
+    `changed_fields`: {name: (old value, new value)}.
     """
 
     id: str
@@ -56,12 +55,12 @@ class ChangedEvent:
 
 
 def canonical_json(value: Any) -> bytes:
-    """The bytes that are stored, signed and sent."""
+    """Return the bytes that are stored, signed and sent."""
     return orjson.dumps(_plain(value), option=orjson.OPT_SORT_KEYS)
 
 
 def _plain(value: Any) -> Any:
-    """`value` with what canonical JSON must not have (see above) replaced by text."""
+    """Return `value` with everything that canonical JSON does not allow (see above) as text."""
     if isinstance(value, str):
         return _text(value)
     if value is None or isinstance(value, bool):
@@ -80,7 +79,7 @@ def _plain(value: Any) -> Any:
 
 
 def _text(value: str) -> str:
-    # Half of a surrogate pair has no UTF-8.
+    # A lone surrogate has no UTF-8 encoding.
     return value if value.isascii() else value.encode("utf-8", "replace").decode()
 
 
@@ -93,7 +92,7 @@ def build_body(
     bot: BotFacts | None = None,
     calendar_event_id: str | None = None,
 ) -> bytes:
-    """The whole body of one delivery."""
+    """Return the whole body of one delivery."""
     payload: dict[str, Any] = {
         "idempotency_key": idempotency_key,
         "calendar_id": calendar.id if calendar else None,
@@ -109,49 +108,8 @@ def build_body(
     return canonical_json(payload)
 
 
-def event_entries(changed_events: Iterable[ChangedEvent]) -> list[dict[str, Any]]:
-    """The entries of `data.events`: the event's own fields, `change`, and `changed_fields` with old and new value."""
-    return [
-        {
-            **changed.event,
-            "id": changed.id,
-            "change": changed.change,
-            "changed_fields": {
-                name: {"old": old, "new": new} for name, (old, new) in changed.changed_fields.items()
-            },
-        }
-        for changed in changed_events
-    ]
-
-
-def with_events(data: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """`data` with `events` (as many entries as fit) and `truncated` (whether a change is missing from them)."""
-    events: list[Mapping[str, Any]] = []
-    size = len(b"[]")
-    for entry in entries:
-        size_with = size + len(canonical_json(entry)) + len(b",")
-        if len(events) < MOST_EVENTS and size_with <= MOST_EVENTS_BYTES:
-            events.append(entry)
-            size = size_with
-    changed = max(len(entries), sum(data.get("changes", {}).values()))
-    return {**data, "events": events, "truncated": changed > len(events)}
-
-
-def merged_data(older: Sequence[Mapping[str, Any]], newer: Mapping[str, Any]) -> dict[str, Any]:
-    """`newer` so that it tells what the `older` data of `calendar.events_update` told, too.
-
-    `changes` are summed and `updated_after` is the earliest; the state is the newer one's.
-    """
-    every = [*older, newer]
-    return {
-        **newer,
-        "changes": {kind: sum(data["changes"].get(kind, 0) for data in every) for kind in newer["changes"]},
-        "updated_after": min((data["updated_after"] for data in every), key=datetime.fromisoformat),
-    }
-
-
 def sample_body(*, idempotency_key: str, trigger: Trigger, now: datetime) -> bytes:
-    """What `POST /webhooks/{id}/test` sends: the real thing's shape with ids that no object has; `data.test` is true."""
+    """Return the body that `POST /webhooks/{id}/test` sends: no object has its ids, and `data.test` is true."""
     at = isoformat(now)
     state = {
         "state": "connected",
@@ -211,7 +169,7 @@ class CalendarState(Protocol):
 
 
 def state_data(calendar: CalendarState) -> dict[str, Any]:
-    """What webhooks about a calendar tell in `data`, times as text."""
+    """Return what `data` says of a calendar's state, with times as ISO 8601 text."""
     succeeded_at, attempted_at = calendar.last_successful_sync_at, calendar.last_attempted_sync_at
     return {
         "state": calendar.state,

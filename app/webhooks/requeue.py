@@ -1,7 +1,7 @@
-"""Making many deliveries due again: a replay, and what waits for an endpoint that is switched on.
+"""Making many deliveries due again: a replay, and what waits for an endpoint that is enabled again.
 
-Both are marked on the subscription and done in batches, each with its mark in one transaction: no lock is held for
-long, and a process that dies leaves a mark from which any worker goes on. The first batch is the request's own.
+The work is done in batches. Each batch saves its progress in the endpoint's row in the same transaction, so no lock is
+held for long, and any worker continues after a crash. The request does the first batch itself.
 """
 
 from datetime import datetime
@@ -9,7 +9,7 @@ from typing import Any
 
 from app.core.db import Session, Sessions, transaction
 from app.models import WebhookSubscription
-from app.webhooks import repository
+from app.webhooks.repository import replay
 
 BATCH = 1_000
 COUNTED = 10_000
@@ -18,46 +18,44 @@ _NO_REPLAY: dict[str, Any] = {"replay_from": None, "replay_after_id": "", "repla
 
 
 async def begin_replay(session: Session, webhook: WebhookSubscription, since: datetime) -> int:
-    """Sends everything created since then again, under the row's lock; how many, counted up to 10,000.
+    """Send everything created since then again; return how many, counted up to 10,000.
 
-    One that is not at its end yet is widened: it goes on from the earlier of the two places.
+    The caller holds the row's lock. An unfinished replay is widened: it continues from the earlier of the two places.
     """
-    until = await repository.database_time(session)
+    until = await replay.database_time(session)
     start = (since, "")
     if webhook.replay_from is not None:
         place = min(start, (webhook.replay_from, webhook.replay_after_id))
-        await repository.keep_requeueing(session, webhook.id, _replay_at(place, until))
-        return await repository.count_replayable(session, webhook.id, start, until, COUNTED)
-    batch = await repository.replay_batch(session, webhook.id, start, until, BATCH)
+        await replay.save_progress(session, webhook.id, _replay_at(place, until))
+        return await replay.count_replayable(session, webhook.id, start, until, COUNTED)
+    batch = await replay.replay_batch(session, webhook.id, start, until, BATCH)
     if batch.place is None:
         return batch.requeued
-    await repository.keep_requeueing(session, webhook.id, _replay_at(batch.place, until))
+    await replay.save_progress(session, webhook.id, _replay_at(batch.place, until))
     uncounted = COUNTED - batch.requeued
-    return batch.requeued + await repository.count_replayable(
-        session, webhook.id, batch.place, until, uncounted
-    )
+    return batch.requeued + await replay.count_replayable(session, webhook.id, batch.place, until, uncounted)
 
 
 async def resume(session: Session, webhook_id: str) -> None:
-    """Makes everything that waits for an endpoint due now, under the row's lock."""
-    if await repository.resume_batch(session, webhook_id, BATCH) == BATCH:
-        await repository.keep_requeueing(session, webhook_id, {"is_resuming": True})
+    """Make everything that waits for an endpoint due now. The caller holds the row's lock."""
+    if await replay.resume_batch(session, webhook_id, BATCH) == BATCH:
+        await replay.save_progress(session, webhook_id, {"is_resuming": True})
 
 
 async def requeue_next(sessions: Sessions) -> bool:
-    """The worker's side: one batch of any subscription that has some left; whether there was one."""
+    """Do one batch of any endpoint with an unfinished replay or resumption; return whether there was one."""
     async with transaction(sessions) as session:
-        webhook = await repository.lock_requeueing(session)
+        webhook = await replay.lock_requeueing(session)
         if webhook is None:
             return False
         if webhook.replay_from is not None and webhook.replay_until is not None:
             place, until = (webhook.replay_from, webhook.replay_after_id), webhook.replay_until
-            batch = await repository.replay_batch(session, webhook.id, place, until, BATCH)
+            batch = await replay.replay_batch(session, webhook.id, place, until, BATCH)
             values = _NO_REPLAY if batch.place is None else _replay_at(batch.place, until)
         else:
-            resumed = await repository.resume_batch(session, webhook.id, BATCH)
+            resumed = await replay.resume_batch(session, webhook.id, BATCH)
             values = {"is_resuming": resumed == BATCH}
-        await repository.keep_requeueing(session, webhook.id, values)
+        await replay.save_progress(session, webhook.id, values)
     return True
 
 

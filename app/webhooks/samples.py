@@ -1,7 +1,7 @@
-"""Test messages that an application asks for: sent at once by the API's process, and held to a rate.
+"""Test messages that a client asks for. The API's process sends them at once.
 
-An endpoint is any public host, so the calls are limited: by project and minute over all processes (in Redis), and by
-how many are under way in this one.
+An endpoint can be any public host, so tests are limited: for each project by the minute over all processes (in Redis),
+and by how many are under way in this process.
 """
 
 import math
@@ -16,7 +16,8 @@ from app.core.errors import TooManyRequests
 from app.core.ratelimit import RateLimiter
 from app.models import WebhookSubscription
 from app.settings import Settings
-from app.webhooks.delivery import open_secrets, send, tls_context, webhook_client
+from app.webhooks.delivery import send, tls_context, webhook_client
+from app.webhooks.endpoint_secrets import open_secrets
 from app.webhooks.errors import SecretLost
 from app.webhooks.payloads import Trigger, sample_body
 from app.webhooks.schemas import TestResult
@@ -29,7 +30,7 @@ _PER_MINUTE = RateLimitItemPerMinute(PER_MINUTE)
 
 
 class SampleSender:
-    """One per process; `aclose` it."""
+    """Sends test messages; one per process. Call `aclose` at the end."""
 
     def __init__(self, settings: Settings, box: SecretBox, redis_url: str) -> None:
         self._settings = settings
@@ -39,7 +40,7 @@ class SampleSender:
         self._under_way: Counter[str] = Counter()
 
     async def send(self, webhook: WebhookSubscription) -> TestResult:
-        """Sends a sample of the webhook's first trigger, outside any transaction. It is not logged.
+        """Send a sample of the webhook's first trigger, outside any transaction. It is not logged.
 
         Raises SecretLost, TooManyRequests.
         """
@@ -49,7 +50,7 @@ class SampleSender:
             raise SecretLost from None
         project_id = webhook.project_id
         if self._under_way[project_id] >= AT_ONCE_OF_PROJECT or self._under_way.total() >= AT_ONCE:
-            sentence = "Other tests are still waiting for their answers. Try again when they have ended."
+            sentence = "Other tests are still waiting for their responses. Try again when they have ended."
             raise TooManyRequests(sentence, retry_after=math.ceil(self._settings.webhook_timeout_seconds))
         self._under_way[project_id] += 1
         try:

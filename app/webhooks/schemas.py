@@ -1,7 +1,4 @@
-"""Requests and answers about webhooks, and which URLs may be called.
-
-See docs/reference/http-api.md, "Webhooks".
-"""
+"""Requests and responses about webhooks."""
 
 from typing import Annotated, Literal
 
@@ -107,7 +104,7 @@ class WebhookRead(BaseModel):
     is_active: bool
     include_events: bool
     disabled_reason: str | None = Field(
-        description="Why the service switched it off; null if it did not. PATCH is_active true to go on."
+        description="Why the service disabled it; null if it did not. PATCH is_active true to enable it again."
     )
     failing_since: OutputTime | None = Field(
         description="No attempt has succeeded since then; null: the last one did, or there was none."
@@ -117,7 +114,7 @@ class WebhookRead(BaseModel):
 
 
 class WebhookWithSecret(WebhookRead):
-    """The only answer that has the secret."""
+    """The only response that has the secret."""
 
     secret: str = Field(
         description="base64 of 32 random bytes. Standard Webhooks libraries take it as it is."
@@ -128,9 +125,9 @@ class AttemptRead(BaseModel):
     """One POST to the endpoint."""
 
     at: TimeText
-    status_code: int | None = Field(description="null: no answer came.")
+    status_code: int | None = Field(description="null: no response came.")
     duration_ms: int
-    response: str | None = Field(description="The answer's first 500 characters.")
+    response: str | None = Field(description="The response's first 500 characters.")
     error: str | None = Field(
         description="null: success. Else a word (status, redirect, timeout, dns, tls, connection, refused, secret) "
         "and a sentence."
@@ -150,7 +147,7 @@ class DeliveryRead(BaseModel):
     created_at: OutputTime
     next_attempt_at: OutputTime | None = Field(description="null: no further attempt is planned.")
     merged_into: str | None = Field(
-        description="The newer delivery that told this one's changes too, when this one had not arrived yet."
+        description="The newer delivery that also has this one's changes, if this one had not arrived yet."
     )
     attempts: list[AttemptRead] = Field(description="The last 50, oldest first.")
 

@@ -1,6 +1,6 @@
-"""Pure: the headers that prove where a delivery comes from, in both schemes.
+"""Pure: the signature headers of a delivery, in Attendee's scheme and in that of Standard Webhooks.
 
-See docs/reference/http-api.md, "Signatures".
+docs/reference/http-api.md ("Signatures") and https://www.standardwebhooks.com describe them.
 """
 
 import base64
@@ -19,12 +19,12 @@ _SECRET_BYTES = 32
 
 
 def new_secret() -> str:
-    """base64 of 32 random bytes. `whsec_` before it makes it a Standard Webhooks secret."""
+    """Create a secret: base64 of 32 random bytes. Standard Webhooks libraries also take it with `whsec_` before it."""
     return base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode()
 
 
 def body_signature(secret: str, body: bytes) -> str:
-    """Attendee's scheme: base64(HMAC-SHA256(base64-decoded secret, body)), padded, standard alphabet."""
+    """Sign a body in Attendee's scheme: base64(HMAC-SHA256(base64-decoded secret, body)), padded, standard alphabet."""
     key = base64.b64decode(secret.removeprefix(_PREFIX))
     return base64.b64encode(hmac.digest(key, body, hashlib.sha256)).decode()
 
@@ -32,9 +32,9 @@ def body_signature(secret: str, body: bytes) -> str:
 def signature_headers(
     keys: Sequence[str], *, message_id: str, attempted_at: datetime, body: bytes
 ) -> dict[str, str]:
-    """X-Webhook-Signature by the first (current) secret; the Standard Webhooks trio by all of them.
+    """Return X-Webhook-Signature by the first (current) secret, and the Standard Webhooks headers by all secrets.
 
-    `attempted_at` is aware and in UTC: the library below takes its wall clock as UTC, whatever its zone.
+    `attempted_at` is aware and in UTC: the library reads its wall clock as UTC, whatever its time zone.
     """
     text = body.decode()
     return {

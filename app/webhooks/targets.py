@@ -1,4 +1,4 @@
-"""Which URLs a webhook may be sent to."""
+"""The URLs that a webhook may be sent to."""
 
 import ipaddress
 
@@ -7,10 +7,10 @@ from app.settings import Settings
 
 
 def url_fault(text: str, settings: Settings) -> str | None:
-    """Why a webhook may not go to this URL, as a sentence; None if it may.
+    """Return a sentence that says why a webhook may not be sent to this URL; None if it may.
 
-    This is for the person who types it: no name is resolved here. The guard that counts stands where the
-    socket opens (app/core/http.py).
+    It gives early feedback and resolves no names. The protection itself is where the socket is opened
+    (app/core/http.py).
     """
     if not text.isprintable() or " " in text:
         return "A URL has no spaces and no control characters."
@@ -34,7 +34,7 @@ def url_fault(text: str, settings: Settings) -> str | None:
             "all private ones (ALLOW_PRIVATE_NETWORK_TARGETS=true)."
         )
     if url.scheme != "https":
-        return "Must begin with https://, so that nobody on the way can read or change what is sent."
+        return "Must begin with https://, so that no one on the way can read or change what is sent."
     return None
 
 

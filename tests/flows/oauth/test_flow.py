@@ -17,7 +17,8 @@ from app.core.crypto import SecretBox, sha256_hex
 from app.core.db import transaction
 from app.core.http import httpx, operator_client
 from app.core.ids import new_id
-from app.credentials.store import CredentialStore, context_of
+from app.credentials.sealed import context_of
+from app.credentials.store import CredentialStore
 from app.models import Calendar, Credentials, OAuthSession, WebhookDelivery, WebhookSubscription
 from app.providers.base import ClientMisconfigured
 from tests import factories

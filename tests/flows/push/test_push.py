@@ -20,7 +20,7 @@ from app.credentials.budgets import _USER, Budgets
 from app.credentials.store import CredentialStore
 from app.main import create_app
 from app.models import Calendar, PushChannel
-from app.push.channels import ChannelKeeper
+from app.push.channels import PushChannelWorker
 from app.push.service import sealed_context
 from app.schedule import mark_due
 from app.settings import Settings
@@ -54,13 +54,13 @@ async def client(application: str, project: TestProject) -> AsyncIterator[httpx.
 
 
 @contextlib.asynccontextmanager
-async def channel_keeper(settings: Settings, sessions: Sessions) -> AsyncIterator[ChannelKeeper]:
+async def channel_worker(settings: Settings, sessions: Sessions) -> AsyncIterator[PushChannelWorker]:
     """As a worker has it."""
     box = SecretBox(settings.fernet_keys)
     budgets = Budgets(settings.required_redis_url())
     async with operator_client() as client:
         credentials = CredentialStore(settings=settings, sessions=sessions, box=box, client=client)
-        yield ChannelKeeper(
+        yield PushChannelWorker(
             settings=settings,
             sessions=sessions,
             box=box,
@@ -75,15 +75,15 @@ async def channel_keeper(settings: Settings, sessions: Sessions) -> AsyncIterato
 class Push:
     """Channels of the calendar under test, and what a worker does about them."""
 
-    keeper: ChannelKeeper
+    worker: PushChannelWorker
     sessions: Sessions
     calendar_id: str
 
     async def work(self) -> list[Any]:
         """Works off what is due, once."""
-        due = list(await self.keeper.claim(100))
+        due = list(await self.worker.claim(100))
         for item in due:
-            await self.keeper.handle(item)
+            await self.worker.handle(item)
         return due
 
     async def make_due(self) -> None:
@@ -144,8 +144,8 @@ async def has_told(sessions: Sessions, *, webhooks: int) -> bool:
 @pytest.fixture
 async def push(application: str, google: GoogleCalendarUnderTest) -> AsyncIterator[Push]:
     google.fake.allow_http_push = True
-    async with channel_keeper(google.settings, google.sessions) as keeper:
-        yield Push(keeper, google.sessions, google.id)
+    async with channel_worker(google.settings, google.sessions) as worker:
+        yield Push(worker, google.sessions, google.id)
 
 
 @pytest.fixture
@@ -267,8 +267,8 @@ async def test_notifications_do_not_cut_a_backoff_short(
 async def test_a_channel_is_renewed_with_an_overlap(google: GoogleCalendarUnderTest, opened: Push) -> None:
     [old] = google.fake.channels.values()
     await opened.make_due()
-    [due] = await opened.keeper.claim(1)
-    await opened.keeper.handle(due)
+    [due] = await opened.worker.claim(1)
+    await opened.worker.handle(due)
     assert len(google.fake.channels) == 2
     # Nothing was missed meanwhile, so no sync is asked for.
     assert await opened.sync_due_in() > LATER
@@ -381,8 +381,8 @@ async def test_a_worker_that_dies_after_the_request_leaves_no_channel_behind(
 ) -> None:
     google.fake.sync_message_first = True
     await google.sync()
-    [due] = await push.keeper.claim(1)
-    working = asyncio.create_task(push.keeper.handle(due))
+    [due] = await push.worker.claim(1)
+    working = asyncio.create_task(push.worker.handle(due))
 
     async def is_there() -> bool:
         return bool(google.fake.channels)
@@ -414,8 +414,8 @@ async def test_a_worker_that_dies_before_the_request_leaves_no_row_behind(
     google.fake.inject_fault("events.watch", delay=5, count=3)
     known: set[str] = set()
     for _ in range(3):
-        [due] = await push.keeper.claim(1)
-        working = asyncio.create_task(push.keeper.handle(due))
+        [due] = await push.worker.claim(1)
+        working = asyncio.create_task(push.worker.handle(due))
         await until(partial(_has_other_channels, push, known))
         known = {row.id for row in await push.channels()}
         working.cancel()
@@ -437,7 +437,7 @@ async def _has_other_channels(push: Push, known: set[str]) -> bool:
 
 async def test_two_workers_open_one_channel(google: GoogleCalendarUnderTest, push: Push) -> None:
     await google.sync()
-    claims = await asyncio.gather(*(push.keeper.claim(10) for _ in range(4)))
+    claims = await asyncio.gather(*(push.worker.claim(10) for _ in range(4)))
     assert sum(map(len, claims)) == 1
 
 
@@ -446,8 +446,8 @@ async def test_an_attempt_whose_row_was_cleared_away_closes_its_channel(
 ) -> None:
     google.fake.inject_fault("events.watch", delay=1.0)
     await google.sync()
-    [due] = await push.keeper.claim(1)
-    working = asyncio.create_task(push.keeper.handle(due))
+    [due] = await push.worker.claim(1)
+    working = asyncio.create_task(push.worker.handle(due))
     await until(lambda: _has_channels(push))
     await push.make_due()  # its lease has run out: another worker takes over
     await push.work()
@@ -514,8 +514,8 @@ async def test_deleting_while_the_channel_is_being_opened_closes_it(
 ) -> None:
     google.fake.inject_fault("events.watch", delay=1.0)
     await google.sync()
-    [due] = await push.keeper.claim(1)
-    working = asyncio.create_task(push.keeper.handle(due))
+    [due] = await push.worker.claim(1)
+    working = asyncio.create_task(push.worker.handle(due))
     await until(lambda: _has_channels(push))
     assert (await client.delete(f"/api/v1/calendars/{google.id}")).status_code == 200
     assert await push.work() == []  # nobody knows yet what to close
@@ -564,8 +564,8 @@ async def test_disconnected_while_the_channel_is_being_opened(
 ) -> None:
     google.fake.inject_fault("events.watch", delay=1.0)
     await google.sync()
-    [due] = await push.keeper.claim(1)
-    working = asyncio.create_task(push.keeper.handle(due))
+    [due] = await push.worker.claim(1)
+    working = asyncio.create_task(push.worker.handle(due))
     await until(lambda: _has_channels(push))
     await google.disconnect()
     await working
@@ -648,9 +648,9 @@ async def test_claims_take_each_kind_of_work_up_to_the_limit(
     await opened.make_due()
     await opened.work()
     await opened.make_due()
-    assert len(await opened.keeper.claim(1)) == 1
-    assert len(await opened.keeper.claim(1)) == 1
-    assert await opened.keeper.claim(1) == []
+    assert len(await opened.worker.claim(1)) == 1
+    assert len(await opened.worker.claim(1)) == 1
+    assert await opened.worker.claim(1) == []
     # A claim of push work is none of the syncs'.
     async with transaction(google.sessions) as session:
         assert await claim_due(session, limit=10, lease_for=LEASE_FOR) == []
@@ -709,7 +709,7 @@ async def test_a_new_channel_that_has_not_reached_us_brings_back_polling(
 ) -> None:
     await google.fake.drain_notifications()
     await google.sync()
-    opened.keeper._settings.app_url = "http://127.0.0.1:1"
+    opened.worker._settings.app_url = "http://127.0.0.1:1"
     await opened.make_due()
     await opened.work()
     assert await opened.sync_due_in() <= timedelta(minutes=30)
@@ -758,11 +758,11 @@ async def microsoft(
     """A connected calendar that is due for its channel."""
     fake = FakeMicrosoft()
     fake.allow_http_push = True
-    async with serve(fake) as url, channel_keeper(settings, sessions) as keeper:
+    async with serve(fake) as url, channel_worker(settings, sessions) as worker:
         settings.microsoft_graph_base_url = f"{url}/v1.0"
         settings.microsoft_oauth_token_url = f"{url}/common/oauth2/v2.0/token"
         calendar_id = await add_microsoft_calendar(fake, settings, sessions, project)
-        push = MicrosoftPushed(keeper, sessions, calendar_id, fake, settings)
+        push = MicrosoftPushed(worker, sessions, calendar_id, fake, settings)
         await push.rest()
         yield push
 
@@ -1048,8 +1048,8 @@ async def test_bodies_that_are_no_batch_are_refused(application: str) -> None:
 async def test_a_worker_that_dies_leaves_no_subscription_behind(
     microsoft: MicrosoftPushed, refuses_equal_ones: bool
 ) -> None:
-    [due] = await microsoft.keeper.claim(1)
-    working = asyncio.create_task(microsoft.keeper.handle(due))
+    [due] = await microsoft.worker.claim(1)
+    working = asyncio.create_task(microsoft.worker.handle(due))
     while not microsoft.fake.subscriptions:
         await asyncio.sleep(0)
     working.cancel()

@@ -14,7 +14,7 @@ from sqlalchemy import select, update
 from app.core.db import Sessions, transaction
 from app.models import WebhookDelivery
 from app.settings import Settings
-from app.webhooks.service import announce
+from app.webhooks.outbox import announce
 from tests.conftest import FERNET_KEY, StartWorker, TestProject
 from tests.fakes.receiver import Answer, Receiver
 from tests.fakes.server import serve

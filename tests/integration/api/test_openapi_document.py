@@ -14,7 +14,7 @@ from app.calendars.schemas import LocalCalendarCreate
 from app.core.clock import utcnow
 from app.hosted.schemas import CalendarEventUpdate
 from app.oauth.schemas import OAuthAppUpdate
-from app.webhooks import payload_schemas as payloads
+from app.webhooks import openapi as payloads
 from app.webhooks.payloads import TRIGGERS, sample_body
 from app.webhooks.schemas import WebhookUpdate
 

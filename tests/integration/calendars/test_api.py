@@ -12,7 +12,7 @@ from app.core.crypto import SecretBox
 from app.core.db import transaction
 from app.core.ids import new_id
 from app.core.lease import LeaseLost
-from app.credentials.store import context_of
+from app.credentials.sealed import context_of
 from app.events.retention import clear_deleted
 from app.models import Calendar, CalendarEvent, Credentials, WebhookDelivery, WebhookSubscription
 from app.sync import repository as sync_repository

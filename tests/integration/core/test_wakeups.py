@@ -23,9 +23,10 @@ from app.itip.event import Guest, MailedEvent, Person
 from app.models import Calendar, WebhookSubscription
 from app.push import repository as channels
 from app.schedule import mark_due, request_sync, sync_within
-from app.webhooks import repository as deliveries
+from app.webhooks import outbox
 from app.webhooks import service as webhooks
 from app.webhooks.payloads import CalendarFacts
+from app.webhooks.repository import log as deliveries
 from app.webhooks.schemas import WebhookCreate, WebhookUpdate
 from tests import factories
 
@@ -84,7 +85,7 @@ class World:
             await self.invite(session)
         async with self.sessions() as session:
             page = await deliveries.list_deliveries(
-                session, self.webhook_id, status=None, cursor=None, limit=1
+                session, self.webhook_id, status=None, cursor_text=None, limit=1
             )
             self.delivery_id = page.rows[0].id
             event = mails.EventOfMails(self.calendar_id, "uid-1", None)
@@ -92,7 +93,7 @@ class World:
 
     async def announce(self, session) -> None:
         facts = CalendarFacts(self.calendar_id, None, None)
-        await webhooks.announce(
+        await outbox.announce(
             session,
             project_id=self.project_id,
             trigger="calendar.state_change",

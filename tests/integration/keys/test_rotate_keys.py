@@ -17,7 +17,7 @@ import app as app_package
 from app.core.crypto import SecretBox
 from app.core.db import transaction
 from app.core.ids import new_id
-from app.credentials.store import _access_context, client_secret_context, context_of
+from app.credentials.sealed import access_token_context, client_secret_context, context_of
 from app.keys import repository, service
 from app.models import (
     Base,
@@ -33,13 +33,13 @@ from app.models import (
 from app.oauth.apps import app_context
 from app.oauth.sessions import session_context
 from app.push.service import sealed_context
-from app.webhooks.delivery import secrets_context
+from app.webhooks.endpoint_secrets import secrets_context
 from tests.conftest import FERNET_KEY
 
 OLD, NEW = FERNET_KEY, Fernet.generate_key().decode()
 CONTEXTS = {
     "credentials.sealed": context_of("x"),
-    "credentials.access_token_sealed": _access_context("x"),
+    "credentials.access_token_sealed": access_token_context("x"),
     "idempotent_answers.body": "idempotent_answers:x:x",
     "oauth_apps.sealed": app_context("x"),
     "oauth_sessions.sealed": session_context("x"),
@@ -90,7 +90,7 @@ def test_everything_that_is_sealed_in_the_code_goes_into_a_known_module():
         "oauth/apps.py",
         "oauth/sessions.py",
         "push/service.py",
-        "webhooks/service.py",
+        "webhooks/endpoint_secrets.py",
     }
 
 
@@ -101,7 +101,7 @@ async def make_one_of_each(sessions, project_id, box):
         await add(
             insert(Credentials).values(
                 **values, id="cred_1", sealed=box.seal(context_of("cred_1"), {"refresh_token": "hunter2"}),
-                access_token_sealed=box.seal(_access_context("cred_1"), "hunter2"),
+                access_token_sealed=box.seal(access_token_context("cred_1"), "hunter2"),
             )
         )  # fmt: skip
         await add(

@@ -17,10 +17,11 @@ from sqlalchemy import select, text, update
 from app.core.clock import isoformat, utcnow
 from app.core.db import Session, Sessions, transaction
 from app.models import StoredResponse, WebhookDelivery, WebhookSubscription
-from app.webhooks import repository, requeue, samples, service
+from app.webhooks import requeue, samples, service
+from app.webhooks.outbox import announce, delete_pending_of_calendar, wants_events
 from app.webhooks.payloads import CalendarFacts, ChangedEvent
-from app.webhooks.repository import delete_pending_of_calendar
-from app.webhooks.service import announce, wants_events
+from app.webhooks.repository import replay
+from app.webhooks.repository.outbox import lock_subscribers
 from tests.conftest import TestProject
 from tests.fakes.receiver import Answer, Receiver
 from tests.fakes.server import serve
@@ -384,7 +385,7 @@ async def test_a_subscription_is_not_deleted_under_an_announcement(api, sessions
     webhook = await create(api)
     async with transaction(sessions) as session:
         # As `announce` does first; were it deleted now, the delivery could not be written.
-        assert len(await repository.lock_subscribers(session, project.id, "calendar.events_update")) == 1
+        assert len(await lock_subscribers(session, project.id, "calendar.events_update")) == 1
         deleting = asyncio.create_task(api.delete(f"/api/v1/webhooks/{webhook['id']}"))
         patched = await api.patch(f"/api/v1/webhooks/{webhook['id']}", json={"include_events": True})
         assert patched.status_code == 200  # a change of other kinds does not wait
@@ -731,7 +732,7 @@ async def test_a_replay_survives_workers_that_die_between_and_within_batches(
 
     await requeue.requeue_next(sessions)
     with monkeypatch.context() as patch:
-        patch.setattr(repository, "keep_requeueing", killed)  # after the rows, before the mark
+        patch.setattr(replay, "save_progress", killed)  # after the rows, before the mark
         with pytest.raises(KeyboardInterrupt):
             await requeue.requeue_next(sessions)
     assert list((await _statuses(sessions)).values()).count("pending") == 20  # all of the batch or nothing

@@ -26,9 +26,10 @@ from app.core.db import Sessions, transaction
 from app.core.ids import new_id
 from app.models import WebhookDelivery, WebhookSubscription
 from app.settings import Settings
-from app.webhooks import repository, service
+from app.webhooks import outbox, service
 from app.webhooks.delivery import Deliverer
 from app.webhooks.payloads import CalendarFacts
+from app.webhooks.repository import claims
 from app.webhooks.retention import prune_deliveries
 from app.webhooks.schemas import WebhookCreate, WebhookUpdate
 from tests.conftest import TestProject
@@ -73,7 +74,7 @@ class Webhooks:
 
     async def announce(self) -> None:
         async with transaction(self.sessions) as session:
-            await service.announce(
+            await outbox.announce(
                 session,
                 project_id=self.project_id,
                 trigger="calendar.state_change",
@@ -352,10 +353,10 @@ async def test_endpoints_take_turns(webhooks: Webhooks) -> None:
         await webhooks.add(subscription, 4)
     async with webhooks.deliverer() as deliverer:
         seen = [await deliverer.claim(2) for _ in range(5)]
-    first_ten = [claimed.due.subscription_id for claims in seen for claimed in claims]
+    first_ten = [claimed.due.endpoint_id for claims in seen for claimed in claims]
     assert sorted(first_ten) == sorted(subscriptions * 2)
     async with webhooks.deliverer() as deliverer:
-        at_once = [claimed.due.subscription_id for claimed in await deliverer.claim(7)]
+        at_once = [claimed.due.endpoint_id for claimed in await deliverer.claim(7)]
     assert len(at_once) == 7
     assert set(at_once) == set(subscriptions)
 
@@ -537,7 +538,7 @@ async def test_failing_endpoints_use_half_of_a_worker_at_most(webhooks: Webhooks
         assert len(probes) == 2
         assert await deliverer.claim(2) == []
         await webhooks.add(healthy, 2)
-        assert [claimed.due.subscription_id for claimed in await deliverer.claim(2)] == [healthy, healthy]
+        assert [claimed.due.endpoint_id for claimed in await deliverer.claim(2)] == [healthy, healthy]
         webhooks.receiver.answer = Answer(500)
         await asyncio.gather(*(deliverer.handle(claimed) for claimed in probes))
         assert len(await deliverer.claim(4)) == 2
@@ -564,17 +565,17 @@ async def test_claiming_uses_an_index_at_every_step_also_on_tables_never_analyse
     }
     park = {"endpoints": [subscription], "keep_days": 30, "limit": 10}
     steps: list[tuple[Any, dict[str, Any], set[str]]] = [
-        (repository._WAKE, {"limit": 10}, {"ix_webhook_deliveries_waiting"}),
+        (claims._WAKE, {"limit": 10}, {"ix_webhook_deliveries_waiting"}),
         (
-            repository._FIND_READY,
+            claims._FIND_READY,
             {**walk, "is_full_of_slow": False},
             {"ix_webhook_deliveries_ready", "ix_webhook_deliveries_leased"},
         ),
-        (repository._LEASE, lease, {"ix_webhook_deliveries_ready", "ix_webhook_deliveries_leased"}),
-        (repository._PARK, park, {"ix_webhook_deliveries_ready"}),
+        (claims._CLAIM, lease, {"ix_webhook_deliveries_ready", "ix_webhook_deliveries_leased"}),
+        (claims._PARK, park, {"ix_webhook_deliveries_ready"}),
     ]
     async with transaction(webhooks.sessions) as session:
-        await session.execute(repository._USE_INDEXES)
+        await session.execute(claims._USE_INDEXES)
         for statement, values, indexes in steps:
             plan = "\n".join(await session.scalars(text(f"EXPLAIN {statement}"), values))
             assert "Seq Scan" not in plan
@@ -594,13 +595,13 @@ async def test_endpoints_that_have_nothing_due_are_not_looked_at(webhooks: Webho
     webhooks.receiver.answer = Answer(500)
     await webhooks.deliver(webhook_retry_schedule_seconds=(7200.0,))
     async with transaction(webhooks.sessions) as session:
-        await session.execute(repository._USE_INDEXES)
+        await session.execute(claims._USE_INDEXES)
         values = {
             "after": "", "limit": 100, "per_endpoint": 4, "full_projects": [], "projects_full_of_slow": [],
             "is_full_of_slow": False,
         }  # fmt: skip
         (plan,) = (
-            await session.execute(text(f"EXPLAIN (ANALYZE, FORMAT JSON) {repository._FIND_READY}"), values)
+            await session.execute(text(f"EXPLAIN (ANALYZE, FORMAT JSON) {claims._FIND_READY}"), values)
         ).scalar_one()
     assert _rows_read(plan["Plan"]) == 0
     assert {row.status for row in await webhooks.rows()} == {"pending"}
@@ -657,7 +658,7 @@ async def test_a_410_switches_off_and_switching_on_again_delivers_what_waits(web
     assert not off.is_active
     assert off.disabled_reason is not None
     assert off.disabled_reason.startswith("The endpoint answered 410 Gone at 2")
-    (line,) = [line for line in logs if line["event"] == "webhook_switched_off"]
+    (line,) = [line for line in logs if line["event"] == "webhook_disabled"]
     assert (line["webhook_id"], line["reason"]) == (subscription, off.disabled_reason)
     assert len(webhooks.receiver.received) == 1
     assert {row.status for row in await webhooks.rows()} == {"pending"}
@@ -715,11 +716,11 @@ async def test_an_endpoint_that_failed_everything_for_five_days_is_switched_off(
     await webhooks.make_due()
     async with webhooks.deliverer(webhook_retry_schedule_seconds=(3600.0, 3600.0)) as deliverer:
         for claimed in await deliverer.claim(10):
-            failing = claimed.due.subscription_id == dead
+            failing = claimed.due.endpoint_id == dead
             webhooks.receiver.answer = Answer(500 if failing else 200)
             with capture_logs() as logs:
                 await deliverer.handle(claimed)
-            assert ("webhook_switched_off" in [line["event"] for line in logs]) is failing
+            assert ("webhook_disabled" in [line["event"] for line in logs]) is failing
     off, on = await webhooks.subscription(dead), await webhooks.subscription(recovering)
     assert not off.is_active
     assert off.disabled_reason is not None

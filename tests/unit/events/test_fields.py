@@ -14,7 +14,7 @@ from app.events.data import RemoteAttendee, RemoteEvent, RemoteOrganizer
 from app.events.diff import content_hash
 from app.events.fields import EVENT_FIELDS, NOTIFIED_FIELDS, EventField, stored_values
 from app.models import CalendarEvent
-from app.webhooks.payload_schemas import ChangedEventData
+from app.webhooks.openapi import ChangedEventData
 
 SAMPLE = RemoteEvent(
     platform_uuid="7kukuqrfedlm2f9t_20261124T090000Z",

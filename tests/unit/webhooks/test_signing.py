@@ -11,19 +11,21 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from app.core.clock import utcnow
 from app.settings import Settings
-from app.webhooks.payloads import (
+from app.webhooks.merge import (
     MOST_EVENTS,
     MOST_EVENTS_BYTES,
+    build_event_entries,
+    merge_changes,
+    with_events,
+)
+from app.webhooks.payloads import (
     TRIGGERS,
     BotFacts,
     CalendarFacts,
     ChangedEvent,
     build_body,
     canonical_json,
-    event_entries,
-    merged_data,
     sample_body,
-    with_events,
 )
 from app.webhooks.signing import body_signature, new_secret, signature_headers
 from app.webhooks.targets import url_fault
@@ -173,7 +175,9 @@ def changed(number: int, text: str = "") -> ChangedEvent:
 
 
 def test_changed_events_show_old_and_new_values() -> None:
-    data = with_events({"changes": {"created": 0, "updated": 1, "deleted": 0}}, event_entries([changed(1)]))
+    data = with_events(
+        {"changes": {"created": 0, "updated": 1, "deleted": 0}}, build_event_entries([changed(1)])
+    )
     assert data["events"] == [
         {
             "id": "evt_1",
@@ -186,13 +190,13 @@ def test_changed_events_show_old_and_new_values() -> None:
 
 
 def test_more_than_fifty_changed_events_are_truncated() -> None:
-    data = with_events({"changes": {"updated": 51}}, event_entries([changed(n) for n in range(51)]))
+    data = with_events({"changes": {"updated": 51}}, build_event_entries([changed(n) for n in range(51)]))
     assert len(data["events"]) == MOST_EVENTS
     assert data["truncated"] is True
 
 
 def test_changed_events_stay_below_their_size_and_a_large_one_does_not_hide_the_rest() -> None:
-    entries = event_entries([changed(n, "é" * (9000 if n == 0 else 400)) for n in range(30)])
+    entries = build_event_entries([changed(n, "é" * (9000 if n == 0 else 400)) for n in range(30)])
     data = with_events({"changes": {"updated": 30}}, entries)
     assert len(canonical_json(data["events"])) <= MOST_EVENTS_BYTES
     assert [entry["id"] for entry in data["events"]][:2] == ["evt_1", "evt_2"]
@@ -201,7 +205,7 @@ def test_changed_events_stay_below_their_size_and_a_large_one_does_not_hide_the_
 
 
 def test_events_that_the_caller_left_out_count_as_truncated() -> None:
-    assert with_events({"changes": {"created": 2}}, event_entries([changed(1)]))["truncated"] is True
+    assert with_events({"changes": {"created": 2}}, build_event_entries([changed(1)]))["truncated"] is True
 
 
 def test_merged_data_tells_what_every_message_told() -> None:
@@ -210,7 +214,7 @@ def test_merged_data_tells_what_every_message_told() -> None:
         changes = {"created": created, "updated": 1, "deleted": 0}
         return {"state": state, "changes": changes, "updated_after": after.isoformat()}
 
-    merged = merged_data([data("disconnected", 2, 30), data("connected", 3, 10)], data("connected", 4, 50))
+    merged = merge_changes([data("disconnected", 2, 30), data("connected", 3, 10)], data("connected", 4, 50))
     assert merged == {
         "state": "connected",
         "changes": {"created": 9, "updated": 3, "deleted": 0},

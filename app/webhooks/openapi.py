@@ -1,4 +1,4 @@
-"""OpenAPI's description of what is POSTed to subscribers. The bodies themselves are made in events.py."""
+"""OpenAPI description of the webhooks: one operation for each trigger. payloads.py builds the bodies."""
 
 from typing import Any, Literal
 
@@ -10,7 +10,8 @@ from app.api.schemas import OutputTime
 from app.models.bot import EntryType
 from app.models.bot import State as BotState
 from app.models.calendar import State as CalendarState
-from app.webhooks.payloads import MOST_EVENTS, MOST_EVENTS_BYTES, Change
+from app.webhooks.merge import MOST_EVENTS, MOST_EVENTS_BYTES
+from app.webhooks.payloads import Change
 
 router = APIRouter(tags=["webhooks"])
 
@@ -87,7 +88,7 @@ class EventsUpdateData(CalendarStateData):
 
     changes: ChangeCounts
     updated_after: OutputTime = Field(
-        description="Ask `/calendar_events` with this `updated_after`: the answer has all changed events."
+        description="Ask `/calendar_events` with this `updated_after`: the response has all changed events."
     )
     events: list[ChangedEventData] | None = Field(
         default=None,
@@ -120,7 +121,7 @@ class RsvpAttendee(_Payload):
 
 
 class RsvpUpdateData(_Payload):
-    """Who answered what."""
+    """A guest's reply."""
 
     response_status: ResponseStatus
     previous_response_status: ResponseStatus
@@ -160,7 +161,7 @@ class RsvpUpdateDelivery(_Delivery):
 
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "Any 2xx: delivered."},
-    410: {"description": "The webhook is switched off."},
+    410: {"description": "The webhook is disabled."},
     "default": {"description": "Tried again by the retry schedule."},
 }
 _HEADERS = "Signed: `X-Webhook-Signature`, and `webhook-id`, `webhook-timestamp` and `webhook-signature` of Standard Webhooks."
@@ -197,4 +198,4 @@ def bot_state_change(body: BotStateDelivery) -> None:
     "event.rsvp_update", operation_id="on_event_rsvp_update", responses=_RESPONSES, description=_HEADERS
 )
 def event_rsvp_update(body: RsvpUpdateDelivery) -> None:
-    """A guest of a hosted event answered."""
+    """A guest of a hosted event replied."""
