@@ -24,7 +24,7 @@ async def a_launcher(settings: Settings, sessions: Sessions) -> AsyncIterator[La
         yield Launcher(settings=settings, sessions=sessions, client=client)
 
 
-async def told(sessions: Sessions) -> list[dict[str, Any]]:
+async def announced(sessions: Sessions) -> list[dict[str, Any]]:
     async with sessions() as session:
         rows = await session.scalars(select(WebhookDelivery.body).order_by(WebhookDelivery.created_at))
         return [orjson.loads(body)["data"] for body in rows]

@@ -25,11 +25,11 @@ from tests.fakes.server import serve
 from tests.flows.bots.helpers import (
     ZOOM,
     a_launcher,
+    announced,
     entry_types,
     launch_due,
     launch_to_the_end,
     pass_time,
-    told,
 )
 from tests.flows.conftest import GoogleCalendarUnderTest
 
@@ -67,7 +67,7 @@ async def test_a_due_bot_is_handed_over_with_everything_the_runner_needs(
     assert (bot.lease_token, bot.next_attempt_at, bot.may_be_handed_over) == (None, None, False)
     assert entry_types(bot) == ["launching", "launched"]
     assert bot.events[1]["metadata"] == {"runner_bot_id": runner.bots[0]["id"]}
-    assert [(data["old_state"], data["new_state"]) for data in await told(sessions)] == [
+    assert [(data["old_state"], data["new_state"]) for data in await announced(sessions)] == [
         ("scheduled", "staged"),
         ("staged", "joining"),
     ]
@@ -102,10 +102,10 @@ async def test_what_is_accepted_at_once_the_runner_takes(
         "transcription_settings": {"deepgram": {"language": None}},
         "bot_image": None,
     }
-    answer = await api.post("/api/v1/bots", json=body)
-    assert answer.status_code == 201
+    response = await api.post("/api/v1/bots", json=body)
+    assert response.status_code == 201
     await launch_due(launcher)
-    bot = (await api.get(f"/api/v1/bots/{answer.json()['id']}")).json()
+    bot = (await api.get(f"/api/v1/bots/{response.json()['id']}")).json()
     assert bot["state"] == "joining"
     (request,) = runner.posts
     assert "join_at" not in request.body, "it joins now"
@@ -253,7 +253,7 @@ async def test_without_a_runner_the_webhook_is_the_hand_over_exactly_once(
         bot = await load(bot_id)
         assert (bot.state, bot.next_attempt_at, bot.lease_token) == ("launching", None, None)
         assert entry_types(bot) == ["launching"]
-    assert [data["new_state"] for data in await told(sessions)] == ["staged"] * 30
+    assert [data["new_state"] for data in await announced(sessions)] == ["staged"] * 30
 
 
 async def test_a_bot_without_a_link_waits_and_is_given_up_in_the_end(

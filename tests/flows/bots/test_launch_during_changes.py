@@ -42,9 +42,9 @@ class DueEvent:
 
     async def schedule(self, **fields: Any) -> str:
         body = {"calendar_event_id": (await self.row()).id, "bot_name": "x", **fields}
-        answer = await self.api.post("/api/v1/bots", json=body)
-        assert answer.status_code == 201, answer.text
-        bot_id: str = answer.json()["id"]
+        response = await self.api.post("/api/v1/bots", json=body)
+        assert response.status_code == 201, response.text
+        bot_id: str = response.json()["id"]
         return bot_id
 
     async def change(self, how: str) -> None:
@@ -132,7 +132,7 @@ async def test_a_hand_over_that_fails_while_the_event_changes_ends_where_the_eve
         bot_id = await event.schedule()
         (claimed,) = await launcher.claim(10)
         await event.change(how)
-        assert (await load(bot_id)).meeting_url == ZOOM, "the runner is being told"
+        assert (await load(bot_id)).meeting_url == ZOOM, "the runner is being called"
         runner.faults.append(Fault(status))
         await launcher.handle(claimed)
         await event.check_the_end(launcher, runner, bot_id, how)

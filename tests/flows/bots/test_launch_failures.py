@@ -14,12 +14,12 @@ from tests.fakes.runner import FakeRunner, Fault
 from tests.fakes.server import serve
 from tests.flows.bots.helpers import (
     a_launcher,
+    announced,
     entry_types,
     launch_due,
     launch_to_the_end,
     make_due,
     pass_time,
-    told,
 )
 
 
@@ -41,7 +41,7 @@ async def test_what_the_runner_refuses_is_over_and_says_why(
         response = entry["metadata"]["response"]
         assert response.startswith('{"error": "Zoom credentials are required", "sent": "Token ***')
         assert len(response) == 2000
-        assert (await told(sessions))[-1]["event_metadata"] == entry["metadata"]
+        assert (await announced(sessions))[-1]["event_metadata"] == entry["metadata"]
         assert await launch_due(launcher) == []
     logged = "".join(capsys.readouterr())
     assert "bot_hand_over" in logged
@@ -61,8 +61,8 @@ async def test_what_may_pass_is_tried_again(
         assert bot.state == "launched"
         assert len(runner.posts) == 3
         assert entry_types(bot) == ["launching", "launch_failed", "launch_failed", "launched"]
-        assert [data["new_state"] for data in await told(sessions)][-2:] == ["staged", "joining"]
-    assert len(await told(sessions)) == 14
+        assert [data["new_state"] for data in await announced(sessions)][-2:] == ["staged", "joining"]
+    assert len(await announced(sessions)) == 14
 
 
 async def test_a_bot_that_was_made_although_the_answer_failed_is_found(
@@ -139,7 +139,7 @@ async def test_attempts_end_five_minutes_after_the_time_to_join(
     assert (bot.state, bot.holds_key) == ("fatal_error", False)
     assert bot.events[-1]["sub_type"] == "runner_unreachable"
     assert bot.events[-1]["metadata"]["status_code"] == 503
-    assert [data["new_state"] for data in await told(sessions)] == ["staged", "fatal_error"]
+    assert [data["new_state"] for data in await announced(sessions)] == ["staged", "fatal_error"]
     assert await launch_due(launcher) == []
 
 
@@ -147,10 +147,12 @@ async def test_a_runner_that_is_away_is_tried_again(
     settings: Settings, sessions: Sessions, runner: FakeRunner, add_bot, load
 ) -> None:
     async with serve(FakeRunner()) as url:
-        gone = url
-    away = Settings(**{**settings.model_dump(), "bot_runner_url": gone, "bot_runner_api_key": "k"})
+        closed_url = url
+    unavailable = Settings(
+        **{**settings.model_dump(), "bot_runner_url": closed_url, "bot_runner_api_key": "k"}
+    )
     bot_id = await add_bot()
-    async with a_launcher(away, sessions) as launcher:
+    async with a_launcher(unavailable, sessions) as launcher:
         await launch_due(launcher)
     bot = await load(bot_id)
     assert (bot.state, bot.may_be_handed_over) == ("launching", False)

@@ -43,7 +43,7 @@ EVENT = MailedEvent(
 
 @dataclass
 class Outbox:
-    """The way from `queue` to the fake, without a worker around it."""
+    """Mails from `queue` to the fake Messages, without a worker."""
 
     fake: FakeMessages
     mailbox: FakeMailbox
@@ -79,8 +79,8 @@ class Outbox:
                 **{"sender": self.identity, "locale": "en", **more},
             )
 
-    async def drain(self) -> int:
-        """Works off what is due now; how many mails."""
+    async def process(self) -> int:
+        """Send what is due now; return the number of mails."""
         total = 0
         while claimed := await self.sender.claim(100):
             total += len(claimed)
@@ -88,7 +88,7 @@ class Outbox:
         return total
 
     async def make_due(self) -> None:
-        """All at once, also what a killed worker had under its leases."""
+        """Make all mails due, also those that a killed worker had leased."""
         await self.free_lanes()
         async with transaction(self.sessions) as session:
             await session.execute(
@@ -98,7 +98,7 @@ class Outbox:
             )
 
     async def end_holds(self) -> None:
-        """As if their time were over."""
+        """End all holds, as if their time were over."""
         async with transaction(self.sessions) as session:
             await session.execute(
                 update(MailLane).where(MailLane.held_until.is_not(None)).values(held_until=utcnow())
@@ -109,7 +109,7 @@ class Outbox:
             await requeue(session, mail_id)
 
     async def free_lanes(self) -> None:
-        """As if the leases of killed workers had run out."""
+        """End all leases, as those of killed workers run out."""
         async with transaction(self.sessions) as session:
             await session.execute(update(MailLane).values(leased_until=utcnow()))
 

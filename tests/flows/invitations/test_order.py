@@ -23,12 +23,12 @@ from tests.flows.invitations.helpers import BOB, EVE, EVENT, OWNER, vevent
 async def test_a_later_mail_waits_for_the_earlier_one(outbox):
     outbox.fake.faults.append(Fault(503))
     await outbox.queue()
-    await outbox.drain()
+    await outbox.process()
     await outbox.queue(replace(EVENT, sequence=1), "CANCEL", (BOB, EVE))
-    await outbox.drain()
+    await outbox.process()
     assert [mail.recipients for mail in outbox.fake.submitted] == [[EVE.email]]
     await outbox.make_due()
-    await outbox.drain()
+    await outbox.process()
     assert [vevent(mail)[0] for mail in outbox.fake.submitted] == ["CANCEL", "REQUEST", "CANCEL"]
 
 
@@ -36,10 +36,10 @@ async def test_an_answer_that_is_held_back_delays_no_other_guests_answer(outbox)
     owner = (Person(email=OWNER, name="Ada"),)
     for status in ("accepted", "declined", "tentative", "accepted"):
         await outbox.queue(method="REPLY", recipients=owner, replying=replace(BOB, response_status=status))
-        await outbox.drain()
+        await outbox.process()
     assert (await outbox.rows())[-1].status == "pending"
     await outbox.queue(method="REPLY", recipients=owner, replying=replace(EVE, response_status="declined"))
-    assert await outbox.drain() == 1
+    assert await outbox.process() == 1
     assert outbox.fake.submitted[-1].mail["Subject"] == "Declined: Weekly (Eve)"
 
 
@@ -56,15 +56,15 @@ async def test_one_guests_answers_keep_their_order(outbox, column):
             )
         )
     await outbox.queue(method="REPLY", recipients=owner, replying=replace(BOB, response_status="declined"))
-    assert await outbox.drain() == 0
+    assert await outbox.process() == 0
 
 
 async def test_a_mail_waits_for_no_other_event(outbox):
     outbox.fake.faults.append(Fault(503))
     await outbox.queue()
-    await outbox.drain()
+    await outbox.process()
     await outbox.queue(replace(EVENT, uid="another"))
-    await outbox.drain()
+    await outbox.process()
     assert [row.status for row in await outbox.rows()] == ["pending", "sent"]
 
 

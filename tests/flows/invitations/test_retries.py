@@ -19,7 +19,7 @@ from tests.flows.invitations.helpers import BOB, EVENT, OWNER
 async def test_retry_after_of_an_outage_is_heeded(outbox):
     outbox.fake.faults.append(Fault(503, {"Retry-After": "400"}))
     await outbox.queue()
-    await outbox.drain()
+    await outbox.process()
     assert (await outbox.row()).next_attempt_at - utcnow() > timedelta(seconds=390)
 
 
@@ -27,13 +27,13 @@ async def test_a_mail_that_fails_is_sent_again_unchanged(outbox):
     outbox.fake.faults.extend([Fault(503), Fault(502)])
     await outbox.queue()
     before = (await outbox.row()).mail
-    await outbox.drain()
+    await outbox.process()
     row = await outbox.row()
     assert (row.status, row.last_error, row.open_submits) == ("pending", "Messages answered 503.", 0)
     assert timedelta(seconds=3) < row.next_attempt_at - utcnow() < timedelta(seconds=6)
     for _ in range(2):
         await outbox.make_due()
-        await outbox.drain()
+        await outbox.process()
     assert (await outbox.row()).status == "sent"
     assert outbox.fake.submitted[0].raw == before
 
@@ -43,7 +43,7 @@ async def test_a_mail_is_given_up_after_a_day_and_says_why(outbox):
     await outbox.queue()
     async with transaction(outbox.sessions) as session:
         await session.execute(text("UPDATE invitation_mails SET give_up_at = now()"))
-    await outbox.drain()
+    await outbox.process()
     row = await outbox.row()
     assert (row.status, row.last_error) == ("failed", "Messages answered 503.")
 
@@ -51,7 +51,7 @@ async def test_a_mail_is_given_up_after_a_day_and_says_why(outbox):
 async def test_a_page_of_a_proxy_with_404_fails_no_mail(outbox):
     outbox.fake.faults.append(Fault(404))
     await outbox.queue()
-    await outbox.drain()
+    await outbox.process()
     row = await outbox.row()
     assert (row.status, row.open_submits) == ("pending", 0)
 
@@ -71,22 +71,22 @@ async def test_a_mail_of_a_killed_worker_waits_as_long_as_one_without_an_answer(
 async def test_a_mail_that_fails_after_a_lost_answer_may_have_been_sent(outbox):
     outbox.fake.faults.append(Fault(take=True, drop=True))
     await outbox.queue()
-    await outbox.drain()
+    await outbox.process()
     outbox.fake.mailboxes.clear()
     outbox.forget_mailboxes()
     await outbox.make_due()
-    await outbox.drain()
+    await outbox.process()
     assert (await outbox.row()).status == "unknown"
 
 
 async def test_a_mail_given_up_after_a_lost_answer_may_have_been_sent(outbox):
     outbox.fake.faults.extend([Fault(take=True, drop=True), Fault(503)])
     await outbox.queue()
-    await outbox.drain()
+    await outbox.process()
     async with transaction(outbox.sessions) as session:
         await session.execute(text("UPDATE invitation_mails SET give_up_at = now()"))
     await outbox.make_due()
-    await outbox.drain()
+    await outbox.process()
     row = await outbox.row()
     assert (row.status, row.last_error) == ("unknown", "Messages answered 503.")
 
@@ -114,7 +114,7 @@ async def test_what_became_of_a_mail_is_written_by_who_holds_it(outbox):
         while outbox.fake.faults:
             await asyncio.sleep(0.01)
     await outbox.make_due()
-    await outbox.drain()
+    await outbox.process()
     await hanging
     row = await outbox.row()
     assert (row.status, row.last_error) == ("sent", None)
@@ -131,35 +131,35 @@ async def test_a_mail_that_begins_too_late_is_left_to_the_next_worker(outbox):
 async def test_an_outage_of_messages_takes_no_right_away(outbox):
     await outbox.queue()
     outbox.fake.look_up_faults.append(Fault(503))
-    await outbox.drain()
+    await outbox.process()
     assert (await outbox.row()).status == "pending"
     await outbox.make_due()
-    await outbox.drain()
+    await outbox.process()
     assert (await outbox.row()).status == "sent"
 
 
 async def test_a_lost_scope_makes_mails_wait_for_the_operator(outbox):
     outbox.fake.scopes.discard("messages:send")
     await outbox.queue()
-    await outbox.drain()
+    await outbox.process()
     row = await outbox.row()
     assert row.status == "pending"
     assert "messages:send" in row.last_error
     outbox.fake.scopes.add("messages:send")
     await outbox.make_due()
-    await outbox.drain()
+    await outbox.process()
     assert (await outbox.row()).status == "sent"
 
 
 async def test_a_submit_without_an_answer_is_repeated_once_with_the_same_message_id(outbox):
     outbox.fake.faults.append(Fault(take=True, drop=True))
     await outbox.queue()
-    await outbox.drain()
+    await outbox.process()
     row = await outbox.row()
     assert (row.status, row.open_submits) == ("pending", 1)
     assert row.next_attempt_at - utcnow() > timedelta(minutes=9)
     await outbox.make_due()
-    await outbox.drain()
+    await outbox.process()
     assert (await outbox.row()).status == "sent"
     one, twin = outbox.fake.submitted
     assert one.raw == twin.raw
@@ -170,7 +170,7 @@ async def test_after_two_submits_without_an_answer_it_is_not_sent_again(outbox):
     await outbox.queue()
     for _ in range(3):
         await outbox.make_due()
-        await outbox.drain()
+        await outbox.process()
     assert len(outbox.fake.submitted) == 2
     row = await outbox.row()
     assert (row.status, row.last_error) == ("unknown", "Messages answered 504.")
@@ -191,7 +191,7 @@ async def test_a_worker_killed_in_a_submit_counts_as_a_lost_answer(outbox):
         row = await outbox.row()
         assert (row.next_attempt_at or utcnow()) - utcnow() > timedelta(minutes=9)
         await outbox.make_due()
-    await outbox.drain()
+    await outbox.process()
     assert (await outbox.row()).status == "unknown"
     assert len(outbox.fake.submitted) == 2
 

@@ -20,7 +20,7 @@ from tests.flows.invitations.helpers import BOB, EVE, EVENT, OWNER, vevent
 
 async def test_each_guest_gets_a_mail_of_their_own_from_the_mailbox(outbox):
     assert await outbox.queue(recipients=(BOB, EVE)) == 2
-    await outbox.drain()
+    await outbox.process()
     bob, eve = sorted(outbox.fake.submitted, key=lambda mail: mail.recipients)
     assert (bob.recipients, eve.recipients) == ([BOB.email], [EVE.email])
     assert bob.mailbox_id == outbox.mailbox.id
@@ -53,7 +53,7 @@ async def test_a_mail_of_an_older_release_that_names_somebody_else_is_never_sent
             b"To: Bob <", b"To: victim@evil.example, Bob Builder of the Department\r\n and Titles <"
         )
     before = metrics.INVITATION_MAILS_UNSAFE._value.get()
-    await outbox.drain()
+    await outbox.process()
     assert [mail.recipients for mail in outbox.fake.submitted] == [[EVE.email]]
     bob, _ = await outbox.rows()
     assert (bob.status, bob.open_submits) == ("failed", 0)
@@ -64,7 +64,7 @@ async def test_a_mail_of_an_older_release_that_names_somebody_else_is_never_sent
 async def test_a_mail_to_an_address_that_messages_drops_fails_with_the_reason(outbox):
     """Guests of older releases: their events can still be changed."""
     await outbox.queue(recipients=(replace(BOB, email="bob@example.c1"),))
-    await outbox.drain()
+    await outbox.process()
     row = await outbox.row()
     assert (row.status, outbox.fake.submitted) == ("failed", [])
     assert "bob@example.c1" in row.last_error
@@ -81,7 +81,7 @@ async def test_a_name_reaches_nobody_and_stops_no_mail(outbox, name):
     await outbox.queue(
         recipients=(replace(BOB, name=name),), sender=replace(outbox.identity, name=f"Sales: {name}")
     )
-    await outbox.drain()
+    await outbox.process()
     (mail,) = outbox.fake.submitted
     assert mail.recipients == [BOB.email]
 
@@ -89,11 +89,11 @@ async def test_a_name_reaches_nobody_and_stops_no_mail(outbox, name):
 async def test_contents_of_failed_mails_are_kept_for_a_time(outbox):
     outbox.mailbox.users.clear()
     await outbox.queue()
-    await outbox.drain()
+    await outbox.process()
     outbox.forget_mailboxes()
     outbox.mailbox.users[OWNER] = "sender"
     await outbox.queue(recipients=(EVE,))
-    await outbox.drain()
+    await outbox.process()
     for days, kept in ((1, [True, False]), (0, [False, False])):
         await prune_mail_contents(outbox.sessions, older_than=timedelta(days=days))
         assert [row.mail is not None for row in await outbox.rows()] == kept
@@ -102,7 +102,7 @@ async def test_contents_of_failed_mails_are_kept_for_a_time(outbox):
 
 async def test_uninviting_one_guest_does_not_call_the_event_off(outbox):
     await outbox.queue(replace(EVENT, sequence=1, guests=(EVE,)), "CANCEL", (BOB,))
-    await outbox.drain()
+    await outbox.process()
     method, event = vevent(outbox.fake.submitted[0])
     assert method == "CANCEL"
     assert "STATUS" not in event
@@ -112,14 +112,14 @@ async def test_uninviting_one_guest_does_not_call_the_event_off(outbox):
 
 async def test_calling_off_the_event_cancels_it_for_all(outbox):
     await outbox.queue(replace(EVENT, sequence=1), "CANCEL", (BOB, EVE))
-    await outbox.drain()
+    await outbox.process()
     assert all(vevent(mail)[1]["STATUS"] == "CANCELLED" for mail in outbox.fake.submitted)
 
 
 async def test_an_answer_tells_the_organizer_who_answered_what(outbox):
-    answer = replace(BOB, response_status="tentative")
-    await outbox.queue(method="REPLY", recipients=(Person(email=OWNER, name="Ada"),), replying=answer)
-    await outbox.drain()
+    reply = replace(BOB, response_status="tentative")
+    await outbox.queue(method="REPLY", recipients=(Person(email=OWNER, name="Ada"),), replying=reply)
+    await outbox.process()
     (mail,) = outbox.fake.submitted
     method, event = vevent(mail)
     assert method == "REPLY"
@@ -137,7 +137,7 @@ async def test_answer_links_are_in_both_texts(outbox):
         )
     )
     await outbox.queue(rsvp_links={BOB.email: links})
-    await outbox.drain()
+    await outbox.process()
     (mail,) = outbox.fake.submitted
     assert "https://cal.example/rsvp/?token=t&action=declined" in mail.part("text/plain")
     assert "https://cal.example/rsvp/?token=t&amp;action=declined" in mail.part("text/html")
@@ -149,7 +149,7 @@ async def test_an_owner_who_may_not_send_any_more_sends_nothing(outbox, api, rol
     outbox.mailbox.users.clear()
     if role:
         outbox.mailbox.users[OWNER] = role
-    await outbox.drain()
+    await outbox.process()
     assert outbox.fake.submitted == []
     listed = (await api.get(f"/api/v1/calendar_events/{outbox.event_id}/invitations")).json()["results"]
     assert [mail["status"] for mail in listed] == ["failed"]
@@ -159,7 +159,7 @@ async def test_an_owner_who_may_not_send_any_more_sends_nothing(outbox, api, rol
 async def test_a_mailbox_with_another_address_sends_nothing(outbox):
     await outbox.queue()
     outbox.mailbox.email = "ada.lovelace@example.com"
-    await outbox.drain()
+    await outbox.process()
     row = await outbox.row()
     assert (row.status, row.open_submits) == ("failed", 0)
     assert "address is not ada@example.com any more" in row.last_error
@@ -206,10 +206,10 @@ async def test_nothing_is_queued_from_a_bad_address(outbox):
 
 async def test_the_mails_of_an_event_are_listed(outbox, api, other_api):
     await outbox.queue(recipients=(BOB, EVE))
-    await outbox.drain()
-    answer = await api.get(f"/api/v1/calendar_events/{outbox.event_id}/invitations")
-    assert answer.status_code == 200
-    body = answer.json()
+    await outbox.process()
+    response = await api.get(f"/api/v1/calendar_events/{outbox.event_id}/invitations")
+    assert response.status_code == 200
+    body = response.json()
     assert (body["next"], body["previous"], len(body["results"])) == (None, None, 2)
     mail = body["results"][0]
     assert mail["recipient"] == {"email": EVE.email, "name": "Eve"}

@@ -17,7 +17,7 @@ async def test_updates_and_cancellations_thread_under_the_first_mail(outbox):
     await outbox.queue()
     await outbox.queue(replace(EVENT, sequence=1))
     await outbox.queue(replace(EVENT, sequence=2), "CANCEL", (BOB, EVE))
-    await outbox.drain()
+    await outbox.process()
     first, second, third = (mail.mail for mail in outbox.fake.submitted if mail.recipients == [BOB.email])
     assert first["In-Reply-To"] is None
     for later in (second, third):
@@ -28,8 +28,8 @@ async def test_updates_and_cancellations_thread_under_the_first_mail(outbox):
     assert {mail.thread_id for mail in outbox.fake.submitted if mail.recipients == [BOB.email]} == {
         outbox.fake.submitted[0].thread_id
     }
-    told = [mail for mail in outbox.fake.submitted if mail.recipients == [BOB.email]]
-    for mail, headline in zip(told[1:], ("Updated invitation: Weekly", "Canceled: Weekly"), strict=True):
+    mails = [mail for mail in outbox.fake.submitted if mail.recipients == [BOB.email]]
+    for mail, headline in zip(mails[1:], ("Updated invitation: Weekly", "Canceled: Weekly"), strict=True):
         assert mail.part("text/plain").startswith(f"{headline}\r\n\r\nAda")
         assert f"<strong>{headline}</strong>" in re.sub(r" style=\"[^\"]*\"", "", mail.part("text/html"))
     assert len({mail["Message-ID"] for mail in (first, second, third)}) == 3
@@ -39,7 +39,7 @@ async def test_an_event_with_another_name_begins_another_thread(outbox):
     changed = replace(EVENT, name="Monthly", sequence=1)
     for event in (EVENT, changed, replace(changed, sequence=2, location="Room 2")):
         await outbox.queue(event)
-    await outbox.drain()
+    await outbox.process()
     mails = outbox.fake.submitted
     assert [mail.mail["Subject"] for mail in mails] == [
         "Invitation: Weekly", "Updated invitation: Monthly", "Re: Updated invitation: Monthly",
@@ -51,49 +51,49 @@ async def test_an_event_with_another_name_begins_another_thread(outbox):
 
 async def test_a_thread_of_an_older_release_goes_on(outbox):
     await outbox.queue()
-    await outbox.drain()
+    await outbox.process()
     async with transaction(outbox.sessions) as session:
         await session.execute(text("UPDATE invitation_mails SET thread_subject = NULL"))
     await outbox.queue(replace(EVENT, sequence=1))
-    await outbox.drain()
+    await outbox.process()
     first, second = outbox.fake.submitted
     assert first.thread_id == second.thread_id
 
 
 async def test_an_answer_reaches_the_inbox_of_the_box_that_it_comes_from(outbox):
-    answer = replace(BOB, response_status="accepted")
+    reply = replace(BOB, response_status="accepted")
     owner = Person(email="Ada@Example.com", name="Ada")
-    await outbox.queue(method="REPLY", recipients=(owner,), replying=answer)
-    await outbox.drain()
+    await outbox.queue(method="REPLY", recipients=(owner,), replying=reply)
+    await outbox.process()
     (mail,) = outbox.mailbox.inbox
     assert mail.mail["Subject"] == "Accepted: Weekly (Bob)"
     assert mail.mail["Reply-To"] == BOB.email
     team = outbox.fake.add_mailbox("team@example.com", admin=OWNER)
     shared = replace(outbox.identity, mailbox_id=team.id, email=team.email)
     outbox.forget_mailboxes()
-    await outbox.queue(method="REPLY", recipients=(owner,), replying=answer, sender=shared)
-    await outbox.drain()
+    await outbox.queue(method="REPLY", recipients=(owner,), replying=reply, sender=shared)
+    await outbox.process()
     assert outbox.mailbox.inbox[1].mail["Message-ID"] is not None
 
 
 async def test_a_lost_answer_puts_no_second_copy_into_the_own_inbox(outbox):
     outbox.fake.faults.append(Fault(500, take=True))
-    answer = replace(BOB, response_status="accepted")
-    await outbox.queue(method="REPLY", recipients=(Person(email=OWNER, name="Ada"),), replying=answer)
-    await outbox.drain()
+    reply = replace(BOB, response_status="accepted")
+    await outbox.queue(method="REPLY", recipients=(Person(email=OWNER, name="Ada"),), replying=reply)
+    await outbox.process()
     await outbox.make_due()
-    await outbox.drain()
+    await outbox.process()
     assert len(outbox.fake.submitted) == 2
     assert len(outbox.mailbox.inbox) == 1
     assert (await outbox.row()).status == "sent"
 
 
 async def test_a_500_after_which_the_mail_is_sent_later_makes_two_copies_at_most(outbox):
-    """Its broker is away: it keeps each mail, and answers 500."""
+    """Its broker is unavailable: it keeps each mail and responds with 500."""
     outbox.fake.faults.extend([Fault(500, take=True)] * 5)
     await outbox.queue()
     for _ in range(5):
-        await outbox.drain()
+        await outbox.process()
         row = await outbox.row()
         assert (row.next_attempt_at or utcnow() + timedelta(hours=1)) - utcnow() > timedelta(minutes=9)
         await outbox.make_due()
@@ -109,7 +109,7 @@ async def test_a_mailbox_made_anew_with_the_same_address_is_found(outbox):
     await outbox.sender.handle(claimed)
     anew.users[OWNER] = "viewer"
     outbox.forget_mailboxes()
-    await outbox.drain()
+    await outbox.process()
     assert [mail.mailbox_id for mail in outbox.fake.submitted] == [anew.id]
     assert [row.status for row in await outbox.rows()] == ["sent", "failed"]
 
@@ -117,11 +117,11 @@ async def test_a_mailbox_made_anew_with_the_same_address_is_found(outbox):
 async def test_after_an_invitation_that_failed_the_next_one_is_the_first(outbox):
     outbox.mailbox.users[OWNER] = "viewer"
     await outbox.queue()
-    await outbox.drain()
+    await outbox.process()
     outbox.mailbox.users[OWNER] = "sender"
     outbox.forget_mailboxes()
     await outbox.queue(replace(EVENT, sequence=1))
-    await outbox.drain()
+    await outbox.process()
     (mail,) = outbox.fake.submitted
     assert mail.mail["Subject"] == "Invitation: Weekly"
     assert mail.mail["In-Reply-To"] is None

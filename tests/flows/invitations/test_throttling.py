@@ -18,8 +18,8 @@ from tests.flows.invitations.helpers import BOB, EVE, EVENT, OWNER
 async def test_a_mailbox_that_is_throttled_waits_as_long_as_told(outbox, api):
     outbox.fake.faults.append(Fault(429, {"Retry-After": "90"}, html=False))
     await outbox.queue(recipients=(BOB, EVE))
-    assert await outbox.drain() == 1
-    assert await outbox.drain() == 0
+    assert await outbox.process() == 1
+    assert await outbox.process() == 0
     rows = await outbox.rows()
     assert [row.status for row in rows] == ["pending", "pending"]
     assert [row.open_submits for row in rows] == [0, 0]
@@ -29,7 +29,7 @@ async def test_a_mailbox_that_is_throttled_waits_as_long_as_told(outbox, api):
         assert timedelta(seconds=80) < wait <= timedelta(seconds=90)
         assert "takes no more mails from this mailbox" in mail["last_error"]
     await outbox.end_holds()
-    assert await outbox.drain() == 2
+    assert await outbox.process() == 2
     assert len(outbox.fake.submitted) == 2
     async with outbox.sessions() as session:
         lane = await session.get(MailLane, f"mailbox:{outbox.mailbox.id}")
@@ -42,7 +42,7 @@ async def test_a_throttled_mailbox_holds_no_other(outbox):
     rem = Sender(mailbox_id=box.id, email=box.email, name=None, owner_email=box.email)
     outbox.fake.limits[outbox.mailbox.id] = 1
     await outbox.queue(recipients=(BOB, EVE))
-    await outbox.drain()
+    await outbox.process()
     await outbox.queue(replace(EVENT, uid="another"), sender=rem)
     other = MailSender(
         settings=outbox.settings,
@@ -52,7 +52,7 @@ async def test_a_throttled_mailbox_holds_no_other(outbox):
     )
     assert len(await other.claim(10)) == 1
     await outbox.make_due()
-    await outbox.drain()
+    await outbox.process()
     assert [row.status for row in await outbox.rows()] == ["sent", "pending", "sent"]
 
 
@@ -78,7 +78,7 @@ async def test_a_hold_outlives_the_process_and_is_probed_by_one_mail(outbox):
         assert timedelta(minutes=14) < lane.held_until - utcnow() <= timedelta(minutes=15)
         await outbox.end_holds()
     outbox.fake.limits.clear()
-    assert await outbox.drain() == 5
+    assert await outbox.process() == 5
 
 
 async def test_holds_grow_while_messages_names_no_time(outbox):
@@ -86,7 +86,7 @@ async def test_holds_grow_while_messages_names_no_time(outbox):
     waits = []
     for _ in range(10):
         outbox.fake.faults.append(Fault(429, {"Retry-After": "1"}, html=False))
-        await outbox.drain()
+        await outbox.process()
         async with outbox.sessions() as session:
             lane = await session.get(MailLane, f"mailbox:{outbox.mailbox.id}")
         waits.append((lane.held_until - utcnow()).total_seconds())
@@ -101,15 +101,15 @@ async def test_a_mail_asked_for_by_hand_goes_in_spite_of_a_hold_and_before_the_o
     outbox.fake.limits[outbox.mailbox.id] = 0
     guests = [replace(BOB, email=f"guest{number}@example.org") for number in range(5)]
     await outbox.queue(recipients=guests)
-    await outbox.drain()
+    await outbox.process()
     last = (await outbox.rows())[-1]
     await outbox.ask_again(last.id)
-    assert await outbox.drain() == 1  # one attempt: throttled again
-    assert await outbox.drain() == 0
+    assert await outbox.process() == 1  # one attempt: throttled again
+    assert await outbox.process() == 0
     assert (await outbox.rows())[-1].attempt_count == 1
     outbox.fake.limits.clear()
     await outbox.ask_again(last.id)
-    await outbox.drain()  # it got through, so the hold is over
+    await outbox.process()  # it got through, so the hold is over
     assert outbox.fake.submitted[0].recipients == [last.recipient_email]
     assert {row.status for row in await outbox.rows()} == {"sent"}
 
@@ -124,7 +124,7 @@ async def test_a_throttled_mail_is_not_given_up_by_a_daily_limit(outbox):
             )
             await session.execute(given, {"age": timedelta(days=days)})
         await outbox.end_holds()
-        await outbox.drain()
+        await outbox.process()
         assert (await outbox.row()).status == status
 
 
@@ -142,9 +142,9 @@ async def test_a_throttled_messages_holds_no_mail_by_smtp(outbox):
 async def test_mails_written_while_messages_is_held_wait_too(outbox):
     outbox.fake.faults.append(Fault(429, {"Retry-After": "90"}, html=False))
     await outbox.queue()
-    await outbox.drain()
+    await outbox.process()
     await outbox.queue(recipients=(EVE,))
-    assert await outbox.drain() == 0
+    assert await outbox.process() == 0
     assert outbox.fake.submitted == []
 
 
@@ -153,7 +153,7 @@ async def test_a_throttled_look_up_makes_all_mails_wait(outbox, api):
     await outbox.queue(recipients=(BOB, EVE))
     (claimed,) = await outbox.sender.claim(1)
     await outbox.sender.handle(claimed)
-    assert await outbox.drain() == 0
+    assert await outbox.process() == 0
     listed = (await api.get(f"/api/v1/calendar_events/{outbox.event_id}/invitations")).json()["results"]
     waits = [datetime.fromisoformat(mail["next_attempt_at"]) - utcnow() for mail in listed]
     assert all(timedelta(seconds=80) < wait <= timedelta(seconds=90) for wait in waits)
@@ -179,7 +179,7 @@ async def test_after_a_throttled_look_up_one_mail_finds_out(outbox):
     (probe,) = await outbox.sender.claim(10)
     assert await other.claim(10) == []
     await outbox.sender.handle(probe)
-    assert await outbox.drain() == 0
+    assert await outbox.process() == 0
     await outbox.end_holds()
     (probe,) = await outbox.sender.claim(10)
     await outbox.sender.handle(probe)
@@ -194,12 +194,12 @@ async def test_mails_that_fail_by_themselves_do_not_keep_messages_held(outbox):
     outbox.fake.look_up_faults.append(Fault(429, {"Retry-After": "90"}))
     (claimed,) = await outbox.sender.claim(1)
     await outbox.sender.handle(claimed)
-    assert await outbox.drain() == 0
+    assert await outbox.process() == 0
     last = claimed.due.sender_email
     for box in outbox.fake.mailboxes.values():
         box.users = {email: "viewer" if box.email != last else role for email, role in box.users.items()}
     await outbox.end_holds()
-    assert await outbox.drain() == 4
+    assert await outbox.process() == 4
     assert sorted(row.status for row in await outbox.rows()) == ["failed", "failed", "failed", "sent"]
 
 
@@ -208,7 +208,7 @@ async def test_a_probe_that_is_throttled_again_holds_as_long_as_told(outbox):
     smtp = Sender(mailbox_id=None, email="cal@example.net", name=None, owner_email=OWNER)
     await outbox.queue()
     outbox.fake.look_up_faults.extend([Fault(429, {"Retry-After": "90"})] * 2)
-    await outbox.drain()
+    await outbox.process()
     await outbox.end_holds()
     outbox.settings.smtp_url = None
     await outbox.queue(replace(EVENT, uid="by-smtp"), sender=smtp)
@@ -216,4 +216,4 @@ async def test_a_probe_that_is_throttled_again_holds_as_long_as_told(outbox):
     assert len(claimed) == 2
     for mail in claimed:
         await outbox.sender.handle(mail)
-    assert await outbox.drain() == 0
+    assert await outbox.process() == 0

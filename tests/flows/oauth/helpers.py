@@ -29,28 +29,28 @@ class Flow:
 
     async def start(self, **fields):
         body = {"platform": self.platform, "redirect_uri": RETURN, **fields}
-        answer = await self.api.post(SESSIONS, json=body)
-        assert answer.status_code == 201, answer.text
-        assert answer.json().keys() == {"authorization_url", "expires_at"}
-        return answer.json()["authorization_url"]
+        response = await self.api.post(SESSIONS, json=body)
+        assert response.status_code == 201, response.text
+        assert response.json().keys() == {"authorization_url", "expires_at"}
+        return response.json()["authorization_url"]
 
     async def agree(self, authorization_url):
-        """The callback URL that the provider's page sends the browser to."""
-        answer = await self.browser.get(authorization_url)
-        assert answer.status_code == 302, answer.text
-        return answer.headers["location"]
+        """Agree on the provider's page; return the callback URL that it redirects to."""
+        response = await self.browser.get(authorization_url)
+        assert response.status_code == 302, response.text
+        return response.headers["location"]
 
     async def come_back(self, callback_url):
-        answer = await self.browser.get(callback_url)
-        assert answer.status_code == 302, answer.text
-        assert answer.headers["cache-control"] == "no-store"
-        return answer.headers["location"]
+        response = await self.browser.get(callback_url)
+        assert response.status_code == 302, response.text
+        assert response.headers["cache-control"] == "no-store"
+        return response.headers["location"]
 
     async def run(self, **fields):
         return await self.come_back(await self.agree(await self.start(**fields)))
 
     async def connect(self, **fields):
-        """The id of the calendar."""
+        """Connect a calendar; return its id."""
         location = await self.run(**fields)
         assert location.startswith(f"{RETURN}?calendar_id=cal_"), location
         return query(location)["calendar_id"]
@@ -64,7 +64,7 @@ def query(url):
 
 
 def replace_query(url, **values):
-    """Empty values take the parameter away."""
+    """Set parameters of the query; an empty value removes its parameter."""
     parts = urlsplit(url)
     joined = {name: value for name, value in (query(url) | values).items() if value}
     return urlunsplit(parts._replace(query=urlencode(joined)))
@@ -76,9 +76,9 @@ async def make_flow(platform, fake, api, app):
     body = {
         "platform": platform, "client_id": fake.client_id, "client_secret": fake.client_secret, "redirect_uris": [RETURN],
     }  # fmt: skip
-    answer = await api.post(APPS, json=body)
-    assert answer.status_code == 201, answer.text
-    assert answer.json()["callback_url"] == callback
+    response = await api.post(APPS, json=body)
+    assert response.status_code == 201, response.text
+    assert response.json()["callback_url"] == callback
     browser = httpx.AsyncClient(mounts={MAIN: httpx.ASGITransport(app)}, trust_env=False)
     return Flow(platform, fake, api, browser)
 
@@ -105,19 +105,19 @@ async def disconnect(sessions, calendar_id):
         await session.execute(
             update(Calendar)
             .where(Calendar.id == calendar_id)
-            .values(state="disconnected", connection_failure_data={"error": "gone", "code": "x"})
+            .values(state="disconnected", connection_failure_data={"error": "revoked", "code": "x"})
         )
 
 
-def assert_told(location, error, sentence):
-    """The application is told at its own address, and nothing else is in there."""
+def assert_error_sent(location, error, sentence):
+    """Check that the browser is sent to the application with this error and nothing else."""
     assert location.startswith(f"{RETURN}?"), location
-    told = query(location)
-    assert told.keys() == {"error", "error_description"}
-    assert told["error"] == error
-    assert sentence in told["error_description"]
+    sent = query(location)
+    assert sent.keys() == {"error", "error_description"}
+    assert sent["error"] == error
+    assert sentence in sent["error_description"]
 
 
 def become_eve(fake):
-    """Somebody else is signed in in the browser."""
+    """Sign another person in in the browser."""
     fake.signed_in = ("208900000000000000000", "eve@example.com")

@@ -12,24 +12,24 @@ from tests.flows.oauth.helpers import (
     MAIN,
     RETURN,
     SESSIONS,
-    assert_told,
+    assert_error_sent,
     calendars,
     query,
     replace_query,
 )
 
 
-def assert_plain_page(answer):
-    assert answer.status_code == 400
-    assert "location" not in answer.headers
-    assert answer.headers["content-type"] == "text/html; charset=utf-8"
-    policy = answer.headers["content-security-policy"]
+def assert_plain_page(response):
+    assert response.status_code == 400
+    assert "location" not in response.headers
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    policy = response.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "frame-ancestors 'none'" in policy
     assert "unsafe" not in policy
-    assert answer.headers["cache-control"] == "no-store"
-    assert answer.headers["referrer-policy"] == "no-referrer"
-    assert "start again" in answer.text or "recommencez" in answer.text
+    assert response.headers["cache-control"] == "no-store"
+    assert response.headers["referrer-policy"] == "no-referrer"
+    assert "start again" in response.text or "recommencez" in response.text
 
 
 # --- attacks ---------------------------------------------------------------------------------------------
@@ -41,9 +41,9 @@ async def test_a_session_to_an_unregistered_address_is_refused(google, sessions)
         "https://app.example.com/connected?x=1", "http://app.example.com/connected", "HTTPS://app.example.com/connected",
         "https://app.example.com/connected#x", "https://app.example.com/connected/../evil", "//evil.example.com",
     ):  # fmt: skip
-        answer = await google.api.post(SESSIONS, json={"platform": "google", "redirect_uri": address})
-        assert answer.status_code == 400
-        assert answer.json().keys() == {"redirect_uri"}
+        response = await google.api.post(SESSIONS, json={"platform": "google", "redirect_uri": address})
+        assert response.status_code == 400
+        assert response.json().keys() == {"redirect_uri"}
     async with sessions() as session:
         assert await session.scalar(select(func.count()).select_from(OAuthSession)) == 0
 
@@ -87,8 +87,8 @@ async def test_a_failed_attempt_uses_the_state_up_too(google):
 
 async def test_of_many_callbacks_at_once_one_is_taken(google, sessions):
     callback = await google.agree(await google.start())
-    answers = await asyncio.gather(*(google.browser.get(callback) for _ in range(8)))
-    assert sorted(answer.status_code for answer in answers) == [302] + [400] * 7
+    responses = await asyncio.gather(*(google.browser.get(callback) for _ in range(8)))
+    assert sorted(response.status_code for response in responses) == [302] + [400] * 7
     assert len(await calendars(sessions)) == 1
     assert len(google.fake.requests_to("token")) == 1
 
@@ -111,10 +111,10 @@ async def test_the_page_speaks_the_visitors_language(google):
         ("", "This link does not work any more"),
         ("fr", "Ce lien ne fonctionne plus"),
     ):
-        answer = await google.browser.get(url, headers={"Accept-Language": languages})
-        assert_plain_page(answer)
-        assert words in answer.text
-        assert answer.headers["vary"] == "Accept-Language"
+        response = await google.browser.get(url, headers={"Accept-Language": languages})
+        assert_plain_page(response)
+        assert words in response.text
+        assert response.headers["vary"] == "Accept-Language"
 
 
 async def test_an_expired_state_gets_a_plain_page(google, sessions):
@@ -146,7 +146,9 @@ async def test_a_code_of_another_session_is_worthless(flow, sessions):
     victims = await flow.agree(await flow.start(deduplication_key="victim"))
     attackers = await flow.agree(await flow.start(deduplication_key="attacker"))
     injected = replace_query(attackers, code=query(victims)["code"])
-    assert_told(await flow.come_back(injected), "invalid_grant", "did not accept the authorization code")
+    assert_error_sent(
+        await flow.come_back(injected), "invalid_grant", "did not accept the authorization code"
+    )
     assert await calendars(sessions) == []
 
 

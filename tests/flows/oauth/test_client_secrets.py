@@ -49,8 +49,8 @@ async def test_a_new_secret_of_the_app_writes_one_row_however_many_calendars_it_
     async with transaction(sessions) as session:
         await session.execute(text("SELECT FROM credentials FOR UPDATE"))
         async with asyncio.timeout(3):
-            answer = await google.api.patch(f"{APPS}/google", json={"client_secret": "rotated"})
-    assert answer.status_code == 200
+            response = await google.api.patch(f"{APPS}/google", json={"client_secret": "rotated"})
+    assert response.status_code == 200
     assert await stored_credentials(sessions) == before
     rotate(google, "rotated")
     for calendar_id in ids:

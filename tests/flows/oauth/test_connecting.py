@@ -104,10 +104,10 @@ async def test_the_accounts_calendars_are_listed_and_a_second_one_connected(flow
         fake.add_calendar("team", summary="Team") if flow.platform == "google" else fake.add_calendar("Team")
     )
     first = await flow.connect(deduplication_key="user-42")
-    answer = await flow.api.get(f"/api/v1/calendars/{first}/remote_calendars")
-    assert answer.status_code == 200, answer.text
-    assert answer.json().keys() == {"next", "previous", "results"}
-    listed = {item["id"]: item for item in answer.json()["results"]}
+    response = await flow.api.get(f"/api/v1/calendars/{first}/remote_calendars")
+    assert response.status_code == 200, response.text
+    assert response.json().keys() == {"next", "previous", "results"}
+    listed = {item["id"]: item for item in response.json()["results"]}
     assert listed[second] == {"id": second, "name": "Team", "is_primary": False}
     assert sum(item["is_primary"] for item in listed.values()) == 1
 
@@ -138,12 +138,12 @@ async def test_listing_tells_what_is_wrong_with_the_account(google, settings):
     assert (await google.api.get(url)).status_code == 502
     google.fake.clear_faults()
     google.fake.inject_fault("calendarList.list", 429, "rateLimitExceeded", count=9)
-    answer = await google.api.get(url)
-    assert answer.status_code == 429
-    assert int(answer.headers["retry-after"]) > 0
+    response = await google.api.get(url)
+    assert response.status_code == 429
+    assert int(response.headers["retry-after"]) > 0
     google.fake.clear_faults()
     for token in list(google.fake._refresh_tokens):
         google.fake.revoke_grant(token)
-    answer = await google.api.get(url)
-    assert answer.status_code == 409
-    assert "connect again" in answer.json()["error"].lower()
+    response = await google.api.get(url)
+    assert response.status_code == 409
+    assert "connect again" in response.json()["error"].lower()

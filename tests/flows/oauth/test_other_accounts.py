@@ -10,7 +10,7 @@ from app.core.ids import new_id
 from app.models import Calendar, Credentials
 from tests import factories
 from tests.fakes.google import CALENDAR_SCOPE
-from tests.flows.oauth.helpers import assert_told, become_eve, calendars, disconnect, query, secrets_of
+from tests.flows.oauth.helpers import assert_error_sent, become_eve, calendars, disconnect, query, secrets_of
 
 
 @pytest.fixture
@@ -58,7 +58,10 @@ async def test_an_account_is_the_same_by_its_id_and_not_by_its_address(google, s
     await google.connect(deduplication_key="user-42")
     assert {row.state for row in await calendars(sessions)} == {"connected"}
     assert (await google.calendar(second))["owner_email"] == "ada.king@example.com"
-    google.fake.signed_in = ("208900000000000000000", "ada.king@example.com")  # somebody else got her address
+    google.fake.signed_in = (
+        "208900000000000000000",
+        "ada.king@example.com",
+    )  # another person got her address
     await disconnect(sessions, first)
     await disconnect(sessions, second)
     await google.connect(deduplication_key="user-42")
@@ -101,10 +104,10 @@ async def test_the_application_may_refuse_another_account(google, settings, sess
     before = [await google.calendar(calendar_id) for calendar_id in shared]
     secrets = await secrets_of(sessions, settings, first)
     become_eve(google.fake)
-    assert_told(await google.run(**wanted), "account_mismatch", "another Google account")
+    assert_error_sent(await google.run(**wanted), "account_mismatch", "another Google account")
     assert [await google.calendar(calendar_id) for calendar_id in shared] == before
     assert await secrets_of(sessions, settings, first) == secrets
-    # Nobody is connected with a new key yet: any account will do.
+    # No account is connected with a new key yet, so any account is accepted.
     await google.connect(deduplication_key="user-44", same_account=True)
     google.fake.signed_in = None
     assert await google.connect(**wanted) == first
@@ -130,7 +133,7 @@ async def test_two_accounts_at_once_move_nobody_else(google, sessions, settings,
     assert (await google.calendar(second))["state"] == "disconnected"
     assert await secrets_of(sessions, settings, second) == before
     async with sessions() as session:
-        # One more than the shared ones: whoever came later found credentials that were not shared.
+        # One more than the shared ones: the later account found credentials that were not shared.
         assert await session.scalar(select(func.count()).select_from(Credentials)) == 2
 
 

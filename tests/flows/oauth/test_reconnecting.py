@@ -9,7 +9,7 @@ from app.core.db import transaction
 from app.core.ids import new_id
 from app.models import WebhookDelivery, WebhookSubscription
 from tests import factories
-from tests.flows.oauth.helpers import assert_told, become_eve, calendars, disconnect, query, secrets_of
+from tests.flows.oauth.helpers import assert_error_sent, become_eve, calendars, disconnect, query, secrets_of
 
 
 async def test_a_known_deduplication_key_is_reconnected_and_not_doubled(flow, settings, sessions, project):
@@ -103,7 +103,7 @@ async def test_another_account_without_a_refresh_token_is_sent_to_the_consent_sc
 
 async def test_without_a_refresh_token_in_spite_of_consent_the_application_is_told(microsoft, sessions):
     microsoft.fake.omits_refresh_token = True
-    assert_told(await microsoft.run(), "invalid_grant", "gave no refresh token")
+    assert_error_sent(await microsoft.run(), "invalid_grant", "gave no refresh token")
     assert await calendars(sessions) == []
 
 

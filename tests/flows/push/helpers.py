@@ -30,7 +30,7 @@ WEEK = timedelta(days=7)
 
 @contextlib.asynccontextmanager
 async def channel_worker(settings: Settings, sessions: Sessions) -> AsyncIterator[PushChannelWorker]:
-    """As a worker has it."""
+    """The push worker with the dependencies that a worker process gives it."""
     box = SecretBox(settings.fernet_keys)
     budgets = Budgets(settings.required_redis_url())
     async with operator_client() as client:
@@ -55,14 +55,14 @@ class Push:
     calendar_id: str
 
     async def work(self) -> list[Any]:
-        """Works off what is due, once."""
+        """Do what is due, once; return what was claimed."""
         due = list(await self.worker.claim(100))
         for item in due:
             await self.worker.handle(item)
         return due
 
     async def make_due(self) -> None:
-        """As if the time of everything had come."""
+        """Make all waiting work due now."""
         async with transaction(self.sessions) as session:
             await session.execute(
                 text("UPDATE calendars SET push_due_at = now() WHERE push_due_at IS NOT NULL")
@@ -102,8 +102,8 @@ async def subscribe(client: httpx.AsyncClient) -> None:
     assert (await client.post("/api/v1/webhooks", json=webhook)).status_code == 201
 
 
-async def has_told(sessions: Sessions, *, webhooks: int) -> bool:
-    """Whether so many webhooks have been sent."""
+async def has_sent(sessions: Sessions, *, webhooks: int) -> bool:
+    """Tests whether exactly this number of webhooks has been sent."""
     async with sessions() as session:
         count = await session.scalar(text("SELECT count(*) FROM webhook_deliveries WHERE attempts <> '[]'"))
         return bool(count == webhooks)
@@ -119,7 +119,7 @@ class MicrosoftPushed(Push):
     settings: Settings
 
     async def rest(self) -> None:
-        """As if it had just been synced."""
+        """Schedule the next sync as if the calendar had just been synced."""
         async with transaction(self.sessions) as session:
             await session.execute(text("UPDATE calendars SET next_sync_at = now() + interval '30 minutes'"))
 

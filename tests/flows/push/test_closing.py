@@ -25,8 +25,8 @@ async def test_deleting_a_calendar_closes_its_channel(
     assert google.fake.refresh_token.encode() not in row.sealed
     grant = SecretBox(google.settings.fernet_keys).open(sealed_context(row.id), row.sealed)
     assert grant["refresh_token"] == google.fake.refresh_token
-    # Until it is closed, its notifications are answered and ignored.
-    answer = await client.post(
+    # Until it is closed, its notifications are accepted and ignored.
+    response = await client.post(
         "/notifications/google",
         headers={
             "X-Goog-Channel-ID": channel.id,
@@ -34,7 +34,7 @@ async def test_deleting_a_calendar_closes_its_channel(
             "X-Goog-Resource-State": "exists",
         },
     )
-    assert answer.status_code == 200
+    assert response.status_code == 200
     await opened.work()
     assert google.fake.channels == {}
     assert await opened.channels() == []
@@ -76,7 +76,7 @@ async def test_deleting_while_the_channel_is_being_opened_closes_it(
     working = asyncio.create_task(push.worker.handle(due))
     await until(lambda: has_channels(push))
     assert (await client.delete(f"/api/v1/calendars/{google.id}")).status_code == 200
-    assert await push.work() == []  # nobody knows yet what to close
+    assert await push.work() == []  # the channel to close is not known yet
     await working
     assert len(google.fake.channels) == 1
     await push.work()

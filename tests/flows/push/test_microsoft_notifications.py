@@ -15,7 +15,7 @@ from tests.flows.push.helpers import (
     WEEK,
     MicrosoftPushed,
     add_microsoft_calendar,
-    has_told,
+    has_sent,
     subscribe,
     until,
 )
@@ -36,7 +36,7 @@ async def test_a_change_at_microsoft_reaches_the_webhooks_by_push_alone(
 
     await until(is_at_rest)
     microsoft.add("after")
-    await until(lambda: has_told(microsoft.sessions, webhooks=2))
+    await until(lambda: has_sent(microsoft.sessions, webhooks=2))
     assert await factories.live_names(microsoft.sessions, microsoft.calendar_id) == ["after", "before"]
 
 
@@ -137,17 +137,17 @@ async def test_a_batch_serves_every_subscription_that_is_known(
     ]
     async with operator_client() as client:
         url = f"{application}/notifications/microsoft"
-        answer = await client.post(url, json={"value": items[:-1]})
-        assert (answer.status_code, answer.content) == (200, b"")
-        answer = await client.post(url, json={"value": items})
-        assert answer.status_code == 202
+        response = await client.post(url, json={"value": items[:-1]})
+        assert (response.status_code, response.content) == (200, b"")
+        response = await client.post(url, json={"value": items})
+        assert response.status_code == 202
         assert await microsoft.sync_due_in() > LATER
         items += [
             {"subscriptionId": one.id, "clientState": one.client_state, "changeType": "updated"}
             for one in (second, first, second)
         ]
-        answer = await client.post(url, json={"value": items})
-    assert answer.status_code == 202
+        response = await client.post(url, json={"value": items})
+    assert response.status_code == 202
     async with microsoft.sessions() as session:
         due = (
             await session.scalars(text("SELECT next_sync_at - now() < interval '1 s' FROM calendars"))
@@ -158,16 +158,16 @@ async def test_a_batch_serves_every_subscription_that_is_known(
 async def test_the_handshake_answers_with_the_token_as_plain_text(application: str) -> None:
     token = "Validation: a+b c/ä<script>&=%"
     async with operator_client() as client:
-        answer = await client.post(
+        response = await client.post(
             f"{application}/notifications/microsoft", params={"validationToken": token}, content=b""
         )
-        assert (answer.status_code, answer.text) == (200, token)
-        assert answer.headers["content-type"] == "text/plain; charset=utf-8"
-        assert answer.headers["x-content-type-options"] == "nosniff"
-        answer = await client.post(
+        assert (response.status_code, response.text) == (200, token)
+        assert response.headers["content-type"] == "text/plain; charset=utf-8"
+        assert response.headers["x-content-type-options"] == "nosniff"
+        response = await client.post(
             f"{application}/notifications/microsoft", params={"validationToken": "x" * 5000}
         )
-    assert answer.status_code == 400
+    assert response.status_code == 400
 
 
 async def test_bodies_that_are_no_batch_are_refused(application: str) -> None:
@@ -188,11 +188,11 @@ async def test_bodies_that_are_no_batch_are_refused(application: str) -> None:
     ]
     async with operator_client() as client:
         for body, status in bodies:
-            answer = await client.post(
+            response = await client.post(
                 f"{application}/notifications/microsoft",
                 content=body,
                 headers={"Content-Type": "application/json"},
             )
-            assert answer.status_code == status, body[:50]
+            assert response.status_code == status, body[:50]
             if status == 400:
-                assert answer.json()
+                assert response.json()

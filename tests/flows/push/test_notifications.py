@@ -12,7 +12,7 @@ from app.schedule import mark_due
 from app.sync.engine import LEASE_FOR
 from tests.conftest import StartWorker
 from tests.flows.conftest import GoogleCalendarUnderTest
-from tests.flows.push.helpers import LATER, SOON, Push, has_told, subscribe, until
+from tests.flows.push.helpers import LATER, SOON, Push, has_sent, subscribe, until
 
 
 async def test_a_change_reaches_the_webhooks_by_the_bell_alone(
@@ -24,7 +24,7 @@ async def test_a_change_reaches_the_webhooks_by_the_bell_alone(
     await start_worker()
     await asyncio.sleep(0.5)
     google.add("new")
-    await until(lambda: has_told(google.sessions, webhooks=1))
+    await until(lambda: has_sent(google.sessions, webhooks=1))
     assert await google.names() == ["new"]
 
 
@@ -110,16 +110,16 @@ async def test_notifications_that_are_forged_or_of_no_change_do_not_sync(
     async with operator_client() as client:
         for headers in attempts:
             sent = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-            answer = await client.post(f"{application}/notifications/google", headers=sent)
-            assert (answer.status_code, answer.content) == (200, b""), headers
+            response = await client.post(f"{application}/notifications/google", headers=sent)
+            assert (response.status_code, response.content) == (200, b""), headers
             assert await opened.sync_due_in() > LATER, headers
         assert (await opened.channels())[0].resource_id == row.resource_id
         for state in ("exists", "update", "not_exists"):
             await google.sync()
             assert await opened.sync_due_in() > LATER
             headers = {**right, "X-Goog-Resource-State": state}
-            answer = await client.post(f"{application}/notifications/google", headers=headers)
-            assert answer.status_code == 200
+            response = await client.post(f"{application}/notifications/google", headers=headers)
+            assert response.status_code == 200
             assert await opened.sync_due_in() < SOON, state
 
 

@@ -32,7 +32,7 @@ async def test_a_channel_is_opened_after_the_first_sync(
     assert row.expires_at is not None
     assert abs(row.expires_at - channel.expires_at) < timedelta(seconds=1)
     assert 0.39 * WEEK < await push.push_due_in() < 0.5 * WEEK
-    # What changed between the first sync and the opening was told by nobody.
+    # No notification announced what changed between the first sync and the opening.
     assert await push.sync_due_in() < SOON
     assert await push.work() == []
 
@@ -74,7 +74,7 @@ async def test_a_channel_that_fails_holds_up_no_sync(
     await push.make_due()
     await push.work()
     await push.work()
-    # Those that were opened though their answer got lost are closed, too.
+    # Those that were opened though their response was lost are closed, too.
     assert len(google.fake.channels) == 1
     assert len(google.fake.requests_to("token")) == 1
 
@@ -119,7 +119,7 @@ async def test_a_worker_that_dies_after_the_request_leaves_no_channel_behind(
         return bool(google.fake.channels)
 
     await until(is_there)
-    working.cancel()  # its process is gone: whatever the provider answers is lost
+    working.cancel()  # its process has ended: the response of the provider is lost
     await asyncio.gather(working, return_exceptions=True)
     [row] = await push.channels()
 

@@ -16,7 +16,7 @@ async def test_a_channel_is_renewed_with_an_overlap(google: GoogleCalendarUnderT
     assert len(google.fake.channels) == 2
     # Nothing was missed meanwhile, so no sync is asked for.
     assert await opened.sync_due_in() > LATER
-    google.add("told twice")
+    google.add("notified twice")
     await google.fake.drain_notifications()
     assert await opened.sync_due_in() < SOON
     await google.sync()
@@ -24,7 +24,7 @@ async def test_a_channel_is_renewed_with_an_overlap(google: GoogleCalendarUnderT
     assert old.id not in google.fake.channels
     [new] = google.fake.channels.values()
     assert [row.id for row in await opened.channels()] == [new.id]
-    google.add("told once")
+    google.add("notified once")
     await google.fake.drain_notifications()
     assert await opened.sync_due_in() < SOON
 
@@ -55,11 +55,11 @@ async def test_a_disconnected_calendar_loses_its_channel_and_gets_a_new_one_when
     assert await opened.channels() == []
     assert await opened.work() == []
 
-    answer = await client.patch(
+    response = await client.patch(
         f"/api/v1/calendars/{google.id}",
         json={"client_secret": google.fake.client_secret, "refresh_token": google.fake.refresh_token},
     )
-    assert answer.status_code == 200
+    assert response.status_code == 200
     await google.sync()
     await opened.work()
     [new] = google.fake.channels
@@ -86,7 +86,7 @@ async def test_channels_run_out_when_push_is_switched_off(
     google.settings.calendar_push_enabled = False
     await opened.make_due()
     assert await opened.work() == []
-    google.add("still told")
+    google.add("still notified")
     await google.fake.drain_notifications()
     assert await opened.sync_due_in() < SOON
     google.settings.calendar_push_enabled = True

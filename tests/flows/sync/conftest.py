@@ -19,8 +19,8 @@ from tests.flows.sync.stories import Feed, Story, google_story, microsoft_story
 
 @pytest.fixture(params=["google", "microsoft", "feed"])
 def story(request: pytest.FixtureRequest) -> Story:
-    told: Story = request.getfixturevalue(f"{request.param}_calendar")
-    return told
+    story: Story = request.getfixturevalue(f"{request.param}_calendar")
+    return story
 
 
 @pytest.fixture

@@ -30,7 +30,10 @@ def in_days(days: float) -> datetime:
 
 @dataclass
 class Story:
-    """One calendar at a provider, whose answers are always complete: what is not in them has to be asked for."""
+    """One calendar at a provider whose every list is complete.
+
+    Events that a list leaves out have to be requested one by one.
+    """
 
     sessions: Sessions
     engine: SyncEngine
@@ -43,7 +46,7 @@ class Story:
     change_rule: Callable[[str, str], None]
     instance: Callable[[str, datetime], str]
     forget: Callable[[], None]
-    """The next answer is a complete one."""
+    """Make the next list a complete one."""
 
     async def sync(self) -> None:
         self.forget()
@@ -61,17 +64,17 @@ class Story:
     async def add_bot(self, platform_uuid: str) -> str:
         event = (await self.events())[platform_uuid]
         body = {"calendar_event_id": event.id, "bot_name": "Notetaker"}
-        answer = await self.api.post("/api/v1/bots", json=body)
-        assert answer.status_code == 201, answer.text
-        bot_id: str = answer.json()["id"]
+        response = await self.api.post("/api/v1/bots", json=body)
+        assert response.status_code == 201, response.text
+        bot_id: str = response.json()["id"]
         return bot_id
 
     async def join_at(self, bot_id: str) -> str | None:
-        answer = await self.api.get(f"/api/v1/bots/{bot_id}")
-        if answer.status_code == 404:
+        response = await self.api.get(f"/api/v1/bots/{bot_id}")
+        if response.status_code == 404:
             return None
-        assert answer.json()["state"] == "scheduled"
-        at: str = answer.json()["join_at"]
+        assert response.json()["state"] == "scheduled"
+        at: str = response.json()["join_at"]
         return at
 
 
@@ -150,9 +153,9 @@ class Feed:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
-            await self.answer(Request(scope))(scope, receive, send)
+            await self.respond(Request(scope))(scope, receive, send)
 
-    def answer(self, _request: Request) -> Response:
+    def respond(self, _request: Request) -> Response:
         lines = ["BEGIN:VCALENDAR", "VERSION:2.0", "PRODID:test"]
         for uid, at in self.starts.items():
             rule = [f"RRULE:{self.rules[uid]}"] if uid in self.rules else []

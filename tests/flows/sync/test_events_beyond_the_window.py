@@ -28,7 +28,7 @@ async def test_an_event_that_moves_beyond_the_window_is_followed(story: Story, d
     assert (after.id, after.is_deleted) == (before.id, False)
     assert (after.start_time, after.end_time) == (to, to + HOUR)
     assert after.updated_at > before.updated_at
-    # Nobody can join what is over.
+    # A meeting that is over cannot be joined.
     assert await story.join_at(bot) == (isoformat(to) if days > 0 else None)
     assert (await story.events())[kept].updated_at < after.updated_at
     # It stays so, and nothing more is asked about it.
@@ -43,10 +43,10 @@ async def test_an_event_that_moves_beyond_the_window_is_followed(story: Story, d
 
 
 async def test_a_deleted_event_is_deleted_at_once(story: Story) -> None:
-    gone, kept = story.add(in_days(2)), story.add(in_days(3))
+    deleted, kept = story.add(in_days(2)), story.add(in_days(3))
     await story.sync()
-    bot = await story.add_bot(gone)
-    story.delete(gone)
+    bot = await story.add_bot(deleted)
+    story.delete(deleted)
     await story.sync()
     assert await story.live() == {kept}
     assert await story.join_at(bot) is None

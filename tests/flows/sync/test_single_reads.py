@@ -83,18 +83,18 @@ async def test_a_mass_of_deletions_waits_for_a_second_answer_and_then_goes_on_in
 async def test_what_cannot_be_asked_for_now_stays_and_is_asked_for_later(
     google: GoogleCalendarUnderTest, google_calendar: Story, route: str, status: int, reason: str
 ) -> None:
-    moved, gone = google_calendar.add(in_days(2)), google_calendar.add(in_days(3))
+    moved, deleted = google_calendar.add(in_days(2)), google_calendar.add(in_days(3))
     kept = google_calendar.add(in_days(4))
     await google_calendar.sync()
     to = in_days(50)
     google_calendar.move(moved, to)
-    google_calendar.delete(gone)
+    google_calendar.delete(deleted)
     new = google_calendar.add(in_days(5))
     google.fake.expire_tokens()
     google.fake.inject_fault(route, status, reason, count=100)
     for _ in range(2):
         await factories.sync_now(google.engine, google.sessions, google.id)
-        assert await google_calendar.live() == {moved, gone, kept, new}
+        assert await google_calendar.live() == {moved, deleted, kept, new}
         row = await google.row()
         assert (row.state, row.sync_failing_since, row.sync_cursor) == ("connected", None, None)
         google.settings.calendar_shrink_confirm_seconds = 0

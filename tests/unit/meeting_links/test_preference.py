@@ -104,7 +104,7 @@ def test_a_providers_own_join_url_counts_by_its_host(url: str, platform: str) ->
         "see https://zoom.us/j/12345 here",
         "https://zoom.us/j/" + "1" * 5000,
         "\ud800",
-        # Pages of the services that send on to wherever they are told.
+        # Pages of the services that redirect to any address they are given.
         "https://meet.google.com/linkredirect?dest=https://evil.example/j/1",
         "https://meet.google.com/linkredirect?dest=https%3A%2F%2Fevil.example",
         "https://zoom.us/signin?next=%252F%252Fevil.example",

@@ -50,8 +50,8 @@ class Tokens:
 
 
 @dataclass
-class Answered:
-    """One whole round."""
+class RoundResult:
+    """The pages of one round."""
 
     pages: list[ChangePage]
 
@@ -86,7 +86,7 @@ class World:
         calendar_id: str | None = None,
         after_page: Callable[[], None] | None = None,
         **options: Any,
-    ) -> Answered:
+    ) -> RoundResult:
         calendar: CalendarProvider = self.calendar(calendar_id, **options)
         pages = []
         async for page in calendar.changes(cursor=cursor, window=WINDOW):
@@ -96,7 +96,7 @@ class World:
         assert [page.is_last for page in pages] == [False] * (len(pages) - 1) + [True]
         assert {page.is_snapshot for page in pages} == {cursor is None}
         assert all(page.next_cursor is None for page in pages[:-1])
-        return Answered(pages)
+        return RoundResult(pages)
 
     async def cursor(self) -> str:
         cursor = (await self.round()).cursor
@@ -108,6 +108,6 @@ def add(fake: FakeGoogle, *, days: float = 1, **fields: Any) -> str:
     return fake.add_event(start=NOW + timedelta(days=days), end=NOW + timedelta(days=days) + HOUR, **fields)
 
 
-def answer_with(fake: FakeGoogle, document: Any, *, count: int = 1) -> None:
+def respond_with(fake: FakeGoogle, document: Any, *, count: int = 1) -> None:
     body = document if isinstance(document, bytes) else orjson.dumps(document)
     fake.inject_fault("events.list", 200, count=count, body=body, content_type="application/json")

@@ -21,7 +21,7 @@ from app.providers.google.sync import GoogleCalendar
 from app.providers.http import request
 from tests.fakes.google import EMAIL_SCOPE
 from tests.fakes.server import serve
-from tests.integration.providers.google.helpers import NOW, WINDOW, World, add, answer_with
+from tests.integration.providers.google.helpers import NOW, WINDOW, World, add, respond_with
 
 SECRET_CALENDAR = "en.french#holiday@group.v.calendar.google.com"
 
@@ -124,13 +124,13 @@ async def test_a_bad_request_of_our_own_is_told_as_such_and_is_not_retried(world
 async def test_an_answer_that_is_no_list_is_an_outage_never_an_empty_calendar(
     world: World, body: bytes
 ) -> None:
-    answer_with(world.fake, body)
+    respond_with(world.fake, body)
     with pytest.raises(Unavailable):
         await world.round()
 
 
 async def test_pages_that_go_round_in_a_circle_end(world: World) -> None:
-    answer_with(world.fake, {"items": [], "nextPageToken": "again"}, count=100)
+    respond_with(world.fake, {"items": [], "nextPageToken": "again"}, count=100)
     with pytest.raises(Unavailable) as caught:
         await world.round()
     assert caught.value.code == "broken_answer"
@@ -211,7 +211,7 @@ async def test_no_error_and_no_log_holds_a_token_or_an_address(world: World, log
         failures.append(caught.value)
     for failure in failures:
         assert failure.__context__ is None or isinstance(failure.__context__, ProviderError)
-        told = "".join(traceback.format_exception(failure)) + repr(failure)
-        assert not [secret for secret in secrets if secret in told]
+        shown = "".join(traceback.format_exception(failure)) + repr(failure)
+        assert not [secret for secret in secrets if secret in shown]
         assert world.url not in str(failure)
     assert logs == []

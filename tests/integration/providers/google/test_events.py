@@ -9,7 +9,7 @@ import pytest
 
 from app.providers.google import fields as google_fields
 from tests.fakes.google_store import instance_id
-from tests.integration.providers.google.helpers import HOUR, NOW, World, add, answer_with
+from tests.integration.providers.google.helpers import HOUR, NOW, World, add, respond_with
 
 
 @pytest.mark.parametrize("style", ["full", "exception", "bare"])
@@ -39,7 +39,7 @@ async def test_a_deleted_series_is_told_by_its_instances_or_its_own_id(world: Wo
     delta = await world.round(first.cursor)
     assert delta.events == {}
     assert (series in delta.removed) == (way != "instances")
-    # Past instances and those after half a year vanish without a word: the next full round tells.
+    # Past instances and those after half a year are removed without an entry: the next full round shows it.
     assert len(delta.removed - {series}) == (0 if way == "master" else 183)
     assert (await world.round()).events == {}
 
@@ -69,9 +69,9 @@ async def test_of_two_entries_with_one_id_on_a_page_the_later_one_counts(
 ) -> None:
     alive = {"id": "twice", "start": {"date": "2026-11-24"}, "end": {"date": "2026-11-25"}}
     items = [alive, {"id": "twice", "status": "cancelled"}]
-    answer_with(world.fake, {"nextSyncToken": "s", "items": items if is_cancelled_last else items[::-1]})
-    answered = await world.round()
-    assert (set(answered.events), answered.removed) == (
+    respond_with(world.fake, {"nextSyncToken": "s", "items": items if is_cancelled_last else items[::-1]})
+    result = await world.round()
+    assert (set(result.events), result.removed) == (
         (set(), {"twice"}) if is_cancelled_last else ({"twice"}, set())
     )
 
@@ -137,10 +137,10 @@ async def test_odd_events_stop_nothing_and_are_logged_by_id_only(world: World, l
         world.fake.put_raw({"id": event_id, **fields})
     world.fake.put_raw({"summary": "no id at all: PRIVATE"})
     world.fake.put_raw({"id": 5, "summary": "PRIVATE"})
-    answered = await world.round()
-    assert set(answered.events) == {good, *odd}
-    assert answered.events["nostart"].name == "PRIVATE"
-    assert answered.events["zone"].start_time is None
+    result = await world.round()
+    assert set(result.events) == {good, *odd}
+    assert result.events["nostart"].name == "PRIVATE"
+    assert result.events["zone"].start_time is None
     assert {entry.get("event_id") for entry in logs} == {*odd, None}
     assert {entry["log_level"] for entry in logs} == {"warning"}
     assert "PRIVATE" not in repr(logs)
@@ -155,9 +155,9 @@ async def test_an_event_on_which_our_own_code_fails_is_kept_by_id_and_stops_noth
 
     monkeypatch.setattr(google_fields, "find_meeting_link", fail)  # no input is known that makes it fail
     bad, good = add(world.fake, summary="PRIVATE"), add(world.fake)
-    answered = await world.round()
-    assert set(answered.events) == {bad, good}
-    assert (answered.events[bad].name, orjson.loads(answered.events[bad].raw)["summary"]) == (None, "PRIVATE")
+    result = await world.round()
+    assert set(result.events) == {bad, good}
+    assert (result.events[bad].name, orjson.loads(result.events[bad].raw)["summary"]) == (None, "PRIVATE")
     assert logs == [
         {
             "event": "google.event_unreadable",
@@ -169,7 +169,7 @@ async def test_an_event_on_which_our_own_code_fails_is_kept_by_id_and_stops_noth
 
 
 async def test_one_lone_surrogate_does_not_hide_a_page(world: World) -> None:
-    answer_with(
+    respond_with(
         world.fake,
         b'{"nextSyncToken": "s", "items": [{"id": "a", "summary": "\\ud800"}, {"id": "b", "start": {"date": "2026-11-24"}}]}',
     )

@@ -80,10 +80,10 @@ async def test_empty_short_and_compressed_pages_lose_nothing(world: World, switc
     setattr(world.fake, switch, True)
     world.fake.empty_pages = True
     world.fake.seed(25, start=NOW)
-    answered = await world.round(page_size=10)
-    assert len(answered.events) == 25
-    assert [] in [page.events for page in answered.pages]
-    assert (await world.round(answered.cursor)).events == {}
+    result = await world.round(page_size=10)
+    assert len(result.events) == 25
+    assert [] in [page.events for page in result.pages]
+    assert (await world.round(result.cursor)).events == {}
 
 
 async def test_a_change_made_while_pages_are_read_comes_in_the_next_round(world: World) -> None:

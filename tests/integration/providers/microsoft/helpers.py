@@ -56,8 +56,8 @@ class Tokens:
 
 
 @dataclass
-class Answered:
-    """One whole round."""
+class RoundResult:
+    """The pages of one round."""
 
     pages: list[ChangePage]
 
@@ -67,7 +67,7 @@ class Answered:
 
     @property
     def kept(self) -> set[str]:
-        """What the engine takes as being there, of a snapshot."""
+        """The ids that the engine keeps of a snapshot."""
         kept: set[str] = set()
         for page in self.pages:
             kept |= {event.platform_uuid for event in page.events}
@@ -101,13 +101,13 @@ class World:
         calendar_id: str | None = None,
         window: Window = WINDOW,
         **options: Any,
-    ) -> Answered:
+    ) -> RoundResult:
         calendar: CalendarProvider = self.calendar(calendar_id, **options)
         pages = [page async for page in calendar.changes(cursor=cursor, window=window)]
         assert [page.is_last for page in pages] == [False] * (len(pages) - 1) + [True]
         assert len({page.is_snapshot for page in pages}) == 1
         assert all(page.next_cursor is None for page in pages[:-1])
-        return Answered(pages)
+        return RoundResult(pages)
 
     async def cursor(self, **options: Any) -> str:
         cursor = (await self.round(**options)).cursor
@@ -130,7 +130,7 @@ def add_daily(fake: FakeMicrosoft, *, count: int = 5, **fields: Any) -> tuple[st
 
 
 def on_nth(route: str, number: int, action: Callable[[], object]) -> Callable[[GraphRequest], None]:
-    """Does something as the nth request to a route comes in."""
+    """Run an action when the nth request to a route comes in."""
     count = 0
 
     def look(request: GraphRequest) -> None:

@@ -115,10 +115,10 @@ async def test_an_event_that_goes_between_two_pages_does_not_hide_another(world:
     world.fake.seed(6, start=NOW)
     # The third page now starts one event later than it would have.
     world.fake.on_request = on_nth("calendarView", 2, lambda: world.fake.delete_event("seed0000000"))
-    answered = await world.round(page_size=2)
-    assert answered.kept == world.truth() == {f"seed000000{number}" for number in range(1, 6)}
+    result = await world.round(page_size=2)
+    assert result.kept == world.truth() == {f"seed000000{number}" for number in range(1, 6)}
     assert len(world.fake.requests_to("calendarView")) == 3 + 3
-    assert (await world.round(answered.cursor)).events == {}
+    assert (await world.round(result.cursor)).events == {}
 
 
 async def test_a_calendar_that_never_stands_still_loses_nothing_and_is_looked_at_again(world: World) -> None:
@@ -143,8 +143,8 @@ async def test_a_calendar_that_never_stands_still_loses_nothing_and_is_looked_at
 async def test_a_link_that_expires_while_pages_are_read_costs_a_full_round(world: World) -> None:
     world.fake.seed(6, start=NOW)
     world.fake.on_request = on_nth("calendarView", 3, world.fake.expire_delta)
-    answered = await world.round(page_size=2)
-    assert (answered.kept, answered.cursor) == (world.truth(), None)
+    result = await world.round(page_size=2)
+    assert (result.kept, result.cursor) == (world.truth(), None)
 
 
 # --- where delta is of no use ----------------------------------------------------------------------------
@@ -189,8 +189,8 @@ async def test_a_delta_that_goes_round_in_circles_does_not_hold_up_the_sync(
 async def test_a_failing_delta_does_not_hold_up_the_first_round(world: World, fault: Any) -> None:
     event_id = add(world.fake)
     world.fake.inject_fault("delta", **fault)
-    answered = await world.round()
-    assert (answered.kept, answered.cursor) == ({event_id}, None)
+    result = await world.round()
+    assert (result.kept, result.cursor) == ({event_id}, None)
 
 
 async def test_a_failing_delta_does_not_hold_up_later_rounds_and_is_tried_again(world: World) -> None:
@@ -215,6 +215,6 @@ async def test_a_window_longer_than_graph_expands_is_read_in_parts(world: World)
     near, far = add(world.fake), add(world.fake, days=1_900)
     across = world.fake.add_event(start=NOW + 1_700 * DAY, end=NOW + 1_900 * DAY)
     window = Window(NOW - 100 * DAY, NOW + 2_000 * DAY)
-    answered = await world.round(window=window)
-    assert (answered.kept, answered.cursor) == ({near, far, across}, None)
+    result = await world.round(window=window)
+    assert (result.kept, result.cursor) == ({near, far, across}, None)
     assert len(world.fake.requests_to("calendarView")) == 2

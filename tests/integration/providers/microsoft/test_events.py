@@ -92,10 +92,10 @@ async def test_a_deleted_and_a_split_series_end_as_the_mailbox_shows_them(world:
 async def test_a_series_far_larger_than_a_page_is_read_once(world: World) -> None:
     start = NOW.replace(minute=0)
     series = world.fake.add_series(start=start, end=start + HOUR, rrule="FREQ=HOURLY;COUNT=600")
-    answered = await world.round()
-    assert len(answered.events) == 600
+    result = await world.round()
+    assert len(result.events) == 600
     world.fake.update_series(series, subject="New")
-    assert len((await world.round(answered.cursor)).events) == 600
+    assert len((await world.round(result.cursor)).events) == 600
 
 
 # --- kinds of events -------------------------------------------------------------------------------------
@@ -156,10 +156,10 @@ async def test_an_unreadable_event_does_not_stop_the_others(world: World, logs: 
     world.fake.put_raw({"subject": "no id"})
     world.fake.put_raw({"id": "master", "type": "seriesMaster", "subject": "a master is not an occurrence"})
     world.fake.put_raw({"id": "year 0", "start": {"dateTime": "0000-01-01T00:00:00", "timeZone": "UTC"}})
-    answered = await world.round()
-    assert set(answered.events) == {good, "odd", "year 0"}
-    assert answered.events["odd"].start_time is None
-    assert orjson.loads(answered.events["odd"].raw)["subject"] == 5
+    result = await world.round()
+    assert set(result.events) == {good, "odd", "year 0"}
+    assert result.events["odd"].start_time is None
+    assert orjson.loads(result.events["odd"].raw)["subject"] == 5
     warned = [entry["event"] for entry in logs]
     assert warned.count("microsoft.event_without_id") == 1
     assert warned.count("microsoft.event_without_start") == 2

@@ -31,11 +31,11 @@ async def test_a_round_without_changes_is_one_small_request(world: World) -> Non
     cursor = await world.cursor()
     for _ in range(3):
         world.fake.requests.clear()
-        answered = await world.round(cursor)
+        result = await world.round(cursor)
         assert [request.route for request in world.fake.requests] == ["delta"]
         assert world.fake.requests[0].bytes_sent < 2_000
-        assert answered.cursor is not None
-        cursor = answered.cursor
+        assert result.cursor is not None
+        cursor = result.cursor
 
 
 async def test_any_change_brings_the_whole_window_in_full(world: World) -> None:
@@ -77,9 +77,9 @@ async def test_every_request_asks_for_immutable_ids_in_utc_and_delta_for_nothing
 async def test_ids_are_the_immutable_ones_on_every_page(world: World) -> None:
     world.fake.seed(5, start=NOW)
     series, _ = add_daily(world.fake)
-    answered = await world.round(page_size=2)
-    assert set(answered.events) == world.truth()
-    assert {event.recurring_event_id for event in answered.events.values()} == {None, series}
+    result = await world.round(page_size=2)
+    assert set(result.events) == world.truth()
+    assert {event.recurring_event_id for event in result.events.values()} == {None, series}
 
 
 @pytest.mark.parametrize("switch", ["empty_pages", "duplicate_items", "gzip"])
@@ -131,8 +131,8 @@ async def test_pages_that_are_too_large_are_read_in_smaller_ones(
 ) -> None:
     monkeypatch.setattr(microsoft_client, "_MAX_BODY_BYTES", 40_000)
     world.fake.seed(30, start=NOW, body_length=1_000)
-    answered = await world.round(page_size=100)
-    assert answered.kept == world.truth()
+    result = await world.round(page_size=100)
+    assert result.kept == world.truth()
     tops = [int(request.params["$top"]) for request in world.fake.requests_to("calendarView")]
     assert tops == [100, 10, 10, 10]
 
