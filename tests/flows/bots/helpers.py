@@ -31,7 +31,7 @@ async def announced(sessions: Sessions) -> list[dict[str, Any]]:
 
 
 async def make_due(sessions: Sessions) -> None:
-    """The time of the next attempt, or the end of a dead worker's lease, has come."""
+    """Make the next attempts due, as if waits and leases were over."""
     async with transaction(sessions) as session:
         await session.execute(
             text("UPDATE bots SET next_attempt_at = now() WHERE next_attempt_at IS NOT NULL")
@@ -50,7 +50,7 @@ async def launch_due(launcher: Launcher) -> list[ClaimedBot]:
 
 
 async def launch_to_the_end(launcher: Launcher, sessions: Sessions) -> None:
-    """All attempts, without the time between them."""
+    """Make all attempts, without the time between them."""
     for _ in range(20):
         await make_due(sessions)
         if not await launch_due(launcher):

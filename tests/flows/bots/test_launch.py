@@ -197,7 +197,7 @@ async def test_a_worker_that_is_killed_during_a_hand_over_makes_no_second_bot(
             runner.faults.append(Fault(gate=gate))
             handling = asyncio.create_task(launcher.handle(claimed))
             await runner.wait_for_posts(1)
-            handling.cancel()  # as good as dead: nothing is written after this
+            handling.cancel()  # like a killed worker, it writes nothing after this
             await asyncio.gather(handling, return_exceptions=True)
         if died == "after the call":
             gate.set()

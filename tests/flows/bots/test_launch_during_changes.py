@@ -24,8 +24,6 @@ async def exists(sessions: Sessions, bot_id: str) -> bool:
         return await session.scalar(select(Bot.id).where(Bot.id == bot_id)) is not None
 
 
-# An event that changes while its bot is being handed over
-
 CHANGES = ("moved", "cancelled", "another link")
 
 
@@ -57,7 +55,7 @@ class DueEvent:
         await self.google.sync()
 
     async def check_the_end(self, launcher: Launcher, runner: FakeRunner, bot_id: str, how: str) -> None:
-        """Whatever was tried before: in the end the bot, its event and the runner say the same."""
+        """Check that the bot, its event and the runner agree after all attempts."""
         await launch_to_the_end(launcher, self.google.sessions)
         async with self.google.sessions() as session:
             bot = (await session.scalars(select(Bot).where(Bot.id == bot_id))).one_or_none()

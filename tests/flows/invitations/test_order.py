@@ -45,7 +45,7 @@ async def test_an_answer_that_is_held_back_delays_no_other_guests_answer(outbox)
 
 @pytest.mark.parametrize("column", ["NULL", "'bob@example.org'"])
 async def test_one_guests_answers_keep_their_order(outbox, column):
-    """Also behind one of an older release, which did not note whose it is."""
+    """Also behind a reply of an older release, which did not store its guest."""
     owner = (Person(email=OWNER, name="Ada"),)
     await outbox.queue(method="REPLY", recipients=owner, replying=replace(BOB, response_status="accepted"))
     async with transaction(outbox.sessions) as session:
@@ -99,7 +99,7 @@ async def test_mailboxes_that_hang_keep_no_place_from_the_others(outbox):
         sender = Sender(mailbox_id=box.id, email=box.email, name=None, owner_email=box.email)
         for n in range(2):
             await outbox.queue(replace(EVENT, uid=f"uid-{number}-{n}"), sender=sender)
-    assert len(await outbox.sender.claim(10)) == 3  # and there they hang
+    assert len(await outbox.sender.claim(10)) == 3  # they hang in their submits
     other = MailSender(
         settings=outbox.settings,
         sessions=outbox.sessions,
@@ -130,7 +130,7 @@ async def test_mailboxes_and_projects_take_turns(outbox, other_project):
             .values(project_id=other_project.id)
         )
     turns = []
-    for _ in range(8):  # one place alone, so that the turns are seen
+    for _ in range(8):  # one at a time, which makes the turns visible
         (claimed,) = await outbox.sender.claim(1)
         turns.append(claimed.due.sender_email)
         await outbox.sender.handle(claimed)

@@ -37,7 +37,7 @@ async def test_a_mailbox_that_is_throttled_waits_as_long_as_told(outbox, api):
 
 
 async def test_a_throttled_mailbox_holds_no_other(outbox):
-    """One at its limit until midnight; another mailbox, also of another project, goes on."""
+    """One mailbox is at its limit until midnight; other mailboxes and projects go on."""
     box = outbox.fake.add_mailbox("rem@example.com", admin="rem@example.com")
     rem = Sender(mailbox_id=box.id, email=box.email, name=None, owner_email=box.email)
     outbox.fake.limits[outbox.mailbox.id] = 1
@@ -57,7 +57,7 @@ async def test_a_throttled_mailbox_holds_no_other(outbox):
 
 
 async def test_a_hold_outlives_the_process_and_is_probed_by_one_mail(outbox):
-    """However long it asks to wait: a limit may be lifted. And one mail finds that out, not hundreds."""
+    """A limit may be lifted before the time that Messages names. One mail tries that, not all of them."""
     outbox.fake.limits[outbox.mailbox.id] = 0
     guests = [replace(BOB, email=f"guest{number}@example.org") for number in range(5)]
     await outbox.queue(recipients=guests)
@@ -204,7 +204,7 @@ async def test_mails_that_fail_by_themselves_do_not_keep_messages_held(outbox):
 
 
 async def test_a_probe_that_is_throttled_again_holds_as_long_as_told(outbox):
-    """Whatever else was claimed with it."""
+    """The hold does not depend on other mails of the same claim."""
     smtp = Sender(mailbox_id=None, email="cal@example.net", name=None, owner_email=OWNER)
     await outbox.queue()
     outbox.fake.look_up_faults.extend([Fault(429, {"Retry-After": "90"})] * 2)

@@ -70,7 +70,7 @@ async def test_a_callback_works_once(flow, sessions):
     await flow.come_back(callback)
     asked = len(flow.fake.requests_to("token"))
     assert_plain_page(await flow.browser.get(callback))
-    # Not even with a code that is good.
+    # A valid code does not change that.
     other = await flow.agree(await flow.start())
     assert_plain_page(await flow.browser.get(replace_query(callback, code=query(other)["code"])))
     assert len(flow.fake.requests_to("token")) == asked

@@ -15,12 +15,12 @@ from tests.flows.oauth.helpers import APPS, MAIN
 
 
 def rotate(google, secret):
-    """At Google: from now on the client has this secret."""
+    """Give the client this secret at Google."""
     google.fake.add_client(google.fake.client_id, secret, redirect_uris=[f"{MAIN}/oauth/google/callback"])
 
 
 async def refreshes(settings, sessions, calendar_id):
-    """Whether Google gives a new access token for what is stored."""
+    """Test whether Google gives a new access token for the stored credentials."""
     async with transaction(sessions) as session:
         calendar = await session.get_one(Calendar, calendar_id)
         cached = {"access_token_sealed": None, "access_token_expires_at": None}

@@ -122,7 +122,7 @@ async def test_the_accounts_calendars_are_listed_and_a_second_one_connected(flow
         await factories.sync_now(engine, sessions, made.json()["id"])
     assert (await flow.calendar(made.json()["id"]))["last_successful_sync_at"] is not None
 
-    # Both hang on one grant: connecting one again revives both, and deleting one leaves the other's credentials.
+    # Both use one grant: connecting one again revives both, and deleting one leaves the other's credentials.
     for calendar_id in (first, made.json()["id"]):
         await disconnect(sessions, calendar_id)
     await flow.connect(deduplication_key="user-42")

@@ -41,7 +41,7 @@ async def test_another_account_gets_the_one_calendar_and_leaves_the_others_alone
     async with factories.sync_engine(settings, sessions) as engine:
         await factories.sync_now(engine, sessions, first)
     assert (await google.calendar(first))["last_successful_sync_at"] is not None
-    # From now on they go their own ways, and no credentials are left behind.
+    # From now on they have separate credentials, and no unused ones are left.
     google.fake.signed_in = None
     await google.connect(deduplication_key="user-43")
     assert (await google.calendar(first))["owner_email"] == "eve@example.com"

@@ -41,7 +41,7 @@ async def push(application: str, google: GoogleCalendarUnderTest) -> AsyncIterat
 
 @pytest.fixture
 async def opened(google: GoogleCalendarUnderTest, push: Push) -> Push:
-    """Synced, with an open channel, and synced again as the open channel asks for."""
+    """A channel that is open and verified, of a calendar that has just been synced."""
     await google.sync()
     await push.work()
     await google.fake.drain_notifications()

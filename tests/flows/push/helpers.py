@@ -103,7 +103,7 @@ async def subscribe(client: httpx.AsyncClient) -> None:
 
 
 async def has_sent(sessions: Sessions, *, webhooks: int) -> bool:
-    """Tests whether exactly this number of webhooks has been sent."""
+    """Test whether exactly this number of webhooks has been sent."""
     async with sessions() as session:
         count = await session.scalar(text("SELECT count(*) FROM webhook_deliveries WHERE attempts <> '[]'"))
         return bool(count == webhooks)

@@ -19,7 +19,7 @@ async def test_a_change_reaches_the_webhooks_by_the_bell_alone(
     google: GoogleCalendarUnderTest, opened: Push, client: httpx.AsyncClient, start_worker: StartWorker
 ) -> None:
     await subscribe(client)
-    # Neither the tick nor the poll would get there in time.
+    # The tick and the poll would both be too late.
     google.settings.scheduler_tick_seconds = 60
     await start_worker()
     await asyncio.sleep(0.5)
@@ -41,7 +41,7 @@ async def test_a_burst_makes_one_sync(google: GoogleCalendarUnderTest, opened: P
     google.fake.duplicate_notifications = True
     google.add("event 20")
     await google.fake.drain_notifications()
-    # Later notifications neither put the sync off nor add one.
+    # Later notifications do not postpone the sync, and do not add one.
     assert (await opened.calendar()).next_sync_at <= first_due_at
     before = len(google.fake.requests_to("events.list"))
     await google.sync()

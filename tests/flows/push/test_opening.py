@@ -192,6 +192,6 @@ async def test_claims_take_each_kind_of_work_up_to_the_limit(
     assert len(await opened.worker.claim(1)) == 1
     assert len(await opened.worker.claim(1)) == 1
     assert await opened.worker.claim(1) == []
-    # A claim of push work is none of the syncs'.
+    # A claim of push work is no claim of a sync.
     async with transaction(google.sessions) as session:
         assert await claim_due(session, limit=10, lease_for=LEASE_FOR) == []

@@ -31,10 +31,10 @@ async def test_an_event_that_moves_beyond_the_window_is_followed(story: Story, d
     # A meeting that is over cannot be joined.
     assert await story.join_at(bot) == (isoformat(to) if days > 0 else None)
     assert (await story.events())[kept].updated_at < after.updated_at
-    # It stays so, and nothing more is asked about it.
+    # Its state stays the same, and no more requests are made for it.
     await story.sync()
     assert (await story.events())[moved].updated_at == after.updated_at
-    # And comes back as the same event.
+    # It comes back as the same event.
     story.move(moved, back)
     await story.sync()
     assert (await story.events())[moved].id == before.id
@@ -144,7 +144,7 @@ async def test_a_cancelled_event_found_by_a_single_read_shows_it(
     await google_calendar.sync()
     row = (await google_calendar.events())[event]
     assert (row.is_deleted, row.raw["status"]) == (True, "cancelled")
-    # And is the old one again when it comes back.
+    # It is the old one again when it comes back.
     google.fake.update_event(event, status="confirmed")
     await google_calendar.sync()
     row = (await google_calendar.events())[event]

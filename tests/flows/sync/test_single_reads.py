@@ -199,7 +199,7 @@ async def test_the_mailboxs_concurrency_limit_is_kept(
     assert len(fake_microsoft.requests_to("events.get")) == 8
     assert fake_microsoft.mailbox(None).most_in_flight == 2
     assert await microsoft_calendar.live() == set(events)
-    # What was read singly is the same as in a list.
+    # An event that was read alone is the same as in a list.
     before = await microsoft_calendar.events()
     for event in events[:8]:
         microsoft_calendar.move(event, in_days(1))

@@ -29,7 +29,7 @@ def patterns() -> Iterator[tuple[str, re.Pattern[str]]]:
 
 
 def repeats(tree: Any) -> Iterator[tuple[int, Any]]:
-    """(most repetitions, body) of every repeat in a parsed pattern."""
+    """Pairs (most repetitions, body), one for every repeat in a parsed pattern."""
     for operator, argument in tree:
         if str(operator) in {"MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"}:
             yield argument[1], argument[2]
@@ -40,7 +40,10 @@ def repeats(tree: Any) -> Iterator[tuple[int, Any]]:
 
 
 def can_backtrack_badly(pattern: re.Pattern[str]) -> bool:
-    """Whether a long repeat holds another repeat, so that a text can be shared out among them in many ways.
+    """Test whether a long repeat contains another repeat.
+
+    A text can then be divided between them in many ways.
+
 
     `(?:\\.[a-z]+)*` is fine: a dot must come before every round, which leaves one way.
     """

@@ -168,7 +168,7 @@ async def test_a_server_that_dribbles_or_floods_is_cut_off(world: World) -> None
     world.fake.inject_fault("events.list", kind="dribble", count=2)
     url = f"{world.url}/calendar/v3/calendars/primary/events"
     with pytest.raises(Unavailable) as caught:
-        async with asyncio.timeout(5):  # the test's own patience
+        async with asyncio.timeout(5):  # the most that this test waits
             await request(world.client, "GET", url, provider="Google", max_bytes=10_000, deadline_seconds=0.2)
     assert caught.value.code == "timeout"
     with pytest.raises(Unavailable) as caught:

@@ -52,7 +52,7 @@ async def test_a_missing_calendar_and_a_malformed_id_are_gone(world: World) -> N
     for calendar_id in (team, "nonsense"):
         with pytest.raises(CalendarRemoved):
             await world.round(calendar_id=calendar_id)
-    # The delta link alone could be what is unknown: the next full round decides.
+    # Only the delta link may be unknown: the next full round shows which.
     with pytest.raises(CursorExpired):
         await world.round(cursor, calendar_id=team)
 

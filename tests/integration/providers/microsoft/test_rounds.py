@@ -156,7 +156,7 @@ async def test_pages_that_graph_fails_at_are_made_smaller_and_stay_so(world: Wor
         int(request.params["$top"]) for request in world.fake.requests_to("calendarView") if request.params
     }
     assert tops == {10}
-    # A full round tries large pages again; and in an outage nothing is guessed.
+    # A full round tries large pages again. In an outage, smaller pages are not tried.
     world.fake.requests.clear()
     world.fake.on_request = lambda _request: None
     world.fake.inject_fault("*", 503, body=b"", count=10)

@@ -23,7 +23,7 @@ async def test_a_refresh_gives_an_access_token_and_the_next_refresh_token(world:
     assert fresh.refresh_token not in {None, world.fake.refresh_token}
     assert fresh.access_token not in repr(fresh)
     await world.tokens.refresh()
-    # The one that was replaced still works, for a worker that had not heard of the new one.
+    # The replaced one still works, for a worker that does not have the new one yet.
     await world.tokens.refresh(refresh_token=world.fake.refresh_token)
 
 
@@ -84,7 +84,7 @@ async def test_a_grant_without_the_calendar_scope_is_refused(world: World) -> No
         ("invalid_request", 50194, ClientMisconfigured, "invalid_request"),
         ("invalid_client", 7000215, ClientMisconfigured, "invalid_client"),
         ("invalid_client", 7000222, ClientMisconfigured, "invalid_client"),
-        # The operator's fault, whatever the word says.
+        # The number says that the app is at fault, although the error code does not.
         ("invalid_grant", 7000222, ClientMisconfigured, "invalid_client"),
         ("invalid_scope", 70011, ClientMisconfigured, "invalid_scope"),
         ("access_denied", 65004, AccessDenied, "access_denied"),
