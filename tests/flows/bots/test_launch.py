@@ -279,7 +279,7 @@ async def test_a_meeting_that_is_over_is_not_joined(
     assert runner.requests == []
 
 
-async def test_a_worker_launches_and_tells(
+async def test_a_worker_launches_and_sends_webhooks(
     runner_settings: Settings, runner: FakeRunner, start_worker, api, google: GoogleCalendarUnderTest
 ) -> None:
     receiver = Receiver()

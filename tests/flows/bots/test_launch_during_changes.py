@@ -83,7 +83,7 @@ def due_event(google: GoogleCalendarUnderTest, api: httpx.AsyncClient):
     return due_event
 
 
-async def test_what_the_runner_took_stays_as_the_runner_was_told(
+async def test_what_the_runner_took_stays_as_it_was_requested(
     launcher: Launcher, runner: FakeRunner, due_event, load
 ) -> None:
     for how in CHANGES:
@@ -136,7 +136,7 @@ async def test_a_hand_over_that_fails_while_the_event_changes_ends_where_the_eve
         await event.check_the_end(launcher, runner, bot_id, how)
 
 
-async def test_a_move_is_followed_at_the_end_of_all_attempts_though_the_runner_told_nothing(
+async def test_a_move_is_followed_at_the_end_of_all_attempts_though_the_runner_listed_nothing(
     launcher: Launcher, runner: FakeRunner, sessions: Sessions, due_event, load
 ) -> None:
     runner.answers_lists = False
@@ -153,7 +153,7 @@ async def test_a_move_is_followed_at_the_end_of_all_attempts_though_the_runner_t
     assert (bot.state, bot.join_at) == ("scheduled", (await event.row()).start_time)
 
 
-async def test_a_hand_over_that_fails_while_the_calendar_is_deleted_ends_with_the_bot_gone(
+async def test_a_hand_over_that_fails_while_the_calendar_is_deleted_ends_with_the_bot_deleted(
     launcher: Launcher, runner: FakeRunner, sessions: Sessions, due_event, api
 ) -> None:
     event = await due_event()

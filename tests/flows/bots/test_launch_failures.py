@@ -65,7 +65,7 @@ async def test_what_may_pass_is_tried_again(
     assert len(await announced(sessions)) == 14
 
 
-async def test_a_bot_that_was_made_although_the_answer_failed_is_found(
+async def test_a_bot_that_was_made_although_the_response_failed_is_found(
     launcher: Launcher, runner: FakeRunner, sessions: Sessions, add_bot, load
 ) -> None:
     for status in (500, None):
@@ -81,7 +81,7 @@ async def test_a_bot_that_was_made_although_the_answer_failed_is_found(
         assert len(runner.posts) == 1
 
 
-async def test_a_runner_that_does_not_answer_in_time_is_tried_again(
+async def test_a_runner_that_does_not_respond_in_time_is_tried_again(
     *,
     launcher: Launcher,
     runner: FakeRunner,
@@ -143,7 +143,7 @@ async def test_attempts_end_five_minutes_after_the_time_to_join(
     assert await launch_due(launcher) == []
 
 
-async def test_a_runner_that_is_away_is_tried_again(
+async def test_an_unavailable_runner_is_tried_again(
     settings: Settings, sessions: Sessions, runner: FakeRunner, add_bot, load
 ) -> None:
     async with serve(FakeRunner()) as url:
@@ -159,7 +159,7 @@ async def test_a_runner_that_is_away_is_tried_again(
     assert bot.events[-1]["metadata"]["error"].startswith("No connection to the runner")
 
 
-async def test_an_odd_answer_to_a_hand_over_that_went_well_is_no_failure(
+async def test_an_odd_response_to_a_hand_over_that_went_well_is_no_failure(
     launcher: Launcher, runner: FakeRunner, add_bot, load
 ) -> None:
     for body in (b"x" * 200_000, b"<html>", b"[]", b'{"id": 7}', b""):

@@ -32,7 +32,7 @@ async def test_a_later_mail_waits_for_the_earlier_one(outbox):
     assert [vevent(mail)[0] for mail in outbox.fake.submitted] == ["CANCEL", "REQUEST", "CANCEL"]
 
 
-async def test_an_answer_that_is_held_back_delays_no_other_guests_answer(outbox):
+async def test_a_reply_that_is_held_back_delays_no_other_guests_reply(outbox):
     owner = (Person(email=OWNER, name="Ada"),)
     for status in ("accepted", "declined", "tentative", "accepted"):
         await outbox.queue(method="REPLY", recipients=owner, replying=replace(BOB, response_status=status))
@@ -44,7 +44,7 @@ async def test_an_answer_that_is_held_back_delays_no_other_guests_answer(outbox)
 
 
 @pytest.mark.parametrize("column", ["NULL", "'bob@example.org'"])
-async def test_one_guests_answers_keep_their_order(outbox, column):
+async def test_one_guests_replies_keep_their_order(outbox, column):
     """Also behind a reply of an older release, which did not store its guest."""
     owner = (Person(email=OWNER, name="Ada"),)
     await outbox.queue(method="REPLY", recipients=owner, replying=replace(BOB, response_status="accepted"))

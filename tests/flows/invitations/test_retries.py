@@ -56,7 +56,7 @@ async def test_a_page_of_a_proxy_with_404_fails_no_mail(outbox):
     assert (row.status, row.open_submits) == ("pending", 0)
 
 
-async def test_a_mail_of_a_killed_worker_waits_as_long_as_one_without_an_answer(outbox):
+async def test_a_mail_of_a_killed_worker_waits_as_long_as_one_without_a_response(outbox):
     outbox.fake.faults.append(Fault(take=True, hang=5))
     await outbox.queue()
     (claimed,) = await outbox.sender.claim(10)
@@ -68,7 +68,7 @@ async def test_a_mail_of_a_killed_worker_waits_as_long_as_one_without_an_answer(
     assert (await outbox.row()).next_attempt_at - utcnow() > timedelta(minutes=9)
 
 
-async def test_a_mail_that_fails_after_a_lost_answer_may_have_been_sent(outbox):
+async def test_a_mail_that_fails_after_a_lost_response_may_have_been_sent(outbox):
     outbox.fake.faults.append(Fault(take=True, drop=True))
     await outbox.queue()
     await outbox.process()
@@ -79,7 +79,7 @@ async def test_a_mail_that_fails_after_a_lost_answer_may_have_been_sent(outbox):
     assert (await outbox.row()).status == "unknown"
 
 
-async def test_a_mail_given_up_after_a_lost_answer_may_have_been_sent(outbox):
+async def test_a_mail_given_up_after_a_lost_response_may_have_been_sent(outbox):
     outbox.fake.faults.extend([Fault(take=True, drop=True), Fault(503)])
     await outbox.queue()
     await outbox.process()
@@ -128,7 +128,7 @@ async def test_a_mail_that_begins_too_late_is_left_to_the_next_worker(outbox):
     assert outbox.fake.submitted == []
 
 
-async def test_an_outage_of_messages_takes_no_right_away(outbox):
+async def test_an_outage_of_messages_revokes_no_right(outbox):
     await outbox.queue()
     outbox.fake.look_up_faults.append(Fault(503))
     await outbox.process()
@@ -151,7 +151,7 @@ async def test_a_lost_scope_makes_mails_wait_for_the_operator(outbox):
     assert (await outbox.row()).status == "sent"
 
 
-async def test_a_submit_without_an_answer_is_repeated_once_with_the_same_message_id(outbox):
+async def test_a_submit_without_a_response_is_repeated_once_with_the_same_message_id(outbox):
     outbox.fake.faults.append(Fault(take=True, drop=True))
     await outbox.queue()
     await outbox.process()
@@ -165,7 +165,7 @@ async def test_a_submit_without_an_answer_is_repeated_once_with_the_same_message
     assert one.raw == twin.raw
 
 
-async def test_after_two_submits_without_an_answer_it_is_not_sent_again(outbox):
+async def test_after_two_submits_without_a_response_it_is_not_sent_again(outbox):
     outbox.fake.faults.extend([Fault(take=True, drop=True), Fault(504, take=True)])
     await outbox.queue()
     for _ in range(3):
@@ -176,7 +176,7 @@ async def test_after_two_submits_without_an_answer_it_is_not_sent_again(outbox):
     assert (row.status, row.last_error) == ("unknown", "Messages answered 504.")
 
 
-async def test_a_worker_killed_in_a_submit_counts_as_a_lost_answer(outbox):
+async def test_a_worker_killed_in_a_submit_counts_as_a_lost_response(outbox):
     for _ in range(2):
         outbox.fake.faults.append(Fault(take=True, hang=0.2))
     await outbox.queue()

@@ -43,7 +43,7 @@ async def test_a_worker_sends_what_is_queued(outbox, start_worker: StartWorker):
     assert mail.recipients == [BOB.email]
 
 
-async def test_a_mail_of_an_older_release_that_names_somebody_else_is_never_sent(outbox):
+async def test_a_mail_of_an_older_release_that_names_another_address_is_never_sent(outbox):
     await outbox.queue(recipients=(BOB, EVE))
     async with transaction(outbox.sessions) as session:
         row = (
@@ -77,7 +77,7 @@ async def test_a_mail_to_an_address_that_messages_drops_fails_with_the_reason(ou
         "Group: victim@evil.example;",
     ],
 )
-async def test_a_name_reaches_nobody_and_stops_no_mail(outbox, name):
+async def test_a_name_adds_no_recipient_and_stops_no_mail(outbox, name):
     await outbox.queue(
         recipients=(replace(BOB, name=name),), sender=replace(outbox.identity, name=f"Sales: {name}")
     )
@@ -116,7 +116,7 @@ async def test_calling_off_the_event_cancels_it_for_all(outbox):
     assert all(vevent(mail)[1]["STATUS"] == "CANCELLED" for mail in outbox.fake.submitted)
 
 
-async def test_an_answer_tells_the_organizer_who_answered_what(outbox):
+async def test_a_reply_shows_the_organizer_who_replied_what(outbox):
     reply = replace(BOB, response_status="tentative")
     await outbox.queue(method="REPLY", recipients=(Person(email=OWNER, name="Ada"),), replying=reply)
     await outbox.process()
@@ -129,7 +129,7 @@ async def test_an_answer_tells_the_organizer_who_answered_what(outbox):
     assert "Bob has answered: maybe." in mail.part("text/plain")
 
 
-async def test_answer_links_are_in_both_texts(outbox):
+async def test_rsvp_links_are_in_both_texts(outbox):
     links = RsvpLinks(
         *(
             f"https://cal.example/rsvp/?token=t&action={word}"

@@ -55,7 +55,7 @@ async def test_a_mail_server_that_cuts_the_line_after_the_mail_leaves_it_open(ou
     assert (row.status, row.open_submits) == ("pending", 1)
 
 
-async def test_a_mail_server_that_is_away_is_tried_again(outbox, smtp):
+async def test_an_unavailable_mail_server_is_tried_again(outbox, smtp):
     outbox.settings.smtp_url = SecretStr("smtp://127.0.0.1:1")
     await outbox.queue()
     await outbox.process()
@@ -72,7 +72,7 @@ async def test_a_mail_server_that_is_slow_before_the_mail_has_not_taken_it(outbo
     assert (row.status, row.open_submits) == ("pending", 0)
 
 
-async def test_a_mail_server_that_refuses_the_sender_is_the_operators_to_mend(outbox, smtp):
+async def test_a_mail_server_that_refuses_the_sender_is_the_operators_to_fix(outbox, smtp):
     smtp.mail_answer = "553 not your address"
     await outbox.queue()
     await outbox.process()

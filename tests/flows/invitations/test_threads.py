@@ -60,7 +60,7 @@ async def test_a_thread_of_an_older_release_goes_on(outbox):
     assert first.thread_id == second.thread_id
 
 
-async def test_an_answer_reaches_the_inbox_of_the_box_that_it_comes_from(outbox):
+async def test_a_reply_reaches_the_inbox_of_the_mailbox_that_it_comes_from(outbox):
     reply = replace(BOB, response_status="accepted")
     owner = Person(email="Ada@Example.com", name="Ada")
     await outbox.queue(method="REPLY", recipients=(owner,), replying=reply)
@@ -76,7 +76,7 @@ async def test_an_answer_reaches_the_inbox_of_the_box_that_it_comes_from(outbox)
     assert outbox.mailbox.inbox[1].mail["Message-ID"] is not None
 
 
-async def test_a_lost_answer_puts_no_second_copy_into_the_own_inbox(outbox):
+async def test_a_lost_response_puts_no_second_copy_into_the_own_inbox(outbox):
     outbox.fake.faults.append(Fault(500, take=True))
     reply = replace(BOB, response_status="accepted")
     await outbox.queue(method="REPLY", recipients=(Person(email=OWNER, name="Ada"),), replying=reply)

@@ -15,7 +15,7 @@ from tests.fakes.messages import Fault
 from tests.flows.invitations.helpers import BOB, EVE, EVENT, OWNER
 
 
-async def test_a_mailbox_that_is_throttled_waits_as_long_as_told(outbox, api):
+async def test_a_mailbox_that_is_throttled_waits_as_long_as_requested(outbox, api):
     outbox.fake.faults.append(Fault(429, {"Retry-After": "90"}, html=False))
     await outbox.queue(recipients=(BOB, EVE))
     assert await outbox.process() == 1
@@ -203,7 +203,7 @@ async def test_mails_that_fail_by_themselves_do_not_keep_messages_held(outbox):
     assert sorted(row.status for row in await outbox.rows()) == ["failed", "failed", "failed", "sent"]
 
 
-async def test_a_probe_that_is_throttled_again_holds_as_long_as_told(outbox):
+async def test_a_probe_that_is_throttled_again_holds_as_long_as_requested(outbox):
     """The hold does not depend on other mails of the same claim."""
     smtp = Sender(mailbox_id=None, email="cal@example.net", name=None, owner_email=OWNER)
     await outbox.queue()

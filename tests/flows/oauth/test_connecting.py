@@ -131,7 +131,7 @@ async def test_the_accounts_calendars_are_listed_and_a_second_one_connected(flow
     assert (await flow.api.get(f"/api/v1/calendars/{made.json()['id']}/remote_calendars")).status_code == 200
 
 
-async def test_listing_tells_what_is_wrong_with_the_account(google, settings):
+async def test_listing_shows_what_is_wrong_with_the_account(google, settings):
     calendar_id = await google.connect()
     url = f"/api/v1/calendars/{calendar_id}/remote_calendars"
     google.fake.inject_fault("calendarList.list", 503, count=9)

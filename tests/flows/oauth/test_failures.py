@@ -6,7 +6,7 @@ from tests.fakes.google import EMAIL_SCOPE
 from tests.flows.oauth.helpers import APPS, MAIN, assert_error_sent, calendars, query, replace_query
 
 
-async def test_a_refused_consent_is_told_to_the_application(flow, sessions):
+async def test_a_refused_consent_is_reported_to_the_application(flow, sessions):
     flow.fake.denies_consent = True
     assert_error_sent(await flow.run(), "access_denied", "was not given")
     assert await calendars(sessions) == []
@@ -27,7 +27,7 @@ async def test_microsofts_spellings_of_a_scope_are_all_understood(microsoft):
         await microsoft.connect()
 
 
-async def test_a_failing_code_exchange_is_told_to_the_application(flow, sessions):
+async def test_a_failing_code_exchange_is_reported_to_the_application(flow, sessions):
     callback = replace_query(await flow.agree(await flow.start()), code="forged")
     assert_error_sent(
         await flow.come_back(callback), "invalid_grant", "did not accept the authorization code"
@@ -35,7 +35,7 @@ async def test_a_failing_code_exchange_is_told_to_the_application(flow, sessions
     assert await calendars(sessions) == []
 
 
-async def test_a_wrong_client_secret_is_told_without_being_shown(flow, sessions):
+async def test_a_wrong_client_secret_is_reported_without_being_shown(flow, sessions):
     await flow.api.patch(f"{APPS}/{flow.platform}", json={"client_secret": "wrong-secret"})
     location = await flow.run()
     assert_error_sent(location, "invalid_client", "check its client id, secret")
@@ -43,7 +43,7 @@ async def test_a_wrong_client_secret_is_told_without_being_shown(flow, sessions)
     assert await calendars(sessions) == []
 
 
-async def test_an_outage_of_the_token_endpoint_is_told_and_the_next_attempt_works(flow, sessions):
+async def test_an_outage_of_the_token_endpoint_is_reported_and_the_next_attempt_works(flow, sessions):
     for kind in ("answer", "reset", "html"):
         if kind == "html":
             flow.fake.inject_fault("token", 400, body=b"<html>busy</html>", content_type="text/html")
@@ -60,7 +60,7 @@ async def test_an_outage_while_the_address_is_asked_for_creates_nothing(flow, se
     assert await calendars(sessions) == []
 
 
-async def test_a_callback_with_neither_code_nor_error_is_told(google):
+async def test_a_callback_with_neither_code_nor_error_is_reported(google):
     callback = replace_query(await google.agree(await google.start()), code="")
     assert_error_sent(await google.come_back(callback), "invalid_request", "neither a code nor an error")
 
@@ -73,7 +73,7 @@ async def test_what_a_forged_error_says_is_not_passed_on(google):
     assert "555" not in location
 
 
-async def test_a_key_that_a_feed_took_meanwhile_is_told(google, sessions):
+async def test_a_key_that_a_feed_took_meanwhile_is_reported(google, sessions):
     callback = await google.agree(await google.start(deduplication_key="user-42"))
     feed = {"platform": "ics", "feed_url": "https://example.com/x.ics", "deduplication_key": "user-42"}
     assert (await google.api.post("/api/v1/calendars", json=feed)).status_code == 201

@@ -114,7 +114,7 @@ async def test_the_application_may_refuse_another_account(google, settings, sess
     assert (await google.calendar(second))["state"] == "connected"
 
 
-async def test_two_accounts_at_once_move_nobody_else(google, sessions, settings, shared):
+async def test_two_accounts_at_once_move_no_other_calendar(google, sessions, settings, shared):
     first, second = shared
     urls = []
     for number in range(6):

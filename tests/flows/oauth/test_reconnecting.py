@@ -101,7 +101,7 @@ async def test_another_account_without_a_refresh_token_is_sent_to_the_consent_sc
     assert (await secrets_of(sessions, settings, first))["refresh_token"] != before["refresh_token"]
 
 
-async def test_without_a_refresh_token_in_spite_of_consent_the_application_is_told(microsoft, sessions):
+async def test_without_a_refresh_token_in_spite_of_consent_the_application_is_notified(microsoft, sessions):
     microsoft.fake.omits_refresh_token = True
     assert_error_sent(await microsoft.run(), "invalid_grant", "gave no refresh token")
     assert await calendars(sessions) == []

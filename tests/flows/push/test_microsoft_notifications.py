@@ -62,7 +62,7 @@ async def test_a_wrong_client_state_does_not_sync(microsoft: MicrosoftPushed) ->
     assert await microsoft.sync_due_in() > LATER
 
 
-async def test_lifecycle_reauthorization_is_answered_by_a_renewal(microsoft: MicrosoftPushed) -> None:
+async def test_lifecycle_reauthorization_causes_a_renewal(microsoft: MicrosoftPushed) -> None:
     await microsoft.work()
     await microsoft.rest()
     microsoft.fake.send_lifecycle("reauthorizationRequired")
@@ -155,7 +155,7 @@ async def test_a_batch_serves_every_subscription_that_is_known(
     assert due == [True, True]
 
 
-async def test_the_handshake_answers_with_the_token_as_plain_text(application: str) -> None:
+async def test_the_handshake_returns_the_token_as_plain_text(application: str) -> None:
     token = "Validation: a+b c/ä<script>&=%"
     async with operator_client() as client:
         response = await client.post(

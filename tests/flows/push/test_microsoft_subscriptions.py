@@ -75,7 +75,7 @@ async def test_a_renewal_that_fails_is_tried_again_and_the_subscription_stays(
     assert (await microsoft.channels())[0].attempt_count == 0
 
 
-async def test_a_subscription_that_is_gone_is_opened_anew_and_the_calendar_synced(
+async def test_a_subscription_that_was_removed_is_opened_anew_and_the_calendar_synced(
     microsoft: MicrosoftPushed,
 ) -> None:
     await microsoft.work()

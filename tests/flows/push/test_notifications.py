@@ -15,7 +15,7 @@ from tests.flows.conftest import GoogleCalendarUnderTest
 from tests.flows.push.helpers import LATER, SOON, Push, has_sent, subscribe, until
 
 
-async def test_a_change_reaches_the_webhooks_by_the_bell_alone(
+async def test_a_change_reaches_the_webhooks_by_push_alone(
     google: GoogleCalendarUnderTest, opened: Push, client: httpx.AsyncClient, start_worker: StartWorker
 ) -> None:
     await subscribe(client)

@@ -96,7 +96,7 @@ async def test_opening_a_channel_counts_into_the_accounts_budget(
     assert timedelta(seconds=10) < await push.push_due_in() < timedelta(seconds=90)
 
 
-async def test_the_first_message_may_come_before_the_answer(
+async def test_the_first_message_may_come_before_the_response(
     google: GoogleCalendarUnderTest, push: Push
 ) -> None:
     google.fake.sync_message_first = True
@@ -168,7 +168,7 @@ async def test_two_workers_open_one_channel(google: GoogleCalendarUnderTest, pus
     assert sum(map(len, claims)) == 1
 
 
-async def test_an_attempt_whose_row_was_cleared_away_closes_its_channel(
+async def test_an_attempt_whose_row_was_deleted_closes_its_channel(
     google: GoogleCalendarUnderTest, push: Push
 ) -> None:
     google.fake.inject_fault("events.watch", delay=1.0)

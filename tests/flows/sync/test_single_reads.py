@@ -58,7 +58,7 @@ async def test_a_mass_is_asked_for_in_parts(
     assert await google_calendar.live() == {*events[10:], *events[1:10:2]}
 
 
-async def test_a_mass_of_deletions_waits_for_a_second_answer_and_then_goes_on_in_parts(
+async def test_a_mass_of_deletions_waits_for_a_second_list_and_then_goes_on_in_parts(
     google: GoogleCalendarUnderTest, google_calendar: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(single_reads, "MOST_READS", 4)
@@ -171,7 +171,7 @@ async def test_no_transaction_is_open_while_single_events_are_asked_for(
     assert await google_calendar.live() == set()
 
 
-async def test_whoever_lost_the_lease_meanwhile_writes_nothing(
+async def test_a_worker_that_lost_the_lease_meanwhile_writes_nothing(
     google: GoogleCalendarUnderTest, google_calendar: Story
 ) -> None:
     event = google_calendar.add(in_days(2))

@@ -40,7 +40,7 @@ def test_control_characters_are_left_out():
     assert "\\u0000" not in event.raw
 
 
-def test_wrong_folding_is_mended():
+def test_wrong_folding_is_fixed():
     events = read_file("wrong_folding.ics")
     folds = events["folds"]
     assert folds.start_time == utc(11, 24, 9)
@@ -155,7 +155,7 @@ def test_the_organizer_who_is_no_attendee_has_accepted():
     assert event.response_status == "accepted"
 
 
-def test_content_lines_with_quoted_parameters_are_told_apart():
+def test_content_lines_with_quoted_parameters_are_parsed():
     text = 'ATTENDEE;CN="A; B: C";ROLE=CHAIR:mailto:a@example.com\nsummary:x\n\nX-URL:https://a.example/?b=c'
     assert list(parse_lines(text.encode())) == [
         Line("ATTENDEE", 'CN="A; B: C";ROLE=CHAIR', "mailto:a@example.com"),

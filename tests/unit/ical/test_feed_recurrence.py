@@ -73,7 +73,7 @@ def test_this_and_future_can_move_instances_into_the_window():
     ]
 
 
-def test_a_cancelled_rest_of_a_series_is_gone():
+def test_a_cancelled_rest_of_a_series_is_left_out():
     body = calendar(
         vevent("a", "DTSTART:20261123T090000Z", "RRULE:FREQ=DAILY;COUNT=3"),
         vevent(

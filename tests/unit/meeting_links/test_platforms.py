@@ -344,7 +344,7 @@ def test_what_is_no_meeting_link_is_refused_with_a_reason(written: str, why: str
         ("nothing", None),
     ],
 )
-def test_the_platform_of_a_link_is_told_by_its_host(url: str, platform: str | None) -> None:
+def test_the_platform_of_a_link_is_known_by_its_host(url: str, platform: str | None) -> None:
     assert find_platform(url) == platform
 
 

@@ -117,7 +117,7 @@ def test_a_join_url_on_another_host_or_to_no_meeting_does_not_count(url: str) ->
     assert find_meeting_link(join_urls=[url]) is None
 
 
-def test_a_join_url_gives_no_host_key_away() -> None:
+def test_a_join_url_shows_no_host_key() -> None:
     found = find_meeting_link(join_urls=["https://zoom.us/j/12345?zak=key&pwd=p&uname=Ada"])
     assert found is not None
     assert found.url == "https://zoom.us/j/12345?pwd=p"

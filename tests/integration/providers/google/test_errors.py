@@ -67,7 +67,7 @@ async def test_a_token_without_the_calendar_scope_is_denied(world: World) -> Non
 # --- failures of the API ---------------------------------------------------------------------------------
 
 
-async def test_a_calendar_that_is_not_there_is_gone(world: World) -> None:
+async def test_a_calendar_that_is_not_there_is_removed(world: World) -> None:
     team = world.fake.add_calendar("team@group.calendar.google.com")
     cursor = (await world.round(calendar_id=team)).cursor
     world.fake.remove_calendar(team)
@@ -109,7 +109,7 @@ async def test_every_refusal_has_its_error(
     assert (await world.round()).cursor is not None
 
 
-async def test_a_bad_request_of_our_own_is_told_as_such_and_is_not_retried(world: World) -> None:
+async def test_a_bad_request_of_our_own_is_reported_as_such_and_is_not_retried(world: World) -> None:
     with pytest.raises(ProviderError) as caught:
         await world.round(page_size=0)
     assert (type(caught.value), caught.value.code) == (ProviderError, "bad_request")
@@ -121,7 +121,7 @@ async def test_a_bad_request_of_our_own_is_told_as_such_and_is_not_retried(world
     [b"<html>Sign in</html>", b"[]", b"null", b"{}", b'{"ok": true}', b'{"items": {}}', b'{"items": [], "nextPageToken": 5}',
      b'{"items": [], "nextSyncToken": {}}', b"", b"[" * 100_000],
 )  # fmt: skip
-async def test_an_answer_that_is_no_list_is_an_outage_never_an_empty_calendar(
+async def test_a_response_that_is_no_list_is_an_outage_never_an_empty_calendar(
     world: World, body: bytes
 ) -> None:
     respond_with(world.fake, body)

@@ -13,7 +13,7 @@ from tests.integration.providers.google.helpers import HOUR, NOW, World, add, re
 
 
 @pytest.mark.parametrize("style", ["full", "exception", "bare"])
-async def test_a_cancelled_entry_of_any_shape_is_gone(world: World, style: Any) -> None:
+async def test_a_cancelled_entry_of_any_shape_is_removed(world: World, style: Any) -> None:
     world.fake.tombstone_style = style
     single = add(world.fake)
     series = world.fake.add_series(start=NOW, end=NOW + HOUR, rrule="FREQ=DAILY;COUNT=5")
@@ -29,7 +29,7 @@ async def test_a_cancelled_entry_of_any_shape_is_gone(world: World, style: Any) 
 
 
 @pytest.mark.parametrize("way", ["instances", "master", "both"])
-async def test_a_deleted_series_is_told_by_its_instances_or_its_own_id(world: World, way: Any) -> None:
+async def test_a_deleted_series_is_known_by_its_instances_or_its_own_id(world: World, way: Any) -> None:
     world.fake.series_tombstone = way
     series = world.fake.add_series(start=NOW - timedelta(hours=3), end=NOW, rrule="FREQ=DAILY;COUNT=300")
     first = await world.round()
@@ -53,7 +53,7 @@ async def test_an_event_that_comes_back_is_an_event_again(world: World) -> None:
     assert (set(delta.events), delta.removed) == ({event_id}, set())
 
 
-async def test_a_move_to_another_calendar_is_gone_here_and_new_there(world: World) -> None:
+async def test_a_move_to_another_calendar_is_removed_here_and_new_there(world: World) -> None:
     team = world.fake.add_calendar("team@group.calendar.google.com")
     event_id = add(world.fake)
     here, there = await world.round(), await world.round(calendar_id=team)

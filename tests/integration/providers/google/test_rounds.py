@@ -101,7 +101,7 @@ async def test_a_change_made_while_pages_are_read_comes_in_the_next_round(world:
     assert ([event.name for event in delta.events.values()], delta.removed) == (["Late"], {"seed0000021"})
 
 
-async def test_a_last_page_without_a_sync_token_is_a_broken_answer(world: World) -> None:
+async def test_a_last_page_without_a_sync_token_is_a_broken_response(world: World) -> None:
     world.fake.no_sync_token = True
     add(world.fake)
     with pytest.raises(Unavailable) as caught:
@@ -109,7 +109,7 @@ async def test_a_last_page_without_a_sync_token_is_a_broken_answer(world: World)
     assert caught.value.code == "broken_answer"
 
 
-async def test_changes_outside_the_window_may_come_and_moves_are_told_with_their_new_times(
+async def test_changes_outside_the_window_may_come_and_moves_have_their_new_times(
     world: World,
 ) -> None:
     moved_out, moved_in = add(world.fake), add(world.fake, days=60)

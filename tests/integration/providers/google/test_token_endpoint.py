@@ -27,7 +27,7 @@ async def test_a_refresh_gives_a_token_its_lifetime_and_scopes_and_no_new_refres
     assert fresh.access_token not in repr(fresh)
 
 
-async def test_the_fault_of_a_refused_refresh_is_told_apart(world: World) -> None:
+async def test_the_faults_of_refused_refreshes_are_distinguished(world: World) -> None:
     fake = world.fake
     assert await refused(world, client_id="nobody") == (ClientMisconfigured, "invalid_client")
     assert await refused(world, client_secret="wrong") == (ClientMisconfigured, "invalid_client")
@@ -79,7 +79,7 @@ async def refused(world: World, **changes: str) -> tuple[type[ProviderError], st
         (200, '{"access_token": "ü"}'.encode(), Unavailable),
     ],
 )
-async def test_no_answer_of_the_token_endpoint_disconnects_by_mistake(
+async def test_no_response_of_the_token_endpoint_disconnects_by_mistake(
     world: World, status: int, body: bytes, expected: type[ProviderError]
 ) -> None:
     world.fake.inject_fault("token", status, body=body, headers={"Retry-After": "9"})
@@ -101,7 +101,7 @@ async def test_no_answer_of_the_token_endpoint_disconnects_by_mistake(
          (7, None, "email https://www.googleapis.com/auth/calendar")),
     ],
 )  # fmt: skip
-async def test_what_a_token_answer_leaves_out_has_a_default(
+async def test_what_a_token_response_leaves_out_has_a_default(
     world: World, extra: dict[str, Any], expected: tuple[int, str | None, str | None]
 ) -> None:
     world.fake.inject_fault("token", 200, body=orjson.dumps({"access_token": "ya29.x", **extra}))

@@ -45,7 +45,7 @@ async def test_the_calendars_of_all_groups_are_listed_once(world: World) -> None
     assert RemoteCalendar(id=other, name="Other") in calendars
 
 
-async def test_a_missing_calendar_and_a_malformed_id_are_gone(world: World) -> None:
+async def test_a_missing_calendar_and_a_malformed_id_count_as_removed(world: World) -> None:
     team = world.fake.add_calendar("Team")
     cursor = await world.cursor(calendar_id=team)
     world.fake.remove_calendar(team)

@@ -50,7 +50,7 @@ async def test_a_delta_link_that_is_not_understood_asks_for_a_full_round(world: 
 @pytest.mark.parametrize(
     "cursor", ["", "graph-1:", "google-1:abc", "graph-1:not a link", "graph-1:http://[x"]
 )
-async def test_a_cursor_of_somebody_else_asks_for_a_full_round(world: World, cursor: str) -> None:
+async def test_a_cursor_of_another_kind_asks_for_a_full_round(world: World, cursor: str) -> None:
     with pytest.raises(CursorExpired):
         await world.round(cursor)
     assert world.fake.requests == []
@@ -203,7 +203,7 @@ async def test_a_failing_delta_does_not_hold_up_later_rounds_and_is_tried_again(
     assert (await world.round((await world.round(cursor)).cursor)).events == {}
 
 
-async def test_throttling_is_never_answered_by_another_request(world: World) -> None:
+async def test_throttling_never_causes_another_request(world: World) -> None:
     world.fake.inject_fault("delta", 429, "ApplicationThrottled", headers={"Retry-After": "11"})
     with pytest.raises(RateLimited) as caught:
         await world.round()

@@ -71,7 +71,7 @@ async def test_a_grant_without_the_calendar_is_refused_by_graph_too(world: World
         ((429, "TooManyRequests", "Slow down."), RateLimited, "rate_limited"),
     ],
 )
-async def test_what_a_mailbox_answers_is_told_by_its_kind(
+async def test_refusals_of_a_mailbox_are_distinguished_by_their_kind(
     world: World, refusal: tuple[int, str, str], kind: type[ProviderError], code: str
 ) -> None:
     cursor = await world.cursor()
@@ -103,7 +103,7 @@ async def test_an_outage_is_never_taken_for_an_empty_or_lost_calendar(world: Wor
         await world.round()
 
 
-async def test_an_answer_that_dribbles_does_not_hold_the_worker(
+async def test_a_response_that_dribbles_does_not_hold_the_worker(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(microsoft_client, "_DEADLINE_SECONDS", 0.05)

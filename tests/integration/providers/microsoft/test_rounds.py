@@ -96,7 +96,7 @@ async def test_empty_duplicated_and_compressed_pages_lose_nothing(world: World, 
     assert (await world.round(second.cursor)).events == {}
 
 
-async def test_removed_entries_of_unknown_ids_take_nothing_away(world: World) -> None:
+async def test_removed_entries_of_unknown_ids_remove_nothing(world: World) -> None:
     kept = add(world.fake)
     first = await world.round()
     world.fake.unknown_removed = 3
@@ -107,7 +107,7 @@ async def test_removed_entries_of_unknown_ids_take_nothing_away(world: World) ->
     assert second.events[kept].raw == first.events[kept].raw
 
 
-async def test_an_event_that_moves_in_or_out_of_the_window_is_told_by_the_snapshot(world: World) -> None:
+async def test_an_event_that_moves_in_or_out_of_the_window_shows_in_the_snapshot(world: World) -> None:
     leaving, coming = add(world.fake), add(world.fake, days=60)
     first = await world.round()
     assert first.kept == {leaving}
@@ -165,7 +165,7 @@ async def test_pages_that_graph_fails_at_are_made_smaller_and_stay_so(world: Wor
     assert [request.params["$top"] for request in world.fake.requests_to("calendarView")] == ["100"]
 
 
-async def test_one_event_that_is_larger_than_any_answer_ends_the_sync_with_a_reason(
+async def test_one_event_that_is_larger_than_any_response_ends_the_sync_with_a_reason(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(microsoft_client, "_MAX_BODY_BYTES", 5_000)

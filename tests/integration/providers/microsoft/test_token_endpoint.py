@@ -27,7 +27,7 @@ async def test_a_refresh_gives_an_access_token_and_the_next_refresh_token(world:
     await world.tokens.refresh(refresh_token=world.fake.refresh_token)
 
 
-async def test_an_answer_without_a_refresh_token_leaves_the_old_one_in_use(world: World) -> None:
+async def test_a_response_without_a_refresh_token_leaves_the_old_one_in_use(world: World) -> None:
     world.fake.omits_refresh_token = True
     assert (await world.tokens.refresh()).refresh_token is None
 
@@ -94,7 +94,7 @@ async def test_a_grant_without_the_calendar_scope_is_refused(world: World) -> No
         ("something_new", 12345, Unavailable, "unavailable"),
     ],
 )
-async def test_errors_of_the_token_endpoint_are_told_by_their_word_and_number(
+async def test_errors_of_the_token_endpoint_are_distinguished_by_their_word_and_number(
     world: World, error: str, number: int, kind: type[ProviderError], code: str
 ) -> None:
     world.fake.fail_token(error, number)
@@ -139,7 +139,7 @@ async def test_the_state_of_the_app_registration_is_the_operators_concern(world:
         ({"kind": "reset"}, Unavailable, None),
     ],
 )
-async def test_outages_of_the_token_endpoint_disconnect_nobody(
+async def test_outages_of_the_token_endpoint_disconnect_no_calendar(
     world: World, fault: Any, kind: type[RateLimited | Unavailable], retry_after: float | None
 ) -> None:
     world.fake.inject_fault("token", **fault)
