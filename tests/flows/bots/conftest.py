@@ -16,7 +16,7 @@ from app.settings import Settings
 from tests.conftest import TestProject
 from tests.fakes.runner import FakeRunner
 from tests.fakes.server import serve
-from tests.flows.bots.helpers import ZOOM, a_launcher
+from tests.flows.bots.launching import ZOOM, a_launcher
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from app.settings import Settings
 from tests.fakes.receiver import Receiver
 from tests.fakes.runner import Duplicates, FakeRunner, Fault
 from tests.fakes.server import serve
-from tests.flows.bots.helpers import (
+from tests.flows.bots.launching import (
     ZOOM,
     a_launcher,
     announced,

@@ -15,7 +15,7 @@ from app.core.db import Sessions, transaction
 from app.core.http import httpx
 from app.models import Bot, CalendarEvent
 from tests.fakes.runner import FakeRunner, Fault
-from tests.flows.bots.helpers import ZOOM, launch_due, launch_to_the_end, make_due, pass_time
+from tests.flows.bots.launching import ZOOM, launch_due, launch_to_the_end, make_due, pass_time
 from tests.flows.conftest import GoogleCalendarUnderTest
 
 

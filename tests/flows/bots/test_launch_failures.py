@@ -12,7 +12,7 @@ from app.core.db import Sessions
 from app.settings import Settings
 from tests.fakes.runner import FakeRunner, Fault
 from tests.fakes.server import serve
-from tests.flows.bots.helpers import (
+from tests.flows.bots.launching import (
     a_launcher,
     announced,
     entry_types,

@@ -17,7 +17,7 @@ from app.settings import Settings
 from tests.conftest import TestProject
 from tests.fakes.messages import FakeMessages
 from tests.fakes.smtp import Sink, smtp_sink
-from tests.flows.invitations.helpers import EVENT, OWNER, Outbox
+from tests.flows.invitations.outbox import EVENT, OWNER, Outbox
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from app.invitations.service import Sender
 from app.itip.event import Person
 from app.models import InvitationMail, MailLane
 from tests.fakes.messages import Fault
-from tests.flows.invitations.helpers import BOB, EVE, EVENT, OWNER, vevent
+from tests.flows.invitations.outbox import BOB, EVE, EVENT, OWNER, vevent
 
 
 async def test_a_later_mail_waits_for_the_earlier_one(outbox):

@@ -13,7 +13,7 @@ from app.hosted.service import schedule_rewrite
 from app.invitations.sender import MailSender
 from app.invitations.service import Sender
 from tests.fakes.messages import Fault
-from tests.flows.invitations.helpers import BOB, EVENT, OWNER
+from tests.flows.invitations.outbox import BOB, EVENT, OWNER
 
 
 async def test_retry_after_of_an_outage_is_heeded(outbox):

@@ -15,7 +15,7 @@ from app.itip.event import Person
 from app.models import InvitationMail
 from tests.conftest import StartWorker
 from tests.fakes.messages import Submitted
-from tests.flows.invitations.helpers import BOB, EVE, EVENT, OWNER, vevent
+from tests.flows.invitations.outbox import BOB, EVE, EVENT, OWNER, vevent
 
 
 async def test_each_guest_gets_a_mail_of_their_own_from_the_mailbox(outbox):

@@ -10,7 +10,7 @@ from app.invitations.service import Sender
 from app.mail import smtp as smtp_module
 from tests.fakes.messages import Submitted
 from tests.fakes.smtp import self_signed, smtp_sink
-from tests.flows.invitations.helpers import BOB, EVE, EVENT, OWNER, vevent
+from tests.flows.invitations.outbox import BOB, EVE, EVENT, OWNER, vevent
 
 
 async def test_without_a_mailbox_mails_go_out_by_smtp(outbox, smtp):

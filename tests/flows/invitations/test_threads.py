@@ -10,7 +10,7 @@ from app.core.clock import utcnow
 from app.core.db import transaction
 from app.itip.event import Person
 from tests.fakes.messages import Fault
-from tests.flows.invitations.helpers import BOB, EVE, EVENT, OWNER
+from tests.flows.invitations.outbox import BOB, EVE, EVENT, OWNER
 
 
 async def test_updates_and_cancellations_thread_under_the_first_mail(outbox):

@@ -12,7 +12,7 @@ from app.invitations.sender import MailSender
 from app.invitations.service import Sender
 from app.models import MailLane
 from tests.fakes.messages import Fault
-from tests.flows.invitations.helpers import BOB, EVE, EVENT, OWNER
+from tests.flows.invitations.outbox import BOB, EVE, EVENT, OWNER
 
 
 async def test_a_mailbox_that_is_throttled_waits_as_long_as_requested(outbox, api):

@@ -7,7 +7,7 @@ import pytest
 
 from tests.fakes.microsoft import FakeMicrosoft
 from tests.fakes.server import serve
-from tests.flows.oauth.helpers import make_flow
+from tests.flows.oauth.browser import make_flow
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from sqlalchemy import func, select, text, update
 
 from app.core.db import transaction
 from app.models import OAuthSession
-from tests.flows.oauth.helpers import (
+from tests.flows.oauth.browser import (
     APPS,
     MAIN,
     RETURN,

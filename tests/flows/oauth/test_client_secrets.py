@@ -11,7 +11,7 @@ from app.credentials.store import CredentialStore
 from app.models import Calendar, Credentials
 from app.providers.base import ClientMisconfigured
 from tests import factories
-from tests.flows.oauth.helpers import APPS, MAIN
+from tests.flows.oauth.browser import APPS, MAIN
 
 
 def rotate(google, secret):

@@ -11,7 +11,7 @@ from app.core.crypto import sha256_hex
 from app.models import OAuthSession
 from tests import factories
 from tests.fakes.google import CALENDAR_SCOPE, EMAIL_SCOPE
-from tests.flows.oauth.helpers import APPS, MAIN, RETURN, calendars, disconnect, query
+from tests.flows.oauth.browser import APPS, MAIN, RETURN, calendars, disconnect, query
 
 
 async def test_a_person_connects_a_calendar_and_its_events_are_synced(flow, settings, sessions):

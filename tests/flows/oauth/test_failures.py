@@ -3,7 +3,7 @@
 from urllib.parse import urlencode
 
 from tests.fakes.google import EMAIL_SCOPE
-from tests.flows.oauth.helpers import APPS, MAIN, assert_error_sent, calendars, query, replace_query
+from tests.flows.oauth.browser import APPS, MAIN, assert_error_sent, calendars, query, replace_query
 
 
 async def test_a_refused_consent_is_reported_to_the_application(flow, sessions):

@@ -10,7 +10,7 @@ from app.core.ids import new_id
 from app.models import Calendar, Credentials
 from tests import factories
 from tests.fakes.google import CALENDAR_SCOPE
-from tests.flows.oauth.helpers import assert_error_sent, become_eve, calendars, disconnect, query, secrets_of
+from tests.flows.oauth.browser import assert_error_sent, become_eve, calendars, disconnect, query, secrets_of
 
 
 @pytest.fixture

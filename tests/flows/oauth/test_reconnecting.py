@@ -9,7 +9,7 @@ from app.core.db import transaction
 from app.core.ids import new_id
 from app.models import WebhookDelivery, WebhookSubscription
 from tests import factories
-from tests.flows.oauth.helpers import assert_error_sent, become_eve, calendars, disconnect, query, secrets_of
+from tests.flows.oauth.browser import assert_error_sent, become_eve, calendars, disconnect, query, secrets_of
 
 
 async def test_a_known_deduplication_key_is_reconnected_and_not_doubled(flow, settings, sessions, project):

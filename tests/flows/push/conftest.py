@@ -12,7 +12,7 @@ from tests.conftest import TestProject
 from tests.fakes.microsoft import FakeMicrosoft
 from tests.fakes.server import serve
 from tests.flows.conftest import GoogleCalendarUnderTest
-from tests.flows.push.helpers import LATER, MicrosoftPushed, Push, add_microsoft_calendar, channel_worker
+from tests.flows.push.channels import LATER, MicrosoftPushed, Push, add_microsoft_calendar, channel_worker
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from app.core.db import transaction
 from app.core.http import httpx
 from app.push.service import sealed_context
 from tests.flows.conftest import GoogleCalendarUnderTest
-from tests.flows.push.helpers import Push, has_channels, until
+from tests.flows.push.channels import Push, has_channels, until
 
 
 async def test_deleting_a_calendar_closes_its_channel(

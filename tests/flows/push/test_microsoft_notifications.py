@@ -9,7 +9,7 @@ from app.core.http import httpx, operator_client
 from tests import factories
 from tests.conftest import StartWorker, TestProject
 from tests.fakes.microsoft_push import LifecycleEvent
-from tests.flows.push.helpers import (
+from tests.flows.push.channels import (
     LATER,
     SOON,
     WEEK,

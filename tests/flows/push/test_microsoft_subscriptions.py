@@ -11,7 +11,7 @@ from app.core.crypto import sha256_hex
 from app.core.db import transaction
 from app.core.http import httpx
 from tests.conftest import TestProject
-from tests.flows.push.helpers import LATER, SOON, WEEK, MicrosoftPushed, add_microsoft_calendar
+from tests.flows.push.channels import LATER, SOON, WEEK, MicrosoftPushed, add_microsoft_calendar
 
 
 async def test_a_subscription_is_opened_after_the_handshake(

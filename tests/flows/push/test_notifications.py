@@ -12,7 +12,7 @@ from app.schedule import mark_due
 from app.sync.engine import LEASE_FOR
 from tests.conftest import StartWorker
 from tests.flows.conftest import GoogleCalendarUnderTest
-from tests.flows.push.helpers import LATER, SOON, Push, has_sent, subscribe, until
+from tests.flows.push.channels import LATER, SOON, Push, has_sent, subscribe, until
 
 
 async def test_a_change_reaches_the_webhooks_by_push_alone(

@@ -13,7 +13,7 @@ from app.credentials.budgets import _USER
 from app.sync.engine import LEASE_FOR
 from app.sync.repository import claim_due
 from tests.flows.conftest import GoogleCalendarUnderTest
-from tests.flows.push.helpers import LATER, SOON, WEEK, Push, has_channels, until
+from tests.flows.push.channels import LATER, SOON, WEEK, Push, has_channels, until
 
 
 async def test_a_channel_is_opened_after_the_first_sync(

@@ -7,7 +7,7 @@ from sqlalchemy import text
 
 from app.core.db import transaction
 from tests.flows.conftest import GoogleCalendarUnderTest
-from tests.flows.push.helpers import LATER, Push
+from tests.flows.push.channels import LATER, Push
 
 
 async def test_with_push_switched_off_calendars_are_polled(

@@ -5,7 +5,7 @@ from sqlalchemy import text
 from app.core.db import transaction
 from app.core.http import httpx
 from tests.flows.conftest import GoogleCalendarUnderTest
-from tests.flows.push.helpers import LATER, SOON, Push
+from tests.flows.push.channels import LATER, SOON, Push
 
 
 async def test_a_channel_is_renewed_with_an_overlap(google: GoogleCalendarUnderTest, opened: Push) -> None:

@@ -9,7 +9,7 @@ import orjson
 from app.events.data import RemoteAttendee, RemoteOrganizer
 from app.ical.feed import Feed
 from app.providers.ics.events import FeedEvents
-from tests.unit.ical.helpers import FILES, WINDOW, calendar, read, read_file, starts, utc, vevent
+from tests.unit.ical.feeds import FILES, WINDOW, calendar, read, read_file, starts, utc, vevent
 
 
 def test_a_google_export_gives_its_events_and_the_instances_in_the_window():

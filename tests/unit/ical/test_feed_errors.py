@@ -14,7 +14,7 @@ from app.ical.components import Line, parse_lines
 from app.ical.errors import CalendarUnreadable
 from app.ical.feed import Feed
 from app.providers.ics.events import FeedEvents
-from tests.unit.ical.helpers import FILES, GOOD_FILES, WINDOW, calendar, read, read_file, starts, utc, vevent
+from tests.unit.ical.feeds import FILES, GOOD_FILES, WINDOW, calendar, read, read_file, starts, utc, vevent
 
 
 def test_a_bad_event_is_kept_with_what_is_known_of_it_and_stops_nothing():

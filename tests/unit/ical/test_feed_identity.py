@@ -7,7 +7,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from app.ical.feed import Feed
-from tests.unit.ical.helpers import FILES, GOOD_FILES, calendar, read, read_file, utc, vevent
+from tests.unit.ical.feeds import FILES, GOOD_FILES, calendar, read, read_file, utc, vevent
 
 
 @pytest.mark.parametrize("name", [name for name in GOOD_FILES if name != "absurd_rules.ics"])

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from app.ical import feed as feed_module
 from app.ical.errors import CalendarUnreadable
 from app.ical.recurrence import Rule, RuleRefused
-from tests.unit.ical.helpers import FILES, WINDOW, calendar, read, read_file, starts, utc, vevent
+from tests.unit.ical.feeds import FILES, WINDOW, calendar, read, read_file, starts, utc, vevent
 
 
 def test_rdates_add_instances_and_periods_have_their_own_length():

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from app.events.data import Window
 from app.ical.components import split
 from app.ical.timezones import ZoneTable, named_zone
-from tests.unit.ical.helpers import FILES, calendar, read, read_file, starts, utc, vevent
+from tests.unit.ical.feeds import FILES, calendar, read, read_file, starts, utc, vevent
 
 
 def test_floating_times_and_dates_are_in_the_calendars_zone():

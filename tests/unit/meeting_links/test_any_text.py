@@ -12,7 +12,7 @@ from app.meeting_links.extract import (
     parse_meeting_url,
     redact,
 )
-from tests.unit.meeting_links.helpers import CONTEXT, MEET, TEAMS, ZOOM
+from tests.unit.meeting_links.links import CONTEXT, MEET, TEAMS, ZOOM
 
 # --- any text at all
 

@@ -16,7 +16,7 @@ from app.meeting_links.extract import (
     find_platform,
     parse_meeting_url,
 )
-from tests.unit.meeting_links.helpers import CONTEXT, MEET, OID, TEAMS, TEAMS_SHORT, TID, ZOOM, enc, safe_link
+from tests.unit.meeting_links.links import CONTEXT, MEET, OID, TEAMS, TEAMS_SHORT, TID, ZOOM, enc, safe_link
 
 TEAMS_ID = f"19:meeting_ABC@thread.v2/{TID}/{OID}"
 

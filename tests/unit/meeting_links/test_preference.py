@@ -9,7 +9,7 @@ from app.meeting_links.extract import (
     find_meeting_link,
     parse_meeting_url,
 )
-from tests.unit.meeting_links.helpers import MEET, TEAMS_SHORT, ZOOM
+from tests.unit.meeting_links.links import MEET, TEAMS_SHORT, ZOOM
 
 # --- which of several links
 

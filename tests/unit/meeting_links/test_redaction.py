@@ -5,7 +5,7 @@ import pytest
 from app.meeting_links.extract import (
     redact,
 )
-from tests.unit.meeting_links.helpers import MEET, TEAMS_SHORT, enc, safe_link
+from tests.unit.meeting_links.links import MEET, TEAMS_SHORT, enc, safe_link
 
 # --- secrets in logs
 

@@ -7,7 +7,7 @@ from app.meeting_links.extract import (
     find_all_links,
     find_meeting_link,
 )
-from tests.unit.meeting_links.helpers import MEET, TEAMS, TEAMS_SHORT, ZOOM, enc, safe_link
+from tests.unit.meeting_links.links import MEET, TEAMS, TEAMS_SHORT, ZOOM, enc, safe_link
 
 # --- texts: (text, the link's url)
 

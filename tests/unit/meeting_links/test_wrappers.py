@@ -8,7 +8,7 @@ from app.meeting_links.extract import (
 )
 from app.meeting_links.urls import Inner, Url, split_url
 from app.meeting_links.wrappers import unwrap
-from tests.unit.meeting_links.helpers import MEET, TEAMS, TEAMS_SHORT, ZOOM, enc, safe_link
+from tests.unit.meeting_links.links import MEET, TEAMS, TEAMS_SHORT, ZOOM, enc, safe_link
 
 # --- wrappers: (wrapped, inside)
 

@@ -10,7 +10,7 @@ from app.core.http import operator_client
 from app.providers.google import sync as google_sync
 from tests.fakes.google import FakeGoogle
 from tests.fakes.server import serve
-from tests.integration.providers.google.helpers import NOW, Tokens, World
+from tests.integration.providers.google.calendar import NOW, Tokens, World
 
 
 @pytest.fixture

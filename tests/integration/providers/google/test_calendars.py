@@ -5,7 +5,7 @@ import orjson
 from app.providers.base import (
     RemoteCalendar,
 )
-from tests.integration.providers.google.helpers import World
+from tests.integration.providers.google.calendar import World
 
 
 async def test_the_calendars_of_an_account_are_listed_over_all_pages(world: World) -> None:

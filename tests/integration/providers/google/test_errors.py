@@ -21,7 +21,7 @@ from app.providers.google.sync import GoogleCalendar
 from app.providers.http import request
 from tests.fakes.google import EMAIL_SCOPE
 from tests.fakes.server import serve
-from tests.integration.providers.google.helpers import NOW, WINDOW, World, add, respond_with
+from tests.integration.providers.google.calendar import NOW, WINDOW, World, add, respond_with
 
 SECRET_CALENDAR = "en.french#holiday@group.v.calendar.google.com"
 

@@ -9,7 +9,7 @@ import pytest
 
 from app.providers.google import fields as google_fields
 from tests.fakes.google_store import instance_id
-from tests.integration.providers.google.helpers import HOUR, NOW, World, add, respond_with
+from tests.integration.providers.google.calendar import HOUR, NOW, World, add, respond_with
 
 
 @pytest.mark.parametrize("style", ["full", "exception", "bare"])

@@ -9,7 +9,7 @@ from app.providers.base import (
     CursorExpired,
     Unavailable,
 )
-from tests.integration.providers.google.helpers import HOUR, NOW, WINDOW, World, add
+from tests.integration.providers.google.calendar import HOUR, NOW, WINDOW, World, add
 
 
 async def test_the_first_round_lists_the_window_and_the_next_ones_only_what_changed(world: World) -> None:

@@ -15,7 +15,7 @@ from app.providers.base import (
 )
 from app.providers.google.oauth import refresh_access_token
 from tests.fakes.google import CALENDAR_SCOPE, EMAIL_SCOPE
-from tests.integration.providers.google.helpers import World
+from tests.integration.providers.google.calendar import World
 
 
 async def test_a_refresh_gives_a_token_its_lifetime_and_scopes_and_no_new_refresh_token(world: World) -> None:

@@ -11,7 +11,7 @@ from app.providers.microsoft import client as microsoft_client
 from app.providers.microsoft import sync as microsoft_sync
 from tests.fakes.microsoft import FakeMicrosoft
 from tests.fakes.server import serve
-from tests.integration.providers.microsoft.helpers import NOW, Tokens, World
+from tests.integration.providers.microsoft.calendar import NOW, Tokens, World
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from app.providers.base import (
     CursorExpired,
     RemoteCalendar,
 )
-from tests.integration.providers.microsoft.helpers import NOW, World, add
+from tests.integration.providers.microsoft.calendar import NOW, World, add
 
 
 async def test_a_secondary_calendar_is_read_by_its_id(world: World) -> None:

@@ -14,7 +14,7 @@ from app.providers.base import (
 from app.providers.microsoft import client as microsoft_client
 from tests.fakes.microsoft import EXPIRED_SPELLINGS, FakeMicrosoft, GraphRequest
 from tests.fakes.server import serve
-from tests.integration.providers.microsoft.helpers import DAY, NOW, World, add, on_nth
+from tests.integration.providers.microsoft.calendar import DAY, NOW, World, add, on_nth
 
 
 @pytest.mark.parametrize("spelling", EXPIRED_SPELLINGS)

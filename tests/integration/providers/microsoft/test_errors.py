@@ -16,7 +16,7 @@ from app.providers.base import (
 )
 from app.providers.microsoft import client as microsoft_client
 from tests.fakes.microsoft_identity import USER_SCOPE
-from tests.integration.providers.microsoft.helpers import NOW, World, add, on_nth
+from tests.integration.providers.microsoft.calendar import NOW, World, add, on_nth
 
 
 async def test_an_expired_access_token_is_renewed_once_between_pages(world: World) -> None:

@@ -12,7 +12,7 @@ from app.ical.timezones import named_zone
 from app.providers.microsoft import fields as microsoft_fields
 from app.providers.microsoft import sync as microsoft_sync
 from tests.fakes.microsoft_store import default_id
-from tests.integration.providers.microsoft.helpers import DAY, HOUR, NOW, WINDOW, World, add, add_daily
+from tests.integration.providers.microsoft.calendar import DAY, HOUR, NOW, WINDOW, World, add, add_daily
 
 
 def raws(events: dict[str, RemoteEvent], ids: Iterable[str]) -> list[str]:

@@ -7,7 +7,7 @@ from app.providers.base import (
 )
 from app.providers.microsoft import client as microsoft_client
 from tests.fakes.microsoft import GraphRequest
-from tests.integration.providers.microsoft.helpers import DAY, HOUR, NOW, WINDOW, World, add, add_daily
+from tests.integration.providers.microsoft.calendar import DAY, HOUR, NOW, WINDOW, World, add, add_daily
 
 
 async def test_the_first_round_lists_the_window_and_an_unchanged_one_nothing(world: World) -> None:

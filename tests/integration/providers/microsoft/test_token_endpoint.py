@@ -14,7 +14,7 @@ from app.providers.base import (
     Unavailable,
 )
 from tests.fakes.microsoft_identity import CALENDAR_SCOPE, USER_SCOPE
-from tests.integration.providers.microsoft.helpers import DAY, NOW, World
+from tests.integration.providers.microsoft.calendar import DAY, NOW, World
 
 
 async def test_a_refresh_gives_an_access_token_and_the_next_refresh_token(world: World) -> None:
