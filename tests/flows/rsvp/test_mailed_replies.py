@@ -15,7 +15,7 @@ from tests.factories import at
 from tests.fakes.dns import serve_dns, sign
 from tests.fakes.messages import FakeMessages, WebhookChannel
 from tests.fakes.server import serve
-from tests.flows.rsvp.test_rsvp import answers, reply
+from tests.flows.rsvp.replies import answers, reply
 
 pytestmark = pytest.mark.settings(smtp_url="smtp://127.0.0.1:9", email_from="calendar@example.net")
 
