@@ -1,4 +1,7 @@
-"""The FastAPI application: routers, middleware, error handlers, lifespan. No logic, no side effects on import."""
+"""The FastAPI application: routers, middleware, error handlers and lifespan.
+
+Importing it has no side effects.
+"""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,7 +28,7 @@ from app.health.api import router as health
 from app.hosted.api import router as hosted
 from app.invitations.api import router as invitations
 from app.mail.api import router as mailboxes
-from app.mail.mailboxes import Messages
+from app.mail.lasuite.mailboxes import Messages
 from app.meeting_urls.api import router as meeting_urls
 from app.oauth.api import router as oauth
 from app.projects.service import KeyCheck
@@ -41,17 +44,18 @@ from app.webhooks.samples import SampleSender
 _DESCRIPTION = """
 Connect calendars (Google, Microsoft, any iCal feed), read their events, and get a signed webhook for every change.
 
-Every call needs an API key: `Authorization: Bearer <api key>`, or `Token` in place of `Bearer`. Start with `POST /api/v1/calendars`.
+Every call needs an API key: `Authorization: Bearer <api key>`. `Token` in place of `Bearer` also works. Start with
+`POST /api/v1/calendars`.
 
-Strings must not contain NUL characters. Error messages are written for people: programs should look at the status code
-and the field names.
+Strings must not contain NUL characters. Error messages are for people. Programs should use the status code and the
+field names.
 """
 
 _MAX_BODY_BYTES = 1_048_576
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The application. Raises SettingsError where a setting that it needs is missing."""
+    """Return the application. Raises SettingsError if a required setting is missing."""
     database_url = settings.required_database_url()
     redis_url = settings.required_redis_url()
     box = SecretBox(settings.required_fernet_keys())
@@ -130,7 +134,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def create_app_from_env() -> FastAPI:
-    """Uvicorn's factory: settings from the environment, logging configured."""
+    """Return the application for uvicorn, with settings from the environment, and configure logging."""
     settings = load_settings()
     configure_logging(level=settings.log_level, json=settings.environment == "production")
     return create_app(settings)

@@ -1,4 +1,4 @@
-"""`make bench`: all measurements, or those named: `make bench ARGS="sync webhooks"`."""
+"""`make bench` runs all measurements; `make bench ARGS="sync webhooks"` runs some."""
 
 import importlib
 import sys

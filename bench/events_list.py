@@ -1,8 +1,8 @@
-"""GET /calendar_events out of 1,000,000 events: its plans, its statements, and requests per second.
+"""GET /calendar_events out of 1,000,000 events: query plans, statements, and requests per second.
 
-Real PostgreSQL, two uvicorn processes, 16 connections that ask as fast as they are answered; the client is a
-process of its own and shares the machine with all of it. An event is about 3.6 kB of the answer.
-Where other work runs on the machine, the CPU time of a request says more than the requests per second.
+It uses a real PostgreSQL and two uvicorn processes. The client is a separate process with 16 connections, each of which
+sends the next request after a response. All processes share the machine. An event takes about 3.6 kB of a response. If
+other work runs on the machine, compare the CPU time of a request and not the requests per second.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ PROCESSES = 2
 SECONDS = 4.0
 TARGET_PER_SECOND = 300
 
-# Another project, whose history was kept: what is coming up is asked for most, and is the smallest part.
+# Another project with a long history. Most requests are for coming events, which are its smallest part.
 HISTORY = 200_000
 UPCOMING = 5_000
 
@@ -95,7 +95,7 @@ def _token(rng: random.Random, length: int) -> str:
 
 
 def _template(rng: random.Random) -> tuple[str, str, str, str]:
-    """(raw, attendees, name, description) of an event as Google tells it."""
+    """Return (raw, attendees, name, description) of an event as Google returns it."""
     people = [(f"{_token(rng, 8)}@example.com", _text(rng, 14).title()) for _ in range(5)]
     link = f"https://meet.google.com/{_token(rng, 3)}-{_token(rng, 4)}-{_token(rng, 3)}"
     name, description = _text(rng, 40), f"<p>{_text(rng, 300)}</p><a href='{link}'>join</a>"
@@ -143,8 +143,8 @@ def _template(rng: random.Random) -> tuple[str, str, str, str]:
     return orjson.dumps(raw).decode(), orjson.dumps(attendees).decode(), name, description
 
 
-# Ids and times run over all events, so that a calendar's rows lie scattered over the table, as syncs leave them.
-# The templates are kept uncompressed, as events come from a sync.
+# Ids and times alternate between calendars, so that a calendar's rows are scattered over the table, as after syncs.
+# The templates are uncompressed, like events that come from a sync.
 _INSERT = """
     INSERT INTO calendar_events
         (id, project_id, calendar_id, platform_uuid, content_hash, is_deleted, start_time, end_time, timezone,
@@ -175,9 +175,9 @@ _INSERT_HISTORY = """
 
 
 async def _seed(database_url: str) -> None:
-    """A million events of one project in 256 calendars; the indexes are built afterwards."""
+    """Insert a million events of one project in 256 calendars. The indexes are built afterwards."""
     connection = await asyncpg.connect(database_url)
-    # It is thrown away afterwards, so it need not survive a crash.
+    # The database is deleted afterwards, so it does not have to survive a crash.
     for setting in ("fsync = off", "full_page_writes = off", "max_wal_size = '16GB'"):
         await connection.execute(f"ALTER SYSTEM SET {setting}")
     await connection.execute("SELECT pg_reload_conf()")
@@ -241,7 +241,7 @@ def _calendar_id(number: int) -> str:
 
 
 async def _show_plans(settings: Settings) -> None:
-    """Each ordering over the project and in a calendar, from the middle of the list on."""
+    """Print the plan of each ordering over the project and in a calendar, from the middle of the list on."""
     seen: list[tuple[str, Any]] = []
 
     @event.listens_for(Engine, "before_cursor_execute")
@@ -269,8 +269,8 @@ async def _show_plans(settings: Settings) -> None:
             cursor = Cursor(ordering, at, "evt_m").encode()
             for where in ({}, {"calendar_id": _calendar_id(7)}):
                 seen.clear()
-                answer = await client.get(_URL, params={"ordering": ordering, "cursor": cursor, **where})
-                count = len(answer.json()["results"])
+                response = await client.get(_URL, params={"ordering": ordering, "cursor": cursor, **where})
+                count = len(response.json()["results"])
                 statement, parameters = seen[-1]
                 plan = await explaining.fetch(
                     f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", *parameters
@@ -285,7 +285,7 @@ async def _show_plans(settings: Settings) -> None:
 
 
 async def _show_history(settings: Settings) -> None:
-    """What PostgreSQL needs for a page of the project whose history was kept."""
+    """Print PostgreSQL's time for pages of the project with a long history."""
     seen: list[tuple[str, Any]] = []
 
     @event.listens_for(Engine, "before_cursor_execute")
@@ -324,7 +324,7 @@ async def _show_history(settings: Settings) -> None:
             milliseconds = []
             for _ in range(5):
                 seen.clear()
-                answer = (await client.get(_URL, params=query)).raise_for_status()
+                response = (await client.get(_URL, params=query)).raise_for_status()
                 plans = [
                     orjson.loads(
                         await explaining.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {sql}", *values)
@@ -336,7 +336,7 @@ async def _show_history(settings: Settings) -> None:
                 plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] for plan in plans
             )
             print(
-                f"  {name:34} {len(answer.json()['results']):3} rows, {len(seen)} statements, "
+                f"  {name:34} {len(response.json()['results']):3} rows, {len(seen)} statements, "
                 f"{quantile(milliseconds, 0.5):6.1f} ms, {buffers:6} buffers"
             )
     await explaining.close()
@@ -353,7 +353,7 @@ def _steps(plan: dict[str, Any]) -> str:
 
 @contextmanager
 def _api_processes(settings: Settings) -> Iterator[tuple[str, int]]:
-    """The API in so many processes behind one port, logging as always: its base URL, and the parent's process id."""
+    """Run the API in PROCESSES processes behind one port. Yields its base URL and the parent's process id."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -390,7 +390,7 @@ def _api_processes(settings: Settings) -> Iterator[tuple[str, int]]:
 
 
 class _Asker(threading.Thread):
-    """One connection that asks, reads the whole answer, and asks again."""
+    """One connection that sends a request, reads the whole response, and sends the next request."""
 
     def __init__(self, url: str, paths: list[str], until: float) -> None:
         super().__init__()
@@ -404,7 +404,7 @@ class _Asker(threading.Thread):
     def run(self) -> None:
         try:
             self._ask_on()
-        except Exception as err:  # noqa: BLE001 - told by the main thread
+        except Exception as err:  # noqa: BLE001 - the main thread reports it
             self.fault = err
 
     def _ask_on(self) -> None:
@@ -439,14 +439,14 @@ class _Asker(threading.Thread):
         return size
 
 
-def _check(answer: bytes) -> None:
-    results = orjson.loads(answer.partition(b"\r\n\r\n")[2])["results"]
+def _check(response: bytes) -> None:
+    results = orjson.loads(response.partition(b"\r\n\r\n")[2])["results"]
     assert len(results) == 100
     assert all(result["raw"]["kind"] == "calendar#event" for result in results)
 
 
 def _cpu_seconds(process_id: int) -> float:
-    """CPU time of this process and its children, so far."""
+    """Return the CPU time of a process and its children."""
     parent = psutil.Process(process_id)
     total = 0.0
     for process in (parent, *parent.children(recursive=True)):
@@ -465,7 +465,7 @@ async def _postmaster(database_url: str) -> int:
 
 
 def _load(url: str, servers: dict[str, int], name: str, queries: list[dict[str, str]]) -> None:
-    """`servers`: process ids whose CPU time is shown, by name."""
+    """Measure requests per second. `servers`: names and process ids whose CPU time is printed."""
     paths = [f"{_URL}?{urlencode(query)}" if query else _URL for query in queries]
     for seconds in (1.0, SECONDS):  # the first round warms up
         before = {server: _cpu_seconds(process_id) for server, process_id in servers.items()}

@@ -1,7 +1,7 @@
-"""What a project with hanging feeds costs others: time until a new Google calendar and a new feed have their events.
+"""Fairness: the time until a new calendar or feed has its events, while another project's feeds hang.
 
-A real PostgreSQL and Redis and one worker process with its defaults. The hanging feeds are due for long, on a host
-that accepts and never answers, so that each holds a slot for the 60 s of its deadline.
+It uses a real PostgreSQL and Redis and one worker process with the default settings. The hanging feeds are overdue. Their
+host accepts connections and never responds, so that each takes a slot for the 60 s of its deadline.
 """
 
 import asyncio
@@ -56,7 +56,7 @@ async def _main(database_url: str, redis_url: str) -> None:
             pass
         writer.close()
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def send_feed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         body = _FEED % time.strftime("%Y%m%dT%H0000Z", time.gmtime(time.time() + 86_400)).encode()
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body)
@@ -64,7 +64,7 @@ async def _main(database_url: str, redis_url: str) -> None:
         writer.close()
 
     hanging = await asyncio.start_server(hold, "127.0.0.1", 0)
-    healthy = await asyncio.start_server(answer, "127.0.0.1", 0)
+    healthy = await asyncio.start_server(send_feed, "127.0.0.1", 0)
     hanging_port, healthy_port = (server.sockets[0].getsockname()[1] for server in (hanging, healthy))
     async with google_process({"c1": 100}) as google:
         settings = settings_for(

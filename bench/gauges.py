@@ -1,4 +1,4 @@
-"""Reading the gauges of `/metrics` over a large database: each has 0.8 s."""
+"""The time to read the gauges of `/metrics` over a large database. The limit for each is 0.8 s."""
 
 import asyncio
 import statistics

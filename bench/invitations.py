@@ -1,8 +1,7 @@
-"""Invitations: creating an event with many guests, clicks on the page, mails per second, one mail behind a large event
-and beside a mailbox at its limit, claims with many mails waiting.
+"""Invitations: events with many guests, clicks on the RSVP page, mails per second, fairness, claims.
 
-The API runs in this process, the worker and a fake Messages (which takes a mail in 70 ms, like the real one) in their
-own; a durable PostgreSQL and a Redis share the machine with them.
+The API runs in this process. The worker and a fake Messages, which takes 70 ms for a mail like the real one, have their
+own processes. They share the machine with a durable PostgreSQL and a Redis.
 """
 
 import asyncio
@@ -17,8 +16,8 @@ import asyncpg
 
 from app.core.db import create_engine, create_sessions, transaction
 from app.core.http import httpx
-from app.invitations import repository
 from app.invitations.links import RsvpTokens, Subject
+from app.invitations.repository import claims
 from app.main import create_app
 from app.projects.service import create_project
 from app.settings import Settings
@@ -65,7 +64,7 @@ def _serve_messages(pipe: Any) -> None:
 
 @contextlib.asynccontextmanager
 async def _messages() -> AsyncIterator[dict[str, str]]:
-    """The settings that lead to it."""
+    """Run a fake Messages and yield the settings with its address."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve_messages, args=(theirs,), daemon=True)
@@ -91,14 +90,14 @@ async def _create(api: httpx.AsyncClient, calendar_id: str, guests: int, **more:
         ],
         **more,
     }
-    answer = await api.post("/api/v1/calendar_events", json=body)
-    assert answer.status_code == 201, answer.text
-    made: dict[str, Any] = answer.json()
+    response = await api.post("/api/v1/calendar_events", json=body)
+    assert response.status_code == 201, response.text
+    made: dict[str, Any] = response.json()
     return made
 
 
 async def _creating(api: httpx.AsyncClient, calendar_id: str) -> None:
-    await _create(api, calendar_id, 1)  # what is loaded once
+    await _create(api, calendar_id, 1)  # warms up imports and caches
     await api.get("/healthz")
     for guests in GUESTS:
         others: list[float] = []
@@ -172,7 +171,7 @@ async def _taking_turns(
     settings: Settings,
     messages: dict[str, str],
 ) -> None:
-    """One mail of a mailbox, after an event with many guests of another."""
+    """Measure one mail of a mailbox that waits behind a large event of another mailbox."""
     environment = {name.upper(): value for name, value in messages.items()}
     waited = """
         SELECT extract(epoch FROM max(finished_at) - min(created_at))::float FROM invitation_mails
@@ -201,7 +200,7 @@ async def _taking_turns(
 
 
 async def _claiming(settings: Settings, database: asyncpg.Connection) -> None:
-    """Mails that wait for a retry, and some that are due."""
+    """Measure claims of due mails among many that wait for a retry."""
     await database.execute(
         """
         INSERT INTO invitation_mails (id, project_id, calendar_id, event_uid, method, sequence, recipient_key, recipient_email,
@@ -230,7 +229,7 @@ async def _claiming(settings: Settings, database: asyncpg.Connection) -> None:
         for _ in range(CLAIMS):
             started = time.perf_counter()
             async with transaction(sessions) as session:
-                claimed = await repository.claim_due(
+                claimed = await claims.claim_due(
                     session, by_messages=3, by_smtp=0, lease_token="bench", lease_for=timedelta(minutes=2)
                 )
             times.append((time.perf_counter() - started) * 1000)

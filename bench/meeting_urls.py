@@ -1,7 +1,7 @@
-"""How fast meeting links are found, in CPU time of one core.
+"""The CPU time of one core to find meeting links.
 
-1. Descriptions a second: 2 kB of HTML each, as Outlook, Google Calendar, Zoom and newsletters write them.
-2. Linear time: texts built to be slow, at two sizes; twice the text may take about twice the time, not four times.
+1. Descriptions per second: 2 kB of HTML each, as Outlook, Google Calendar, Zoom and newsletters write them.
+2. Linear time: texts that are built to be slow, in two sizes. Twice the text must take about twice the time.
 """
 
 import random
@@ -63,7 +63,10 @@ def _none(_: random.Random) -> str:
 
 
 def descriptions(count: int = DESCRIPTIONS) -> list[str]:
-    """The same texts on every run: a fourth each with Zoom, Teams behind Safe Links, Meet, and no link."""
+    """Return the texts, which are the same on every run.
+
+    A quarter each has Zoom, Teams in Safe Links, Meet, no link.
+    """
     number = random.Random(20261120)
     texts = []
     for index in range(count):
@@ -99,7 +102,7 @@ HOSTILE: dict[str, Callable[[int], str]] = {
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """The best of five, in CPU seconds."""
+    """Return the best of five runs in CPU seconds."""
     best = float("inf")
     for _ in range(5):
         start = time.process_time()

@@ -1,7 +1,7 @@
-"""From a change at the provider to its webhook at the receiver, by push; and how fast notifications are answered.
+"""Push: the time from a provider's change to its webhook, and the response time of notifications.
 
-A real PostgreSQL and Redis, the API and a worker as processes of their own with their defaults (debounce 2 s, tick
-1 s), and a fake provider and a receiver in this process, all on one machine.
+It uses a real PostgreSQL and Redis. The API and a worker have their own processes and default settings (debounce 2 s,
+tick 1 s). The fake provider and the receiver run in this process, on the same machine.
 """
 
 import asyncio
@@ -38,15 +38,15 @@ _NOTIFICATIONS = 200
 _AT_ONCE = 8
 _READY_WITHIN_SECONDS = 30
 _TARGET_SECONDS = 3.0
-_TARGET_ANSWER_MS = 50
+_TARGET_RESPONSE_MS = 50
 _SECRETS = ("database_url", "redis_url", "credentials_encryption_keys")
 
 
 @dataclass
 class _Provider:
-    """A fake, and what the benchmark does with it. `change(calendar)` adds an event there.
+    """A fake provider. `change(calendar)` adds an event to one of its calendars.
 
-    `calendars`: the fields of POST /calendars that name each of them. `ours`: them, by our ids.
+    `calendars`: the fields of POST /calendars that name each calendar. `ours`: the calendars by calbridge's ids.
     """
 
     platform: str
@@ -63,7 +63,7 @@ class _Provider:
 
 
 def _google(fake: FakeGoogle) -> _Provider:
-    """Calendars of one account."""
+    """Run a fake Google with calendars of one account."""
     fake.allow_http_push = True
     calendars = {
         fake.add_calendar(name): {"platform_uuid": name, "refresh_token": fake.refresh_token}
@@ -78,7 +78,7 @@ def _google(fake: FakeGoogle) -> _Provider:
 
 
 def _microsoft(fake: FakeMicrosoft) -> _Provider:
-    """A mailbox each."""
+    """Run a fake Microsoft Graph with one mailbox for each calendar."""
     fake.allow_http_push = True
     calendars = {}
     for name in _NAMES:
@@ -94,7 +94,7 @@ def _microsoft(fake: FakeMicrosoft) -> _Provider:
 
 @contextlib.asynccontextmanager
 async def _service(settings: Settings) -> AsyncIterator[None]:
-    """The API at APP_URL, and a worker."""
+    """Run the API at APP_URL, and a worker."""
     secret = {name: getattr(settings, name).get_secret_value() for name in _SECRETS}
     values = {**settings.model_dump(exclude_unset=True), **secret}
     environment = {**os.environ, **{name.upper(): str(value) for name, value in values.items()}}
@@ -140,9 +140,9 @@ def _free_port() -> int:
 
 
 async def _connect(client: httpx.AsyncClient, provider: _Provider) -> None:
-    """Connects its calendars, and waits until each has its channel and is at rest."""
+    """Connect the provider's calendars, and wait until each has a channel and no sync is due."""
     for calendar, fields in provider.calendars.items():
-        answer = await client.post(
+        response = await client.post(
             "/api/v1/calendars",
             json={
                 "platform": provider.platform,
@@ -151,8 +151,8 @@ async def _connect(client: httpx.AsyncClient, provider: _Provider) -> None:
                 "client_secret": provider.fake.client_secret,
             },
         )
-        answer.raise_for_status()
-        provider.ours[answer.json()["id"]] = calendar
+        response.raise_for_status()
+        provider.ours[response.json()["id"]] = calendar
 
     async def all_open() -> bool:
         return provider.count_channels() == len(provider.calendars)
@@ -162,29 +162,29 @@ async def _connect(client: httpx.AsyncClient, provider: _Provider) -> None:
 
 
 def _latencies(provider: _Provider, receiver: Receiver) -> list[float]:
-    """Seconds from each change to the webhook that counts it."""
-    told: dict[str, int] = defaultdict(int)
+    """Return the seconds from each change to the webhook that counts it."""
+    counted: dict[str, int] = defaultdict(int)
     seconds = []
     for received in receiver.received:
         calendar = provider.ours.get(received.json["calendar_id"])
         if calendar is not None:
-            first = told[calendar]
-            told[calendar] += received.json["data"]["changes"]["created"]
-            seconds += [received.at - at for at in provider.change_times[calendar][first : told[calendar]]]
+            first = counted[calendar]
+            counted[calendar] += received.json["data"]["changes"]["created"]
+            seconds += [received.at - at for at in provider.change_times[calendar][first : counted[calendar]]]
     return seconds
 
 
 async def _measure_changes(provider: _Provider, receiver: Receiver) -> None:
-    """Changes far enough from each other that each has a sync of its own, then many at once."""
+    """Measure changes that are so far apart that each has its own sync, then many at once."""
 
-    async def all_told() -> bool:
+    async def all_counted() -> bool:
         return len(_latencies(provider, receiver)) == sum(map(len, provider.change_times.values()))
 
     for _ in range(_ROUNDS):
         for calendar in _NAMES:
             provider.change_now(calendar)
             await asyncio.sleep(_BETWEEN_SECONDS)
-    await _until(all_told)
+    await _until(all_counted)
     seconds = _latencies(provider, receiver)
     print(
         f"{provider.platform}: {len(seconds)} changes in {len(_NAMES)} calendars, debounce 2 s: change to webhook "
@@ -195,12 +195,15 @@ async def _measure_changes(provider: _Provider, receiver: Receiver) -> None:
     for _ in range(_BURST):
         provider.change_now(_NAMES[0])
         await asyncio.sleep(0.05)
-    await _until(all_told)
+    await _until(all_counted)
     print(f"a burst of {_BURST} changes in 1 s: {len(receiver.received) - webhooks} webhook(s)")
 
 
-async def _measure_answers(fake: FakeGoogle, app_url: str) -> None:
-    """Notifications of all channels, several at once, each marking its calendar or finding it marked."""
+async def _measure_notifications(fake: FakeGoogle, app_url: str) -> None:
+    """Measure notifications of all channels, several at once.
+
+    Each makes its calendar due, or finds it due.
+    """
     took = []
 
     async def send(client: httpx.AsyncClient, channels: list[Any]) -> None:
@@ -211,17 +214,17 @@ async def _measure_answers(fake: FakeGoogle, app_url: str) -> None:
                 "X-Goog-Resource-State": "exists",
             }
             started = time.perf_counter()
-            answer = await client.post(f"{app_url}/notifications/google", headers=headers)
+            response = await client.post(f"{app_url}/notifications/google", headers=headers)
             took.append((time.perf_counter() - started) * 1000)
-            assert answer.status_code == 200
+            assert response.status_code == 200
 
     channels = random.choices(list(fake.channels.values()), k=_NOTIFICATIONS)
     async with httpx.AsyncClient(trust_env=False) as client:
         share = _NOTIFICATIONS // _AT_ONCE
         await asyncio.gather(*(send(client, channels[n * share : (n + 1) * share]) for n in range(_AT_ONCE)))
     print(
-        f"notifications, {_AT_ONCE} at once: answered in {quantile(took, 0.5):.1f} ms (p50), "
-        f"{quantile(took, 0.95):.1f} ms (p95), {len(took)} of them; target {_TARGET_ANSWER_MS} ms"
+        f"notifications, {_AT_ONCE} at once: responses in {quantile(took, 0.5):.1f} ms (p50), "
+        f"{quantile(took, 0.95):.1f} ms (p95), {len(took)} of them; target {_TARGET_RESPONSE_MS} ms"
     )
 
 
@@ -264,7 +267,7 @@ async def _main(database_url: str, redis_url: str) -> None:
             await asyncio.gather(_connect(client, google), _connect(client, microsoft))
             for provider in (google, microsoft):
                 await _measure_changes(provider, receiver)
-            await _measure_answers(fake_google, settings.app_url)
+            await _measure_notifications(fake_google, settings.app_url)
 
 
 def main() -> None:

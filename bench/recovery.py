@@ -1,7 +1,7 @@
-"""An outage of Google with 1,000 calendars of 20 projects: what the provider sees meanwhile, and how soon all are back.
+"""An outage of Google with 1,000 calendars of 20 projects: the requests, and the recovery.
 
-One worker process with its defaults. The hour of the outage is compressed to 90 seconds by making everything older
-now and then: the time of the breaker's opening, the due times of all calendars, and their access tokens.
+It uses one worker process with the default settings. The outage of one hour is compressed to 90 seconds: the times of the
+breaker, of all calendars and of their access tokens are moved back repeatedly.
 """
 
 import asyncio
@@ -95,8 +95,8 @@ async def _main(database_url: str, redis_url: str) -> None:
             fake.requests.clear()
             per_second: Counter[int] = Counter()
             started = time.monotonic()
-            while (gone := time.monotonic() - started) < _OUTAGE_SECONDS:
-                per_second[int(gone)] += len(fake.requests)
+            while (elapsed := time.monotonic() - started) < _OUTAGE_SECONDS:
+                per_second[int(elapsed)] += len(fake.requests)
                 fake.requests.clear()
                 for statement in _PASS:
                     async with transaction(sessions) as session:

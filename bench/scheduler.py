@@ -1,4 +1,4 @@
-"""Finding and claiming due work among 100,000 connected calendars, and a fleet that catches up after hours."""
+"""Claims of due calendars among 100,000 connected ones, and a backlog after hours of downtime."""
 
 import asyncio
 import time

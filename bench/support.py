@@ -1,4 +1,4 @@
-"""What the benchmarks share: embedded servers, a seeded fake Google in a process of its own, and measuring."""
+"""Shared parts of the benchmarks: embedded servers, processes with fake providers, and measuring."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,10 @@ from tests.fakes.server import serve
 
 @contextlib.contextmanager
 def servers() -> Iterator[tuple[str, str]]:
-    """URLs of a real, durable PostgreSQL, migrated, and of a Redis, in a folder that is gone afterwards."""
+    """Run a durable PostgreSQL with the schema, and a Redis.
+
+    Yields their URLs. Their folder is deleted afterwards.
+    """
     folder = Path(tempfile.mkdtemp(prefix="calbridge-bench-"))
     folder.chmod(0o711)
     postgres, redis = start_postgres(folder), start_redis(folder)
@@ -56,7 +59,7 @@ def settings_for(database_url: str, redis_url: str, **values: Any) -> Settings:
 
 @contextlib.contextmanager
 def worker(settings: Settings, **environment: str) -> Iterator[None]:
-    """A worker process; `environment` are further settings, as variables."""
+    """Run a worker process. `environment`: further settings as variables."""
     assert settings.credentials_encryption_keys is not None
     variables = {
         "PATH": os.environ.get("PATH", os.defpath),
@@ -114,7 +117,7 @@ def _serve_microsoft(pipe: Any, count: int) -> None:
 
 @contextlib.asynccontextmanager
 async def _process(target: Callable[..., None], *arguments: Any) -> AsyncIterator[Provider]:
-    """A fake provider outside of the measured process."""
+    """Run a fake provider in its own process."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=target, args=(theirs, *arguments), daemon=True)
@@ -127,12 +130,12 @@ async def _process(target: Callable[..., None], *arguments: Any) -> AsyncIterato
 
 
 def microsoft_process(count: int) -> contextlib.AbstractAsyncContextManager[Provider]:
-    """A fake Graph whose primary calendar has so many events."""
+    """Run a fake Microsoft Graph whose primary calendar has this many events."""
     return _process(_serve_microsoft, count)
 
 
 def google_process(calendars: dict[str, int]) -> contextlib.AbstractAsyncContextManager[Provider]:
-    """A fake Google with so many events of about 3.6 kB in each calendar."""
+    """Run a fake Google with this many events of about 3.6 kB in each calendar."""
     return _process(_serve_google, calendars)
 
 
@@ -144,7 +147,7 @@ class Measured:
 
 @contextlib.contextmanager
 def measured() -> Iterator[Measured]:
-    """Seconds of wall time, and of this process's CPU."""
+    """Measure the wall time and this process's CPU time, in seconds."""
     result = Measured()
 
     def cpu() -> float:

@@ -1,4 +1,4 @@
-"""Syncs of a Google calendar, as ratios to a bare script that fetches, parses and COPYs the same events once."""
+"""Syncs of a Google calendar, compared with a script that only fetches, parses and COPYs the events."""
 
 import asyncio
 import multiprocessing
@@ -31,8 +31,8 @@ _WINDOW = {"singleEvents": "true", "showDeleted": "true", "maxResults": "2500"}
 
 
 async def _bare(google: Provider, database_url: str, calendar: str) -> None:
-    """Fetch, parse, COPY: what no sync can do without."""
-    async with httpx.AsyncClient() as client:  # a script of its own, on purpose without our layers
+    """Fetch, parse and COPY the events, which every sync has to do."""
+    async with httpx.AsyncClient() as client:  # deliberately without the layers of the application
         form = {
             "client_id": google.client_id,
             "client_secret": google.client_secret,
@@ -48,10 +48,10 @@ async def _bare(google: Provider, database_url: str, calendar: str) -> None:
                 "CREATE TABLE bare (id text PRIMARY KEY, start_time text, name text, raw json)"
             )
             while True:
-                answer = await client.get(
+                response = await client.get(
                     f"{google.url}/calendar/v3/calendars/{calendar}/events", params=params, timeout=60
                 )
-                page = orjson.loads(answer.content)
+                page = orjson.loads(response.content)
                 await connection.copy_records_to_table(
                     "bare",
                     records=[
@@ -96,7 +96,7 @@ async def _main(database_url: str, redis_url: str) -> None:
         engine = create_engine(database_url)
         sessions = create_sessions(engine)
         async with factories.sync_engine(settings, sessions) as syncs:
-            # Warm both: imports, connections, the servers' caches.
+            # Warm up imports, connections and the servers' caches for both.
             await _bare(google, database_url, "c1")
             await factories.sync_now(syncs, sessions, await _add_calendar(sessions, settings, google, "c1"))
             bare_runs, sync_runs = [], []
@@ -159,7 +159,7 @@ def settings_values(settings: Settings) -> dict[str, Any]:
 
 
 def _measure_memory(google: Provider, values: dict[str, Any]) -> tuple[float, float]:
-    """In a fresh process: MB that the sync of the large calendar added, after it and at its peak."""
+    """Return the MB that a sync of the large calendar adds in a new process, afterwards and at its peak."""
 
     async def main() -> tuple[float, float]:
         settings = settings_for(**values)

@@ -1,7 +1,7 @@
-"""Webhooks: deliveries per second, time from commit to POST, what slow tenants cost the others, and claiming.
+"""Webhooks: deliveries per second, the time from commit to POST, fairness, and claims.
 
-A real worker process, a receiver process (plain HTTP/1.1, answers at once unless the path says later), a durable
-PostgreSQL and a Redis share the machine with this one.
+A worker process and a receiver process share the machine with this one, a durable PostgreSQL and a Redis. The receiver
+speaks plain HTTP/1.1 and responds at once, unless the path names a delay.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from bench.support import quantile, servers, settings_for, worker
 
 RECEIVERS = 100
 BACKLOG = 2_000
-DRAIN_SECONDS = 8.0
+BACKLOG_SECONDS = 8.0
 COMMITS = 150
 PENDING = 500_000
 CLAIMS = 200
@@ -39,13 +39,13 @@ OTHERS_MESSAGES = 20
 
 _PROJECT_ID = "proj_bench000000000000"
 _OTHER_PROJECT_ID = "proj_bench000000000001"
-_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+_RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 class _Endpoint(asyncio.Protocol):
-    """Keeps each request's `webhook-id` and arrival, on the clock that all processes of the machine share.
+    """Records each request's `webhook-id` and time of arrival, on the clock that all processes share.
 
-    The path `/after/9` is answered after nine seconds, any other at once.
+    It responds to the path `/after/9` after nine seconds, and to any other path at once.
     """
 
     def __init__(self, arrivals: list[tuple[str, float]]) -> None:
@@ -68,9 +68,9 @@ class _Endpoint(asyncio.Protocol):
             self._buffer = rest[length:]
             delay = float(path.rpartition(b"/")[2]) if path.startswith(b"/after/") else 0
             if delay:
-                asyncio.get_running_loop().call_later(delay, self._transport.write, _ANSWER)
+                asyncio.get_running_loop().call_later(delay, self._transport.write, _RESPONSE)
             else:
-                self._transport.write(_ANSWER)
+                self._transport.write(_RESPONSE)
 
 
 def _receive(pipe: Any) -> None:
@@ -147,7 +147,7 @@ async def _subscribe(
 
 
 async def _fill(database: asyncpg.Connection, name: str, webhook_ids: list[str], count: int) -> None:
-    """Pending deliveries of about 500 bytes, due now, spread evenly; committed when this returns."""
+    """Insert and commit due deliveries of about 500 bytes, spread evenly over the endpoints."""
     await database.execute(
         """
         INSERT INTO webhook_deliveries
@@ -162,7 +162,7 @@ async def _fill(database: asyncpg.Connection, name: str, webhook_ids: list[str],
     )
 
 
-async def _drain(
+async def _deliver_backlog(
     database: asyncpg.Connection,
     wakeups: WakeUps,
     receivers: _Receivers,
@@ -173,7 +173,7 @@ async def _drain(
     started = time.monotonic()
     await wakeups.wake("deliveries")
     arrived = 0
-    while arrived < BACKLOG and time.monotonic() - started < DRAIN_SECONDS:
+    while arrived < BACKLOG and time.monotonic() - started < BACKLOG_SECONDS:
         await asyncio.sleep(0.05)
         arrived = await receivers.ask("count")
     took = time.monotonic() - started
@@ -185,7 +185,7 @@ async def _drain(
 
 
 async def _commit_to_post(sessions: Sessions, wakeups: WakeUps, receivers: _Receivers) -> None:
-    """Every commit announces to all subscriptions; the first POST of each counts."""
+    """Measure the time from a commit that announces to all subscriptions to the first POST of each."""
     committed: list[float] = []
     for number in range(COMMITS):
         calendar = CalendarFacts(f"cal_{number:016d}", deduplication_key=None, metadata=None)
@@ -220,7 +220,7 @@ async def _behind_a_greedy_project(
     *,
     seconds: int,
 ) -> None:
-    """One project's endpoints answer after so many seconds (or too late); another's has messages for a fast one."""
+    """Measure deliveries to a fast endpoint while another project's endpoints respond slowly or too late."""
     greedy = [
         await _subscribe(database, box, 1_000 + number, port, path=f"/after/{seconds}")
         for number, port in enumerate(ports[:GREEDY_ENDPOINTS])
@@ -240,7 +240,7 @@ async def _behind_a_greedy_project(
         waits.append(time.monotonic() - started)
         await asyncio.sleep(2)
     print(
-        f"{OTHERS_MESSAGES} messages to a fast endpoint, while {GREEDY_ENDPOINTS} of another project answer after "
+        f"{OTHERS_MESSAGES} messages to a fast endpoint, while {GREEDY_ENDPOINTS} of another project respond after "
         f"{seconds} s: all there after {quantile(waits, 0.5):.2f} s (median of 5), {max(waits):.2f} s (longest)"
     )
     await database.execute("DELETE FROM webhook_subscriptions WHERE id = ANY ($1)", [*greedy, fast])
@@ -248,7 +248,7 @@ async def _behind_a_greedy_project(
 
 
 async def _claim(sessions: Sessions, after: str, limit: int) -> tuple[float, int, str]:
-    """One claim, as the worker's Deliverer does it: (milliseconds, how many it leased, where the next begins)."""
+    """Claim as the worker does. Return (milliseconds, number of leased rows, start of the next claim)."""
     held = Slots(64)
     started = time.perf_counter()
     async with transaction(sessions) as session:
@@ -264,7 +264,7 @@ async def _claim(sessions: Sessions, after: str, limit: int) -> tuple[float, int
 
 
 async def _claims_with_nothing_due(database: asyncpg.Connection, sessions: Sessions) -> None:
-    """Endpoints that wait for a retry in two hours, two deliveries each."""
+    """Measure claims when all endpoints wait for a retry in two hours, with two deliveries each."""
     await database.execute("DELETE FROM webhook_subscriptions")
     await database.execute("VACUUM ANALYZE webhook_deliveries")
     for count in WAITING_ENDPOINTS:
@@ -298,7 +298,7 @@ async def _claims_with_nothing_due(database: asyncpg.Connection, sessions: Sessi
 
 
 async def _claims(database: asyncpg.Connection, sessions: Sessions, webhook_ids: list[str]) -> None:
-    """Most rows belong to one endpoint that is away, half of those due; the rest is due at all the others."""
+    """Measure claims when most rows belong to one unavailable endpoint, and the rest is due at all others."""
     dead, *others = webhook_ids
     await database.execute(
         "SET session_replication_role = replica"
@@ -325,7 +325,7 @@ async def _claims(database: asyncpg.Connection, sessions: Sessions, webhook_ids:
 
 
 async def _replay(database: asyncpg.Connection, sessions: Sessions, webhook_id: str) -> None:
-    """A replay of all that one endpoint was ever sent."""
+    """Measure a replay of all deliveries of one endpoint."""
     await database.execute(
         """
         UPDATE webhook_deliveries SET status = 'success', next_attempt_at = NULL, finished_at = now(),
@@ -337,7 +337,7 @@ async def _replay(database: asyncpg.Connection, sessions: Sessions, webhook_id: 
     started = time.perf_counter()
     async with transaction(sessions) as session:
         await service.replay(session, _PROJECT_ID, webhook_id, datetime(2020, 1, 1, tzinfo=UTC))
-    answered = time.perf_counter() - started
+    responded = time.perf_counter() - started
     longest = 0.0
     while True:
         began = time.perf_counter()
@@ -345,7 +345,7 @@ async def _replay(database: asyncpg.Connection, sessions: Sessions, webhook_id: 
             break
         longest = max(longest, time.perf_counter() - began)
     print(
-        f"a replay of {PENDING * 4 // 5:,}: answered after {answered * 1000:.0f} ms, all due after "
+        f"a replay of {PENDING * 4 // 5:,}: a response after {responded * 1000:.0f} ms, all due after "
         f"{time.perf_counter() - started:.1f} s; the endpoint's row is locked for {longest * 1000:.0f} ms at most"
     )
 
@@ -365,11 +365,11 @@ async def _main(database_url: str, redis_url: str) -> None:
         with worker(settings):
             await _until_it_works(database)
             await _commit_to_post(sessions, wakeups, receivers)
-            await _drain(database, wakeups, receivers, "one", webhook_ids)
+            await _deliver_backlog(database, wakeups, receivers, "one", webhook_ids)
             webhook_ids += [
                 await _subscribe(database, box, number, port) for number, port in enumerate(ports[1:], 1)
             ]
-            await _drain(database, wakeups, receivers, "hundred", webhook_ids)
+            await _deliver_backlog(database, wakeups, receivers, "hundred", webhook_ids)
             for seconds in (9, 3_600):
                 await _behind_a_greedy_project(database, wakeups, receivers, box, ports, seconds=seconds)
         await _claims(database, sessions, webhook_ids)

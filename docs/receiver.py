@@ -47,7 +47,7 @@ async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
 
 
 app = FastAPI(lifespan=lifespan)
-# Anybody can send something here, and it is read before its signature is checked. No delivery is larger.
+# Any client can send a body here, and it is read before its signature is checked. No delivery is larger.
 app.add_middleware(RequestBodyLimitMiddleware, max_body_size=1_000_000)
 
 
@@ -59,7 +59,7 @@ async def receive(request: Request) -> None:
         webhook.verify(body, dict(request.headers))
     except (WebhookVerificationError, ValueError) as err:
         raise HTTPException(401, "The signature is missing, wrong or too old.") from err
-    # Store the message and answer; the work is done afterwards. A repeated delivery has the same id.
+    # Store the message and respond; the work is done afterwards. A repeated delivery has the same id.
     message_id = request.headers["webhook-id"]
     database.execute("INSERT OR IGNORE INTO messages VALUES (?, ?)", (message_id, body.decode()))
     received.set()

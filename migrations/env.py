@@ -1,4 +1,4 @@
-"""Alembic environment: the URL comes from DATABASE_URL (or from the caller), never from a file."""
+"""Alembic environment. The database's URL comes from the caller or DATABASE_URL, never from a file."""
 
 import asyncio
 import time
@@ -11,15 +11,15 @@ from app.models import Base
 from app.settings import load_settings
 from migrations.revisions import is_known
 
-# Two processes that start together migrate one after the other. A lock of the session, since a migration may commit
-# in between; with two keys, since one 64-bit key could be taken for a writer's (app/events/visibility.py).
+# Processes that start together migrate one after the other. The lock belongs to the session, since a migration may
+# commit in between. It has two keys, since app/events/visibility.py uses locks with one 64-bit key.
 _TRY_LOCK = text("SELECT pg_try_advisory_lock(7142201, 1)")
 _UNLOCK = text("SELECT pg_advisory_unlock(7142201, 1)")
 _LOOK_AGAIN_SECONDS = 0.2
 
 
 def _run(connection: Connection) -> None:
-    # Waiting within a statement would hold a snapshot, for which CREATE INDEX CONCURRENTLY waits in turn.
+    # A statement that waits would hold a snapshot, and CREATE INDEX CONCURRENTLY waits for snapshots to end.
     while not connection.scalar(_TRY_LOCK):
         connection.commit()
         time.sleep(_LOOK_AGAIN_SECONDS)

@@ -1,4 +1,4 @@
-"""Running alembic from code: `calbridge migrate`, `up`, the tests and `/readyz` use the same steps."""
+"""Alembic from code, as `calbridge migrate`, `calbridge up`, the tests and `/readyz` use it."""
 
 from pathlib import Path
 
@@ -22,10 +22,12 @@ def _config(database_url: str | None = None) -> Config:
 
 
 def upgrade_to_head(database_url: str) -> str | None:
-    """Brings the schema to the newest revision. Blocking, and starts its own event loop: call it in a thread.
+    """Bring the schema to the newest revision.
 
-    A schema that a newer release has made is left as it is, since this code can work with it: its revision is the
-    answer, and None otherwise.
+    It blocks and starts its own event loop: call it in a thread.
+
+    A schema of a newer release is left as it is, since this code can work with it. Returns that schema's revision,
+    otherwise None.
     """
     config = _config(database_url)
     command.upgrade(config, "head")
@@ -34,14 +36,14 @@ def upgrade_to_head(database_url: str) -> str | None:
 
 
 def head_revision() -> str | None:
-    """The newest revision that this code knows."""
+    """Return the newest revision that this code has."""
     return ScriptDirectory.from_config(_config()).get_current_head()
 
 
 def is_behind(revision: str | None) -> bool:
     """Whether a schema at this revision (None: no revision) lacks migrations that this code has.
 
-    A revision that this code does not know was made by a newer release, and has all of them.
+    A revision that this code does not have comes from a newer release, which includes all of its migrations.
     """
     if revision is None:
         return True

@@ -32,7 +32,7 @@ from app.credentials.store import CredentialStore
 from app.hosted.service import schedule_rewrite
 from app.invitations.sender import CONCURRENCY as MAIL_CONCURRENCY
 from app.invitations.sender import MailSender
-from app.mail.mailboxes import Messages
+from app.mail.lasuite.mailboxes import Messages
 from app.outages.breakers import Breakers
 from app.push.channels import PushChannelWorker
 from app.settings import Settings

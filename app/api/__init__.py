@@ -1,1 +1,1 @@
-"""What all features' routes share: who calls, sessions, input models, error answers, cursors, idempotency."""
+"""Shared parts of routes: authentication, sessions, field types, errors, pages, idempotency, OpenAPI."""

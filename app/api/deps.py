@@ -1,4 +1,4 @@
-"""Dependencies of the routes, each an `Annotated` alias: the session, the calling project, the process's state."""
+"""Dependencies of routes: the process's state, sessions, and the project of the API key."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ from app.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Objects that live as long as the process and that every feature may need; made by the lifespan in app/main.py.
+    """Objects that every feature may need. The lifespan in app/main.py creates them once per process.
 
-    A feature's own objects are attributes of `app.state`, and its api.py declares the dependency that reads them.
+    A feature's own objects are attributes of `app.state`. The feature declares the dependency that reads them.
     """
 
     settings: Settings
@@ -37,7 +37,7 @@ class State:
 
 
 async def get_state(request: Request) -> State:
-    """Async, though it waits for nothing: FastAPI sends other dependencies through a thread."""
+    """Return the process's state. It is async because FastAPI runs other dependencies in a thread."""
     state: State = request.app.state.calbridge
     return state
 
@@ -55,12 +55,12 @@ async def _request_reading(state: AppState) -> AsyncIterator[ReadSession]:
         yield session
 
 
-# scope="function": commit before the response is sent, so that a failed commit is a 500 and not a lie.
+# scope="function" commits before the response is sent, so that a failed commit is a 500.
 DbSession = Annotated[Session, Depends(_request_transaction, scope="function")]
-# Statements of a read session are not in one transaction: each sees what was committed when it began.
+# Each statement of a read session sees what was committed when it began. There is no common transaction.
 DbReadSession = Annotated[ReadSession, Depends(_request_reading, scope="function")]
 
-# Two ways to say the same. The first is what /docs and generated clients take the bare key for.
+# Both schemes read the same header. /docs and generated clients use the first one with the bare key.
 _bearer = HTTPBearer(scheme_name="Bearer", description="The API key as it was printed.", auto_error=False)
 _scheme = APIKeyHeader(
     name="Authorization",
@@ -71,15 +71,15 @@ _scheme = APIKeyHeader(
 
 
 async def find_project_id(state: State, header: str | None) -> str:
-    """The project whose key came with the request. Raises Unauthorized."""
+    """Return the project of the API key in an Authorization header. Raises Unauthorized."""
     return (await _find_key(state, header)).project_id
 
 
 async def _find_key(state: State, header: str | None) -> LiveKey:
-    """The key that came with the request. Raises Unauthorized.
+    """Return the API key in an Authorization header. Raises Unauthorized.
 
-    The look-up has its own short session, so that no request ever holds two connections. From here on every log line
-    of the request names the project and the key's id.
+    The look-up has its own short session, so that no request holds two connections. The request's later log lines have
+    the project's and the key's ids.
     """
     if header is None:
         raise Unauthorized("Send your API key in the header: Authorization: Token <api key>.")
@@ -106,7 +106,7 @@ async def _project_id(
 
 
 async def _count_post(state: State, key_id: str) -> None:
-    """Raises TooManyRequests where the key has sent its POSTs of this minute."""
+    """Count a POST of this key. Raises TooManyRequests if it has no more left in this minute."""
     per_minute = state.settings.api_posts_per_minute
     if not per_minute:
         return

@@ -1,4 +1,7 @@
-"""The pages for people at / and /docs. Everything they load comes from this server: many have no internet."""
+"""The pages / and /docs.
+
+All their files come from this server, since some installations have no internet access.
+"""
 
 import base64
 import hashlib
@@ -16,7 +19,7 @@ _FILES = Path(fastapi_offline.__file__).parent / "static"
 _FILES_PATH = "/docs/files"
 _INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
-# A sheet of a calendar.
+# The icon shows a sheet of a calendar.
 _ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><rect x="1" y="2" width="14" height="13" rx="2" '
     'fill="#fff" stroke="#1f5fbf"/><path d="M1 6V4a2 2 0 0 1 2-2h10a2 2 0 0 1 2 2v2z" fill="#1f5fbf"/>'
@@ -28,13 +31,16 @@ _router = APIRouter(include_in_schema=False)
 
 @_router.get("/")
 async def index(request: Request) -> RedirectResponse:
-    """Leads whoever opens the base URL in a browser to the documentation."""
+    """Redirect a browser at the base URL to the documentation."""
     return RedirectResponse(f"{_root(request)}/docs", status_code=302)
 
 
 @_router.get("/docs")
 async def docs(request: Request) -> HTMLResponse:
-    """Swagger UI. Its policy lets the page talk to this server alone: people paste API keys here."""
+    """Return Swagger UI.
+
+    Its policy allows connections to this server only, since people paste API keys here.
+    """
     root = _root(request)
     page = get_swagger_ui_html(
         openapi_url=f"{root}{request.app.openapi_url}",
@@ -50,13 +56,13 @@ async def docs(request: Request) -> HTMLResponse:
 
 
 def install_docs(app: FastAPI) -> None:
-    """Adds the pages and the files that they load."""
+    """Add the pages and the files that they load."""
     app.include_router(_router)
     app.mount(_FILES_PATH, StaticFiles(directory=_FILES), name="docs-files")
 
 
 def _root(request: Request) -> str:
-    """The path that a proxy serves this application under; mostly empty."""
+    """Return the path under which a proxy serves this application. It is usually empty."""
     root: str = request.scope.get("root_path", "")
     return root.rstrip("/")
 

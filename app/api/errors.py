@@ -1,4 +1,4 @@
-"""Rendering of errors (docs/reference/http-api.md, "Errors"), which app/core/errors.py defines."""
+"""Exception handlers, which render errors as JSON (docs/reference/http-api.md, "Errors")."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ def _sentence(problem: dict[str, Any]) -> str:
     context = problem.get("ctx", {})
     if kind in _SENTENCES:
         return _SENTENCES[kind]
-    # A length that is checked behind a validator of ours is called `too_long` also of a text.
+    # After one of our validators, pydantic reports a text's length as `too_long`, too.
     if kind == "string_too_long" or (kind == "too_long" and isinstance(problem.get("input"), str)):
         return f"Longer than {context['max_length']} characters."
     if kind == "too_long":
@@ -51,7 +51,7 @@ def _sentence(problem: dict[str, Any]) -> str:
     return message if message.endswith((".", "!", "?")) else message + "."
 
 
-def _validation_answer(err: RequestValidationError) -> tuple[int, dict[str, Any]]:
+def _validation_response(err: RequestValidationError) -> tuple[int, dict[str, Any]]:
     fields: dict[str, list[str]] = {}
     for problem in err.errors():
         location = [str(part) for part in problem["loc"]]
@@ -76,11 +76,11 @@ def _validation_answer(err: RequestValidationError) -> tuple[int, dict[str, Any]
     return 400, fields
 
 
-# Lock or statement timeout, deadlock, serialization failure: a later try may do.
+# Lock timeout, statement timeout, deadlock, serialization failure: a later request may succeed.
 _BUSY = {"55P03", "57014", "40P01", "40001"}
-# Insufficient resources: the disk or the memory is full, there are too many connections.
+# Insufficient resources: the disk or the memory is full, or there are too many connections.
 _NO_ROOM = "53"
-_AWAY = (OperationalError, InterfaceError, PoolTimeout, ConnectionError)
+_UNAVAILABLE = (OperationalError, InterfaceError, PoolTimeout, ConnectionError)
 
 
 async def _on_app_error(_request: Request, err: Exception) -> JSONResponse:
@@ -90,7 +90,7 @@ async def _on_app_error(_request: Request, err: Exception) -> JSONResponse:
 
 async def _on_validation_error(_request: Request, err: Exception) -> JSONResponse:
     assert isinstance(err, RequestValidationError)
-    status_code, body = _validation_answer(err)
+    status_code, body = _validation_response(err)
     return JSONResponse(body, status_code)
 
 
@@ -106,7 +106,10 @@ async def _on_http_exception(request: Request, err: Exception) -> JSONResponse:
 
 
 def _allowed_methods(request: Request, named: str) -> str:
-    """All methods of this path: the framework has `named` those of one of its routes (RFC 9110 10.2.1)."""
+    """Return all methods of the path (RFC 9110, section 10.2.1).
+
+    The framework has `named` those of one route only.
+    """
     allowed = {method.strip() for method in named.split(",") if method.strip()}
     paths = methods_of_paths(request.app)
     path = next((path for path in paths if compile_path(path)[0].fullmatch(request.url.path)), None)
@@ -117,7 +120,7 @@ def _allowed_methods(request: Request, named: str) -> str:
     return ", ".join(sorted(allowed))
 
 
-async def _on_database_away(_request: Request, err: Exception) -> JSONResponse:
+async def _on_database_unavailable(_request: Request, err: Exception) -> JSONResponse:
     log.error(
         "database_unavailable",
         error=type(err).__name__,
@@ -129,14 +132,14 @@ async def _on_database_away(_request: Request, err: Exception) -> JSONResponse:
 
 
 async def _on_database_error(request: Request, err: Exception) -> JSONResponse:
-    if is_database_away(err):
-        return await _on_database_away(request, err)
+    if is_database_unavailable(err):
+        return await _on_database_unavailable(request, err)
     raise err
 
 
-def is_database_away(err: Exception) -> bool:
-    """Whether the database is restarting or busy, so that a later try may do."""
-    if isinstance(err, _AWAY):
+def is_database_unavailable(err: Exception) -> bool:
+    """Whether the database is restarting or busy, so that a later request may succeed."""
+    if isinstance(err, _UNAVAILABLE):
         return True
     return isinstance(err, DBAPIError) and (
         err.connection_invalidated or _sqlstate(err) in _BUSY or _sqlstate(err).startswith(_NO_ROOM)
@@ -144,7 +147,10 @@ def is_database_away(err: Exception) -> bool:
 
 
 def _sqlstate(err: Exception) -> str:
-    """PostgreSQL's code (https://www.postgresql.org/docs/current/errcodes-appendix.html); empty where it said none."""
+    """Return PostgreSQL's error code, or an empty string.
+
+    Codes: https://www.postgresql.org/docs/current/errcodes-appendix.html
+    """
     return getattr(err.orig, "sqlstate", None) or "" if isinstance(err, DBAPIError) else ""
 
 
@@ -159,7 +165,7 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(AppError, _on_app_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    for away in _AWAY:
-        app.add_exception_handler(away, _on_database_away)
+    for error in _UNAVAILABLE:
+        app.add_exception_handler(error, _on_database_unavailable)
     app.add_exception_handler(DBAPIError, _on_database_error)
     app.add_exception_handler(Exception, _on_bug)

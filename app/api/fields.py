@@ -1,4 +1,4 @@
-"""Types of fields that hosted calendars and their events add: addresses, one-line texts, zones, rules, links."""
+"""Field types of requests: addresses, names, texts, time zones, links, keys and secrets."""
 
 import re
 from typing import Annotated, Literal
@@ -12,19 +12,20 @@ from app.api.schemas import (
     shape,
 )
 from app.core.addresses import MAIL_ADDRESS, is_mail_address
-from app.core.web_urls import LONGEST_URL, safe_url
+from app.core.web_urls import MAX_URL_LENGTH, safe_url
 
-MOST_ATTENDEES = 500  # what Messages takes for one mail (docs/reference/messages.md, "Recipients")
+# The recipients that Messages allows for one mail (docs/reference/messages.md, "Recipients").
+MAX_ATTENDEES = 500
 
-# Everything that could end a line of a mail's header or of an iCalendar file (NEL and the separators of Unicode too).
+# All characters that could end a line of a mail's header or an iCalendar file, including NEL and Unicode's separators.
 _LINE_CONTROLS = r"\x00-\x1f\x7f-\x9f\u2028\u2029"
 _TEXT_CONTROLS = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029"
-# RFC 5646, roughly, and with the underscore that many programs write.
+# An approximation of RFC 5646 that also allows the underscore, which many programs write.
 _LANGUAGE_TAG = r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*"
 
 
 def _address(value: str) -> str:
-    # Without a dot it is a host of the local network, which no invitation is meant for.
+    # A domain without a dot is a host of the local network.
     if not is_mail_address(value) or "." not in value.rpartition("@")[2]:
         raise ValueError("Not an e-mail address, such as ada@example.com.")
     return value
@@ -73,7 +74,7 @@ TextBlock = Annotated[str, AfterValidator(_text), shape(pattern=f"^[^{_TEXT_CONT
 PersonName = Annotated[
     str, Field(max_length=300), OneLine, Trimmed, shape(pattern=_ONE_LINE, examples=["Ada Lovelace"])
 ]
-# Names of calendars and events; Trimmed comes last.
+# For names of calendars and events. Types that use it add Trimmed last.
 Title = Annotated[str, Field(min_length=1), OneLine, shape(pattern=_ONE_LINE_NOT_BLANK)]
 EventName = Annotated[Title, Field(max_length=1000), Trimmed]
 TimeZoneName = Annotated[
@@ -84,7 +85,7 @@ TimeZoneName = Annotated[
 _NOT_IN_URL = r"""\s\x22'<>\\^`{|}"""
 WebUrl = Annotated[
     str,
-    Field(max_length=LONGEST_URL, examples=["https://meet.google.com/abc-defg-hij"]),
+    Field(max_length=MAX_URL_LENGTH, examples=["https://meet.google.com/abc-defg-hij"]),
     AfterValidator(_web_url),
     shape(format="uri", pattern=rf"^[Hh][Tt][Tt][Pp][Ss]?://[^{_NOT_IN_URL}/?#:@][^{_NOT_IN_URL}]*$"),
 ]
@@ -95,13 +96,13 @@ Locale = Annotated[
     shape(pattern=f"^{_LANGUAGE_TAG}$", examples=["fr", "fr-CA"]),
 ]
 
-# PostgreSQL cannot index a longer value (2,704 bytes for all columns of an entry).
-_LONGEST_KEY_BYTES = 2000
+# PostgreSQL cannot index longer values: an index entry has at most 2,704 bytes for all columns.
+_MAX_KEY_BYTES = 2000
 
 
 def _indexable(value: str) -> str:
-    if len(value.encode()) > _LONGEST_KEY_BYTES:
-        raise ValueError(f"Longer than {_LONGEST_KEY_BYTES} bytes in UTF-8.")
+    if len(value.encode()) > _MAX_KEY_BYTES:
+        raise ValueError(f"Longer than {_MAX_KEY_BYTES} bytes in UTF-8.")
     return value
 
 

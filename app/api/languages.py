@@ -1,4 +1,4 @@
-"""The language of pages that people see."""
+"""The language of web pages."""
 
 from fastapi import Request
 
@@ -8,7 +8,7 @@ _KNOWN = {"en", "fr"}
 
 
 def visitor_language(request: Request) -> Language:
-    """English or French, as the browser prefers (RFC 9110 12.5.4)."""
+    """Return English or French, as the browser prefers (RFC 9110, section 12.5.4)."""
     wanted: list[tuple[float, int, Language]] = []
     for place, part in enumerate(request.headers.get("accept-language", "")[:500].split(",")):
         tag, _, parameter = part.partition(";")

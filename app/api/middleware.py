@@ -1,4 +1,4 @@
-"""Pure ASGI middleware: a request id on every log line and answer, and one access line per request."""
+"""ASGI middleware: request ids, access logs, metrics, errors of too large bodies, and HEAD."""
 
 import re
 import time
@@ -19,10 +19,11 @@ _QUIET = {"/healthz", "/readyz", "/metrics"}
 
 
 class RequestContext:
-    """Binds `request_id` (the caller's X-Request-Id if it is a sane one), counts and logs the request.
+    """Adds a request id to the response and all log lines, and counts and logs the request.
 
-    The line has the client's address too (behind a proxy, what FORWARDED_ALLOW_IPS lets it say), and the project and
-    key that app/api/deps.py binds. The path is logged, the query never: it can hold tokens.
+    The id is the caller's X-Request-Id if it has an allowed form. The access line has the client's address (behind a
+    proxy, as FORWARDED_ALLOW_IPS permits), and the project and key that app/api/deps.py binds. It has the path but not
+    the query, which can hold tokens.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -51,7 +52,7 @@ class RequestContext:
         finally:
             took = time.perf_counter() - started
             route = getattr(scope.get("route"), "path_format", None) or "unmatched"
-            # Any word may stand for the method.
+            # Clients may send any word as the method, and a label must have few values.
             method = scope["method"] if scope["method"] in _METHODS else "other"
             metrics.HTTP_SECONDS.labels(method, route, str(status)).observe(took)
             if scope["path"] not in _QUIET:
@@ -67,7 +68,7 @@ class RequestContext:
 
 
 class TooLargeAsJson:
-    """Around RequestBodyLimitMiddleware, whose answer is plain text: says it like every other error."""
+    """Turns the plain text response of RequestBodyLimitMiddleware into JSON, like all other errors."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -91,12 +92,12 @@ class TooLargeAsJson:
 
 
 def takes_head(path: str) -> bool:
-    """Whether HEAD is GET without a body there. Not where a browser comes back from OAuth: that GET uses up its state."""
+    """Whether the path allows HEAD. The OAuth callback does not: its GET uses up the session."""
     return not path.startswith("/oauth/")
 
 
 class HeadAsGet:
-    """Answers HEAD as GET without its body (RFC 9110 9.3.2), except where `takes_head` says no."""
+    """Handles HEAD as GET without a body (RFC 9110, section 9.3.2) on paths that `takes_head` allows."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -112,7 +113,7 @@ class HeadAsGet:
             if message["type"] == "http.response.start":
                 await send(message)
             elif not is_over:
-                # The answer ends here, also where the body would go on and on.
+                # The response ends with the first part of the body, even if the body is long.
                 is_over = True
                 await send({"type": "http.response.body", "body": b""})
 

@@ -1,4 +1,4 @@
-"""Errors for calendars and events that the caller does not have, shared by all features."""
+"""Errors for calendars and events that do not exist in the caller's project, shared by all features."""
 
 from app.core.errors import NotFound
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what FastAPI derives from the code, completed so that linters and generators take it."""
+"""The OpenAPI document, completed for linters and generators of clients."""
 
 from importlib.metadata import version
 from typing import Any
@@ -9,27 +9,27 @@ from fastapi import FastAPI
 from app.api.schemas import without_null
 
 _TAGS = {
-    "calendars": "Connect calendars, see their state, sync them now.",
-    "calendar events": "Read the events of all calendars; write those of calendars that are hosted here.",
-    "bots": "Schedule meeting bots. They follow their event.",
-    "webhooks": "Subscribe to changes, see what was delivered, deliver it again.",
-    "oauth": "Let people connect their calendar in the browser.",
-    "mailboxes": "Mailboxes of La Suite Messages that invitations can be sent from.",
+    "calendars": "Connect calendars, read their state, and sync them.",
+    "calendar events": "Read the events of all calendars, and write the events of calendars that are hosted here.",
+    "bots": "Schedule meeting bots, which follow their event.",
+    "webhooks": "Subscribe to changes, read the delivery log, and send deliveries again.",
+    "oauth": "Let people connect their calendars in the browser.",
+    "mailboxes": "Mailboxes of La Suite Messages that can send invitations.",
     "invitations": "Mails to the guests of hosted events.",
-    "rsvp": "Guests' replies that arrive by mail.",
+    "rsvp": "Guests' replies by mail.",
     "meeting urls": "Find the meeting link in a text.",
-    "notifications": "Where Google and Microsoft report changes. Not for your application.",
-    "health": "Probes and metrics for the operator. They take no API key.",
+    "notifications": "Google and Microsoft send notifications of changes here. Your application does not need them.",
+    "health": "Probes and metrics for the operator. They need no API key.",
 }
-# For people in a browser, and with a final slash that linters refuse.
+# Pages for people. Linters refuse their final slash.
 _PAGES = {"/rsvp/"}
 _METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}
 
 
 def install_openapi(app: FastAPI, *, server_url: str) -> None:
-    """Makes `app.openapi()` and /openapi.json give the completed document.
+    """Make `app.openapi()` and /openapi.json return the completed document.
 
-    Its server is the one that the document came from, by whatever name it was asked: /docs may call no other.
+    The document's server is a relative address, since /docs may only call the server that it came from.
     """
     derive = app.openapi
     app.servers = [{"url": urlsplit(server_url).path.rstrip("/") or "/", "description": "This installation"}]
@@ -46,7 +46,7 @@ def install_openapi(app: FastAPI, *, server_url: str) -> None:
 
 
 def methods_of_paths(app: FastAPI) -> dict[str, set[str]]:
-    """The methods of each path, in capitals; also of paths for people, which the document leaves out."""
+    """Return the methods of each path in capitals, including pages that the document leaves out."""
     app.openapi()
     methods: dict[str, set[str]] = app.state.methods_of_paths
     return methods
@@ -66,7 +66,7 @@ def _complete(document: dict[str, Any]) -> None:
     for item in [*document["paths"].values(), *document["webhooks"].values()]:
         for method, operation in item.items():
             if method in _METHODS:
-                # FastAPI documents its own 422 for all that has parameters; ours is a 400.
+                # FastAPI documents a 422 for every operation with parameters. Here it is a 400.
                 operation["responses"].pop("422", None)
                 operation.setdefault("security", [])
                 for parameter in operation.get("parameters", []):

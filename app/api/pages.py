@@ -1,4 +1,4 @@
-"""List answers: {"next", "previous", "results"} with absolute links, and what their queries share.
+"""Lists: {"next", "previous", "results"} with absolute links, and their common query parameters.
 
 See docs/reference/http-api.md, "Lists".
 """
@@ -18,24 +18,25 @@ Item = TypeVar("Item")
 
 ShortText = Annotated[str, Field(max_length=1024)]
 
-# Attendee's clients send them, and nothing depends on them there either.
+# Attendee's clients send these parameters. They have no effect there either.
 _IGNORED = frozenset({"limit", "format"})
 _NO_FILTERS = frozenset({"cursor", "page_size"})
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class ListQuery(BaseModel):
-    """The query of a list. Unknown names are refused: a misspelt filter must not mean everything."""
+    """The query of a list. Unknown names are refused, since a misspelt filter would return everything."""
 
     model_config = ConfigDict(extra="forbid")
 
     cursor: ShortText | None = Field(
         default=None,
-        description="From a `next` or `previous` link.",
+        description="The cursor of a `next` or `previous` link.",
         json_schema_extra={"pattern": "^[A-Za-z0-9_-]*$"},
     )
     page_size: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="More than the list's own page size is cut to that."
+        default=None,
+        description="The size of a page. A value above the list's own page size is reduced to it.",
     )
 
     _finds_nothing: bool = PrivateAttr(default=False)
@@ -62,37 +63,37 @@ class ListQuery(BaseModel):
             else:
                 given[name] = text
         query = handler(given)
-        query._finds_nothing = finds_nothing  # noqa: SLF001 - its own
+        query._finds_nothing = finds_nothing  # noqa: SLF001 - an attribute of this class
         return query
 
     @property
     def finds_nothing(self) -> bool:
-        """Whether a filter was given without a value, which no row has."""
+        """Whether a filter has an empty value, which no row matches."""
         return self._finds_nothing
 
     def rows_of(self, page_size: int) -> int:
-        """How many rows a page has, of a list with this page size."""
+        """Return how many rows a page has. `page_size`: the list's own page size."""
         return min(self.page_size or page_size, page_size)
 
 
 def _can_be_without(annotation: Any) -> bool:
-    """Whether an empty value of such a field is a filter: an empty time is a mistake, and so is an empty ordering."""
+    """Whether an empty value of such a field is a filter. An empty time or ordering is an error."""
     return annotation != (InputTime | None) and type(None) in getattr(annotation, "__args__", ())
 
 
 class PageRead(BaseModel, Generic[Item]):
     """A page of a list."""
 
-    next: str | None = Field(description="The following page; null on the last one.")
-    previous: str | None = Field(description="The page before; null on the first one.")
+    next: str | None = Field(description="The URL of the next page. Null on the last page.")
+    previous: str | None = Field(description="The URL of the previous page. Null on the first page.")
     results: list[Item]
 
 
 def page_links(request: Request, page: Page[Any]) -> dict[str, str | None]:
-    """{"next", "previous"}: this request's address with the page's cursors in place of its own.
+    """Return {"next", "previous"}: the request's URL with the cursors of the page.
 
-    A request to the host of APP_URL gets links with APP_URL's scheme and port, which behind a TLS proxy the request
-    does not have.
+    If the request came to the host of APP_URL, the links have APP_URL's scheme and port. Behind a TLS proxy, the request
+    itself does not have them.
     """
     url = _as_seen_outside(request.url, request.app.state.calbridge.settings.app_url)
     return {"next": _link(url, page.next), "previous": _link(url, page.previous)}
@@ -103,7 +104,7 @@ def _as_seen_outside(url: URL, app_url: str) -> URL:
     default = _DEFAULT_PORTS.get(outside.scheme)
     try:
         port = url.port
-    except ValueError:  # of a Host header that is no host
+    except ValueError:  # the Host header is not a host
         return url
     is_ours = url.hostname == outside.hostname and (port or default) == (outside.port or default)
     return url.replace(scheme=outside.scheme, netloc=outside.netloc) if is_ours else url

@@ -1,4 +1,7 @@
-"""Public ids in paths. A wrong id is a 404 and not a 400, so its form in OpenAPI is not enforced there."""
+"""Public ids in paths.
+
+A malformed id is a 404 and not a 400, so the pattern in OpenAPI is not enforced.
+"""
 
 import re
 from functools import partial
@@ -12,14 +15,17 @@ from app.core.ids import Prefix
 
 
 def require_id(value: str, *, prefix: Prefix, what: str) -> str:
-    """`value` if it can be an id of this kind. Raises NotFound("<what> not found"): no need to ask the database."""
+    """Return `value` if it has the form of such an id.
+
+    Raises NotFound("<what> not found") without a query.
+    """
     if not re.fullmatch(prefix + "_[A-Za-z0-9]{16}", value):
         raise NotFound(f"{what} not found")
     return value
 
 
 def _path(prefix: Prefix) -> str:
-    """Metadata of a path's parameter: the id's form."""
+    """Return the metadata of a path parameter, with the id's pattern."""
     parameter: str = Path(json_schema_extra={"pattern": f"^{prefix}_[A-Za-z0-9]{{16}}$"})
     return parameter
 

@@ -1,4 +1,4 @@
-"""Base of all input models, shared field types, and the shapes of error answers for OpenAPI."""
+"""Base classes of request bodies, shared field types, and the error responses of the OpenAPI document."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ _MAX_DEPTH = 20
 
 
 def _unstorable(value: Any, depth: int = 0) -> str | None:
-    """Why PostgreSQL could not keep this value, as a sentence."""
+    """Return a sentence that says why PostgreSQL cannot store this value, or None."""
     if depth > _MAX_DEPTH:
         return f"Nested deeper than {_MAX_DEPTH} levels."
     if isinstance(value, str):
@@ -54,7 +54,10 @@ def _unstorable(value: Any, depth: int = 0) -> str | None:
 
 
 class InputModel(BaseModel):
-    """A request body: strict types, unknown fields refused by name, nothing that the database cannot hold."""
+    """A request body.
+
+    Types are strict, unknown fields are errors, and every value can be stored in PostgreSQL.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, str_strip_whitespace=False)
 
@@ -78,7 +81,7 @@ class InputModel(BaseModel):
     def __get_pydantic_json_schema__(
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        """Tells defaults in words: generated clients send a `default` that nobody gave, or demand the field."""
+        """Move defaults into the descriptions. Generated clients would send a `default`, or require the field."""
         schema = handler(core_schema)
         for field in handler.resolve_ref_schema(schema).get("properties", {}).values():
             default = field.pop("default", None)
@@ -89,7 +92,7 @@ class InputModel(BaseModel):
 
 
 class UpdateModel(InputModel):
-    """The body of a PATCH. Defaults in the code only say that a field may be left out; it then stays as it is."""
+    """The body of a PATCH. A default only means that the field may be left out, and then stays unchanged."""
 
 
 def not_blank(value: str) -> str:
@@ -99,12 +102,12 @@ def not_blank(value: str) -> str:
 
 
 def shape(**members: Any) -> Any:
-    """Says in the JSON schema what a validator of ours enforces, with a better sentence than pydantic's."""
+    """Add members to the JSON schema. The field's own validator enforces them, with a clearer message."""
     return Field(json_schema_extra=members)
 
 
 def without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """The JSON schema of an optional value, for where it can be left out but cannot be null."""
+    """Return the JSON schema of an optional value for a field that may be left out but not be null."""
     options = [option for option in schema.get("anyOf", []) if option != {"type": "null"}]
     if len(options) != 1:
         return schema
@@ -117,7 +120,7 @@ def _drop_null(schema: dict[str, Any]) -> None:
     schema.update(changed)
 
 
-# Of a PATCH's field whose None is the one of "left out"; the service refuses null.
+# For a field of a PATCH whose None means "left out". The service refuses null.
 NotNull: Any = Field(json_schema_extra=_drop_null)
 NOT_BLANK = r"\S"
 WEB_ADDRESS = r"^[Hh][Tt][Tt][Pp][Ss]?://[^/?#:@\\\s]\S*$"
@@ -130,8 +133,8 @@ def _as_text(value: Any) -> Any:
     return value.strip() if isinstance(value, str) else value
 
 
-# For keys, ids, names and secrets, as Attendee reads them: a number is its text, and white space around it is none of
-# it. The last in an Annotated, so that the others see the text.
+# For keys, ids, names and secrets, as Attendee reads them: numbers become text, and surrounding white space is removed.
+# It must come last in an Annotated, so that the other validators see the text.
 Trimmed = BeforeValidator(_as_text)
 
 
@@ -139,7 +142,7 @@ def _parse_time(value: Any) -> datetime:
     if isinstance(value, datetime):
         at = value
     elif isinstance(value, str) and len(value) <= 40:
-        # A "+" in a query arrives as a blank.
+        # A "+" in a query is decoded to a space.
         text = value.strip().replace(" ", "T" if value.count(" ") == 1 and "T" not in value else "+")
         try:
             at = datetime.fromisoformat(text)
@@ -153,7 +156,7 @@ def _parse_time(value: Any) -> datetime:
         raise ValueError("The date is out of range.") from None
 
 
-# Any offset is accepted; a time without one is read as UTC (docs/reference/http-api.md, "Times").
+# Any offset is accepted. A time without one is read as UTC (docs/reference/http-api.md, "Times").
 InputTime = Annotated[datetime, BeforeValidator(_parse_time)]
 _TIME_SCHEMA = {"type": "string", "format": "date-time", "examples": ["2026-01-31T09:00:00.000000Z"]}
 OutputTime = Annotated[
@@ -161,12 +164,15 @@ OutputTime = Annotated[
     PlainSerializer(isoformat, return_type=str),
     WithJsonSchema(_TIME_SCHEMA, mode="serialization"),
 ]
-# The same where the text is at hand already.
+# The same type for a time that is already text.
 TimeText = Annotated[str, WithJsonSchema(_TIME_SCHEMA)]
 
 
 def check_metadata(value: dict[str, Any]) -> dict[str, Any]:
-    """Metadata (docs/reference/http-api.md, "Input"): an object with at least one key, string values, at most 1,000 characters as JSON."""
+    """Check that it has at least one key, only strings as values, and at most 1,000 characters as JSON.
+
+    See docs/reference/http-api.md, "Input".
+    """
     if not value:
         raise ValueError("Must have at least one key.")
     for key, item in value.items():
@@ -188,36 +194,42 @@ Metadata = Annotated[
 ]
 
 
+# The names of these classes are names in the OpenAPI document, which generated clients use. So they stay, although
+# elsewhere the word is "response".
 class ErrorAnswer(BaseModel):
-    error: str = Field(description="A sentence for people; may change.", examples=["Calendar not found"])
+    """An error that is not about single fields."""
+
+    error: str = Field(description="A sentence for people. It may change.", examples=["Calendar not found"])
 
 
 class DetailAnswer(BaseModel):
+    """An error of authentication."""
+
     detail: str = Field(
-        description="A sentence for people; may change.",
+        description="A sentence for people. It may change.",
         examples=["This API key is not known or has been disabled."],
     )
 
 
 class FieldErrors(BaseModel):
-    """Field names with sentences; `non_field_errors` for the whole body."""
+    """Field names, each with a list of sentences. `non_field_errors` is about the whole body."""
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [{"name": ["Not a string."]}]})
     __pydantic_extra__: dict[str, list[str]]
 
 
 def responses(*codes: int, takes_input: bool = True) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's description of error answers: 401 and 503 always, 400 of what takes input, others by name."""
+    """Return OpenAPI's error responses: 401, 503, the given codes, and 400 if the operation takes input."""
     known: dict[int, tuple[str, Any]] = {
         400: ("Bad input: FieldErrors for a body, ErrorAnswer for a query", ErrorAnswer | FieldErrors),
-        401: ("No, wrong or disabled API key", DetailAnswer),
-        404: ("No such object in this project", ErrorAnswer),
+        401: ("The API key is missing, wrong or disabled", DetailAnswer),
+        404: ("There is no such object in this project", ErrorAnswer),
         409: ("The Idempotency-Key was used with another body", ErrorAnswer),
         413: ("The body is too large", ErrorAnswer),
-        415: ("Not a type of body that is read here", ErrorAnswer),
-        429: ("Too fast; see Retry-After", ErrorAnswer),
-        502: ("A service behind this one failed", ErrorAnswer),
-        503: ("Busy or restarting; see Retry-After", ErrorAnswer),
+        415: ("The body's type is not supported", ErrorAnswer),
+        429: ("Too many requests; see Retry-After", ErrorAnswer),
+        502: ("A service that this call depends on failed", ErrorAnswer),
+        503: ("The service is busy or restarting; see Retry-After", ErrorAnswer),
     }
     return {
         code: {"description": known[code][0], "model": known[code][1]}

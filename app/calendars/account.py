@@ -28,7 +28,7 @@ async def connect_account(
     *,
     account: Account | None = None,
 ) -> str:
-    """Store a calendar of an account; return its id. `account` None: whose it is, is not known.
+    """Store a calendar of an account and return its id. `account` is None if it is not known.
 
     Raises DeduplicationKeyTaken.
     """
@@ -56,11 +56,11 @@ async def connect_account(
 
 
 async def share_account(session: Session, project_id: str, body: SharedCalendarCreate) -> str:
-    """Store another calendar of an account that is connected; return its id.
+    """Store another calendar of a connected account and return its id.
 
     Raises InvalidFields, DeduplicationKeyTaken.
     """
-    # Locked, so that its credentials are not deleted meanwhile.
+    # The lock keeps its credentials from being deleted meanwhile.
     source = await repository.lock_calendar(session, project_id, body.credentials_of)
     if source is None:
         raise InvalidFields.one("credentials_of", "There is no such calendar in this project.")
@@ -68,7 +68,7 @@ async def share_account(session: Session, project_id: str, body: SharedCalendarC
         raise InvalidFields.one("credentials_of", _has_no_account(source.platform))
     if body.platform not in {None, source.platform}:
         raise InvalidFields.one(
-            "platform", f"The calendar that credentials_of names is of {source.platform}."
+            "platform", f"The calendar in credentials_of is of platform {source.platform}."
         )
     if source.state == "disconnected":
         raise InvalidFields.one("credentials_of", "That calendar is disconnected: reconnect it first.")
@@ -98,10 +98,10 @@ async def reconnect_account(
     metadata: dict[str, Any] | None = None,
     only_same_account: bool = False,
 ) -> None:
-    """Connect a calendar with what a person granted anew. `metadata` None keeps the metadata.
+    """Connect a calendar with new credentials. `metadata` None keeps the metadata.
 
-    The same account reconnects all calendars that share its credentials. Another account gets this calendar alone,
-    and the others keep their credentials. An account that is not known counts as another one.
+    If the account is the same, all calendars that share its credentials are reconnected. If it is another one, only this
+    calendar gets the new credentials. An account that is not known counts as another one.
 
     Raises CalendarNotFound; with `only_same_account`, OtherAccount.
     """
@@ -139,7 +139,10 @@ async def reconnect_account(
 
 
 async def find_account(session: AnySession, project_id: str, calendar_id: str) -> tuple[AccountPlatform, str]:
-    """Return the platform and the credentials' id. Raises CalendarNotFound; BadQuery for calendars without an account."""
+    """Return the platform and the credentials' id.
+
+    Raises CalendarNotFound; BadQuery for calendars without an account.
+    """
     found = await repository.find_connection(session, project_id, calendar_id)
     if found is None:
         raise CalendarNotFound
@@ -157,7 +160,10 @@ async def list_remote_calendars(
     platform: AccountPlatform,
     credentials_id: str,
 ) -> list[RemoteCalendar]:
-    """Ask the provider for the account's calendars. Raises Conflict, TooManyRequests, BadGateway; changes no state."""
+    """Return the account's calendars, read from the provider.
+
+    Raises Conflict, TooManyRequests, BadGateway.
+    """
     account = account_calendar(
         settings=settings,
         client=client,

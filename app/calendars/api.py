@@ -24,7 +24,7 @@ from app.core.db import reading
 from app.credentials.store import CredentialStore
 from app.hosted.identity import chosen_identity, default_identity
 from app.mail.deps import MessagesDep
-from app.mail.mailboxes import Messages
+from app.mail.lasuite.mailboxes import Messages
 
 router = APIRouter(prefix="/api/v1/calendars", tags=["calendars"])
 
@@ -66,7 +66,7 @@ _CREATE_EXAMPLES = {
 async def list_calendars(
     request: Request, session: DbReadSession, project_id: ProjectId, query: Annotated[CalendarsQuery, Query()]
 ) -> PageRead[CalendarRead]:
-    """The project's calendars, newest first, 25 a page."""
+    """Returns the project's calendars, newest first, 25 per page."""
     page = await service.list_calendars(session, project_id, query)
     return PageRead(**page_links(request, page), results=list(page.rows))
 
@@ -87,10 +87,13 @@ async def create_calendar(
     messages: MessagesDep,
     body: Annotated[CalendarCreate, Body(openapi_examples=_CREATE_EXAMPLES)],
 ) -> Response:
-    """Connects a calendar, whose first sync is queued at once; or, with platform `local`, creates a hosted one."""
+    """Connects a calendar and queues its first sync.
+
+    With platform `local`, creates a calendar that is hosted here.
+    """
     identity = None
     if isinstance(body, LocalCalendarCreate):
-        # Messages is asked before the transaction begins: none is open across a network call.
+        # The call to Messages comes before the transaction begins: none is open during a network call.
         stored = await idempotent.find_stored(state.read_sessions)
         if stored is not None:
             return stored
@@ -117,7 +120,7 @@ async def _identity_of_new(messages: Messages, body: LocalCalendarCreate) -> dic
 async def get_calendar(
     session: DbReadSession, project_id: ProjectId, calendar_id: CalendarId
 ) -> CalendarRead:
-    """One calendar."""
+    """Returns a calendar."""
     return await service.get_calendar(session, project_id, calendar_id)
 
 
@@ -126,16 +129,16 @@ async def get_calendar(
     operation_id="list_remote_calendars",
     responses={
         **responses(404, 429, 502),
-        409: {"description": "The account's consent is gone: connect it again", "model": ErrorAnswer},
+        409: {"description": "The account's consent has ended: connect it again", "model": ErrorAnswer},
     },
 )
 async def list_remote_calendars(
     state: AppState, project_id: ProjectId, calendar_id: CalendarId
 ) -> RemoteCalendarsRead:
-    """The calendars of this one's account, as the provider lists them now."""
+    """Returns the calendars of this calendar's account, read from the provider now."""
     async with reading(state.read_sessions) as session:
         platform, credentials_id = await account.find_account(session, project_id, calendar_id)
-    # No session is held while the provider is asked.
+    # No session is open during the call to the provider.
     calendars = await account.list_remote_calendars(
         settings=state.settings,
         client=state.http,
@@ -150,9 +153,9 @@ async def list_remote_calendars(
 
 
 async def _known_calendar(state: AppState, project_id: ProjectId, calendar_id: CalendarId) -> str:
-    """Before the body is read: of an unknown calendar no body is right, so that it is a 404 whatever was sent.
+    """Raise CalendarNotFound before the body is checked: an unknown calendar is a 404 with any body.
 
-    In a session of its own, since Messages may be asked before the request's transaction begins.
+    It has its own session, since a call to Messages may come before the request's transaction begins.
     """
     async with reading(state.read_sessions) as session:
         await service.require_calendar(session, project_id, calendar_id)
@@ -169,11 +172,11 @@ async def update_calendar(
     messages: MessagesDep,
     body: CalendarUpdate,
 ) -> CalendarRead:
-    """Changes metadata or secrets, and queues a sync at once.
+    """Changes metadata or secrets, and queues a sync.
 
-    New secrets reconnect a disconnected calendar; without them, the sync does if it finds that access is back.
+    New secrets reconnect a disconnected calendar. Without new secrets, the sync reconnects it if access is back.
 
-    Of a calendar that is hosted here: its name, owner's name, time zone, language and sending identity.
+    For a local calendar, changes its name, owner's name, time zone, language and sending identity.
     """
     identity = None
     if body.sending_identity is not None:
@@ -192,12 +195,12 @@ async def update_calendar(
     "/{calendar_id}",
     operation_id="delete_calendar",
     response_class=Response,
-    responses={**responses(404, takes_input=False), 200: {"description": "Gone; the body is empty."}},
+    responses={**responses(404, takes_input=False), 200: {"description": "Deleted. The body is empty."}},
 )
 async def delete_calendar(
     session: DbSession, state: AppState, project_id: ProjectId, calendar_id: CalendarId
 ) -> Response:
-    """Removes the calendar, its events, and pending deliveries about them."""
+    """Deletes the calendar, its events and pending deliveries about them."""
     await service.delete_calendar(session, state.box, project_id, calendar_id)
     return Response()
 
@@ -216,10 +219,10 @@ async def sync_calendar(
     calendar_id: CalendarId,
     idempotent: Idempotent,
 ) -> Response:
-    """Queues a sync; if one is running, one more follows it.
+    """Queues a sync. If one is running, another one follows it.
 
-    It begins now, or 5 seconds after the last one began; requests in between are combined. While a calendar's syncs fail, that
-    pause grows to a minute, and to 5 minutes for a feed.
+    It begins now, or 5 seconds after the last one began. Requests in between are combined. While a calendar's syncs
+    fail, the pause is one minute, and 5 minutes for a feed.
     """
 
     async def work() -> SyncQueued:

@@ -1,6 +1,6 @@
-"""What every connected calendar shares: its row, its secrets, and being connected again.
+"""Rows, secrets and reconnection of calendars, for all kinds of calendars.
 
-Locks, in this order everywhere: rows of calendars by id, then the row of their credentials.
+All code takes locks in this order: rows of calendars by id, then the row of their credentials.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ SECRETS_OF = {
 
 
 async def insert_calendar(session: Session, values: dict[str, Any]) -> str:
-    """Insert the row; return the calendar's id. Raises DeduplicationKeyTaken."""
+    """Insert the row and return the calendar's id. Raises DeduplicationKeyTaken."""
     calendar_id = new_id("cal")
     if not await repository.insert_calendar(session, {"id": calendar_id, **values}):
         raise DeduplicationKeyTaken
@@ -45,7 +45,7 @@ async def lock_account(
         calendars = await repository.lock_calendars_of(session, project_id, found[1])
         if any(calendar.id == calendar_id for calendar in calendars):
             return calendars, await credentials.lock_credentials(session, found[1])
-        # It was deleted meanwhile, or reconnected with another account: look again.
+        # The calendar was deleted or reconnected with another account in between: try again.
 
 
 async def renew_secrets(
@@ -64,12 +64,15 @@ async def renew_secrets(
         has_client_secret="client_secret" in secrets,
     )
     if "refresh_token" in secrets:
-        await credentials.set_account(session, stored.id, None)  # only the application knows whose it is
+        await credentials.set_account(session, stored.id, None)  # only the application knows the account
     return await reconnect(session, calendars)
 
 
 async def reconnect(session: Session, calendars: Sequence[Calendar]) -> Sequence[Calendar]:
-    """Connect and sync the locked calendars anew; return those that were disconnected, which are to be announced."""
+    """Connect the locked calendars and make them due.
+
+    Return those that were disconnected, to announce them.
+    """
     disconnected = [calendar for calendar in calendars if calendar.state == "disconnected"]
     await repository.reconnect(session, [calendar.id for calendar in calendars])
     return disconnected
@@ -91,7 +94,10 @@ async def announce_reconnected(session: Session, calendars: Sequence[Calendar]) 
 
 
 def _kept_secrets(box: SecretBox, stored: Credentials, secrets: dict[str, str]) -> dict[str, str]:
-    """Return the stored secrets that the new ones do not replace. Raises InvalidFields if they cannot be decrypted."""
+    """Return the stored secrets that the new ones do not replace.
+
+    Raises InvalidFields if they cannot be decrypted.
+    """
     if secrets.keys() == SECRETS_OF[stored.platform]:
         return {}
     try:

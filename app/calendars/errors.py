@@ -1,4 +1,4 @@
-"""Errors of requests about a calendar, beyond the form of its fields.
+"""Errors of requests about calendars.
 
 AppError (app/core/errors.py)
 ├── BadQuery
@@ -33,7 +33,7 @@ class CalendarNotSynced(BadQuery):
 
 
 class OtherAccount(Exception):
-    """The person granted access to another account than the one that the calendar is connected with."""
+    """The person granted access to a different account than the one that the calendar is connected with."""
 
 
 def no_such_field(platform: str) -> str:

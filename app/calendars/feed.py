@@ -19,7 +19,7 @@ async def connect_feed(
     *,
     allows_http: Callable[[str], bool],
 ) -> str:
-    """Store the calendar; return its id. Raises InvalidFields, DeduplicationKeyTaken."""
+    """Store the calendar and return its id. Raises InvalidFields, DeduplicationKeyTaken."""
     credentials_id = await create_credentials(
         session,
         box,
@@ -40,7 +40,7 @@ async def connect_feed(
 
 
 def normalized_feed_url(text: str, allows_http: Callable[[str], bool]) -> str:
-    """Return the feed's address as it is stored. Raises InvalidFields."""
+    """Return the feed's address in the form that is stored. Raises InvalidFields."""
     try:
         return normalize_feed_url(text, allow_http=allows_http(text))
     except ValueError as err:

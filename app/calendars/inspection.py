@@ -1,4 +1,4 @@
-"""The sync state of one calendar of any project, for the operator; and a sync by hand."""
+"""The sync state of one calendar of any project, and a sync on request, for the operator."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,7 +17,9 @@ SyncResult = Literal["succeeded", "failed", "postponed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalendarInspection:
-    """What is known about a calendar's syncs. It contains no secret, and neither the cursor nor the feed's address.
+    """The state of a calendar's syncs.
+
+    It contains no secret, and neither the cursor nor the feed's address.
 
     A local calendar is not synced: its times are null. `claimed_until`: a worker is syncing it and has its lease until
     then. `cursor_age_seconds`: null if there is no cursor, so that the next sync reads everything.
@@ -54,7 +56,7 @@ class CalendarInspection:
 
 
 async def inspect_calendar(session: AnySession, calendar_id: str) -> CalendarInspection:
-    """Raises CalendarNotFound."""
+    """Return the state of a calendar's syncs. Raises CalendarNotFound."""
     record = await load_sync_record(session, calendar_id)
     calendar = await service.get_calendar(session, record.project_id, calendar_id)
     channel = await find_channel(session, calendar_id)
@@ -92,7 +94,7 @@ async def inspect_calendar(session: AnySession, calendar_id: str) -> CalendarIns
 
 
 async def load_sync_record(session: AnySession, calendar_id: str) -> SyncRecord:
-    """Raises CalendarNotFound."""
+    """Return the sync state of the calendar's row. Raises CalendarNotFound."""
     record = await repository.find_sync_record(session, calendar_id)
     if record is None:
         raise CalendarNotFound
@@ -115,7 +117,9 @@ async def request_sync_by_hand(session: Session, calendar_id: str) -> SyncRecord
 async def find_sync_result(
     session: AnySession, calendar_id: str, requested: SyncRecord
 ) -> tuple[SyncResult | None, CalendarInspection]:
-    """Return how the sync that `request_sync_by_hand` asked for ended, None until then. Raises CalendarNotFound.
+    """Return how the sync that `request_sync_by_hand` asked for ended, None until then.
+
+    Raises CalendarNotFound.
 
     `postponed`: the provider was not asked, because of an outage, a rate limit or a budget.
     """
@@ -137,7 +141,7 @@ async def find_sync_result(
 
 
 def _cursor_age(record: SyncRecord, last_successful_sync_at: datetime | None) -> int | None:
-    """A successful sync stores the cursor, and nothing else does."""
+    """Return the cursor's age in seconds, which is the age of the last success: only that stores a cursor."""
     if not record.has_cursor or last_successful_sync_at is None:
         return None
     return max(0, int((record.now - last_successful_sync_at).total_seconds()))

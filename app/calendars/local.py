@@ -1,4 +1,4 @@
-"""Calendars that are hosted here (`platform: local`). Their events are written by app/hosted/."""
+"""Local calendars, which are hosted here (`platform: local`). app/hosted/ writes their events."""
 
 from typing import Any
 
@@ -16,7 +16,10 @@ FIELDS = {"name", "owner_name", "timezone", "locale", "sending_identity"}
 async def create_local(
     session: Session, project_id: str, body: LocalCalendarCreate, identity: dict[str, Any] | None
 ) -> str:
-    """Store the calendar; return its id. `identity`: see app/hosted/identity.py. Raises DeduplicationKeyTaken."""
+    """Store the calendar and return its id.
+
+    `identity`: see app/hosted/identity.py. Raises DeduplicationKeyTaken.
+    """
     return await insert_calendar(
         session,
         {
@@ -41,7 +44,7 @@ async def update_local(
     body: CalendarUpdate,
     identity: dict[str, Any] | None,
 ) -> None:
-    """Apply the fields that only local calendars have. Raises CalendarNotFound, InvalidFields."""
+    """Change the fields that only local calendars have. Raises CalendarNotFound, InvalidFields."""
     values = body.model_dump(include=FIELDS & body.model_fields_set)
     required = [name for name in ("name", "timezone", "locale") if name in values and values[name] is None]
     if required:
@@ -52,5 +55,5 @@ async def update_local(
         raise CalendarNotFound
     await repository.set_fields(session, calendar_id, values)
     if values.keys() & {"sending_identity", "owner_name"}:
-        # They are the organizer of the events: a worker writes those anew.
+        # These fields are the organizer of the events, so a worker writes the events again.
         await schedule_rewrite(session, calendar_id)

@@ -47,7 +47,7 @@ _READ = select(
 
 
 async def find_calendar(session: AnySession, project_id: str, calendar_id: str) -> RowMapping | None:
-    """The columns of CalendarRead."""
+    """Return a row with the columns of CalendarRead, or None."""
     statement = _READ.where(Calendar.project_id == project_id, Calendar.id == calendar_id)
     return (await session.execute(statement)).mappings().one_or_none()
 
@@ -61,13 +61,13 @@ async def list_calendars(
     *,
     failing: bool | None = None,
 ) -> Page[RowMapping]:
-    """`filters`: column names with the values they must have; `failing`: whether their syncs fail.
+    """Return a page of calendars, newest first. Raises BadQuery for a bad cursor.
 
-    Raises BadQuery for a bad cursor.
+    `filters`: column names with the values that they must have. `failing`: whether the syncs fail; None for both.
     """
     conditions: list[Any] = [Calendar.project_id == project_id]
     for name, value in filters.items():
-        # The state as a literal, as the index of the disconnected ones has it: they are few, and asked for.
+        # The state is a literal, as in the partial index of disconnected calendars, so that PostgreSQL can use it.
         wanted = literal_column(f"'{value}'") if name == "state" and value in STATES else value
         conditions.append(getattr(Calendar, name) == wanted)
     if failing is not None:
@@ -81,9 +81,9 @@ async def list_calendars(
 
 
 async def insert_calendar(session: Session, values: Mapping[str, Any]) -> bool:
-    """Whether it was inserted: False where the project has a calendar of this deduplication key.
+    """Insert a calendar. Return False if the project has one with the same deduplication key.
 
-    A request at the same time with the same key waits here until the other has committed or rolled back.
+    If another transaction inserts the same key at the same time, this waits until it has committed or rolled back.
     """
     inserted = await session.scalar(
         insert(Calendar)
@@ -99,7 +99,10 @@ async def insert_calendar(session: Session, values: Mapping[str, Any]) -> bool:
 async def find_connection(
     session: AnySession, project_id: str, calendar_id: str
 ) -> tuple[str, str | None] | None:
-    """(platform, credentials_id). Without a lock the credentials may be others in a moment: see `reconnect_calendar`."""
+    """Return (platform, credentials_id), or None.
+
+    Nothing is locked, so the credentials may change at any time.
+    """
     row = (
         await session.execute(
             select(Calendar.platform, Calendar.credentials_id).where(
@@ -111,7 +114,7 @@ async def find_connection(
 
 
 async def lock_calendar(session: Session, project_id: str, calendar_id: str) -> Calendar | None:
-    """The calendar, which nobody else changes or syncs into until the transaction's end."""
+    """Return the calendar, locked until the end of the transaction, as all writers of its events do."""
     return await session.scalar(
         select(Calendar)
         .where(Calendar.project_id == project_id, Calendar.id == calendar_id)
@@ -121,7 +124,7 @@ async def lock_calendar(session: Session, project_id: str, calendar_id: str) -> 
 
 
 async def lock_calendars_of(session: Session, project_id: str, credentials_id: str) -> Sequence[Calendar]:
-    """All calendars that are connected with these credentials, by id, locked."""
+    """Return all calendars that use these credentials, ordered by id and locked."""
     rows = await session.scalars(
         select(Calendar)
         .where(Calendar.project_id == project_id, Calendar.credentials_id == credentials_id)
@@ -133,7 +136,7 @@ async def lock_calendars_of(session: Session, project_id: str, credentials_id: s
 
 
 async def set_credentials(session: Session, calendar_id: str, credentials_id: str) -> None:
-    """Connects the calendar with other credentials. The caller holds its lock."""
+    """Connect the calendar with other credentials. The caller holds its lock."""
     await session.execute(
         update(Calendar)
         .where(Calendar.id == calendar_id)
@@ -143,15 +146,18 @@ async def set_credentials(session: Session, calendar_id: str, credentials_id: st
 
 
 async def are_shared(session: Session, credentials_id: str) -> bool:
-    """Whether several calendars are connected with them. Under the credentials' lock none is added meanwhile."""
+    """Whether several calendars use these credentials.
+
+    While the caller has locked them, no calendar is added.
+    """
     statement = select(Calendar.id).where(Calendar.credentials_id == credentials_id).limit(2)
     return len((await session.scalars(statement)).all()) > 1
 
 
 async def reconnect(session: Session, calendar_ids: Sequence[str]) -> None:
-    """Connected, without failures, due now, and synced from scratch: the account may be another one.
+    """Make the calendars connected and due, and remove their failures and cursors.
 
-    A sync that is under way with the old credentials loses its lease, and so writes nothing more.
+    A sync that runs with the old credentials loses its lease, so that it writes nothing more.
     """
     await session.execute(
         update(Calendar)
@@ -165,7 +171,7 @@ async def reconnect(session: Session, calendar_ids: Sequence[str]) -> None:
             sync_failure_message=None,
             sync_failure_code_since=None,
             sync_failure_code_count=0,
-            # The sync that follows is the client's: should it fail, that confirms nothing.
+            # The next sync counts as forced by a client: its failure does not confirm a refusal.
             sync_forced_before=func.clock_timestamp() + _FIRST_RETRY_AFTER,
             outage_scope=None,
             held_back_ids=None,
@@ -174,7 +180,7 @@ async def reconnect(session: Session, calendar_ids: Sequence[str]) -> None:
             sync_cursor=None,
             lease_token=None,
             lease_until=None,
-            push_due_at=None,  # the next sync has it opened anew, for the account that it then is
+            push_due_at=None,  # the next sync sets it, for the account of the new credentials
             next_sync_at=func.clock_timestamp(),
             sync_forced=False,
             updated_at=func.clock_timestamp(),
@@ -194,7 +200,7 @@ async def set_metadata(session: Session, calendar_id: str, metadata: dict[str, A
 
 
 async def set_owner_email(session: Session, credentials_id: str, owner_email: str | None) -> None:
-    """Of all calendars that are connected with these credentials. The caller holds their locks."""
+    """Set the owner's address of all calendars that use these credentials. The caller holds their locks."""
     await session.execute(
         update(Calendar)
         .where(Calendar.credentials_id == credentials_id)
@@ -213,7 +219,10 @@ async def set_fields(session: Session, calendar_id: str, values: Mapping[str, An
 
 
 async def delete_calendar(session: Session, calendar_id: str) -> None:
-    """What refers to it goes with it; its events are hidden at once, and cleared away later (DeletedCalendar)."""
+    """Delete the calendar and its dependent rows.
+
+    Its events are hidden at once and deleted later (DeletedCalendar).
+    """
     await session.execute(
         delete(Calendar).where(Calendar.id == calendar_id).execution_options(synchronize_session=False)
     )
@@ -221,7 +230,7 @@ async def delete_calendar(session: Session, calendar_id: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncRecord:
-    """What a calendar's row says about its syncs, beyond CalendarRead. `now` is the database's time."""
+    """The sync state of a calendar's row, beyond CalendarRead. `now` is the database's time."""
 
     project_id: str
     project_name: str

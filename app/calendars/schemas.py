@@ -1,4 +1,4 @@
-"""Requests and answers about calendars (docs/reference/http-api.md, "Calendars")."""
+"""Requests and responses about calendars (docs/reference/http-api.md, "Calendars")."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -46,39 +46,49 @@ class ProviderCalendarCreate(InputModel):
     platform: Literal["google", "microsoft"]
     client_id: ClientId = Field(description="Your OAuth client's id.")
     client_secret: Secret = Field(description="Your OAuth client's secret. Stored encrypted, never shown.")
-    refresh_token: Secret = Field(description="What the account granted. Stored encrypted, never shown.")
-    platform_uuid: PlatformUuid | None = Field(
-        default=None, description="The provider's id of the calendar; null: the primary one."
+    refresh_token: Secret = Field(
+        description="The account's OAuth refresh token. Stored encrypted, never shown."
     )
-    metadata: Metadata | None = Field(default=None, description="Comes back in answers and webhooks.")
-    deduplication_key: DeduplicationKey | None = Field(default=None, description="Unique in the project.")
+    platform_uuid: PlatformUuid | None = Field(
+        default=None, description="The provider's id of the calendar. Null means the primary one."
+    )
+    metadata: Metadata | None = Field(default=None, description="Returned in responses and webhooks.")
+    deduplication_key: DeduplicationKey | None = Field(
+        default=None, description="Your own unique name for the calendar. It is unique in the project."
+    )
 
 
 class SharedCalendarCreate(InputModel):
-    """Another calendar of an account that is connected already."""
+    """Another calendar of an account that is already connected."""
 
     credentials_of: Annotated[ShortText, Trimmed] = Field(
-        description="The id of a calendar of the same account: its credentials are used for both.",
+        description="The id of a calendar of the same account. Both calendars use its credentials.",
         examples=["cal_h3Gk29sLqPzX81Ab"],
     )
-    platform: Literal["google", "microsoft"] | None = Field(default=None, description="The same as there.")
+    platform: Literal["google", "microsoft"] | None = Field(
+        default=None, description="If given, it must be the platform of that calendar."
+    )
     platform_uuid: PlatformUuid | None = Field(
         default=None,
-        description="The provider's id of the calendar, see `remote_calendars`; null: the primary one.",
+        description="The provider's id of the calendar (see `remote_calendars`). Null means the primary one.",
     )
-    metadata: Metadata | None = Field(default=None, description="Comes back in answers and webhooks.")
-    deduplication_key: DeduplicationKey | None = Field(default=None, description="Unique in the project.")
+    metadata: Metadata | None = Field(default=None, description="Returned in responses and webhooks.")
+    deduplication_key: DeduplicationKey | None = Field(
+        default=None, description="Your own unique name for the calendar. It is unique in the project."
+    )
 
 
 class FeedCalendarCreate(InputModel):
-    """Any calendar that has a (secret) iCal address."""
+    """A calendar with an iCal address."""
 
     platform: Literal["ics"]
     feed_url: _FeedUrl = Field(
-        description="The address; webcal:// means https. It is a secret: stored encrypted, never shown."
+        description="The feed's address. `webcal://` means https. Stored encrypted, never shown."
     )
-    metadata: Metadata | None = Field(default=None, description="Comes back in answers and webhooks.")
-    deduplication_key: DeduplicationKey | None = Field(default=None, description="Unique in the project.")
+    metadata: Metadata | None = Field(default=None, description="Returned in responses and webhooks.")
+    deduplication_key: DeduplicationKey | None = Field(
+        default=None, description="Your own unique name for the calendar. It is unique in the project."
+    )
 
 
 class LocalCalendarCreate(InputModel):
@@ -86,20 +96,25 @@ class LocalCalendarCreate(InputModel):
 
     platform: Literal["local"]
     name: _CalendarName
-    owner_email: EmailAddress = Field(description="The organizer of its events; answers are mailed there.")
+    owner_email: EmailAddress = Field(
+        description="The organizer of its events. Guests' replies are mailed to this address."
+    )
     owner_name: PersonName | None = None
     timezone: TimeZoneName = Field(default="UTC", examples=["Europe/Paris"])
     locale: Locale = Field(
         default="en",
-        description="Language of its mails, a tag such as `fr` or `fr-CA`; all but French are English yet.",
+        description="The language of its mails, as a tag such as `fr` or `fr-CA`. Mails are in French or English; "
+        "all other languages get English.",
     )
     sending_identity: _MailboxId | None = Field(
         default=None,
-        description="Id of the Messages mailbox that invitations are sent from; the owner must be its sender or "
-        "admin. Default: the mailbox whose address is the owner's, if there is one; null: none.",
+        description="The id of the Messages mailbox that sends the invitations. The owner must be its sender or "
+        "admin. If the field is left out, it is the mailbox with the owner's address, if there is one. Null means none.",
     )
-    metadata: Metadata | None = Field(default=None, description="Comes back in answers and webhooks.")
-    deduplication_key: DeduplicationKey | None = Field(default=None, description="Unique in the project.")
+    metadata: Metadata | None = Field(default=None, description="Returned in responses and webhooks.")
+    deduplication_key: DeduplicationKey | None = Field(
+        default=None, description="Your own unique name for the calendar. It is unique in the project."
+    )
 
 
 _CREATE_MODELS: dict[Any, type[ProviderCalendarCreate | FeedCalendarCreate | LocalCalendarCreate]] = {
@@ -111,7 +126,7 @@ _CREATE_MODELS: dict[Any, type[ProviderCalendarCreate | FeedCalendarCreate | Loc
 
 
 def _faults(model: str, sentences: Mapping[str, str]) -> ValidationError:
-    """Field names with what is wrong with them, as a validator may raise it."""
+    """Return an error, for a validator to raise, with a sentence for each field."""
     faults: list[InitErrorDetails] = [
         {"type": PydanticCustomError("refused", sentence), "loc": (field,), "input": None}
         for field, sentence in sentences.items()
@@ -122,7 +137,7 @@ def _faults(model: str, sentences: Mapping[str, str]) -> ValidationError:
 def _by_platform(
     value: Any, _handler: Any
 ) -> ProviderCalendarCreate | SharedCalendarCreate | FeedCalendarCreate | LocalCalendarCreate:
-    """Like a tagged union, except that errors name the field alone and not the platform before it."""
+    """Validate like a tagged union, with errors that name only the field, without the platform before it."""
     if not isinstance(value, Mapping):
         return ProviderCalendarCreate.model_validate(value)  # says that it is not an object
     if "credentials_of" in value:
@@ -135,7 +150,7 @@ def _by_platform(
         )
         sentences = {"platform": f"{fault}: use google, microsoft, ics or local."}
         if platform is None and not value.keys() - ProviderCalendarCreate.model_fields.keys():
-            # Nothing says that it is a feed or local: all that an account's calendar needs is named at once.
+            # Nothing suggests a feed or a local calendar, so all fields that an account's calendar needs are named.
             missing = [
                 name for name in ("client_id", "client_secret", "refresh_token") if value.get(name) is None
             ]
@@ -153,22 +168,28 @@ _FIXED = {"platform", "client_id", "platform_uuid", "deduplication_key", "owner_
 
 
 class CalendarUpdate(UpdateModel):
-    """What can be changed. Any of the secrets reconnects the calendar; a secret that is left out stays."""
+    """The fields that can be changed.
 
-    client_secret: Secret | None = Field(default=None, description="google and microsoft.")
-    refresh_token: Secret | None = Field(default=None, description="google and microsoft.")
-    feed_url: _FeedUrl | None = Field(default=None, description="ics: the feed's new address.")
-    metadata: Metadata | None = Field(default=None, description="Replaces the old; null removes it.")
-    name: Annotated[_CalendarName | None, NotNull] = Field(default=None, description="local.")
-    owner_name: PersonName | None = Field(default=None, description="local.")
+    Any secret reconnects the calendar. Fields that are left out stay unchanged.
+    """
+
+    client_secret: Secret | None = Field(default=None, description="For google and microsoft.")
+    refresh_token: Secret | None = Field(default=None, description="For google and microsoft.")
+    feed_url: _FeedUrl | None = Field(default=None, description="For ics: the feed's new address.")
+    metadata: Metadata | None = Field(
+        default=None, description="Replaces the stored metadata. Null removes it."
+    )
+    name: Annotated[_CalendarName | None, NotNull] = Field(default=None, description="For local.")
+    owner_name: PersonName | None = Field(default=None, description="For local.")
     timezone: Annotated[TimeZoneName | None, NotNull] = Field(
-        default=None, description="local: for new events."
+        default=None, description="For local: the time zone of new events."
     )
     locale: Annotated[Locale | None, NotNull] = Field(
-        default=None, description="local: language of its mails."
+        default=None, description="For local: the language of its mails."
     )
     sending_identity: _MailboxId | None = Field(
-        default=None, description="local: id of a mailbox that the owner may send from; null: none."
+        default=None,
+        description="For local: the id of a mailbox that the owner may send from. Null means none.",
     )
 
     @model_validator(mode="before")
@@ -186,12 +207,12 @@ class CalendarsQuery(ListQuery):
     platform: Platform | None = None
     failing: bool | None = Field(
         default=None,
-        description="true: connected ones with a `sync_failure` or `sync_failing_since`; false: the others.",
+        description="If true, connected calendars with a `sync_failure` or `sync_failing_since`. If false, all others.",
     )
 
 
 class SendingIdentity(BaseModel):
-    """The mailbox that invitations of a local calendar are sent from."""
+    """The mailbox that sends the invitations of a local calendar."""
 
     mailbox_id: str
     email: str
@@ -199,16 +220,18 @@ class SendingIdentity(BaseModel):
 
 
 class SyncFailure(BaseModel):
-    """Why the last sync failed, while the calendar stays connected."""
+    """The reason why the last sync failed. The calendar stays connected."""
 
     code: str = Field(
-        description="A stable word. `platform_outage`: many calendars of the platform (of the feed's host) fail alike; "
-        "this one is not asked for until it answers again.",
+        description="A stable word. `platform_outage` means that many calendars of the platform, or of the feed's "
+        "host, fail in the same way. This calendar is synced again when the platform works again.",
         examples=["timeout"],
     )
-    message: str = Field(description="A sentence for people; may change.")
-    count: int = Field(description="Failed syncs since the last success, save those that were asked for.")
-    next_attempt_at: OutputTime = Field(description="The latest time of the next attempt.")
+    message: str = Field(description="A sentence for people. It may change.")
+    count: int = Field(
+        description="The number of failed syncs since the last success. Syncs that were requested do not count."
+    )
+    next_attempt_at: OutputTime = Field(description="The next attempt is at this time or earlier.")
 
 
 class CalendarRead(BaseModel):
@@ -216,42 +239,42 @@ class CalendarRead(BaseModel):
 
     id: str = Field(examples=["cal_h3Gk29sLqPzX81Ab"])
     platform: Platform
-    client_id: str | None = Field(description="google and microsoft.")
+    client_id: str | None = Field(description="For google and microsoft.")
     platform_uuid: str | None
     state: State
     metadata: dict[str, Any] | None
     deduplication_key: str | None
     connection_failure_data: dict[str, Any] | None = Field(
-        description='Why the calendar was disconnected: {"error", "code", "timestamp"}.'
+        description='The reason why the calendar was disconnected: {"error", "code", "timestamp"}.'
     )
     created_at: OutputTime
     updated_at: OutputTime
     last_successful_sync_at: OutputTime | None
     last_attempted_sync_at: OutputTime | None
     sync_failing_since: OutputTime | None = Field(
-        description="When the first of the syncs that have failed since the last success was; null: all is well."
+        description="The time of the first failed sync since the last success. Null if the last sync succeeded."
     )
-    sync_failure: SyncFailure | None = Field(description="What is wrong at the moment; null: nothing.")
+    sync_failure: SyncFailure | None = Field(description="The current problem. Null if there is none.")
     name: str | None
     owner_email: str | None
     owner_name: str | None
     timezone: str | None
-    locale: str | None = Field(description="Of a local calendar: language of its mails.")
+    locale: str | None = Field(description="For local: the language of its mails.")
     sending_identity: SendingIdentity | None
 
 
 class RemoteCalendarRead(BaseModel):
-    """A calendar that the account has at the provider."""
+    """A calendar of the account at the provider."""
 
     model_config = ConfigDict(from_attributes=True)
 
-    id: str = Field(description="What a calendar's `platform_uuid` may be set to.")
+    id: str = Field(description="Use it as a calendar's `platform_uuid`.")
     name: str
     is_primary: bool
 
 
 class RemoteCalendarsRead(BaseModel):
-    """All of them in one page."""
+    """All calendars of the account, on one page."""
 
     next: None = None
     previous: None = None
@@ -259,4 +282,6 @@ class RemoteCalendarsRead(BaseModel):
 
 
 class SyncQueued(BaseModel):
+    """The sync is queued."""
+
     status: Literal["queued"] = "queued"

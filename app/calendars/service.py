@@ -1,6 +1,6 @@
-"""Reading, changing, syncing and removing calendars of every kind.
+"""Reading, changing, syncing and deleting calendars of every kind.
 
-What differs by kind is in account.py (Google, Microsoft), feed.py (iCal feeds) and local.py (hosted here).
+account.py (Google, Microsoft), feed.py (iCal feeds) and local.py (hosted here) have what differs by kind.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,12 +36,12 @@ from app.webhooks.outbox import delete_pending_of_calendar
 
 PAGE_SIZE = 25
 
-_OUTAGE = "The platform fails for many calendars: this one is synced as soon as the platform answers again."
+_OUTAGE = "The platform fails for many calendars: this one is synced as soon as the platform works again."
 _UNKNOWN_FAILURE = "The last sync failed."
 
 
 async def get_calendar(session: AnySession, project_id: str, calendar_id: str) -> CalendarRead:
-    """Raises CalendarNotFound."""
+    """Return a calendar. Raises CalendarNotFound."""
     row = await repository.find_calendar(session, project_id, calendar_id)
     if row is None:
         raise CalendarNotFound
@@ -49,7 +49,7 @@ async def get_calendar(session: AnySession, project_id: str, calendar_id: str) -
 
 
 async def list_calendars(session: ReadSession, project_id: str, query: CalendarsQuery) -> Page[CalendarRead]:
-    """Raises BadQuery for a bad cursor."""
+    """Return a page of calendars, newest first. Raises BadQuery for a bad cursor."""
     if query.finds_nothing:
         return Page([], None, None)
     filters = query.model_dump(exclude={"cursor", "page_size", "failing"}, exclude_none=True)
@@ -79,7 +79,7 @@ def _sync_failure(row: RowMapping) -> SyncFailure | None:
 
 
 async def require_calendar(session: AnySession, project_id: str, calendar_id: str) -> None:
-    """Raises CalendarNotFound."""
+    """Check that the calendar exists. Raises CalendarNotFound."""
     if await repository.find_connection(session, project_id, calendar_id) is None:
         raise CalendarNotFound
 
@@ -94,7 +94,7 @@ async def create_calendar(
 ) -> CalendarRead:
     """Store a calendar of a provider or a feed, due for its first sync now.
 
-    `allows_http`: whether a feed may be read by plain http. Raises InvalidFields, DeduplicationKeyTaken.
+    `allows_http`: whether a feed may be read over plain HTTP. Raises InvalidFields, DeduplicationKeyTaken.
     """
     if isinstance(body, FeedCalendarCreate):
         calendar_id = await connect_feed(session, box, project_id, body, allows_http=allows_http)
@@ -108,7 +108,10 @@ async def create_calendar(
 async def create_local_calendar(
     session: Session, project_id: str, body: LocalCalendarCreate, identity: dict[str, Any] | None
 ) -> CalendarRead:
-    """Store a calendar that is hosted here. `identity`: see app/hosted/identity.py. Raises DeduplicationKeyTaken."""
+    """Store a calendar that is hosted here.
+
+    `identity`: see app/hosted/identity.py. Raises DeduplicationKeyTaken.
+    """
     calendar_id = await local.create_local(session, project_id, body, identity)
     return await get_calendar(session, project_id, calendar_id)
 
@@ -136,7 +139,7 @@ async def update_calendar(
 ) -> CalendarRead:
     """Apply the change and make the calendar due for a sync, like `queue_sync`.
 
-    `identity`: the identity that `sending_identity` stands for. New secrets reconnect every calendar that shares them.
+    `identity`: the identity that `sending_identity` names. New secrets reconnect every calendar that shares them.
     Raises CalendarNotFound, InvalidFields.
     """
     found = await repository.find_connection(session, project_id, calendar_id)
@@ -160,7 +163,7 @@ async def update_calendar(
 
 
 def _refuse_fields_of_others(platform: str, given: set[str]) -> None:
-    """Raises InvalidFields for fields that a calendar of this platform does not have."""
+    """Raise InvalidFields if a field is given that calendars of this platform do not have."""
     own = local.FIELDS if platform == "local" else connection.SECRETS_OF.get(platform, set())
     if foreign := given - own:
         raise InvalidFields({name: [no_such_field(platform)] for name in sorted(foreign)})
@@ -171,7 +174,10 @@ async def set_metadata(session: Session, calendar_id: str, metadata: dict[str, A
 
 
 async def queue_sync(session: Session, project_id: str, calendar_id: str) -> None:
-    """Make the calendar due, within the limits of `request_sync`. Raises CalendarNotFound, CalendarDisconnected."""
+    """Make the calendar due, within the limits of `request_sync`.
+
+    Raises CalendarNotFound, CalendarDisconnected.
+    """
     calendar = await get_calendar(session, project_id, calendar_id)
     if calendar.state == "disconnected":
         raise CalendarDisconnected
@@ -181,7 +187,7 @@ async def queue_sync(session: Session, project_id: str, calendar_id: str) -> Non
 async def delete_calendar(session: Session, box: SecretBox, project_id: str, calendar_id: str) -> None:
     """Delete the calendar and everything that belongs to it. Raises CalendarNotFound.
 
-    A sync that is under way finds that its lease is lost, and writes nothing more.
+    A sync that is running loses its lease and writes nothing more.
     """
     calendar = await repository.lock_calendar(session, project_id, calendar_id)
     if calendar is None:

@@ -1,4 +1,4 @@
-"""`calbridge calendar`: the sync state of one calendar, and a sync by hand."""
+"""`calbridge calendar`: the sync state of one calendar, and a sync on request."""
 
 import asyncio
 import sys
@@ -21,7 +21,7 @@ _LOOK_EVERY_SECONDS = 0.2
 _UNKNOWN = "There is no calendar {}. GET /api/v1/calendars lists those of a project; the id of a deleted calendar is not kept."
 
 calendar_cli = typer.Typer(
-    help="One calendar: the state of its syncs, and a sync by hand.", no_args_is_help=True
+    help="One calendar: the state of its syncs, and a sync on request.", no_args_is_help=True
 )
 
 CalendarId = Annotated[str, typer.Argument(metavar="CAL_ID", help="cal_...")]
@@ -29,7 +29,7 @@ CalendarId = Annotated[str, typer.Argument(metavar="CAL_ID", help="cal_...")]
 
 @calendar_cli.command("show")
 def calendar_show(calendar_id: CalendarId, as_json: OneJsonLine = False) -> None:
-    """Show the state of a calendar's syncs: last and next one, claim, cursor, failure, push channel, events."""
+    """Show the state of a calendar's syncs: last and next sync, claim, cursor, failure, push channel."""
     from app.calendars.inspection import inspect_calendar
 
     async def load(session: Session) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def calendar_sync(
 async def _sync(
     sessions: Sessions, settings: Settings, calendar_id: str, *, within_seconds: float | None
 ) -> tuple[str, dict[str, Any]]:
-    """Return the result, `queued` without a time to wait, and the calendar's state."""
+    """Return the result (`queued` if there is no time to wait) and the calendar's state."""
     from app.calendars.inspection import find_sync_result, inspect_calendar, request_sync_by_hand
 
     try:

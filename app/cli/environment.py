@@ -1,4 +1,4 @@
-"""What a command works with: the settings, the servers of a running `calbridge up`, and the database."""
+"""The environment of a command: settings, the servers of a running `calbridge up`, and the database."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ def command_settings(*needed: str) -> Settings:
     """
     use_running_servers()
     settings = load_settings()
-    if settings.demo_feed_url is None:  # else `up` has started this process, and has said it
+    if settings.demo_feed_url is None:  # otherwise `up` started this process and has printed the warnings
         warn_about_misspelt_settings()
     missing = []
     for name in needed:
@@ -48,7 +48,7 @@ def use_running_servers() -> None:
     try:
         settings = load_settings()
     except SettingsError:
-        return  # the caller loads them again, and says so
+        return  # the caller loads the settings again and reports the error
     if settings.database_url is not None or settings.redis_url is not None:
         return
     found = running_up(DEFAULT_DATA_DIR)
@@ -56,7 +56,7 @@ def use_running_servers() -> None:
         print(f"(using the `calbridge up` that runs on {DEFAULT_DATA_DIR})", file=sys.stderr)
         os.environ["DATABASE_URL"] = found.database_url
         os.environ["REDIS_URL"] = found.redis_url
-        # A worker beside it reads the same feed, and mails links to the same API.
+        # A worker that is started here reads the same feed, and its mails link to the same API.
         if found.demo_feed_url is not None:
             os.environ["DEMO_FEED_URL"] = found.demo_feed_url
         if found.app_url is not None and "app_url" not in settings.model_fields_set:
@@ -66,7 +66,7 @@ def use_running_servers() -> None:
 
 
 def with_database(settings: Settings, work: Callable[[Sessions], Awaitable[Result]]) -> Result:
-    """Run `work` in an event loop of its own. Raises CommandFailed when the database cannot be used."""
+    """Run `work` in its own event loop. Raises CommandFailed if the database cannot be used."""
 
     async def run() -> Result:
         engine = create_engine(settings.required_database_url(), pool_size=1)

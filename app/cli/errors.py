@@ -1,4 +1,4 @@
-"""What makes a command end with exit code 1."""
+"""Failures of commands, which end them with exit code 1."""
 
 import re
 import ssl
@@ -13,7 +13,7 @@ _INSUFFICIENT_PRIVILEGE = "42501"
 
 
 class CommandFailed(Exception):
-    """The text is what the terminal shows: what is wrong, and how to mend it."""
+    """A failure with a text for the terminal: what is wrong, and how to fix it."""
 
 
 DATABASE_ERRORS = (OSError, TimeoutError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError)
@@ -23,7 +23,7 @@ _POOLER_REFUSES = re.compile(r"unsupported startup parameter(?: in options)?: \"
 
 
 def explain_database_error(err: BaseException) -> str:
-    """What to tell about one of DATABASE_ERRORS."""
+    """Return a sentence for one of DATABASE_ERRORS: what is wrong, and how to fix it."""
     refused = isinstance(err, DBAPIError) and err.statement is not None
     if isinstance(err, DBAPIError) and err.orig is not None:
         err = err.orig.__cause__ or err.orig
@@ -43,8 +43,8 @@ def explain_database_error(err: BaseException) -> str:
     pooler = _POOLER_REFUSES.search(reason)
     if pooler is not None:
         return (
-            f"A connection pooler stands before PostgreSQL and refuses {pooler[1]}. Give DATABASE_URL the address of "
-            "PostgreSQL itself, since calbridge has a pool of its own; or let the pooler keep sessions and list in its "
+            f"A connection pooler stands before PostgreSQL and refuses {pooler[1]}. Set DATABASE_URL to the address of "
+            "PostgreSQL itself, since calbridge has its own pool; or let the pooler keep sessions and list in its "
             "ignore_startup_parameters: statement_timeout, lock_timeout, idle_in_transaction_session_timeout."
         )
     if refused:
@@ -63,14 +63,14 @@ def _grants(reason: str) -> str:
 
 
 def explain_redis_error(err: BaseException) -> str:
-    """What to tell about a Redis that does not answer."""
-    reason = (str(err) or "no answer in time").splitlines()[0].rstrip(".")
+    """Return a sentence for a Redis that is unavailable."""
+    reason = (str(err) or "no response in time").splitlines()[0].rstrip(".")
     return f"Redis cannot be used: {reason}. Check REDIS_URL, and that Redis runs; `calbridge up` without it brings its own."
 
 
 @contextmanager
 def database_failures() -> Iterator[None]:
-    """Turns what goes wrong with the database into CommandFailed."""
+    """Turn DATABASE_ERRORS into CommandFailed."""
     try:
         yield
     except DATABASE_ERRORS as err:

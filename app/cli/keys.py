@@ -1,4 +1,4 @@
-"""`calbridge rotate-keys`: what app/keys/ does, told line by line."""
+"""`calbridge rotate-keys`: encrypt all secrets with the first key, and print the progress."""
 
 import sys
 
@@ -13,12 +13,15 @@ BROKEN_HELP = (
     "Put the key that they were stored with back into CREDENTIALS_ENCRYPTION_KEYS, at the end. If it is lost: "
     "calendars need their credentials again (PATCH, or the consent flow), OAuth apps their client_secret (PATCH), "
     "webhooks a new secret (rotate_secret, or delete and create); idempotent_answers, oauth_sessions and "
-    "push_channels go by themselves within days."
+    "push_channels expire within days."
 )
 
 
 async def rotate_all(settings: Settings) -> None:
-    """Prints a line for each kind of secret. Raises CommandFailed where some could not be encrypted anew."""
+    """Encrypt all secrets again and print a line for each kind.
+
+    Raises CommandFailed if some could not be encrypted.
+    """
     keys = settings.required_fernet_keys()
     engine = create_engine(settings.required_database_url(), pool_size=1)
     tallies: list[Tally] = []

@@ -1,6 +1,6 @@
 """The console command `calbridge` (README.md, "Run it in production").
 
-Exit codes: 0 done, 1 it cannot be done (a sentence on stderr says why), 2 wrong settings or arguments.
+Exit codes: 0 success, 1 failure (a sentence on stderr says why), 2 wrong settings or arguments.
 """
 
 import asyncio
@@ -60,7 +60,7 @@ def options(
         typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
-    """Calendar sync and change webhooks over one HTTP API. Settings are environment variables, or in ./.env."""
+    """Calendar sync and webhooks over one HTTP API. Settings are environment variables or lines of ./.env."""
 
 
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
@@ -72,14 +72,14 @@ def up(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     data_dir: Annotated[
-        Path, typer.Option(help="Folder of the embedded servers' data and the made keys.")
+        Path, typer.Option(help="Folder for the data of the embedded servers and the generated keys.")
     ] = DEFAULT_DATA_DIR,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line when ready.")] = False,
     reload: Annotated[
-        bool, typer.Option("--reload", help="Start the API and the worker again when the code changes.")
+        bool, typer.Option("--reload", help="Restart the API and the worker when the code changes.")
     ] = False,
 ) -> None:
-    """Start everything here: PostgreSQL and Redis (unless configured), migrations, API and worker."""
+    """Start PostgreSQL and Redis (unless configured), run migrations, and start the API and a worker."""
     from app.cli.devserver.up import run_up
 
     warn_about_misspelt_settings()
@@ -101,9 +101,9 @@ def migrate() -> None:
 def api(
     host: Host = "127.0.0.1",
     port: Port = 8000,
-    workers: Annotated[int, typer.Option(help="Processes.", min=1, max=256)] = 1,
+    workers: Annotated[int, typer.Option(help="Number of processes.", min=1, max=256)] = 1,
 ) -> None:
-    """Serve the HTTP API alone."""
+    """Serve the HTTP API, without a worker."""
     import uvicorn
 
     from app.cli.devserver.up import check_port
@@ -138,14 +138,14 @@ def worker(
     ] = None,
     metrics_host: Annotated[str, typer.Option(help="Address to serve them on.")] = "127.0.0.1",
 ) -> None:
-    """Run one worker, scheduler included. Any number may run."""
+    """Run a worker, including the scheduler. Any number of workers may run."""
     settings = command_settings("database_url", "redis_url", "fernet_keys")
     if metrics_port is not None:
         from app.cli.devserver.up import check_port
 
         check_port(metrics_host, metrics_port, names=("--metrics-host", "--metrics-port"))
 
-    # libuv resolves names in this many threads: a few hanging names must not block all others.
+    # libuv resolves host names in this many threads. A few slow look-ups must not block all others.
     os.environ.setdefault("UV_THREADPOOL_SIZE", "64")
     import uvloop
 
@@ -159,7 +159,7 @@ def worker(
         this = asyncio.current_task()
         assert this is not None
         for number in (signal.SIGINT, signal.SIGTERM):
-            # The first lets what is under way end; a second one cuts it.
+            # The first signal lets running work end. A second one cancels it.
             asyncio.get_running_loop().add_signal_handler(number, this.cancel)
         await run_worker(settings)
 
@@ -172,7 +172,7 @@ def worker(
 
 @project_cli.command("create")
 def project_create(name: Annotated[str, typer.Argument(help="A name for people.")]) -> None:
-    """Make a project and its first API key. The key is shown this once."""
+    """Create a project and its first API key. The key is shown only once."""
     from app.projects import service
 
     async def create(session: Session) -> dict[str, str]:
@@ -183,7 +183,7 @@ def project_create(name: Annotated[str, typer.Argument(help="A name for people."
 
 @project_cli.command("list")
 def project_list(as_json: AsJson = False) -> None:
-    """List the projects, and how many API keys of each work."""
+    """List the projects, with the number of API keys that are not disabled."""
     from app.projects import service
 
     async def load(session: Session) -> list[dict[str, Any]]:
@@ -194,10 +194,10 @@ def project_list(as_json: AsJson = False) -> None:
 
 @key_cli.command("list")
 def api_key_list(
-    project_id: Annotated[str | None, typer.Argument(help="proj_...; all projects without it.")] = None,
+    project_id: Annotated[str | None, typer.Argument(help="proj_...; all projects if left out.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List API keys: when each was made, last used (to the minute) and disabled. The keys themselves are not stored."""
+    """List API keys, with the times when each was created, last used (to the minute) and disabled."""
     from app.projects import service
 
     async def load(session: Session) -> list[dict[str, Any]]:
@@ -211,7 +211,7 @@ def api_key_create(
     project_id: Annotated[str, typer.Argument(help="proj_...")],
     name: Annotated[str, typer.Option(help="A name for people.")] = "key",
 ) -> None:
-    """Make another API key for a project. The key is shown this once."""
+    """Create another API key for a project. The key is shown only once."""
     from app.projects import service
 
     async def create(session: Session) -> dict[str, str]:
@@ -222,7 +222,7 @@ def api_key_create(
 
 @key_cli.command("disable")
 def api_key_disable(key_id: Annotated[str, typer.Argument(help="key_...")]) -> None:
-    """Make an API key stop working at once."""
+    """Disable an API key. It stops working at once."""
     from app.projects import service
 
     async def disable(session: Session) -> dict[str, str]:
@@ -234,9 +234,9 @@ def api_key_disable(key_id: Annotated[str, typer.Argument(help="key_...")]) -> N
 
 @cli.command()
 def rotate_keys() -> None:
-    """Encrypt every stored secret anew with the first of CREDENTIALS_ENCRYPTION_KEYS; docs/operations.md has the steps.
+    """Encrypt all stored secrets with the first of CREDENTIALS_ENCRYPTION_KEYS.
 
-    It may be interrupted and run again, and everything else goes on running meanwhile.
+    docs/operations.md lists the steps. You may interrupt this command and run it again, while the API and the workers run.
     """
     from app.cli.keys import rotate_all
 
@@ -249,11 +249,11 @@ def rotate_keys() -> None:
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line with all findings.")] = False,
 ) -> None:
-    """Check settings, database, Redis, keys, Messages, mail, providers, calendars and webhooks; say how to fix them.
+    """Check settings, servers, keys, mail, providers, calendars and webhooks, and explain fixes.
 
-    Exit code 1 if anything is WRONG; notes and warnings are worth a look.
+    The exit code is 1 if anything is WRONG. Notes and warnings do not change it.
     """
-    from app.cli.doctor import examine
+    from app.cli.doctor.examine import examine
 
     use_running_servers()
     findings = asyncio.run(examine())
@@ -268,7 +268,7 @@ def doctor(
 
 
 def main() -> None:
-    """The entry point: errors become a sentence and an exit code."""
+    """Run the command. An error is printed as a sentence and sets the exit code."""
     try:
         cli()
     except SettingsError as err:

@@ -1,4 +1,4 @@
-"""`calbridge outbox`: what waits to be sent, and what failed."""
+"""`calbridge outbox`: pending and failed deliveries, mails and bots."""
 
 from dataclasses import asdict
 from datetime import timedelta
@@ -18,7 +18,7 @@ def outbox(
     ] = None,
     as_json: OneJsonLine = False,
 ) -> None:
-    """Show pending and failed webhook deliveries, mails and bot hand-overs, and the endpoints that hold most of them."""
+    """Show pending and failed webhook deliveries, mails and bots, and the endpoints with most of them."""
     from app.bots.backlog import summarize_bots
     from app.invitations.backlog import summarize_mails
     from app.projects.service import project_exists

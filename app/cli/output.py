@@ -1,4 +1,4 @@
-"""How commands print rows and values: as text for people, or as JSON."""
+"""Output of commands, as text for people or as JSON."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ OneJsonLine = Annotated[bool, typer.Option("--json", help="Print one JSON line."
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
-    """As a table with a line of names above it, or as a JSON line for each."""
+    """Print rows as a table with a header, or as one JSON line each."""
     if as_json:
         for row in rows:
             print_json(row)
@@ -43,7 +43,7 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def print_fields(fields: Mapping[str, str]) -> None:
-    """A line for each name with its value."""
+    """Print one line for each name and its value."""
     width = max(len(name) for name in fields)
     for name, value in fields.items():
         print(f"{name.ljust(width)}  {value}")
@@ -54,7 +54,7 @@ def shown(value: Any) -> Any:
 
 
 def duration(seconds: float) -> str:
-    """Two significant digits at least, in the largest unit that allows that: `90 s`, `12 min`, `30 h`."""
+    """Return a duration in the largest unit of which it has at least two: `90 s`, `12 min`, `30 h`."""
     for size, unit in _UNITS:
         if seconds >= 2 * size:
             return f"{seconds // size:.0f} {unit}"
@@ -62,7 +62,7 @@ def duration(seconds: float) -> str:
 
 
 def moment(at: datetime | None) -> str:
-    """A time with its distance from now."""
+    """Return a time with its distance from now."""
     if at is None:
         return "never"
     seconds = (at - utcnow()).total_seconds()

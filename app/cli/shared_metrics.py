@@ -1,7 +1,7 @@
-"""A folder in which several processes keep their metrics, so that any of them can give the totals.
+"""The folder in which several processes keep their metrics, so that each of them can serve the totals.
 
-prometheus_client keeps a small file for each process and sums them up at a scrape, see `app.core.metrics.render`.
-This module must not import it: it reads the variable when it is first imported.
+prometheus_client keeps one file per process and adds them up at a scrape (`app.core.metrics.render`). This module must
+not import it, since it reads the variable at its first import.
 """
 
 import fcntl
@@ -18,7 +18,7 @@ _LOCK_FILE = "lock"
 
 
 def empty_directory(directory: Path) -> Path:
-    """The folder, made where it is missing, without the files of processes that ran before."""
+    """Create the folder if it is missing, and delete the files of earlier processes."""
     directory.mkdir(mode=0o700, exist_ok=True)
     for path in directory.glob("*.db"):
         path.unlink()
@@ -27,9 +27,9 @@ def empty_directory(directory: Path) -> Path:
 
 @contextmanager
 def shared_metrics() -> Iterator[None]:
-    """Makes the folder for the processes that are started within the block, and removes it at the end.
+    """Create a folder for the processes that are started within the block, and delete it at the end.
 
-    Where PROMETHEUS_MULTIPROC_DIR is set already, that folder is used and left alone.
+    If PROMETHEUS_MULTIPROC_DIR is set, that folder is used and not deleted.
     """
     if os.environ.get(VARIABLE):
         yield
@@ -39,7 +39,7 @@ def shared_metrics() -> Iterator[None]:
     directory = Path(tempfile.mkdtemp(prefix=prefix))
     unnamed = directory / "lock.new"
     with unnamed.open("w") as lock:
-        # The system gives it back however this process ends: the next start knows the folder for a leftover.
+        # The system releases the lock however this process ends, so the next start recognizes a leftover folder.
         fcntl.flock(lock, fcntl.LOCK_EX)
         unnamed.rename(directory / _LOCK_FILE)
         os.environ[VARIABLE] = str(directory)

@@ -1,4 +1,4 @@
-"""psql and redis-cli on the servers of a running `calbridge up`, or on DATABASE_URL and REDIS_URL if they are set.
+"""psql and redis-cli on the servers of a running `calbridge up`, or on DATABASE_URL and REDIS_URL.
 
 Run it as `python -m app.cli.shell psql ...`; `make psql` and `make redis-cli` do.
 """
@@ -18,13 +18,13 @@ from app.cli.errors import CommandFailed
 from app.core.database_url import parse_database_url
 from app.settings import Settings, SettingsError, load_settings
 
-# A program with its arguments, and the variables that it gets besides the environment. Passwords are in a variable,
-# since every user of the machine can read the arguments of a process.
+# A program with its arguments, and variables to add to its environment. Passwords are passed in a variable, since every
+# user of the machine can read the arguments of a process.
 Command = tuple[list[str], dict[str, str]]
 
 
 def psql_command(database_url: str, program: str) -> Command:
-    """Return how to start psql on a DATABASE_URL."""
+    """Return the command that starts psql on a DATABASE_URL."""
     url = parse_database_url(database_url)
     found = re.fullmatch(r"(postgresql://[^:/@]*)(?::([^@]*))?(@?.*)", url.dsn)
     assert found is not None  # the form that parse_database_url writes
@@ -39,7 +39,7 @@ def psql_command(database_url: str, program: str) -> Command:
 
 
 def redis_cli_command(redis_url: str, program: str) -> Command:
-    """Return how to start redis-cli on a REDIS_URL."""
+    """Return the command that starts redis-cli on a REDIS_URL."""
     url = urlsplit(redis_url)
     query = dict(parse_qsl(url.query))
     if url.scheme == "unix":
@@ -58,7 +58,7 @@ def redis_cli_command(redis_url: str, program: str) -> Command:
 
 
 def _find_command(name: str, settings: Settings) -> Command:
-    """Raises CommandFailed with what to do where there is no server, or no program."""
+    """Return the command of psql or redis-cli. Raises CommandFailed if there is no server or no program."""
     running = running_up(DEFAULT_DATA_DIR)
     is_psql = name == "psql"
     if is_psql:
@@ -78,7 +78,10 @@ def _find_command(name: str, settings: Settings) -> Command:
 
 
 def _program(name: str, *, is_embedded: bool) -> str:
-    """Return the one beside the embedded server, or the one on PATH, which can use TLS. Raises CommandFailed."""
+    """Return the program's path. Raises CommandFailed if it is not installed.
+
+    For an embedded server, the program beside it comes first. Otherwise it is the one on PATH, which can use TLS.
+    """
     candidates = [shutil.which(name)]
     with suppress(CommandFailed):
         folder = postgres_binaries() if name == "psql" else redis_binary().parent
@@ -91,7 +94,7 @@ def _program(name: str, *, is_embedded: bool) -> str:
 
 
 def main(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Replace this process by the shell that the first argument names; the others are passed on."""
+    """Replace this process by psql or redis-cli, which the first argument names. The others are passed on."""
     name, *others = arguments
     try:
         command, variables = _find_command(name, load_settings())

@@ -1,7 +1,9 @@
-"""Encryption at rest: Fernet with rotating keys. Each ciphertext is bound to the row that it belongs to.
+"""Encryption at rest: Fernet with rotating keys.
 
-Fernet has no associated data, so the context ("table:id") is part of the plaintext and checked on opening:
-a ciphertext copied to another row does not open there.
+Each ciphertext is bound to the row that it belongs to.
+
+Fernet has no associated data, so the context ("table:id") is a part of the plaintext and is checked on decryption.
+A ciphertext that was copied to another row cannot be decrypted there.
 """
 
 import hashlib
@@ -13,11 +15,11 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 
 class SealBroken(Exception):
-    """A stored secret cannot be decrypted: wrong CREDENTIALS_ENCRYPTION_KEYS, or it belongs to another row."""
+    """A stored secret cannot be decrypted: wrong CREDENTIALS_ENCRYPTION_KEYS, or it is of another row."""
 
 
 class SecretBox:
-    """Encrypts JSON-able values. The first key encrypts, all keys decrypt."""
+    """Encrypts and decrypts values that JSON can hold. The first key encrypts, all keys decrypt."""
 
     def __init__(self, keys: list[str]) -> None:
         self._fernet = MultiFernet([Fernet(key) for key in keys])
@@ -27,11 +29,11 @@ class SecretBox:
         return self._fernet.encrypt(context.encode() + b"\n" + orjson.dumps(value))
 
     def open(self, context: str, sealed: bytes) -> Any:
-        """Decrypt a value. Raises SealBroken."""
+        """Return the decrypted value. Raises SealBroken."""
         return orjson.loads(self._open(self._fernet, context, sealed).partition(b"\n")[2])
 
     def has_first_key(self, context: str, sealed: bytes) -> bool:
-        """Whether the first key decrypts it. Raises SealBroken if it belongs to another row."""
+        """Whether the first key alone decrypts it. Raises SealBroken if it belongs to another row."""
         try:
             self._first.decrypt(sealed)
         except InvalidToken:
@@ -40,7 +42,7 @@ class SecretBox:
         return True
 
     def reseal(self, context: str, sealed: bytes) -> bytes:
-        """Encrypt the same value with the first key. Raises SealBroken."""
+        """Return the same value, encrypted with the first key. Raises SealBroken."""
         return self._first.encrypt(self._open(self._fernet, context, sealed))
 
     @staticmethod

@@ -1,4 +1,6 @@
-"""DATABASE_URL: read as PostgreSQL's own clients read it, and made ready for asyncpg. Opens no connection.
+"""DATABASE_URL, parsed as PostgreSQL's own clients parse it and prepared for asyncpg.
+
+Opens no connection.
 
 Parameters: https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
 """
@@ -32,8 +34,8 @@ _SYNONYMS = {"ssl": "sslmode", "database": "dbname"}
 _SSL_MODES = {"true": "require", "1": "require", "false": "disable", "0": "disable"}
 _FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl", "passfile")
 _OTHERS = ("host", "port", "user", "password", "dbname", "sslpassword", "krbsrvname", "gsslib", "options")
-# Parameters that asyncpg does not know. It uses keep-alives and sends the server's name without them. It has no
-# channel binding: sslmode=verify-full is the protection against a proxy in between.
+# Parameters that asyncpg does not know and that the connection can do without: it uses keep-alives and sends the
+# server's name anyway. asyncpg has no channel binding: use sslmode=verify-full against machines in the middle.
 _DROPPED = (
     "channel_binding",
     "gssencmode",
@@ -50,23 +52,30 @@ _DROPPED = (
 _PASSED_ON = frozenset(_CHOICES) | frozenset(_FILES) | frozenset(_OTHERS)
 _OURS = ("application_name", "connect_timeout")
 
-_CONNECT_WITHIN_SECONDS = 10
-_LONGEST_CONNECT_SECONDS = 600
+_CONNECT_TIMEOUT_SECONDS = 10
+_MAX_CONNECT_SECONDS = 600
 
 
 @dataclass(frozen=True, slots=True)
 class DatabaseUrl:
-    """`dsn` is for asyncpg. `has_system_roots`: the server's certificate must be of an authority of the system's."""
+    """A checked DATABASE_URL. `dsn` is for asyncpg.
+
+    `has_system_roots`: an authority that the system trusts must have signed the server's certificate.
+    `certificate`: the client's certificate file, its key file and the key's password.
+    """
 
     dsn: str = field(repr=False)
     application_name: str | None
     connect_within_seconds: int
     has_system_roots: bool
-    certificate: tuple[str, str | None, str | None] | None = field(repr=False)  # file, key file, its password
+    certificate: tuple[str, str | None, str | None] | None = field(repr=False)
 
 
 def parse_database_url(value: str) -> DatabaseUrl:
-    """Raises ValueError with a sentence that begins with a verb, names parameters and never has a value."""
+    """Parse and check the URL.
+
+    Raises ValueError with a sentence that begins with a verb and names the parameter. It never quotes a value.
+    """
     found = _URL.fullmatch(value.strip())
     if found is None or not _are_hosts(found["hosts"]):
         raise ValueError(_SHAPE)
@@ -108,13 +117,13 @@ def _query(text: str) -> dict[str, str]:
         name = _SYNONYMS.get(given, given)
         if name == "sslmode":
             mode = _SSL_MODES.get(value, value) if given == "ssl" else value
-            # Of two modes the stricter one counts: a connection is at least as safe as each part of its URL demands.
+            # If it is given twice, the stricter one counts: a connection is as safe as any part of its URL demands.
             query[name] = max(query.get(name, mode), mode, key=_strictness)
         else:
             query[name] = value
     for name, value in query.items():
         if name not in _PASSED_ON and name not in _DROPPED and name not in _OURS:
-            # With an @ in it, this is probably the rest of a password that was not encoded.
+            # A text with an @ is more likely the rest of a password that was not encoded, so it is not quoted.
             is_name = "@" not in text and re.fullmatch(r"[A-Za-z_]{1,40}", name)
             shown = f"the parameter {name}" if is_name else "a parameter"
             raise ValueError(
@@ -128,16 +137,16 @@ def _query(text: str) -> dict[str, str]:
 
 
 def _strictness(mode: str) -> int:
-    """The rank of a mode. An unknown mode is the strictest, so that it is refused."""
+    """Return the mode's rank. An unknown mode ranks highest, so that it is refused."""
     modes = _CHOICES["sslmode"]
     return modes.index(mode) if mode in modes else len(modes)
 
 
 def _connect_timeout(query: dict[str, str]) -> int:
     text = query.pop("connect_timeout", "0")
-    if not re.fullmatch(r"\d{1,9}", text) or int(text) > _LONGEST_CONNECT_SECONDS:
-        raise ValueError(f"has a wrong connect_timeout: use seconds, from 1 to {_LONGEST_CONNECT_SECONDS}")
-    return int(text) or _CONNECT_WITHIN_SECONDS
+    if not re.fullmatch(r"\d{1,9}", text) or int(text) > _MAX_CONNECT_SECONDS:
+        raise ValueError(f"has a wrong connect_timeout: use seconds, from 1 to {_MAX_CONNECT_SECONDS}")
+    return int(text) or _CONNECT_TIMEOUT_SECONDS
 
 
 def _are_hosts(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Errors with their HTTP status. The handlers in app/api/errors.py render them.
+"""Errors with their HTTP status and body, which app/api/errors.py renders.
 
 AppError
 ├── InvalidFields   400 {"<field>": ["<sentence>"]}
@@ -30,7 +30,7 @@ class AppError(Exception):
 
 
 class InvalidFields(AppError):
-    """One or more fields of the body are wrong; `non_field_errors` for the whole."""
+    """One or more fields of the body are wrong. `non_field_errors` stands for the whole body."""
 
     status_code = 400
 
@@ -84,7 +84,7 @@ class BadGateway(AppError):
 
 
 class TryLater(AppError):
-    """Something that the request needs is unavailable for now: the client is to try again."""
+    """A service that the request needs is unavailable for the moment: a later retry succeeds."""
 
     status_code = 503
 

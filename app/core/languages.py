@@ -6,5 +6,5 @@ Language = Literal["en", "fr"]
 
 
 def language_of(locale: str | None) -> Language:
-    """Choose French for `fr`, `fr-CA` or `fr_FR`, and English for everything else."""
+    """Return the language of a locale: `fr`, `fr-CA` and `fr_FR` are French, everything else is English."""
     return "fr" if (locale or "").replace("_", "-").partition("-")[0].lower() == "fr" else "en"

@@ -1,4 +1,4 @@
-"""structlog over the standard library's logging: coloured lines in development, JSON in production."""
+"""Logging by structlog and the standard library: coloured lines in development, JSON in production."""
 
 import logging
 import logging.config
@@ -19,14 +19,14 @@ _is_json = False
 
 
 def is_json_logging() -> bool:
-    """Whether this process logs JSON, for processes that it starts."""
+    """Whether this process logs JSON. The processes that it starts then do so too."""
     return _is_json
 
 
 def configure_logging(*, level: str = "INFO", json: bool) -> None:
-    """Everything, uvicorn, arq and SQLAlchemy too, goes to stderr in one format."""
+    """Send all logs to stderr in one format, including those of uvicorn, arq and SQLAlchemy."""
     renderer: list[structlog.typing.Processor]
-    # Tracebacks without the frames' variables, which hold API keys and tokens.
+    # Tracebacks leave out local variables, which hold API keys and tokens.
     if json:
         tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
         renderer = [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]

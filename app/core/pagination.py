@@ -1,4 +1,7 @@
-"""Opaque keyset cursors over (sort key, id): no row repeats or is skipped while others are written."""
+"""Keyset pagination by opaque cursors over (sort key, id).
+
+While rows are written, no other row is repeated or skipped.
+"""
 
 import base64
 import binascii
@@ -32,7 +35,7 @@ _BAD = "The cursor is not one that this list gave out. Start again without it."
 
 @dataclass(frozen=True, slots=True)
 class Ordering:
-    """A sort order: its public name, the column (or indexed expression), and the id that breaks ties."""
+    """A sort order: its public name, the column or indexed expression, and the id that breaks ties."""
 
     name: str
     key: ColumnElement[Any]
@@ -42,7 +45,7 @@ class Ordering:
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """A place in a list: behind (or with `backward`, before) the row that has this key and id."""
+    """A place in a list: after the row that has this key and id, or with `backward` before it."""
 
     ordering: str
     key: datetime | None
@@ -56,7 +59,7 @@ class Cursor:
 
     @classmethod
     def decode(cls, text: str, *, ordering: str) -> "Cursor":
-        """Raises BadQuery for anything that `encode` did not make for this ordering."""
+        """Parse what `encode` returned. Raises BadQuery for any other text, and for another ordering's cursor."""
         try:
             padded = text + "=" * (-len(text) % 4)
             name, key, row_id, backward = orjson.loads(
@@ -85,10 +88,10 @@ class Page(Generic[Row]):
 
 
 def seek(statement: Select[Any], ordering: Ordering, cursor: Cursor | None, limit: int) -> Select[Any]:
-    """Order `statement`, and start it at the cursor. It selects one row more than `limit`.
+    """Return `statement`, ordered and starting at the cursor. It selects one row more than `limit`.
 
-    The cursor's and the limit's values are parameters (`seek_values`), so the statement can be kept and executed
-    with those of another cursor of the same ordering, direction, and presence of a key.
+    The values of the cursor and the limit are parameters (`seek_values`). So the statement can be cached and executed
+    with the values of another cursor that has the same ordering and direction, and a key if this one has one.
     """
     backward = cursor is not None and cursor.backward
     descending = ordering.descending != backward
@@ -116,9 +119,10 @@ def seek_each(
     conditions: Sequence[ColumnElement[bool]],
     kinds: Sequence[ColumnElement[bool]],
 ) -> Select[Any]:
-    """Like `seek`, for rows that meet all `conditions` and one of `kinds`, which exclude each other.
+    """Return `statement` as `seek` does, for rows that meet all `conditions` and one of `kinds`.
 
-    Of each kind the first rows are found by themselves: an index that has the kind before the key leads to them.
+    The kinds must exclude each other. The first rows of each kind are selected separately, so that an index with the
+    kind before the key finds them.
     """
     place = select(ordering.id.label("id")).where(*conditions)
     places = union_all(*(seek(place.where(kind), ordering, cursor, limit) for kind in kinds)).subquery()
@@ -129,7 +133,7 @@ def seek_each(
 
 
 def seek_values(cursor: Cursor | None, limit: int) -> dict[str, Any]:
-    """The parameters of a statement that `seek` made."""
+    """Return the parameters of a statement that `seek` returned."""
     values: dict[str, Any] = {"row_limit": limit + 1}
     if cursor is not None:
         values["cursor_id"] = cursor.id
@@ -152,7 +156,7 @@ def page_of(
     *,
     place: Callable[[Row], tuple[datetime | None, str]],
 ) -> Page[Row]:
-    """The page from what `seek` selected. `place` gives a row's sort key and id."""
+    """Return the page from the rows that `seek` selected. `place` returns a row's sort key and id."""
     more = len(rows) > limit
     rows = rows[:limit]
     backward = cursor is not None and cursor.backward

@@ -5,16 +5,16 @@ from urllib.parse import urlsplit
 
 _HTTP_URL = re.compile(r"https?://[^\s\"'<>\\^`{|}]+", re.IGNORECASE)
 
-LONGEST_URL = 2048
+MAX_URL_LENGTH = 2048
 
 
 def safe_url(value: str | None) -> str | None:
-    """The address if it is plainly http or https, else None: `javascript:` and the like never reach a mail.
+    """Return the address if it is http or https, and None for anything else, such as `javascript:`.
 
-    Not printable are controls, and the marks that make a text look like another one.
+    Control characters are refused, and so are marks that make a text look like another one.
     """
     url = (value or "").strip()
-    if len(url) > LONGEST_URL or not url.isprintable() or not _HTTP_URL.fullmatch(url):
+    if len(url) > MAX_URL_LENGTH or not url.isprintable() or not _HTTP_URL.fullmatch(url):
         return None
     try:
         parts = urlsplit(url)

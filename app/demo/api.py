@@ -1,4 +1,4 @@
-"""The sample feed of `calbridge up`: a calendar to connect before one has an own one at hand."""
+"""The sample feed of `calbridge up`, a calendar for first attempts."""
 
 from datetime import UTC, datetime, time, timedelta
 
@@ -13,7 +13,7 @@ router = APIRouter(include_in_schema=False)
 
 
 def build_demo_feed(now: datetime) -> bytes:
-    """A few recurring meetings around `now`; the same text all week."""
+    """Return a feed with a few recurring meetings around `now`. It stays the same for a week."""
     monday = datetime.combine(now.date() - timedelta(days=now.weekday()), time(), UTC)
     calendar = Calendar()
     calendar.add("version", "2.0")

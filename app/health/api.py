@@ -1,6 +1,6 @@
-"""Liveness, readiness and metrics. No API key: keep them inside the operator's network.
+"""Liveness, readiness and metrics (docs/reference/http-api.md, "Health and metrics").
 
-See docs/reference/http-api.md, "Health and metrics".
+They need no API key, so keep them inside the operator's network.
 """
 
 import asyncio
@@ -40,13 +40,15 @@ async def _readiness_checker(request: Request, state: AppState) -> service.Readi
 
 
 class Alive(BaseModel):
+    """The process runs."""
+
     status: Literal["ok"] = "ok"
 
 
 class Readiness(BaseModel):
-    """`checks`: "ok" or what is wrong, for each of database, redis, migrations and worker.
+    """The result of the checks of database, redis, migrations and worker.
 
-    `degraded`: those of them that failed and that this service can do without for a while.
+    `checks` has "ok" or a sentence for each. `degraded` lists failed checks that the service can do without for a while.
     """
 
     status: Literal["ok", "degraded", "unavailable"]
@@ -54,19 +56,20 @@ class Readiness(BaseModel):
     checks: dict[str, str]
 
 
-@router.get("/healthz", operation_id="healthz")
+@router.get("/healthz", operation_id="healthz", summary="Check Liveness")
 async def healthz() -> Alive:
-    """200 as long as the process answers; nothing else is checked."""
+    """Returns 200 while the process runs. It checks nothing else."""
     return Alive()
 
 
 @router.get(
     "/readyz",
     operation_id="readyz",
+    summary="Check Readiness",
     response_model=Readiness,
     responses={
         400: {"description": "Bad query", "model": ErrorAnswer},
-        503: {"description": "Not ready", "model": Readiness},
+        503: {"description": "The process is not ready", "model": Readiness},
     },
 )
 async def readyz(
@@ -75,12 +78,12 @@ async def readyz(
         bool,
         # `?strict` alone.
         BeforeValidator(lambda value: value or "true"),
-        Query(description="Answer 503 also where Redis or a worker is missing."),
+        Query(description="Also return 503 if Redis or a worker is missing."),
     ] = False,
 ) -> Response:
-    """200 when this process can serve: the database answers, and its schema is not older than this code.
+    """Returns 200 if the database is available and its schema is not older than this code.
 
-    Without Redis or a live worker it still can, and says `degraded`: calls are answered, syncs and webhooks come late.
+    Without Redis or a live worker, the status is `degraded`: calls work, but syncs and webhooks come late.
     """
     found = await checker.check()
     status = "unavailable" if not found.is_ready else "degraded" if found.degraded else "ok"
@@ -92,12 +95,14 @@ async def readyz(
 @router.get(
     "/metrics",
     operation_id="metrics",
+    summary="Read Metrics",
     response_class=Response,
     responses={200: {"description": "Prometheus text", "content": _METRICS_CONTENT}},
 )
 async def metrics(gauges: Annotated[GaugeReader, Depends(_gauge_reader)]) -> Response:
-    """Counters and histograms of the API (of all its processes: `calbridge api --workers N`), and gauges over the
-    whole database. Workers serve their own: `calbridge worker --metrics-port`.
+    """Returns the metrics of all API processes, and gauges over the database, as Prometheus text.
+
+    Workers serve their own metrics: `calbridge worker --metrics-port`.
     """
     own = await asyncio.to_thread(render)
     return Response(own + await gauges.read(), media_type=CONTENT_TYPE_LATEST)

@@ -1,8 +1,8 @@
-"""Gauges over the whole database, as Prometheus text: what waits too long, and how much there is.
+"""Gauges over the whole database, as Prometheus text: waiting times and numbers of rows.
 
-Each is a statement of its own with its own limit of time, and costs about the same however large the tables are:
-what is due is found by an index, counts stop at a bound, and large tables are counted by a sample of their pages.
-One that cannot be read in time is left out, and `calbridge_gauge_read` says so.
+Each gauge has its own statement and time limit, and costs about the same for tables of any size: due rows are found by
+an index, counts stop at a limit, and large tables are estimated from a sample of their pages. A gauge that cannot be
+read in time is left out, and `calbridge_gauge_read` is 0 for it.
 """
 
 import asyncio
@@ -21,9 +21,9 @@ from app.health import repository
 
 log = structlog.get_logger()
 
-# All of them together stay below Prometheus' usual scrape_timeout of 10 s.
+# All gauges together take less than Prometheus' default scrape_timeout of 10 s.
 _EACH_WITHIN = timedelta(milliseconds=800)
-_NO_ANSWER_WITHIN_SECONDS = 2.0
+_TIMEOUT_SECONDS = 2.0
 _KEPT_SECONDS = 10.0
 
 _SYNCED_PLATFORMS = ("google", "microsoft", "ics")
@@ -33,7 +33,7 @@ Families = list[GaugeMetricFamily]
 
 
 class GaugeReader:
-    """The gauges, read when they are asked for and kept for some seconds."""
+    """Reads the gauges on request and keeps them for some seconds."""
 
     def __init__(self, sessions: Sessions, *, bot_lead: timedelta) -> None:
         self._sessions = sessions
@@ -43,7 +43,7 @@ class GaugeReader:
         self._read_at = float("-inf")
 
     async def read(self) -> bytes:
-        """While the database is away: `calbridge_database_up 0` and nothing else."""
+        """Return the gauges. While the database is unavailable, the only one is `calbridge_database_up 0`."""
         async with self._lock:
             if time.monotonic() - self._read_at > _KEPT_SECONDS:
                 self._text = generate_latest(_registry_of(await self._families()))
@@ -51,12 +51,12 @@ class GaugeReader:
             return self._text
 
     async def _families(self) -> Families:
-        up = GaugeMetricFamily("calbridge_database_up", "1 if the database answers", value=0)
+        up = GaugeMetricFamily("calbridge_database_up", "1 if the database is available", value=0)
         if await self._try("database", _ping) is None:
             return [up]
-        up = GaugeMetricFamily("calbridge_database_up", "1 if the database answers", value=1)
+        up = GaugeMetricFamily("calbridge_database_up", "1 if the database is available", value=1)
         was_read = GaugeMetricFamily(
-            "calbridge_gauge_read", "0 if the database took too long to tell the gauge", labels=["gauge"]
+            "calbridge_gauge_read", "0 if reading the gauge took too long", labels=["gauge"]
         )
         families = [up, was_read]
         readers: dict[str, Callable[[ReadSession], Awaitable[Families]]] = {
@@ -77,9 +77,9 @@ class GaugeReader:
         return families
 
     async def _try(self, name: str, read: Callable[[ReadSession], Awaitable[Families]]) -> Families | None:
-        """What was read; None where the database is away or took too long."""
+        """Return what was read; None if the database is unavailable or took too long."""
         try:
-            async with asyncio.timeout(_NO_ANSWER_WITHIN_SECONDS), reading(self._sessions) as session:
+            async with asyncio.timeout(_TIMEOUT_SECONDS), reading(self._sessions) as session:
                 await repository.limit_time(session, _EACH_WITHIN)
                 return await read(session)
         except DATABASE_UNAVAILABLE as err:
@@ -123,7 +123,7 @@ async def _sync_lag(session: ReadSession) -> Families:
 
 async def _delivery_lag(session: ReadSession) -> Families:
     text = (
-        "How long the longest overdue webhook delivery has waited, those of failing or busy endpoints apart"
+        "How long the longest overdue webhook delivery has waited, without those of failing or busy endpoints"
     )
     return [_gauge("calbridge_delivery_lag_seconds", text, await repository.load_delivery_lag(session))]
 
@@ -138,10 +138,12 @@ async def _outbox(session: ReadSession) -> Families:
     return [
         _gauge(
             "calbridge_outbox_pending",
-            "Webhook deliveries that are not settled, counted to 10000",
+            "Webhook deliveries that are not finished, counted up to 10000",
             deliveries,
         ),
-        _gauge("calbridge_invitation_mails_pending", "Mails that are not settled, counted to 10000", mails),
+        _gauge(
+            "calbridge_invitation_mails_pending", "Mails that are not finished, counted up to 10000", mails
+        ),
     ]
 
 
@@ -161,25 +163,25 @@ async def _calendars(session: ReadSession) -> Families:
     return [
         _labelled(
             "calbridge_calendars",
-            "Calendars; of more than about ten thousand an estimate",
+            "Calendars; an estimate above about ten thousand",
             ["platform", "state"],
             counts.items(),
         ),
         _labelled(
             "calbridge_calendars_failing",
-            "Connected calendars whose last sync failed; of more than about ten thousand an estimate",
+            "Connected calendars whose last sync failed; an estimate above about ten thousand",
             ["platform", "code"],
             failing.items(),
         ),
         _labelled(
             "calbridge_calendars_held",
-            "Connected calendars that wait for an outage to end; of more than about ten thousand an estimate",
+            "Connected calendars that wait for an outage to end; an estimate above about ten thousand",
             ["platform"],
             (([platform], count) for platform, count in held.items()),
         ),
         _labelled(
             "calbridge_calendars_in_doubt",
-            "Connected calendars whose last answer left out most events, which is not believed yet",
+            "Connected calendars whose last response left out most events and is not confirmed yet",
             ["platform"],
             (([platform], count) for platform, count in in_doubt.items()),
         ),
@@ -198,7 +200,7 @@ async def _breakers(session: ReadSession) -> Families:
     return [
         _labelled(
             "calbridge_breakers_open",
-            "Platforms, hosts of feeds and OAuth clients that fail for many calendars, which wait for them",
+            "Platforms, hosts of feeds and OAuth clients that fail for many calendars, so that these wait",
             ["of"],
             each("rows"),
         ),
@@ -210,7 +212,7 @@ async def _breakers(session: ReadSession) -> Families:
 
 async def _push_channels(session: ReadSession) -> Families:
     rows = await repository.count_channels(session)
-    text = "Push channels that are open; of more than about ten thousand an estimate"
+    text = "Push channels that are open; an estimate above about ten thousand"
     counts = (([row.platform], row.rows) for row in rows)
     return [_labelled("calbridge_push_channels_open", text, ["platform"], counts)]
 

@@ -1,4 +1,4 @@
-"""What `calbridge doctor` reads from the database: workers, outages, failing calendars and endpoints."""
+"""The state of workers, syncs and endpoints, for `calbridge doctor`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,10 @@ COUNTED_TO = repository.COUNTED
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """`seconds_since_last`: since any worker was last seen; None if none ever ran. `count`: seen within 30 seconds."""
+    """The workers that were seen recently.
+
+    `seconds_since_last`: the time since any worker was seen; None if none ever ran. `count`: seen within 30 seconds.
+    """
 
     seconds_since_last: float | None
     count: int
@@ -23,8 +26,9 @@ class Workers:
 
 @dataclass(frozen=True, slots=True)
 class Syncs:
-    """`outages`: (scope, outage_since, held, code) of open breakers.
+    """The syncs that fail or wait.
 
+    `outages`: (scope, outage_since, held, code) of open breakers.
     `failing`: (platform, code, rows, projects, example) of connected calendars whose last sync failed.
     `in_doubt`: how many calendars wait for a second response before missing events are deleted.
     """
@@ -39,7 +43,10 @@ async def load_workers(session: AnySession) -> Workers:
 
 
 async def load_syncs(session: AnySession, *, most_outages: int, within: timedelta) -> Syncs:
-    """Raises what the database raises for a statement that takes longer than `within`."""
+    """Return the syncs that fail or wait.
+
+    Raises the database's error if a statement takes longer than `within`.
+    """
     await repository.limit_time(session, within)
     return Syncs(
         outages=await repository.load_outages(session, limit=most_outages),
@@ -49,7 +56,10 @@ async def load_syncs(session: AnySession, *, most_outages: int, within: timedelt
 
 
 async def load_dead_endpoints(session: AnySession) -> Row[Any]:
-    """Return (failing, switched_off, projects, example) of webhooks that fail for an hour or were disabled for failing."""
+    """Return (failing, disabled, projects, example) of endpoints.
+
+    `failing`: how many have failed for an hour. `disabled`: how many were disabled for failing.
+    """
     return await repository.count_dead_endpoints(session)
 
 

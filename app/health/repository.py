@@ -1,4 +1,4 @@
-"""What the health endpoints read from the database: a cheap statement each, however large the tables are."""
+"""SQL of the health endpoints. Each statement is cheap for tables of any size."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -21,19 +21,19 @@ async def ping(session: AnySession) -> None:
 
 
 async def limit_time(session: AnySession, limit: timedelta) -> None:
-    """Ends later statements of this transaction that take longer."""
+    """Limit the time of each later statement of this transaction."""
     milliseconds = str(int(limit.total_seconds() * 1000))
     await session.execute(select(func.set_config("statement_timeout", milliseconds, True)))  # noqa: FBT003 - for this transaction
 
 
 async def load_revision(session: AnySession) -> str | None:
-    """The schema's revision. Raises ProgrammingError where no migration ever ran."""
+    """Return the schema's revision. Raises ProgrammingError if no migration ever ran."""
     revision: str | None = await session.scalar(_REVISION)
     return revision
 
 
 async def load_heartbeat_age(session: AnySession) -> float | None:
-    """Seconds since any worker was last seen; None if none ever was."""
+    """Return the seconds since any worker was last seen; None if none ever was."""
     age = func.extract("epoch", func.clock_timestamp() - func.max(WorkerHeartbeat.seen_at))
     seconds = await session.scalar(select(age))
     return None if seconds is None else float(seconds)
@@ -44,7 +44,7 @@ async def count_workers(session: AnySession) -> int:
     return await session.scalar(statement) or 0
 
 
-# As in app/sync/repository.py. A calendar that is not among the thousand longest overdue is not what an alert is about.
+# Calendars are due as in app/sync/repository.py. The thousand longest overdue ones are enough for an alert.
 _SYNC_LAGS = text(
     """
     SELECT platform, extract(epoch FROM now() - min(next_sync_at))
@@ -58,11 +58,14 @@ _SYNC_LAGS = text(
 
 
 async def load_sync_lags(session: AnySession) -> dict[str, float]:
-    """Platform -> seconds for which its longest overdue calendar has waited; only platforms where one is due."""
+    """Return {platform: seconds that its longest overdue calendar has waited}.
+
+    Platforms without one are left out.
+    """
     return {platform: float(lag) for platform, lag in await session.execute(_SYNC_LAGS)}
 
 
-# Not of endpoints that fail, nor of those that are being sent to right now: their pace is their own.
+# Endpoints that fail, pause, or are being sent to right now do not count: they determine their own pace.
 _DELIVERY_LAG = text(
     """
     SELECT coalesce(extract(epoch FROM now() - min(first.next_attempt_at)), 0)
@@ -79,12 +82,12 @@ _DELIVERY_LAG = text(
 
 
 async def load_delivery_lag(session: AnySession) -> float:
-    """Seconds; 0 where nothing is overdue."""
+    """Return the seconds that the longest overdue delivery has waited; 0 if none is overdue."""
     return float(await session.scalar(_DELIVERY_LAG) or 0)
 
 
-# A mail waits for the one before it to the same person about the same event, which may wait for its next attempt;
-# and for as long as its mailbox, or all of Messages, is held after a 429.
+# A mail is not overdue while it waits for an earlier one to the same person about the same event, or while its mailbox
+# or all of Messages is held after a 429.
 _MAIL_LAG = text(
     f"""
     SELECT coalesce(extract(epoch FROM now() - min(next_attempt_at)), 0)
@@ -105,11 +108,11 @@ _MAIL_LAG = text(
 
 
 async def load_mail_lag(session: AnySession) -> float:
-    """Seconds; 0 where nothing is overdue."""
+    """Return the seconds that the longest overdue mail has waited; 0 if none is overdue."""
     return float(await session.scalar(_MAIL_LAG) or 0)
 
 
-# A bot that is scheduled, or moved, shortly before its meeting is due from then on.
+# A bot that is scheduled or moved shortly before its meeting is due from that moment on.
 _BOT_LAG = text(
     """
     SELECT coalesce(extract(epoch FROM now() - least(
@@ -123,7 +126,7 @@ _BOT_LAG = text(
 
 
 async def load_bot_lag(session: AnySession, lead: timedelta) -> float:
-    """Seconds since the longest overdue bot was to be handed over; 0 where none is."""
+    """Return the seconds since the longest overdue bot was to be handed over; 0 if none is overdue."""
     return float(await session.scalar(_BOT_LAG, {"lead": lead}) or 0)
 
 
@@ -142,16 +145,16 @@ _PENDING = text(
 
 
 async def count_pending(session: AnySession) -> tuple[int, int]:
-    """Deliveries and mails that are not settled; each is counted to 10,000.
+    """Return the numbers of deliveries and mails that are not finished, each counted up to 10,000.
 
-    Deliveries of webhooks that are switched off wait for nobody but the operator, and do not count.
+    Deliveries of disabled endpoints do not count, since they wait until the endpoint is enabled.
     """
     deliveries, mails = (await session.execute(_PENDING)).one()
     return deliveries, mails
 
 
-# Whole tables up to this size (8 MB) are counted exactly; of larger ones as many pages, spread evenly. The fixed seed
-# takes the same pages each time, so that an estimate moves with the table and not with chance.
+# Tables of up to this many pages (8 MB) are counted exactly. For larger ones, this many pages are sampled. The fixed
+# seed samples the same pages each time, so that estimates change with the table and not at random.
 _SAMPLED_PAGES = 1000
 _SAMPLED_PERCENT = text(
     """
@@ -165,7 +168,7 @@ async def _sampled_percent(session: AnySession, table: str) -> float:
     return float(await session.scalar(_SAMPLED_PERCENT, {"pages": _SAMPLED_PAGES, "table": table}))
 
 
-# Null: the last sync did not fail.
+# The failure's code; null if the last sync did not fail.
 _FAILURE = "CASE WHEN state = 'connected' AND sync_failing_since IS NOT NULL THEN coalesce(sync_failure_code, 'unknown') END"
 # The code that the API shows as `sync_failure`.
 _FAILURE_SHOWN = f"coalesce({_FAILURE}, 'platform_outage')"
@@ -183,16 +186,17 @@ _COUNT_CALENDARS = text(
 
 
 async def count_calendars(session: AnySession) -> Sequence[Row[Any]]:
-    """(platform, state, rows, failure, held, in_doubt): `failure` is the code of those whose last sync failed, else null.
+    """Return rows of (platform, state, rows, failure, held, in_doubt).
 
-    Held: they wait for an outage to end; those that failed before the breaker opened have their failure, too.
-    In doubt: their last answer left out most of their events, which is not believed yet.
+    - `failure`: the code of calendars whose last sync failed; null for the others.
+    - `held`: how many wait for an outage to end. Some of them have a failure from before the breaker opened.
+    - `in_doubt`: how many had a response that left out most events and is not confirmed yet.
     """
     percent = await _sampled_percent(session, "calendars")
     return (await session.execute(_COUNT_CALENDARS, {"percent": percent})).all()
 
 
-# The part of a breaker's scope that names no tenant (app/outages/breakers.py).
+# The kind of a breaker is the first part of its scope (app/outages/breakers.py). It names no project.
 _COUNT_OPEN_BREAKERS = text(
     """
     SELECT split_part(scope, ':', 1) AS kind, count(*) AS rows,
@@ -204,7 +208,10 @@ _COUNT_OPEN_BREAKERS = text(
 
 
 async def count_open_breakers(session: AnySession) -> Sequence[Row[Any]]:
-    """(kind, rows, seconds): `kind` is a platform, `feed` or `client`; `seconds` the age of the oldest outage."""
+    """Return rows of (kind, rows, seconds).
+
+    `kind`: a platform, `feed` or `client`. `seconds`: the longest outage.
+    """
     return (await session.execute(_COUNT_OPEN_BREAKERS)).all()
 
 
@@ -221,7 +228,10 @@ _OUTAGES = text(
 
 
 async def load_outages(session: AnySession, *, limit: int) -> Sequence[Row[Any]]:
-    """(scope, outage_since, held, code) of open breakers, those that hold most first; `code`: the most frequent."""
+    """Return rows of (scope, outage_since, held, code) of open breakers, by the number of held calendars.
+
+    `code`: the most frequent failure.
+    """
     return (await session.execute(_OUTAGES, {"limit": limit})).all()
 
 
@@ -229,7 +239,10 @@ _IN_DOUBT = text("SELECT count(*) FROM calendars WHERE state = 'connected' AND h
 
 
 async def count_in_doubt(session: AnySession) -> int:
-    """Connected calendars whose missing events are not believed to be deleted yet. Reads the whole table."""
+    """Count connected calendars with a response that left out most events and is not confirmed.
+
+    Reads the whole table.
+    """
     return await session.scalar(_IN_DOUBT) or 0
 
 
@@ -243,7 +256,7 @@ _USED_PLATFORMS = text(
 
 
 async def load_used_platforms(session: AnySession) -> set[str]:
-    """Those with accounts (google, microsoft) that a calendar or an OAuth app has."""
+    """Return the platforms with accounts (google, microsoft) that a calendar or an OAuth app has."""
     return set(await session.scalars(_USED_PLATFORMS))
 
 
@@ -262,13 +275,18 @@ _COUNT_FAILING = text(
 
 
 async def count_failing_calendars(session: AnySession) -> Sequence[Row[Any]]:
-    """(platform, code, rows, projects, example: a calendar's id), the most frequent first; COUNTED at most in all."""
+    """Return rows of (platform, code, rows, projects, example), most frequent first.
+
+    Counts COUNTED calendars at most.
+
+    `example`: the id of one of the calendars.
+    """
     return (await session.execute(_COUNT_FAILING)).all()
 
 
 _DEAD_ENDPOINTS = text(
     """
-    SELECT count(*) FILTER (WHERE is_active) AS failing, count(*) FILTER (WHERE NOT is_active) AS switched_off,
+    SELECT count(*) FILTER (WHERE is_active) AS failing, count(*) FILTER (WHERE NOT is_active) AS disabled,
            count(DISTINCT project_id) AS projects,
            (array_agg(id ORDER BY is_active DESC, failing_since NULLS LAST))[1] AS example
     FROM webhook_subscriptions
@@ -278,7 +296,10 @@ _DEAD_ENDPOINTS = text(
 
 
 async def count_dead_endpoints(session: AnySession) -> Row[Any]:
-    """(failing, switched_off, projects, example): webhooks that fail for an hour, or were switched off for failing."""
+    """Return (failing, disabled, projects, example) of endpoints.
+
+    `failing`: how many have failed for an hour. `disabled`: how many were disabled for failing.
+    """
     return (await session.execute(_DEAD_ENDPOINTS)).one()
 
 
@@ -293,6 +314,6 @@ _COUNT_CHANNELS = text(
 
 
 async def count_channels(session: AnySession) -> Sequence[Row[Any]]:
-    """(platform, rows) of push channels that are open."""
+    """Return rows of (platform, rows) of open push channels."""
     percent = await _sampled_percent(session, "push_channels")
     return (await session.execute(_COUNT_CHANNELS, {"percent": percent})).all()

@@ -1,4 +1,4 @@
-"""Readiness: whether this process can serve, and what it serves without."""
+"""Readiness: whether this process can serve, and which of its services are missing."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -15,10 +15,10 @@ from migrations.revisions import is_behind
 
 log = structlog.get_logger()
 
-_CHECK_WITHIN_SECONDS = 3.0
+_CHECK_TIMEOUT_SECONDS = 3.0
 
 _OK = "ok"
-# Without Redis or a worker every call still works: only what follows it comes later.
+# Every call works without Redis and without a worker. Only its effects come later.
 _NEEDED = frozenset({"database", "migrations"})
 
 _is_behind = cache(is_behind)
@@ -26,7 +26,7 @@ _is_behind = cache(is_behind)
 
 @dataclass(frozen=True)
 class Readiness:
-    """What each check found, `ok` or a sentence: database, redis, migrations and worker."""
+    """The results of the checks of database, redis, migrations and worker: `ok` or a sentence."""
 
     checks: dict[str, str]
 
@@ -36,12 +36,12 @@ class Readiness:
 
     @property
     def degraded(self) -> list[str]:
-        """The checks that failed and that calls can do without."""
+        """The failed checks that calls can do without."""
         return [name for name, found in self.checks.items() if found != _OK and name not in _NEEDED]
 
 
 class ReadinessChecker:
-    """One per process: what fails is logged when it begins to, and when it is well again."""
+    """Runs the checks, and logs when one begins to fail and when it succeeds again. One per process."""
 
     def __init__(self, sessions: Sessions, wakeups: WakeUps) -> None:
         self._checks: dict[str, Callable[[], Awaitable[str]]] = {
@@ -57,9 +57,9 @@ class ReadinessChecker:
         return Readiness(dict(zip(self._checks, outcomes, strict=True)))
 
     async def _guarded(self, name: str, check: Callable[[], Awaitable[str]]) -> str:
-        """The check's outcome; a service that is away costs three seconds at most. Says nothing of addresses."""
+        """Run a check for three seconds at most. The returned sentence never has an address."""
         try:
-            async with asyncio.timeout(_CHECK_WITHIN_SECONDS):
+            async with asyncio.timeout(_CHECK_TIMEOUT_SECONDS):
                 found = await check()
         except (*DATABASE_UNAVAILABLE, *REDIS_UNAVAILABLE) as err:
             if name not in self._failing:
@@ -84,7 +84,10 @@ async def _check_redis(wakeups: WakeUps) -> str:
 
 
 async def _check_migrations(sessions: Sessions) -> str:
-    """A newer schema than this code's is fine: while a release rolls out, the old processes go on serving."""
+    """Check that the schema is not older than this code.
+
+    A newer one is fine: old processes serve during an upgrade.
+    """
     try:
         async with reading(sessions) as session:
             found = await repository.load_revision(session)

@@ -42,7 +42,7 @@ from app.hosted.patch import apply_patch, new_component
 from app.hosted.rows import find_first_id, find_moved_id, save
 from app.hosted.schemas import CalendarEventCreate, CalendarEventUpdate
 from app.hosted.sending import queue_planned
-from app.invitations.service import find_highest_sequence, find_told_instances
+from app.invitations.service import find_highest_sequence, find_sent_instances
 from app.settings import Settings
 
 Scope = Literal["instance", "series"]
@@ -100,12 +100,12 @@ async def update_event(
     if is_instance:
         # Guests whose calendars have the series without this instance, in EXDATE.
         invited_back = find_invited_back(before, after, master)
-        mailed = await find_told_instances(session, calendar.calendar_id, before.uid) if invited_back else {}
+        mailed = await find_sent_instances(session, calendar.calendar_id, before.uid) if invited_back else {}
         change = _change_instance(
             components, before, after, calendar, above=above, invited_back=invited_back, mailed=mailed
         )
     else:
-        mailed = await find_told_instances(session, calendar.calendar_id, before.uid)
+        mailed = await find_sent_instances(session, calendar.calendar_id, before.uid)
         change = _change_series(components, after, calendar, above=above, mailed=mailed)
     kept = {
         key: component

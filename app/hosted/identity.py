@@ -6,7 +6,7 @@ These functions use the network: never call them inside a transaction. See docs/
 from typing import Any
 
 from app.core.errors import InvalidFields
-from app.mail.mailboxes import Mailbox, Messages
+from app.mail.lasuite.mailboxes import Mailbox, Messages
 
 
 async def default_identity(messages: Messages, owner_email: str) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from app.hosted.components import Attendee, EventComponent
 from app.hosted.instances import find_component
 from app.hosted.rows import facts_of, find_id, save
 from app.hosted.rules import last_end
-from app.invitations.service import find_told_sequence, queue_mails
+from app.invitations.service import find_sent_sequence, queue_mails
 from app.itip.event import Person
 from app.settings import Settings
 from app.webhooks.outbox import announce
@@ -139,7 +139,7 @@ async def _find_known_sequence(
 
     Others may have had mails with a higher one. With that, a later reply by mail of this guest would be stale.
     """
-    sent = await find_told_sequence(
+    sent = await find_sent_sequence(
         session, calendar.calendar_id, component.uid, component.recurrence_id, fold_address(person.email)
     )
     return min(component.sequence, max(person.sequence or 0, sent))

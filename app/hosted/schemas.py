@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from app.api.fields import (
-    MOST_ATTENDEES,
+    MAX_ATTENDEES,
     EmailAddress,
     EventName,
     Locale,
@@ -62,7 +62,7 @@ class _EventFields(InputModel):
     description: Annotated[TextBlock, Field(max_length=8000)] | None = None
     meeting_url: WebUrl | None = None
     attendees: Annotated[list[AttendeeInput], AfterValidator(_all_different)] = Field(
-        default=[], max_length=MOST_ATTENDEES
+        default=[], max_length=MAX_ATTENDEES
     )
     recurrence: Annotated[_RuleLines | None, AfterValidator(_rule)] = Field(
         default=None,

@@ -1,1 +1,4 @@
-"""iCalendar: reading feeds and writing files (RFC 5545, 7986). Pure functions: no network, no database."""
+"""iCalendar (RFC 5545, 7986): reading feeds, writing objects. No network, no database.
+
+Imports nothing else of the application, so it can be used alone.
+"""

@@ -1,9 +1,8 @@
 """The text of an iCalendar object (RFC 5545 section 3) as components and content lines.
 
-The walk over the file is ours, because feeds are large and of any quality. The icalendar library decodes a file
-before it unfolds it (a fold may split a UTF-8 character), takes half a millisecond for each event whether it is
-wanted or not, and remembers the time zones of one file for the next one, whoever that belongs to.
-Values and parameters are decoded by it.
+The icalendar library decodes values and parameters. The walk over the file is written here, because feeds are large
+and of any quality: the library decodes a file before it unfolds it, though a fold may split a UTF-8 character; takes
+half a millisecond for each event, wanted or not; and remembers the time zones of one file for files of other owners.
 """
 
 import re
@@ -20,7 +19,7 @@ from app.ical.errors import CalendarUnreadable
 _BEGIN, _END = b"BEGIN:VCALENDAR", b"END:VCALENDAR"
 _BOM = b"\xef\xbb\xbf"
 _CONTROLS = bytes({*range(32), 127} - {*b"\t\n\r"})
-# The lookbehind keeps a long run of line breaks from being tried at each of them.
+# The lookbehind: a long run of line breaks is not tried at each of them.
 _FOLD = re.compile(rb"(?<!\n)\n++[ \t]")
 _EDGE = re.compile(rb"^(BEGIN|END):[ \t]*([A-Z0-9-]+)[ \t]*$", re.IGNORECASE | re.MULTILINE)
 _LINE = re.compile(r'([A-Z0-9-]+)((?:;(?:[^";:]|"[^"]*")*+)*+):(.*)', re.IGNORECASE)
@@ -41,7 +40,7 @@ class Line(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The value as TEXT (RFC 5545 3.3.11), without backslashes and without white space around it."""
+        """The value as TEXT (RFC 5545 section 3.3.11), unescaped, without white space around it."""
         return str(unescape_backslash(self.value)).strip()
 
     def parameter(self, name: str) -> str | None:
@@ -51,7 +50,7 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """What stands between a BEGIN and its END; `children` are the parts of a VTIMEZONE."""
+    """The lines from a BEGIN to its END. Only a VTIMEZONE has `children`, its parts."""
 
     name: str
     own_text: bytes
@@ -63,9 +62,9 @@ class Component:
 
 
 def normalize(body: bytes) -> bytes:
-    """A feed's body with LF line ends, unfolded, without byte order mark and control characters.
+    """Unfold a feed's body, with LF line ends and without byte order mark and control characters.
 
-    Raises CalendarUnreadable unless it begins and ends as a calendar does: `feed_empty`, `feed_not_ics`, `feed_truncated`.
+    Raises CalendarUnreadable (`feed_empty`, `feed_not_ics`, `feed_truncated`) if it does not begin and end as a calendar.
     """
     text = body.removeprefix(_BOM).translate(None, _CONTROLS)
     text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n").strip()
@@ -73,7 +72,7 @@ def normalize(body: bytes) -> bytes:
         raise CalendarUnreadable("The feed is empty.", code="feed_empty")
     if text[: len(_BEGIN)].upper() != _BEGIN:
         raise CalendarUnreadable(
-            "The feed's address does not answer with a calendar: use the secret address in iCal format.",
+            "The feed's address does not return a calendar: use the secret address in iCal format.",
             code="feed_not_ics",
         )
     text = _FOLD.sub(b"", text)
@@ -83,7 +82,7 @@ def normalize(body: bytes) -> bytes:
 
 
 def split(text: bytes) -> Iterator[Component]:
-    """The components directly inside the calendar (or calendars) of a normalised text.
+    """Yield the components directly inside the calendar (or calendars) of a normalized text.
 
     Raises CalendarUnreadable (`feed_truncated`) if one has no end or no beginning.
     """
@@ -121,7 +120,7 @@ def _may_begin(name: str, stack: Sequence["_Open"]) -> bool:
 @dataclass(slots=True)
 class _Open:
     name: str
-    at: int  # where its own text goes on
+    at: int  # where its own text continues
     parts: list[bytes] = field(default_factory=list)
     children: list[Component] = field(default_factory=list)
 
@@ -132,7 +131,7 @@ def _close(stack: list[_Open], text: bytes, end: int) -> Component:
     component = Component(closing.name, b"".join(closing.parts), tuple(closing.children))
     if stack:
         stack[-1].at = end + 1
-        # Alarms are not kept: they are many, and nobody's business.
+        # Only the parts of time zones are used. Alarms are many, and not kept.
         if stack[-1].name == "VTIMEZONE" and len(stack[-1].children) < _MOST_CHILDREN:
             stack[-1].children.append(component)
     return component
@@ -145,9 +144,9 @@ def _damaged() -> CalendarUnreadable:
 
 
 def parse_lines(text: bytes) -> Iterator[Line]:
-    """The content lines of an unfolded text, up to 20,000 of them.
+    """Yield the content lines of an unfolded text, up to 20,000.
 
-    A line that is none is taken for more of the value before it.
+    A line that is not a content line continues the value before it.
     """
     pending: Line | None = None
     more: list[str] = []
@@ -188,7 +187,10 @@ def _decode_line(line: bytes) -> str:
 
 @lru_cache(maxsize=1024)
 def parse_parameters(text: str) -> Mapping[str, str]:
-    """Parameters by their names in upper case; of a list of values the first. What cannot be read is left out."""
+    """Parameters by their names in upper case, with the first of several values.
+
+    Parameters that cannot be read are left out.
+    """
     if not text or len(text) > _LONGEST_PARAMETERS:
         return {}
     try:

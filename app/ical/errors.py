@@ -4,7 +4,7 @@
 class CalendarUnreadable(Exception):
     """The text is not a calendar that can be read.
 
-    `message` is a sentence for people. `code` is one of `feed_empty`, `feed_not_ics`, `feed_truncated`,
+    `message` is a sentence for the user. `code` is one of `feed_empty`, `feed_not_ics`, `feed_truncated`,
     `feed_too_large` and `feed_too_complex`.
     """
 

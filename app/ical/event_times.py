@@ -49,7 +49,7 @@ class EventTimes:
 
     @property
     def rank(self) -> tuple[int, str, bytes]:
-        """Of several versions, the one with the highest rank is the current one; the same in any order."""
+        """The order of versions of an event, which does not depend on the file: the highest is current."""
         return self.sequence, self.revision, self.component.own_text
 
 
@@ -78,7 +78,7 @@ def read_times(times: EventTimes, lines: list[Line], first: dict[str, Line], zon
 
 
 def identify(first: dict[str, Line]) -> tuple[str | None, bool]:
-    """The stable key of a VEVENT (None if it has nothing to make one from), and whether its UID is missing."""
+    """The stable key of a VEVENT, None if it cannot have one; and whether its UID is missing."""
     uid = first["UID"].text if "UID" in first else ""
     if uid:
         is_short = len(uid.encode()) < MAX_UID_BYTES
@@ -99,9 +99,11 @@ def _sequence(first: dict[str, Line]) -> int:
 
 
 def _length(start: Moment, first: dict[str, Line], zones: ZoneTable) -> tuple[timedelta, bool]:
-    """The length by DTEND or DURATION, and whether it is elapsed time; without both a day for a date, else zero.
+    """The length by DTEND or DURATION, and whether it is elapsed time.
 
-    An end before the start counts as missing. DTEND in the zone of DTSTART gives a length on the wall clock; a DURATION
+    Without both, a date has a length of one day, and a time has none.
+
+    An end before the start counts as the start. DTEND in the zone of DTSTART gives a length on the wall clock. A DURATION
     with a time part, and a DTEND in another zone, give elapsed time.
     """
     end = read_moment(first["DTEND"], zones) if "DTEND" in first else None

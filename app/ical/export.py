@@ -1,4 +1,4 @@
-"""One event as an iCalendar file (RFC 5545). Pure: text out, no network, no database."""
+"""One event as an iCalendar file (RFC 5545)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class ExportedPerson:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportedEvent:
-    """Times are aware; `timezone` (IANA) tells which days an all-day event covers.
+    """The event of a file. Times are aware; `timezone` (IANA) gives the days of an all-day event.
 
     `original_start_time` is set for an instance of a series, whose `uid` it shares with the others.
     """
@@ -103,5 +103,5 @@ def _text(value: str | None) -> str | None:
 
 
 def _line(value: str | None) -> str | None:
-    """For places where iCalendar cannot escape a line break."""
+    """The value on one line, for properties and parameters in which a line break cannot be escaped."""
     return None if value is None else strip_controls(value).replace("\n", " ")

@@ -1,13 +1,10 @@
-"""An iCalendar feed as the events of a time window.
+"""The events of an iCalendar feed in a time window (docs/reference/icalendar.md, "Recurrence").
 
-See docs/reference/icalendar.md, "Recurrence" and "Time zones of feeds".
+Reading has three steps, so that a feed of 20 MB costs little: the file is walked once (`Feed`), each VEVENT is reduced
+to its times and series are expanded in the window (`Feed.select`), and the caller reads in full only what is left.
 
-Reading has three steps, so that a feed of 20 MB costs little: the file is walked once and every VEVENT is reduced to
-what decides when it is (`Feed`), series are expanded in the window (`Feed.select`), and only what is left is read
-in full (`Selection.page`).
-
-The recurring-ical-events library is not used for the second step: it loses the original slot of instances that a
-RANGE=THISANDFUTURE moved (their identity), keeps every slot since the series began, and never returns from
+The recurring-ical-events library is not used for the second step. It loses the original start of instances that a
+RANGE=THISANDFUTURE moved, which is their identity; keeps every start since the series began; and never returns from
 FREQ=SECONDLY. The tests compare with it.
 """
 
@@ -35,17 +32,17 @@ log = structlog.get_logger(__name__)
 MAX_VEVENTS = 100_000
 MAX_INSTANCES_OF_SERIES = 2_000
 MAX_INSTANCES = 50_000
-# Processor time of one feed. Real ones take 2 s at 20 MB; what takes more is made to.
+# Processor time of one feed. Real feeds take 2 s at 20 MB.
 MAX_CPU_SECONDS = 3.0
 _MOST_LOGGED = 20
-# Slots are looked for on the wall, and judged in UTC; a wall is at most 14 hours off.
+# Starts are looked for on the wall clock, and compared in UTC: the two differ by 14 hours at most.
 _MARGIN = timedelta(days=1)
 _CALENDAR_ZONE = re.compile(rb"^X-WR-TIMEZONE[;:][^\n]*$", re.IGNORECASE | re.MULTILINE)
 _VOLATILE = re.compile(rb"^(?:DTSTAMP|LAST-MODIFIED)[;:][^\n]*\n", re.IGNORECASE | re.MULTILINE)
 
 
 class InstanceRef(NamedTuple):
-    """An event or instance of an earlier reading of the same feed; the fields are as in `Instance` and `EventTimes`."""
+    """An event or instance that was read before. Fields are those of `Instance` and `EventTimes`."""
 
     id: str
     uid: str
@@ -68,9 +65,10 @@ class Instance(NamedTuple):
 
 
 class Feed:
-    """A complete calendar. `digest` is the same for two bodies that differ in nothing but their times of writing.
+    """A complete calendar. `digest` does not depend on DTSTAMP and LAST-MODIFIED.
 
-    Raises CalendarUnreadable: `feed_empty`, `feed_not_ics`, `feed_truncated`, `feed_too_large`. Takes long: call it in a thread.
+    Raises CalendarUnreadable (`feed_empty`, `feed_not_ics`, `feed_truncated`, `feed_too_large`). Takes long: call it in a
+    thread.
     """
 
     def __init__(self, body: bytes) -> None:
@@ -89,14 +87,14 @@ class Feed:
         self._calendar_zone_name = line.text if line else None
 
     def select(self, window: TimeRange) -> list[Instance]:
-        """The instances that overlap `window`, and the events whose start cannot be read.
+        """Return the instances that overlap `window`, and the events whose start cannot be read.
 
         Raises CalendarUnreadable (`feed_too_complex`). Takes long: call it in a thread.
         """
         return _Selector(self._zones(), window.start, window.end, window=window).select(self._events())
 
     def find(self, wanted: Sequence[InstanceRef]) -> list[Instance]:
-        """These events and instances, at whatever time they are now; those that the feed has no longer are left out.
+        """Return these events and instances, at any time, without those that the feed no longer has.
 
         Raises CalendarUnreadable (`feed_too_complex`). Takes long: call it in a thread.
         """
@@ -116,7 +114,7 @@ class Feed:
 
 
 class _Selector:
-    """Expands series from `start` to `end`, and keeps what is in `window` or has a `wanted` id. For one `select` only."""
+    """Expands series from `start` to `end`. Keeps instances in `window`, or with `wanted` ids. Used once."""
 
     def __init__(
         self,
@@ -138,7 +136,7 @@ class _Selector:
     def select(
         self, components: Iterable[Component], *, uids: Collection[str] | None = None
     ) -> list[Instance]:
-        """`uids`: the only ones to look at."""
+        """Return the instances; with `uids`, only those of these events."""
         groups: dict[str, list[EventTimes]] = defaultdict(list)
         for component in components:
             self._check_time()
@@ -184,12 +182,12 @@ class _Selector:
         event = EventTimes(component=component, uid=uid, ical_uid=None if is_made_up else uid)
         try:
             read_times(event, lines, first, self._zones)
-        except Exception as err:  # noqa: BLE001 - whatever is wrong with one event must not stop the feed
+        except Exception as err:  # noqa: BLE001 - an event that cannot be read must not stop the feed
             self._note("ics.event_unreadable", uid, error=type(err).__name__)
         if event.start is None:
             self._note("ics.event_without_start", uid)
             if "RECURRENCE-ID" in first and event.recurrence_id is None:
-                return None  # an instance of the series, but nobody knows which
+                return None  # an instance of the series; which one is not known
         return event
 
     def _safe_instances(self, group: list[EventTimes]) -> list[Instance]:
@@ -197,7 +195,7 @@ class _Selector:
             return list(self._instances(group))
         except CalendarUnreadable:
             raise
-        except Exception as err:  # noqa: BLE001 - whatever is wrong with one event must not stop the feed
+        except Exception as err:  # noqa: BLE001 - an event that cannot be read must not stop the feed
             self._note("ics.series_unreadable", group[0].uid, error=type(err).__name__)
             return [Instance(group[0], group[0].uid, None, None, None)]
 
@@ -220,13 +218,13 @@ class _Selector:
         replaced: dict[str, tuple[Moment, EventTimes]] = {}
         for event in sorted(overrides, key=lambda event: event.rank):
             assert event.recurrence_id
-            slot = _like(event.recurrence_id, pattern, self._zones)
-            replaced[slot.recurrence_key] = slot, event
-        for key, (slot, event) in replaced.items():
-            if not event.is_cancelled and slot not in excluded:
-                yield from self._instance(event, f"{event.uid}_{key}", event.start, slot)
+            original = _like(event.recurrence_id, pattern, self._zones)
+            replaced[original.recurrence_key] = original, event
+        for key, (original, event) in replaced.items():
+            if not event.is_cancelled and original not in excluded:
+                yield from self._instance(event, f"{event.uid}_{key}", event.start, original)
         changes = sorted(
-            (_Change.of(slot, event) for slot, event in replaced.values() if event.is_range),
+            (_Change.of(original, event) for original, event in replaced.values() if event.is_range),
             key=lambda change: change.since,
         )
         for master in masters:
@@ -249,18 +247,18 @@ class _Selector:
         last = wall_of(self._end) - min(shifts) + _MARGIN
         seen = set(replaced)
         count = 0
-        for slot, length in self._starts(master, start, first, last):
-            key = slot.recurrence_key
-            if key in seen or slot in excluded:
+        for original, length in self._starts(master, start, first, last):
+            key = original.recurrence_key
+            if key in seen or original in excluded:
                 continue
             seen.add(key)
-            event, at = master, slot
+            event, at = master, original
             for change in changes:
-                if change.since <= slot.utc:
-                    event, at = change.event, change.apply(slot)
+                if change.since <= original.utc:
+                    event, at = change.event, change.apply(original)
             if event.is_cancelled:
                 continue
-            for instance in self._instance(event, f"{master.uid}_{key}", at, slot, length):
+            for instance in self._instance(event, f"{master.uid}_{key}", at, original, length):
                 yield instance
                 count += 1
             if count >= MAX_INSTANCES_OF_SERIES:
@@ -286,35 +284,35 @@ class _Selector:
         for rule in rules:
             self._check_time()
             try:
-                for slot in follow_rule(rule, start, first=first, last=last):
-                    yield slot, None
+                for original in follow_rule(rule, start, first=first, last=last):
+                    yield original, None
             except RuleRefused:
                 self._note("ics.rule_refused", master.uid)
 
     def _instance(
         self,
         event: EventTimes,
-        platform_uuid: str,
+        instance_id: str,
         at: Moment | None,
-        slot: Moment | None,
+        original: Moment | None,
         length: timedelta | None = None,
     ) -> Iterator[Instance]:
-        """The instance, if it is wanted; or else if it is in the window or nowhere."""
-        original = slot.utc if slot else None
-        if self._wanted is not None and platform_uuid not in self._wanted:
+        """Yield the instance if it is wanted; without wanted ids, if it is in the window or has no start."""
+        original_start = original.utc if original else None
+        if self._wanted is not None and instance_id not in self._wanted:
             return
         if at is None:
-            yield Instance(event, platform_uuid, None, None, original)
+            yield Instance(event, instance_id, None, None, original_start)
             return
         start = at.utc
         length = event.length if length is None else length
         end = start + length if event.is_exact else max(at.at(at.wall + length).utc, start)
         if self._window is None or self._window.overlaps(start, end):
-            yield Instance(event, platform_uuid, start, end, original)
+            yield Instance(event, instance_id, start, end, original_start)
 
 
 class _Excluded:
-    """The EXDATEs of a series. A DATE excludes whatever starts on that day."""
+    """The EXDATEs of a series. A DATE excludes every instance that starts on that day."""
 
     def __init__(self, zones: ZoneTable, pattern: Moment | None, masters: Iterable[EventTimes]) -> None:
         self._keys: set[str] = set()
@@ -326,35 +324,34 @@ class _Excluded:
                 else:
                     self._keys.add(_like(excluded.start, pattern, zones).recurrence_key)
 
-    def __contains__(self, slot: Moment) -> bool:
-        day = slot.wall.replace(hour=0, minute=0, second=0)
-        return slot.recurrence_key in self._keys or day in self._days
+    def __contains__(self, original: Moment) -> bool:
+        day = original.wall.replace(hour=0, minute=0, second=0)
+        return original.recurrence_key in self._keys or day in self._days
 
 
 class _Change(NamedTuple):
-    """A RANGE=THISANDFUTURE: all slots from `since` on are moved by `shift`."""
+    """A RANGE=THISANDFUTURE: all instances from `since` on are moved by `shift`."""
 
     since: datetime
     shift: timedelta
     event: EventTimes
 
     @classmethod
-    def of(cls, slot: Moment, event: EventTimes) -> "_Change":
+    def of(cls, original: Moment, event: EventTimes) -> "_Change":
         shift = timedelta(0)
-        if event.start and event.start.is_date == slot.is_date:
-            is_same_wall = event.start.zone == slot.zone or slot.is_date
-            shift = event.start.wall - slot.wall if is_same_wall else event.start.utc - slot.utc
-        return cls(slot.utc, shift if abs(shift) < MAX_LENGTH else timedelta(0), event)
+        if event.start and event.start.is_date == original.is_date:
+            is_same_wall = event.start.zone == original.zone or original.is_date
+            shift = event.start.wall - original.wall if is_same_wall else event.start.utc - original.utc
+        return cls(original.utc, shift if abs(shift) < MAX_LENGTH else timedelta(0), event)
 
-    def apply(self, slot: Moment) -> Moment:
-        return slot.at(slot.wall + self.shift)
+    def apply(self, original: Moment) -> Moment:
+        return original.at(original.wall + self.shift)
 
 
 def _current_masters(group: Iterable[EventTimes]) -> list[EventTimes]:
-    """The current version of what is not one instance's.
+    """The current versions of the events without RECURRENCE-ID, which have the highest SEQUENCE.
 
-    The highest SEQUENCE counts. Several of the same SEQUENCE with different starts are different events of an
-    exporter that has but one UID for them.
+    Several of the same SEQUENCE with different starts are different events: some exporters give them one UID.
     """
     masters = sorted((event for event in group if not event.recurrence_id), key=lambda event: event.rank)
     by_start = {
@@ -366,7 +363,7 @@ def _current_masters(group: Iterable[EventTimes]) -> list[EventTimes]:
 
 
 def _like(moment: Moment, pattern: Moment | None, zones: ZoneTable) -> Moment:
-    """`moment` as a slot of the series that starts at `pattern`, should it be written in another form."""
+    """`moment` in the form of the series that starts at `pattern`, such as a date for an all-day series."""
     if pattern is None:
         return moment
     if moment.is_floating:

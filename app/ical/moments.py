@@ -1,4 +1,4 @@
-"""Points in time as a feed writes them: a clock on some wall, and whose wall it is."""
+"""Points in time as iCalendar writes them: a reading of a wall clock, and its zone."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ class TimeRange(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A DATE or DATE-TIME. `wall` is naive; the `zone` of a date and of a floating time is the calendar's."""
+    """A DATE or DATE-TIME. `wall` is naive; dates and floating times have the calendar's `zone`."""
 
     wall: datetime
     zone: Zone
@@ -36,19 +36,19 @@ class Moment:
         return self.wall.replace(tzinfo=self.zone.tzinfo).astimezone(UTC)
 
     def at(self, wall: datetime) -> "Moment":
-        """The same kind of time at another clock reading."""
+        """The same kind of time at another reading of the wall clock."""
         return replace(self, wall=wall)
 
     @property
     def recurrence_key(self) -> str:
-        """As a part of an instance's identity: YYYYMMDD for a date, else YYYYMMDDTHHMMSSZ."""
+        """The time as the key of an instance: YYYYMMDD for a date, else YYYYMMDDTHHMMSSZ."""
         if self.is_date:
             return f"{self.wall:%Y%m%d}"
         return f"{self.utc:%Y%m%dT%H%M%SZ}"
 
 
 def read_moment(line: Line, zones: ZoneTable, value: str | None = None) -> Moment | None:
-    """The time in a DTSTART, DTEND, RECURRENCE-ID and the like (in `value`, where a line has several).
+    """Return the time in a DTSTART, DTEND, RECURRENCE-ID and the like; in `value`, if a line has several.
 
     None if it cannot be read. An unknown TZID counts as the calendar's zone.
     """
@@ -67,14 +67,14 @@ def read_moment(line: Line, zones: ZoneTable, value: str | None = None) -> Momen
 
 @dataclass(frozen=True, slots=True)
 class AddedStart:
-    """An entry of an RDATE; `length` where it is a PERIOD."""
+    """A value of an RDATE. `length` is set for a PERIOD."""
 
     start: Moment
     length: timedelta | None
 
 
 def read_moments(line: Line, zones: ZoneTable) -> Iterator[AddedStart]:
-    """The entries of an RDATE or EXDATE; what cannot be read is left out."""
+    """Yield the values of an RDATE or EXDATE, without those that cannot be read."""
     for value in line.value.split(","):
         first, is_period, second = value.partition("/")
         start = read_moment(line, zones, first)

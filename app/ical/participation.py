@@ -19,5 +19,5 @@ _STATUSES: Mapping[str, ParticipationStatus] = {
 
 
 def parse_partstat(text: str | None) -> ParticipationStatus | None:
-    """The status of a PARTSTAT parameter, in any case; None for DELEGATED and for values that are not known."""
+    """Return the status of a PARTSTAT parameter, in any case; None for DELEGATED and unknown values."""
     return _STATUSES.get((text or "").strip().upper())

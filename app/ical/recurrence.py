@@ -1,10 +1,10 @@
-"""Recurrence rules (RFC 5545 section 3.3.10), bounded: no rule can keep a worker busy for ever.
+"""Recurrence rules (RFC 5545 section 3.3.10), with bounds: no rule keeps a worker busy without end.
 
-dateutil expands what repeats daily or more seldom. Seen from a start years ago, or with parts that never match, it
-can count seconds until the year 9999; so rules that repeat more often are expanded by arithmetic, and are refused
-if they have parts for which that is not enough.
+dateutil expands rules that repeat daily or less often. From a start years ago, or with parts that never match, it can
+count seconds until the year 9999. So rules that repeat more often are expanded by arithmetic, and refused if they have
+parts for which that is not enough.
 
-Rules are expanded on the clock on the wall, without zones: a meeting at ten stays at ten.
+Rules are expanded on the wall clock, without zones: a meeting at ten stays at ten.
 """
 
 import re
@@ -17,7 +17,7 @@ from app.ical.values import Written, parse_time
 
 _LONGEST_RULE = 2_000
 _RULE = re.compile(r"[A-Z0-9=;,+-]+")
-# So many slots of one rule are looked at: more than a century of days.
+# The most starts of one rule that are looked at: more than a century of days.
 _MOST_STEPS = 50_000
 _UNITS = {
     "SECONDLY": timedelta(seconds=1),
@@ -35,7 +35,7 @@ class RuleRefused(ValueError):
 
 
 class Rule:
-    """An RRULE with its parts checked. `until` is UNTIL as written, which `walls` does not look at.
+    """An RRULE with its parts checked. `until` is UNTIL as written, which `walls` ignores.
 
     Raises RuleRefused.
     """
@@ -54,7 +54,7 @@ class Rule:
         self._interval = self._number("INTERVAL") or 1
         self._count = self._number("COUNT")
         self._frequency = self._parts.get("FREQ", "")
-        # Values that mean nothing are common ("COUNT=-1", "INTERVAL=0"), and dateutil never ends with some.
+        # Values without a meaning are common ("COUNT=-1", "INTERVAL=0"), and dateutil never ends with some.
         for name, number in (("INTERVAL", self._interval), ("COUNT", self._count)):
             self._parts.pop(name, None)
             if number:
@@ -69,30 +69,30 @@ class Rule:
         return None
 
     def walls(self, start: datetime, *, first: datetime, last: datetime) -> Iterator[datetime]:
-        """The slots from `first` to `last` (naive, inclusive), in order; `start` is DTSTART, also naive.
+        """Yield the starts from `first` to `last` (naive, inclusive); `start` is DTSTART, also naive.
 
-        Raises RuleRefused, also after some slots.
+        Raises RuleRefused, also after some starts.
         """
         if self._frequency in _SEVERAL_A_DAY:
             yield from self._arithmetic(start, first=first, last=last)
             return
         if self._frequency in _UNITS and not self._count:
-            # Without a COUNT, nothing is changed by going ahead by whole intervals.
+            # Without a COUNT, whole intervals can be skipped.
             step = self._step()
             start += max((first - start) // step - 1, 0) * step
         try:
-            slots = iter(
+            starts = iter(
                 rrulestr(";".join(f"{name}={value}" for name, value in self._parts.items()), dtstart=start)
             )
             for _ in range(_MOST_STEPS):
-                wall = next(slots, None)
+                wall = next(starts, None)
                 if wall is None or wall > last:
                     return
                 if wall >= first:
                     yield wall
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as err:
             raise RuleRefused("the rule cannot be read") from err
-        raise RuleRefused("the rule has too many slots")
+        raise RuleRefused("the rule has too many starts")
 
     def _step(self) -> timedelta:
         try:

@@ -20,10 +20,10 @@ _LONGEST_NAME = 200
 _OFFSET = re.compile(r"([+-])(\d{2})(\d{2})(\d{2})?")
 _YEARLY = re.compile(r"FREQ\s*=\s*YEARLY", re.IGNORECASE)
 _UTC_OFFSET_NAME = re.compile(r"(?:UTC|GMT)\s*([+-])(\d{1,2})(?:[:.]?(\d{2}))?(?!\d)")
-# Definitions reach back to 1601 (Exchange), and on for ever; these are the years that matter here.
+# Definitions begin in 1601 (Exchange) and do not end. These are the years that matter here.
 _FIRST_YEAR, _LAST_YEAR = 1970, 2100
 _MOST_TRANSITIONS = 5_000
-_MOST_RULES = 20  # one that never comes true takes a fifth of a second, and 3 s if it is not yearly
+_MOST_RULES = 20  # one that never matches takes a fifth of a second, and 3 s if it is not yearly
 
 
 class Zone(NamedTuple):
@@ -53,9 +53,9 @@ class ZoneTable:
         self.calendar = (self.find(calendar_zone_name) if calendar_zone_name else None) or UTC_ZONE
 
     def find(self, name: str) -> Zone | None:
-        """The zone called `name` in this feed, or None.
+        """Return the zone called `name` in this feed, or None.
 
-        A name known everywhere goes before the feed's definition: those are often wrong or out of date.
+        A well-known name goes before the feed's definition, because definitions are often wrong or out of date.
         """
         if name not in self._found:
             self._found[name] = named_zone(name) or self._defined(name) or _fixed_zone(name)
@@ -63,7 +63,7 @@ class ZoneTable:
 
     @property
     def unknown_names(self) -> list[str]:
-        """The names that were asked for in vain."""
+        """The names that `find` did not find."""
         return [name for name, zone in self._found.items() if zone is None]
 
     def _defined(self, name: str) -> Zone | None:
@@ -71,7 +71,7 @@ class ZoneTable:
         if component is None:
             return None
         for line in component.lines():
-            # Where the definition says which well-known zone it is.
+            # These properties name the well-known zone of the definition.
             if line.name in {"X-LIC-LOCATION", "TZID-ALIAS-OF"}:
                 zone = named_zone(line.text)
                 if zone:
@@ -82,7 +82,7 @@ class ZoneTable:
 
 @lru_cache(maxsize=1024)
 def named_zone(name: str) -> Zone | None:
-    """The zone of an IANA name, or of a Windows name as Exchange writes it (CLDR windowsZones); None if it is neither.
+    """Return the zone of an IANA name, or of a Windows name of Exchange (CLDR windowsZones); else None.
 
     Any case, and any prefix, as in `/freeassociation.sourceforge.net/Europe/Paris`.
     """
@@ -103,7 +103,7 @@ def named_zone(name: str) -> Zone | None:
 _UTC_NAMES = frozenset({"utc", "z", "etc/utc", "tzone://microsoft/utc", "coordinated universal time"})
 
 
-# In some zone databases: the zone of the machine, and the lack of one.
+# In some zone databases: the zone of the machine, and the absence of a zone.
 _NO_ZONES = frozenset({"localtime", "Factory"})
 
 
@@ -115,7 +115,7 @@ def _known_names() -> dict[str, str]:
 
 
 def _fixed_zone(name: str) -> Zone | None:
-    """`GMT+0200` or `(UTC+01:00) Brussels, Paris` without a definition: nearer to the truth than no zone at all."""
+    """Return the fixed offset of a name without a definition, such as `(UTC+01:00) Brussels, Paris`."""
     match = _UTC_OFFSET_NAME.search(name[:_LONGEST_NAME].upper())
     if not match:
         return None
@@ -189,7 +189,7 @@ def _repeated(rule: Rule, start: datetime) -> Iterator[datetime]:
         start = start.replace(year=_FIRST_YEAR, day=min(start.day, 28))
     last = datetime(_LAST_YEAR, 1, 1)  # noqa: DTZ001 - on the wall of this zone
     if rule.until:
-        # UNTIL is in UTC; a day more or less is far from the next transition.
+        # UNTIL is in UTC. A day more includes no other transition.
         last = min(last, rule.until.wall + timedelta(days=1))
     yield from rule.walls(start, first=start, last=last)
 

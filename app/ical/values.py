@@ -1,4 +1,4 @@
-"""Values of properties that need no time zone: dates, times and durations (RFC 5545 section 3.3)."""
+"""Values that need no time zone: dates, times and durations (RFC 5545 section 3.3)."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -6,17 +6,17 @@ from typing import NamedTuple
 
 from icalendar import vDuration
 
-# The dashes and colons of ISO 8601 are not allowed, and are written all the same.
+# The dashes and colons of ISO 8601 are not allowed, but some exporters write them.
 _DATE_TIME = re.compile(
     r"(\d{4})-?(\d\d)-?(\d\d)(?:[T ](\d\d):?(\d\d)(?::?(\d\d)(?:\.\d+)?)?(Z)?)?", re.ASCII
 )
-# Near the ends of the calendar, conversions between zones overflow; nobody meets there.
+# Outside these years, conversions between zones can overflow.
 _FIRST_YEAR, _LAST_YEAR = 1000, 9800
 _LONGEST_DURATION = timedelta(days=36_600)
 
 
 class Written(NamedTuple):
-    """A DATE or DATE-TIME as written: the clock on the wall (naive; midnight for a date), and its form."""
+    """A DATE or DATE-TIME as written: its wall clock (naive; midnight for a date) and its form."""
 
     wall: datetime
     is_date: bool
@@ -24,7 +24,7 @@ class Written(NamedTuple):
 
 
 def parse_time(text: str) -> Written | None:
-    """A DATE or DATE-TIME; None if it is neither."""
+    """Return the DATE or DATE-TIME of a text; None if it is neither."""
     match = _DATE_TIME.fullmatch(text.strip().upper())
     if not match:
         return None
@@ -39,7 +39,7 @@ def parse_time(text: str) -> Written | None:
 
 
 def parse_duration(text: str) -> timedelta | None:
-    """A DURATION; None if it is none, or longer than a century."""
+    """Return the DURATION of a text; None if it is not one, or longer than a century."""
     try:
         duration: timedelta = vDuration.from_ical(text.strip().upper())  # type: ignore[no-untyped-call] # the library's lack
     except ValueError:
@@ -48,5 +48,5 @@ def parse_duration(text: str) -> timedelta | None:
 
 
 def wall_of(at: datetime) -> datetime:
-    """The naive UTC clock of an aware time."""
+    """Return an aware time as a naive time in UTC."""
     return at.astimezone(UTC).replace(tzinfo=None)

@@ -1,4 +1,4 @@
-"""VTIMEZONE definitions as Outlook wants them: a yearly RRULE with BYDAY that begins in 1970.
+"""VTIMEZONE definitions in the form that Outlook reads: yearly RRULEs with BYDAY that begin in 1970.
 
 See docs/reference/icalendar.md, "VTIMEZONE".
 """
@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 from icalendar import Timezone, TimezoneDaylight, TimezoneStandard
 
 _DAYS = ("MO", "TU", "WE", "TH", "FR", "SA", "SU")
-# So many years must follow one rule. Rules such as "the Friday before the last Sunday" look like one for a while.
+# The years that must follow one rule. A rule such as "the Friday before the last Sunday" looks like another for some.
 _YEARS = 12
 _FIRST_YEARS = 2
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - on the wall of the zone
@@ -31,11 +31,11 @@ class _Change(NamedTuple):
 
 @lru_cache(maxsize=256)
 def vtimezone(name: str, first_year: int, this_year: int | None = None) -> Timezone:
-    """The definition of an IANA zone, right for `first_year` and for the years from `this_year` on; about 400 bytes.
+    """Return the definition of an IANA zone for `first_year` and the years from `this_year` on.
 
-    A series of long ago may have begun under another rule than today's: then the changes of its first two years are
-    listed, and what was between them and today's rule is left out. A zone whose changes follow no yearly rule
-    (Morocco, Greenland) has them listed for twelve years, in 800 bytes. The answer is shared: do not change it.
+    It has about 400 bytes. A series may have begun under another rule than today's: then the changes of its first two
+    years are listed, and those between them and today's rule are left out. A zone whose changes follow no yearly rule
+    (Morocco, Greenland) has them listed for twelve years, in 800 bytes. The result is cached and must not be changed.
     """
     zone = ZoneInfo(name)
     since = max(first_year, this_year or first_year)
@@ -149,7 +149,7 @@ def _date_of(year: int, month: int, nth: int, weekday: int) -> date:
 def _block(changes: list[_Change], rule: str | None = None) -> TimezoneStandard | TimezoneDaylight:
     """Changes of one kind: the first one, repeated by the rule or followed by the others."""
     first, *others = changes
-    # By the offset and not by tzinfo.dst(): Dublin's summer time is its standard time there.
+    # By the offset and not by tzinfo.dst(), for which Dublin's summer time is its standard time.
     block = TimezoneDaylight() if first.after > first.before else TimezoneStandard()
     block.add("dtstart", first.wall)
     block.add("tzoffsetfrom", first.before)

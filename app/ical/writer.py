@@ -1,4 +1,4 @@
-"""Writing iCalendar objects (RFC 5545) with the icalendar library, which escapes texts and folds lines.
+"""Writing iCalendar objects (RFC 5545) with the icalendar library, which escapes and folds.
 
 `export.py` writes events as files, `app/itip/build.py` writes scheduling messages. They share the product id, the
 characters that are left out, and the form of addresses and attendees.

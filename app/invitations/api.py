@@ -1,4 +1,4 @@
-"""Routes of an event's mails (docs/messages.md)."""
+"""The route of an event's mails (docs/messages.md)."""
 
 from typing import Annotated
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from app.core.backlog import Backlog
 from app.core.db import AnySession
-from app.invitations import repository
+from app.invitations.repository import log
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +22,6 @@ class MailBacklog:
 
 async def summarize_mails(session: AnySession, project_id: str | None) -> MailBacklog:
     """Return the counts of one project, or of all."""
-    total, unknown = await repository.count_backlog(session, project_id)
-    last_error = await repository.find_last_error(session, project_id)
+    total, unknown = await log.count_backlog(session, project_id)
+    last_error = await log.find_last_error(session, project_id)
     return MailBacklog(total=total, unknown=unknown, last_error=last_error)

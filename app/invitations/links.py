@@ -1,7 +1,7 @@
-"""Signed RSVP links. A token binds calendar, event, instance and attendee; it never changes and has no time in it.
+"""Signed RSVP links. A token names calendar, event, instance and attendee, and has no expiry time.
 
-How long it is good for is asked of the event (app/rsvp/service.py): links must not die before the meeting. Keys are
-derived from CREDENTIALS_ENCRYPTION_KEYS, so they rotate with them: the first signs, all are accepted.
+The event decides how long a token is valid (app/rsvp/), because links must work until the meeting. Keys are derived
+from CREDENTIALS_ENCRYPTION_KEYS and rotate with them: the first one signs, all are accepted.
 """
 
 import hashlib
@@ -17,11 +17,11 @@ _LONGEST = 2_000
 
 
 class Subject(NamedTuple):
-    """Whom a link is for, and what it answers. `slot` is '' for an event or a whole series."""
+    """The guest and the event of a link. `recurrence_key` is '' for a single event or a whole series."""
 
     calendar_id: str
     uid: str
-    slot: str
+    recurrence_key: str
     email: str
 
 
@@ -39,7 +39,7 @@ class RsvpTokens:
         return token if isinstance(token, str) else token.decode()
 
     def read(self, token: str) -> Subject | None:
-        """None for everything that `sign` did not make."""
+        """Return the subject of a token; None for a text that `sign` did not make."""
         if not token or len(token) > _LONGEST:
             return None
         try:
@@ -50,7 +50,7 @@ class RsvpTokens:
         return Subject(*value) if is_ours else None
 
     def links(self, subject: Subject, app_url: str) -> tuple[str, str, str]:
-        """To accept, to accept tentatively, to decline."""
+        """Return the links to accept, to accept tentatively and to decline."""
         token = self.sign(subject)
 
         def link(action: str) -> str:

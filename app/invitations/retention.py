@@ -1,4 +1,4 @@
-"""How long the outbox keeps mails that were sent, and lanes without mails."""
+"""How long the outbox keeps the contents of mails that were not sent, and lanes without mails."""
 
 from datetime import timedelta
 

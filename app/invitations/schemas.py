@@ -1,7 +1,4 @@
-"""Requests and responses about invitations.
-
-See docs/reference/http-api.md, "Hosted calendars and invitations", and docs/messages.md.
-"""
+"""Requests and responses of the log of mails (docs/messages.md)."""
 
 from typing import Literal
 
@@ -31,12 +28,12 @@ class InvitationRead(BaseModel):
 
     id: str
     method: Literal["REQUEST", "CANCEL", "REPLY"] = Field(
-        description="REQUEST: an invitation or its update; CANCEL; REPLY: a guest's answer, to the organizer."
+        description="REQUEST: an invitation or its update; CANCEL; REPLY: a guest's reply, to the organizer."
     )
     status: Literal["pending", "sent", "failed", "unknown"] = Field(
         description=(
             "`sent`: handed over, delivery comes later. `failed`: never handed over, `last_error` says why. "
-            "`unknown`: handed over twice without an answer, so it is very likely on its way."
+            "`unknown`: handed over twice without a response, so it is very likely on its way."
         )
     )
     recipient: InvitationRecipient

@@ -1,14 +1,8 @@
-"""The worker's side of the outbox: each mail is claimed under a lease, and submitted with no transaction open.
+"""Sending the mails of the outbox: claimed under a lease, submitted with no transaction open.
 
-A submit can end without anybody knowing how: the answer is lost, or this process dies. Messages does not
-deduplicate, and cannot be asked. Such a mail is submitted once more after ten minutes, the very same bytes: for the
-receiver a twin has the same Message-ID, UID, SEQUENCE and DTSTAMP, and changes nothing; an invitation that never comes
-would. If that submit too ends in the dark, the mail is left as `unknown`, because then it has very likely
-been taken both times.
-
-Mails wait in lanes: one for each mailbox, and by SMTP some for each owner. A lane sends one mail at a time, whichever
-workers there are, because Messages does not take two at once from a mailbox either: they only block its users. The
-lanes take turns, so nobody waits behind somebody else's event with hundreds of guests. A 429 holds its own lane alone.
+A submit can end without a known result: the response is lost, or this process dies. The same bytes are then submitted
+once more after ten minutes. If the second submit has no result either, the mail ends as `unknown` and is never sent
+again. docs/adr/0011-mail-outbox-and-lanes.md says why, and what lanes and holds are.
 """
 
 import asyncio
@@ -25,37 +19,38 @@ from app.core.backoff import Backoff
 from app.core.db import Session, Sessions, transaction
 from app.core.errors import AppError
 from app.core.lease import Lease
-from app.invitations import repository
-from app.invitations.repository import DueMail
+from app.invitations.repository import claims, lanes
+from app.invitations.repository.claims import DueMail
 from app.mail.check import MailUnsafe, check_mail
-from app.mail.client import SUBMIT_WITHIN_SECONDS, MailRefused, MessagesThrottled, MessagesUnavailable
-from app.mail.mailboxes import Messages
+from app.mail.lasuite.client import SUBMIT_TIMEOUT_SECONDS
+from app.mail.lasuite.errors import MailRefused, MessagesThrottled, MessagesUnavailable
+from app.mail.lasuite.mailboxes import Messages
 from app.mail.mime import is_to_itself
 from app.mail.smtp import SmtpFailed, send_by_smtp
 from app.settings import Settings
 
 log = structlog.get_logger()
 
-# Seconds after each failed attempt; the last wait is repeated until a day is over.
+# Seconds after each failed attempt. The last wait is repeated until `give_up_at`, a day after the mail was written.
 RETRY_WAITS = (5.0, 30.0, 120.0, 600.0, 1800.0, 3600.0, 10_800.0, 21_600.0)
-# By then a Messages that was slow has finished, and its log shows whether the first one went out.
-_AFTER_LOST_ANSWER_SECONDS = 600.0
-_MOST_OPEN_SUBMITS = 2
+# By then a slow Messages has finished the first submit.
+_AFTER_LOST_RESPONSE_SECONDS = 600.0
+_MAX_OPEN_SUBMITS = 2
 _JITTER = (1.0, 1.1)
-# Time to begin and to look up the mailbox. From the submit on, a mail is left alone like one without an answer.
-_LEASE_FOR = timedelta(seconds=SUBMIT_WITHIN_SECONDS + 90)
+# Time to begin and to look up the mailbox. `begin_submit` extends the lease.
+_LEASE_FOR = timedelta(seconds=SUBMIT_TIMEOUT_SECONDS + 90)
 _BEGIN_WITHIN_SECONDS = 30.0
-# Of one worker. Messages has few processes for all who use it.
-_MOST_BY_MESSAGES = 3
-_MOST_BY_SMTP = 8
-CONCURRENCY = _MOST_BY_MESSAGES + _MOST_BY_SMTP
-_SEND_WITHIN_SECONDS = SUBMIT_WITHIN_SECONDS + 20
+# For one worker. Messages has few processes, which its users share.
+_MAX_BY_MESSAGES = 3
+_MAX_BY_SMTP = 8
+CONCURRENCY = _MAX_BY_MESSAGES + _MAX_BY_SMTP
+_SEND_TIMEOUT_SECONDS = SUBMIT_TIMEOUT_SECONDS + 20
 
-# After a 429. Messages may ask for up to a day; but limits are lifted, and windows end sooner than told: one mail now
-# and then finds out. A short Retry-After is heeded to the second.
+# After a 429. Messages may ask for a wait of up to a day, but limits are often lifted sooner: after at most 15 minutes
+# one mail finds out. A shorter Retry-After is observed exactly.
 _FIRST_HOLD_SECONDS = 5.0
-_LONGEST_HOLD_SECONDS = 900.0
-# A daily limit is no reason to give up the mails that come after it on the next days.
+_MAX_HOLD_SECONDS = 900.0
+# Mails that a daily limit holds back are sent on the next days, so they are given up later than others.
 _THROTTLED_FOR_SECONDS = 2 * 86_400.0
 
 RefreshEvent = Callable[[Session, str, str], Awaitable[None]]
@@ -79,7 +74,7 @@ class _Outcome:
 
 
 class _NothingSent(Exception):
-    """What stopped a mail before its submit."""
+    """The mail was not submitted; `outcome` says why."""
 
     def __init__(self, outcome: _Outcome) -> None:
         super().__init__(outcome.error)
@@ -87,9 +82,10 @@ class _NothingSent(Exception):
 
 
 class MailSender:
-    """`claim`, then `handle` each in a task of its own. Any number of them may run.
+    """Claims due mails with `claim`, and sends each with `handle`, in a task of its own.
 
-    `refresh_event` has an event's rows written anew, which show the guests that a mail did not reach.
+    Any number of senders may run, in one process or in several. `refresh_event` writes the rows of an event again,
+    which name the guests that a mail did not reach.
     """
 
     def __init__(
@@ -106,20 +102,20 @@ class MailSender:
         self._messages = messages
         self._refresh_event = refresh_event
         self._backoff = Backoff(tuple(retry_waits), _JITTER)
-        self._under_way = dict.fromkeys((False, True), 0)  # by whether it is by SMTP
+        self._in_flight = dict.fromkeys((False, True), 0)  # by whether the mail is sent by SMTP
 
     async def claim(self, limit: int) -> list[ClaimedMail]:
-        """Up to `limit` mails to send now, of each way out not more than may be under way: a dead one holds up no other."""
+        """Claim up to `limit` due mails. Messages and SMTP have separate limits: neither blocks the other."""
         lease = Lease.new(begin_within_seconds=_BEGIN_WITHIN_SECONDS)
-        by_messages = min(limit, _MOST_BY_MESSAGES - self._under_way[False])
-        by_smtp = min(limit, _MOST_BY_SMTP - self._under_way[True])
+        by_messages = min(limit, _MAX_BY_MESSAGES - self._in_flight[False])
+        by_smtp = min(limit, _MAX_BY_SMTP - self._in_flight[True])
         if by_messages + by_smtp > limit:
             by_messages = min(by_messages, (limit + 1) // 2)
             by_smtp = min(by_smtp, limit - by_messages)
         if by_messages + by_smtp <= 0:
             return []
         async with transaction(self._sessions) as session:
-            found = await repository.claim_due(
+            found = await claims.claim_due(
                 session,
                 by_messages=by_messages,
                 by_smtp=by_smtp,
@@ -127,15 +123,15 @@ class MailSender:
                 lease_for=_LEASE_FOR,
             )
         for mail in found:
-            self._under_way[mail.mailbox_id is None] += 1
+            self._in_flight[mail.mailbox_id is None] += 1
         return [ClaimedMail(mail, lease) for mail in found]
 
     async def handle(self, claimed: ClaimedMail) -> None:
-        """One attempt. Raises nothing for the fault of Messages or of a mail server."""
+        """Make one attempt. Errors of Messages and of mail servers are written into the row, and not raised."""
         try:
             await self._attempt(claimed)
         finally:
-            self._under_way[claimed.due.mailbox_id is None] -= 1
+            self._in_flight[claimed.due.mailbox_id is None] -= 1
 
     async def _attempt(self, claimed: ClaimedMail) -> None:
         due = claimed.due
@@ -143,8 +139,8 @@ class MailSender:
             log.warning("mail_too_late", mail_id=due.id)
             await self._leave(due)
             return
-        if due.open_submits >= _MOST_OPEN_SUBMITS:
-            await self._settle(due, _Outcome("lost", "No submit of this mail was answered."))
+        if due.open_submits >= _MAX_OPEN_SUBMITS:
+            await self._settle(due, _Outcome("lost", "No submit of this mail got a response."))
             return
         try:
             await self._check_bytes(due)
@@ -153,24 +149,24 @@ class MailSender:
             await self._settle(due, stop.outcome)
             return
         async with transaction(self._sessions) as session:
-            is_ours = await repository.begin_submit(
-                session, due.id, due.lease_token, lease_for=timedelta(seconds=_AFTER_LOST_ANSWER_SECONDS)
+            is_ours = await claims.begin_submit(
+                session, due.id, due.lease_token, lease_for=timedelta(seconds=_AFTER_LOST_RESPONSE_SECONDS)
             )
         if not is_ours:
             log.warning("mail_lease_lost", mail_id=due.id)
             await self._leave(due)
             return
         try:
-            async with asyncio.timeout(_SEND_WITHIN_SECONDS):
+            async with asyncio.timeout(_SEND_TIMEOUT_SECONDS):
                 outcome = await (
                     self._submit(due, mailbox_id) if mailbox_id is not None else self._send_by_smtp(due)
                 )
         except TimeoutError:
-            outcome = _Outcome("lost", "The mail was not taken in time.")
+            outcome = _Outcome("lost", "The mail was not accepted in time.")
         await self._settle(due, outcome)
 
     async def _check_bytes(self, due: DueMail) -> None:
-        """Whatever release wrote the mail: it goes to its recipient alone, or not at all. Raises _NothingSent."""
+        """Check that the mail goes to its recipient only, whichever release wrote it. Raises _NothingSent."""
         if not is_mail_address(due.recipient_email):
             reason = f"No mail can arrive at {due.recipient_email}: check what follows the @."
             raise _NothingSent(_Outcome("failed", reason))
@@ -186,9 +182,9 @@ class MailSender:
             raise _NothingSent(_Outcome("failed", reason)) from None
 
     async def _check_right(self, due: DueMail) -> str | None:
-        """The mailbox to send from, from which the owner may still send; None by SMTP. Raises _NothingSent.
+        """Return the mailbox to send from, None for SMTP. Raises _NothingSent if the owner has no right to.
 
-        Messages itself checks no user's role (docs/reference/messages.md, "Rights of users").
+        Messages does not check the roles of users (docs/reference/messages.md, "Rights of users").
         """
         if due.mailbox_id is None:
             if self._settings.smtp_url is None:
@@ -202,7 +198,7 @@ class MailSender:
             raise _NothingSent(_Outcome("retry", err.message)) from None
         mailbox = next((box for box in mailboxes if box.mailbox_id == due.mailbox_id), None)
         if mailbox is None:
-            # Deleted and made anew, it has another id.
+            # A mailbox that was deleted and created again has another id.
             mailbox = next((box for box in mailboxes if same_address(box.email, due.sender_email)), None)
         if mailbox is None or not mailbox.can_send:
             reason = f"{due.owner_email} may not send from the mailbox {due.sender_email} any more."
@@ -215,7 +211,7 @@ class MailSender:
     async def _submit(self, due: DueMail, mailbox_id: str) -> _Outcome:
         mail = due.mail
         if due.open_submits and is_to_itself(due.sender_email, due.recipient_email):
-            # If the first copy was taken it is in the inbox: with a Message-ID, the second is only stored as sent.
+            # If the first copy was accepted, it is in the inbox. With a Message-ID, the second is only stored as sent.
             mail = b"Message-ID: " + due.message_id.encode() + b"\r\n" + mail
         try:
             messages_id = await self._messages.client.submit(mailbox_id, [due.recipient_email], mail)
@@ -226,7 +222,7 @@ class MailSender:
             return _Outcome("lost" if err.may_be_taken else "retry", err.message, err.retry_after)
         except MailRefused as err:
             return _Outcome("failed", err.message)
-        except AppError as err:  # refused, or switched off: the operator can mend that
+        except AppError as err:  # refused, or disabled: the operator can fix that
             return _Outcome("retry", err.message)
         return _Outcome("sent", messages_id=messages_id)
 
@@ -247,23 +243,23 @@ class MailSender:
         return _Outcome("sent")
 
     async def _leave(self, due: DueMail) -> None:
-        """To whoever claims it after its lease; its lane goes on."""
+        """Leave the mail until its lease expires, and release its lane."""
         async with transaction(self._sessions) as session:
             if due.mailbox_id is not None:
-                await repository.end_probe(session, due.lease_token)
-            await repository.release_lane(session, due.lane, due.lease_token)
+                await lanes.end_probe(session, due.lease_token)
+            await lanes.release_lane(session, due.lane, due.lease_token)
 
     async def _settle(self, due: DueMail, outcome: _Outcome) -> None:
-        """Writes what came of an attempt. `open_submits` of `due` is from before it."""
+        """Write the result of an attempt. `due.open_submits` is the number before it."""
         result: str = outcome.result
         open_submits = due.open_submits
         is_throttled = outcome.result in {"throttled", "all_throttled"}
         if result == "lost":
             open_submits += 1
-            if open_submits >= _MOST_OPEN_SUBMITS:
+            if open_submits >= _MAX_OPEN_SUBMITS:
                 result = "unknown"
         elif result == "failed" and open_submits:
-            # An earlier submit may have gone through: then this is not a plain failure.
+            # An earlier submit may have succeeded.
             result = "unknown"
         elif (result == "retry" and due.seconds_left <= 0) or (
             is_throttled and due.seconds_left <= -_THROTTLED_FOR_SECONDS
@@ -272,7 +268,7 @@ class MailSender:
         error = outcome.error
         async with transaction(self._sessions) as session:
             if result in {"sent", "failed", "unknown"}:
-                settled = await repository.finish(
+                settled = await claims.finish(
                     session,
                     due,
                     status=result,
@@ -283,31 +279,33 @@ class MailSender:
                 if settled and result == "failed":
                     await self._refresh_event(session, due.calendar_id, due.event_uid)
             else:
-                settled = await repository.retry_later(
+                settled = await claims.retry_later(
                     session,
                     due,
-                    # A mail that is throttled waits with its lane: it may go as soon as others may.
+                    # A throttled mail waits with its lane, and is due as soon as the hold ends.
                     wait_seconds=0 if is_throttled else self._wait(due, outcome),
                     error=error or "",
                     open_submits=open_submits,
                 )
             if is_throttled:
-                await repository.hold(
+                await lanes.hold(
                     session,
                     due.lane if outcome.result == "throttled" else None,
                     wait_seconds=outcome.retry_after,
                     first_seconds=_FIRST_HOLD_SECONDS,
-                    longest_seconds=_LONGEST_HOLD_SECONDS,
+                    longest_seconds=_MAX_HOLD_SECONDS,
                     reason=error or "",
                 )
             if outcome.result == "sent":
-                await repository.end_holds(session, due)
+                await lanes.end_holds(
+                    session, due.lane, due.lease_token, by_messages=due.mailbox_id is not None
+                )
             else:
                 if due.mailbox_id is not None and outcome.result != "all_throttled":
-                    await repository.end_probe(session, due.lease_token)
-                await repository.release_lane(session, due.lane, due.lease_token)
+                    await lanes.end_probe(session, due.lease_token)
+                await lanes.release_lane(session, due.lane, due.lease_token)
         if settled and result in {"sent", "unknown"} and due.follows_failure:
-            # On its own: nothing may keep a mail that went out from being noted as such.
+            # In a transaction of its own, so that its failure cannot undo the result of the mail.
             async with transaction(self._sessions) as session:
                 await self._refresh_event(session, due.calendar_id, due.event_uid)
         metrics.INVITATION_MAILS.labels(due.method, "throttled" if is_throttled else result).inc()
@@ -327,5 +325,5 @@ class MailSender:
 
     def _wait(self, due: DueMail, outcome: _Outcome) -> float:
         if outcome.result == "lost":
-            return _AFTER_LOST_ANSWER_SECONDS
+            return _AFTER_LOST_RESPONSE_SECONDS
         return self._backoff.delay(due.attempt_count, retry_after=outcome.retry_after)

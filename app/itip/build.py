@@ -1,7 +1,7 @@
-"""iTIP objects (RFC 5546) for one recipient: REQUEST, CANCEL and REPLY of a hosted event. Pure: bytes out.
+"""Scheduling messages (iTIP, RFC 5546): REQUEST, CANCEL and REPLY of an event.
 
-What callers wrote cannot inject a line or a parameter: texts lose their control characters and are escaped by the
-icalendar library, recurrence lines are parsed and written anew. The library folds at 75 octets.
+Texts of API clients cannot inject a line or a parameter: they lose their control characters and are escaped by the
+icalendar library, and recurrence lines are parsed and written again. Lines are folded at 75 octets.
 """
 
 import re
@@ -30,36 +30,36 @@ _END = b"\r\nEND:VEVENT\r\n"
 _RECURRENCE_LINE = re.compile(r"(RRULE|RDATE|EXDATE)((?:;[A-Z-]+=[^;:]+)*):(.+)", re.IGNORECASE)
 _TZID = re.compile(r";TZID=\"?([^;:\"]+)", re.IGNORECASE)
 _RULE_TEXT = re.compile(r"[A-Z0-9=;,+-]+")
-# Larger events list each guest alone: 500 mails with 500 guests each are 100 MB, and nobody reads them.
+# In larger events each guest is listed alone: 500 mails with 500 guests each would be 100 MB.
 MOST_GUESTS_LISTED = 100
-# The definition of a zone must hold for all instances; older ones than this nobody is invited to.
+# The definition of a zone begins with the first instance, and not later than this.
 _LAST_ZONE_YEAR = 2100
 
 
 def is_whole_cancel(event: MailedEvent, recipients: Sequence[Guest | Person]) -> bool:
-    """Whether a CANCEL to `recipients` calls the event off, and does not only uninvite some of its guests."""
+    """Whether a CANCEL to `recipients` cancels the event, and does not only uninvite some of its guests."""
     reached = {fold_address(person.email) for person in recipients}
     return bool(event.guests) and all(fold_address(guest.email) in reached for guest in event.guests)
 
 
 def build_request(event: MailedEvent, *, stamp: datetime, sent_by: str | None = None) -> bytes:
-    """An invitation, or the same event changed. `stamp`: the time of this message, aware.
+    """Write an invitation or its update. `stamp` is the time of this message, aware.
 
-    Changed instances in `event.overrides` follow the series in the same object (RFC 5546 3.2.2). `sent_by`: the
-    address that the mail comes from, where that is not the organizer's (RFC 6047 2.3).
+    Changed instances in `event.overrides` follow the series in the same object (RFC 5546 section 3.2.2). `sent_by` is
+    the address that the mail comes from, if that is not the organizer's (RFC 6047 section 2.3).
     """
     vevents = [_requested(one, stamp, sent_by) for one in (event, *event.overrides)]
     return _calendar("REQUEST", event, stamp, *vevents)
 
 
 class RequestsToOne:
-    """REQUESTs of one event that list their recipient as the only guest. The object is built once, whoever gets it."""
+    """REQUESTs of one event that list their recipient as the only guest; what they share is built once."""
 
     def __init__(self, event: MailedEvent, *, stamp: datetime, sent_by: str | None = None) -> None:
         events = (event, *event.overrides)
         bare = tuple(replace(one, guests=()) for one in event.overrides)
         ics = build_request(replace(event, guests=(), overrides=bare), stamp=stamp, sent_by=sent_by)
-        # No text has such a line: line breaks are escaped.
+        # Texts cannot contain such a line, because line breaks are escaped.
         *self._heads, self._end = ics.split(_END)
         self._guests = [{fold_address(guest.email): guest for guest in one.guests} for one in events]
         self._lines: dict[Guest, bytes] = {}
@@ -101,7 +101,10 @@ def build_cancel(
     is_whole: bool,
     sent_by: str | None = None,
 ) -> bytes:
-    """The event (or instance) called off for `uninvited`. STATUS is CANCELLED only if it is so for all (RFC 5546 3.2.5)."""
+    """Write the cancellation of the event (or instance) for `uninvited`.
+
+    STATUS is CANCELLED only with `is_whole`, if the event is cancelled for all (RFC 5546 section 3.2.5).
+    """
     vevent = _vevent(event, stamp, sent_by)
     if is_whole:
         vevent.add("status", "CANCELLED")
@@ -114,7 +117,7 @@ def build_cancel(
 
 
 def build_reply(event: MailedEvent, *, stamp: datetime, replying: Guest) -> bytes:
-    """A guest's answer: exactly one ATTENDEE, and the SEQUENCE that was answered (RFC 5546 3.2.3)."""
+    """Write a guest's reply: one ATTENDEE, and the SEQUENCE of the invitation (RFC 5546 section 3.2.3)."""
     vevent = _vevent(event, stamp)
     address = _address(replying)
     address.params["PARTSTAT"] = PARTSTATS[replying.response_status]
@@ -155,7 +158,7 @@ def _vevent(event: MailedEvent, stamp: datetime, sent_by: str | None = None) -> 
 
 
 def _add_place(vevent: Event, event: MailedEvent) -> None:
-    """The meeting's address is in LOCATION and DESCRIPTION too: most clients do not show CONFERENCE."""
+    """Add the location and the meeting link, also to DESCRIPTION: most clients do not show CONFERENCE."""
     url = safe_url(event.meeting_url)
     location = clean_line(event.location) or url
     if location:
@@ -198,7 +201,7 @@ def _attendee(guest: Guest, *, with_rsvp: bool) -> vCalAddress:
 
 
 def _is_zoned(event: MailedEvent) -> bool:
-    """A series keeps its hour over a change of the clocks, so it is written in its zone; all else in UTC."""
+    """Whether times are in the event's zone, so that a series keeps its hour; single events are in UTC."""
     is_of_series = bool(event.recurrence) or event.recurrence_id is not None
     return is_of_series and not event.is_all_day and event.timezone != "UTC"
 
@@ -216,12 +219,12 @@ def _moment(event: MailedEvent, at: datetime) -> date | datetime:
 
 
 def _original_start(event: MailedEvent, at: datetime) -> datetime:
-    """Of an instance of a series with times: a time too, even if the instance is all-day by now (RFC 5545 3.8.4.4)."""
+    """RECURRENCE-ID in a series with times, also of an all-day instance (RFC 5545 section 3.8.4.4)."""
     return _local(event, at) if _is_zoned(event) else at.astimezone(UTC)
 
 
 def _end(event: MailedEvent) -> date | datetime:
-    """Exclusive; an all-day event has at least one day."""
+    """DTEND, exclusive; an all-day event has at least one day."""
     if not event.is_all_day:
         return _moment(event, event.end)
     first = _local(event, event.start).date()
@@ -229,7 +232,7 @@ def _end(event: MailedEvent) -> date | datetime:
 
 
 def _add_recurrence(vevent: Event, event: MailedEvent, line: str) -> None:
-    """One RRULE, RDATE or EXDATE line in the form that DTSTART has. Raises ValueError for anything else."""
+    """Add one RRULE, RDATE or EXDATE line in the form of DTSTART. Raises ValueError for anything else."""
     match = _RECURRENCE_LINE.fullmatch(line.strip())
     if match is None:
         raise ValueError("not a recurrence line")
@@ -255,7 +258,7 @@ def _rule(event: MailedEvent, text: str) -> vRecur:
         if until is None:
             raise ValueError("UNTIL is not a time")
         if until.is_date and not event.is_all_day:
-            # The whole of that day, in the event's zone.
+            # The whole day, in the event's zone.
             until = until._replace(wall=datetime.combine(until.wall.date(), time(23, 59, 59)), is_date=False)
         moment = _in_form(event, until, event.timezone)
         # RFC 5545 3.3.10: in UTC, or a date where DTSTART is one.

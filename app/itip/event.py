@@ -1,4 +1,4 @@
-"""A hosted event as invitations see it: pure values, shared by the calendars' side and the mails' side."""
+"""The values of an event in mails, which app/hosted/ makes and app/invitations/ sends."""
 
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -8,7 +8,7 @@ from app.events.data import ResponseStatus
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Person:
-    """Somebody with an address: the organizer, or the owner of a calendar."""
+    """A person with an address: the organizer, or the owner of a calendar."""
 
     email: str
     name: str | None = None
@@ -16,9 +16,9 @@ class Person:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guest:
-    """An invited person. `locale`: the language of the mails to this guest; None: the calendar's.
+    """An invited person. `locale` is the language of mails to this guest; None for the calendar's.
 
-    `is_host`: an address of the calendar's own, such as the organizer's: it is not asked for an answer.
+    `is_host`: an address of the calendar itself, such as the organizer's, which is not asked for a reply.
     """
 
     email: str
@@ -31,13 +31,12 @@ class Guest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MailedEvent:
-    """One series, one single event, or (with `recurrence_id`) one edited instance of a series.
+    """A series, a single event, or (with `recurrence_id`) one changed instance of a series.
 
-    `start`, `end` and `recurrence_id` are aware instants in UTC, `end` exclusive; `timezone` is an IANA name. Of an
-    all-day event they are the midnights of that zone. Of an instance of an all-day series, `recurrence_date` is its
-    original day. `recurrence` are lines as RFC 5545 writes them:
-    `RRULE:...`, `RDATE...:...`, `EXDATE...:...`. `organizer` is the sending identity. `overrides` are changed instances of a series that its REQUEST
-    tells along with it.
+    `start`, `end` and `recurrence_id` are aware, in UTC, `end` exclusive; for an all-day event they are midnights of
+    `timezone`, an IANA name. `recurrence_date` is the original day of an instance of an all-day series. `recurrence` are
+    lines of RFC 5545: `RRULE:...`, `RDATE...:...`, `EXDATE...:...`. `organizer` is the sending identity. `overrides` are
+    changed instances of a series that its REQUEST includes.
     """
 
     uid: str

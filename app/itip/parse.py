@@ -1,4 +1,4 @@
-"""Answers to invitations that came by mail (iMIP, RFC 6047). Pure: bytes in, never an exception."""
+"""Replies to invitations by mail (iMIP, RFC 6047). `parse_reply` raises no exception."""
 
 import codecs
 import re
@@ -28,7 +28,7 @@ _MOST_PARTS = 100
 _MOST_DASHES = 10_000
 _MOST_LINES = 1_000_000
 _MOST_WORK = 6_000_000  # about a second
-_MOST_ANSWERS = 20  # each is written by itself
+_MOST_REPLIES = 20  # each one is a write
 _MOST_ZONES = 4
 _LONGEST_VALUE = 1000
 _HIGHEST_SEQUENCE = 2**31 - 1
@@ -46,15 +46,14 @@ SenderDoubt = Literal["none", "fail"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParsedReply:
-    """One guest's answer. `attendee_email` is as written in From.
+    """The reply of one guest, as a mail says. Nothing in it is authenticated.
 
-    `recurrence_id`: the one instance that it is about, aware, UTC; if `recurrence_is_date`, the midnight (UTC) of
-    a date, which is to be read in the event's own zone. `dtstamp`: aware, UTC; the mail's Date if the answer has none.
-    `from_email` is the mail's only sender, and the same address as `attendee_email`. Nothing here is authenticated.
-    `sender_doubt`: what Messages has stamped into the mail (docs/reference/messages.md, "Sender verdicts"): `fail`, it
-    looks forged; `none`, it could not be verified. None says nothing: that is what a verified mail looks like, and one
-    that was not checked.
-    `others`: what the same mail answers beside, such as single instances of the series.
+    `recurrence_id`: the instance that the reply is about, aware, in UTC; if `recurrence_is_date`, the midnight (UTC) of
+    a date in the event's own zone. `dtstamp`: aware, in UTC; the mail's Date if the reply has none. `from_email` is the
+    mail's only sender, and the same address as `attendee_email`, which is as written in From. `sender_doubt` is the
+    verdict of Messages (docs/reference/messages.md, "Sender verdicts"): `fail` if the mail looks forged, `none` if its
+    sender could not be verified, None for a mail that was verified or not checked. `others` are further replies in the same mail, such as
+    replies to single instances of the series.
     """
 
     uid: str
@@ -72,16 +71,14 @@ class ParsedReply:
 
 
 def parse_reply(mail: bytes) -> ParsedReply | None:
-    """The answer in an RFC 5322 message; None where there is none that counts.
+    """Return the reply in an RFC 5322 message; None if it has none (docs/reference/icalendar.md, "Replies").
 
-    See docs/reference/icalendar.md, "Replies".
-
-    Counts: the first text/calendar part with METHOD:REPLY, at most 512 KiB, in which the sender is an ATTENDEE.
-    An ORGANIZER may be missing (outlook.com leaves it out), and so may the SEQUENCE (0).
+    The reply is the first text/calendar part with METHOD:REPLY of at most 512 KiB in which the sender is an ATTENDEE.
+    The ORGANIZER may be missing, as in replies of outlook.com, and so may the SEQUENCE, which is then 0.
     """
     if len(mail) > _LONGEST_MAIL_BYTES or not _is_cheap(mail) or _has_hidden_lines(mail):
         return None
-    # The library's parser raises anything for what nobody has ever sent before.
+    # The library's parser raises many kinds of errors for unusual input.
     with suppress(
         ValueError,
         LookupError,
@@ -97,8 +94,10 @@ def parse_reply(mail: bytes) -> ParsedReply | None:
 
 
 def _is_cheap(mail: bytes) -> bool:
-    """Whether the library's parser will be done soon: it tries each line against the boundary of each open part,
-    makes a message of what follows each boundary, and takes quadratic time for a long Content-Type.
+    """Whether the library's parser takes a short time.
+
+    It compares each line with the boundary of each open part, makes a message of what follows each boundary, and takes
+    quadratic time for a long Content-Type.
     """
     text = mail.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     headers = [len(found[0]) for found in _CONTENT_TYPE.finditer(text)]
@@ -109,8 +108,10 @@ def _is_cheap(mail: bytes) -> bool:
 
 
 def _has_hidden_lines(mail: bytes) -> bool:
-    """Whether a CR alone is in the header. The library takes it for the end of a line, and many others do not: they would
-    have looked at another From, and at the signature of another mail.
+    """Whether the header has a CR without LF.
+
+    The library takes it for the end of a line, and many other parsers do not: they would have checked another From, and
+    the signature of another mail.
     """
     head = _HEAD_END.split(mail, maxsplit=1)[0]
     return b"\r" in head.replace(b"\r\n", b"")
@@ -126,16 +127,16 @@ def _read(message: Message) -> ParsedReply | None:
     if not events:
         return None
     zones = ZoneTable([one for one in components if one.name == "VTIMEZONE"][:_MOST_ZONES])
-    # An answer to a series may list instances beside it; the series itself goes first.
+    # A reply to a series may list instances too. The series goes first.
     events.sort(key=lambda event: _find(event, "RECURRENCE-ID") is not None)
-    answers = [_answer(event, zones, message, from_email) for event in events[:_MOST_ANSWERS]]
-    found = [answer for answer in answers if answer is not None]
+    replies = [_reply(event, zones, message, from_email) for event in events[:_MOST_REPLIES]]
+    found = [reply for reply in replies if reply is not None]
     if not found:
         return None
     return replace(
         found[0],
         sender_doubt=_sender_doubt(message),
-        others=tuple(answer for answer in found[1:] if answer.uid == found[0].uid),
+        others=tuple(reply for reply in found[1:] if reply.uid == found[0].uid),
     )
 
 
@@ -152,10 +153,10 @@ def _only_sender(message: Message) -> str | None:
 
 
 def _sender_doubt(message: Message) -> SenderDoubt | None:
-    """The worst that the mail's own headers say.
+    """The worst verdict in the mail's headers.
 
-    Messages strips what senders wrote under these names and puts its own on top. So a good word may be anybody's and
-    is never taken; a bad one is, wherever it stands: a sender who writes it only harms the own mail.
+    Messages removes such headers of senders and adds its own. A good verdict may still be a sender's, and is ignored. A
+    bad verdict counts, because a sender who writes it harms only their own mail.
     """
     verdicts = {str(value).strip().lower() for value in message.get_all("X-StMsg-Sender-Auth", [])}
     if "fail" in verdicts:
@@ -185,7 +186,7 @@ def _first_reply(message: Message) -> bytes | None:
 
 
 def _own_parts(message: Message) -> Iterator[Message]:
-    """The mail and its parts, but not those of mails in it: what the sender forwards is somebody else's answer."""
+    """Yield the mail and its parts, without those of attached mails: a forwarded reply is another guest's."""
     yield message
     if message.is_multipart() and message.get_content_maintype() == "multipart":
         for part in message.get_payload():
@@ -204,7 +205,7 @@ def _as_utf8(payload: bytes, charset: str | None) -> bytes:
         return payload
 
 
-def _answer(event: Component, zones: ZoneTable, message: Message, from_email: str) -> ParsedReply | None:
+def _reply(event: Component, zones: ZoneTable, message: Message, from_email: str) -> ParsedReply | None:
     uid = _text(event, "UID")
     attendee = _own_attendee(event, from_email)
     dtstamp = _dtstamp(event, message)
@@ -214,7 +215,7 @@ def _answer(event: Component, zones: ZoneTable, message: Message, from_email: st
     written = _find(event, "RECURRENCE-ID")
     recurrence_id, is_date = _instance(written, zones) if written is not None else (None, False)
     if partstat is None or (written is not None and recurrence_id is None):
-        # An answer to an instance that cannot be told must not become one to the series.
+        # A reply to an instance that cannot be read must not become a reply to the series.
         return None
     organizer = _find(event, "ORGANIZER")
     return ParsedReply(
@@ -254,7 +255,7 @@ def _mailto(line: Line) -> str:
 
 
 def _spellings(line: Line) -> Iterator[str]:
-    """The address, and what it is for clients that write % and ? as they are."""
+    """Yield the address decoded, and as written by clients that do not encode % and ?."""
     yield _mailto(line)
     value = line.value.strip()
     if value[:7].lower() == "mailto:":

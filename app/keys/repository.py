@@ -14,7 +14,7 @@ Key = tuple[Any, ...]
 
 
 class SealedValue(NamedTuple):
-    """A row's key, what its value is bound to, and the value."""
+    """A row's primary key, the context that its value is bound to, and the encrypted value."""
 
     key: Key
     context: str
@@ -23,6 +23,8 @@ class SealedValue(NamedTuple):
 
 @dataclass(frozen=True)
 class SealedColumn:
+    """A column with encrypted values. `context`: the template of its contexts (app/models/base.py)."""
+
     table: Table
     column: Column[bytes]
     context: str
@@ -41,7 +43,7 @@ class SealedColumn:
 
 
 def sealed_columns() -> list[SealedColumn]:
-    """All there are, by name."""
+    """Return all columns with encrypted values, sorted by table."""
     return [
         SealedColumn(table, column, column.type.context)
         for table in sorted(Base.metadata.tables.values(), key=lambda table: table.name)
@@ -53,7 +55,7 @@ def sealed_columns() -> list[SealedColumn]:
 async def load_batch(
     session: AnySession, column: SealedColumn, *, after: Key | None, limit: int
 ) -> list[SealedValue]:
-    """The values of the next rows in the order of their keys."""
+    """Return the values of the next `limit` rows after the key `after`, in the order of the primary keys."""
     statement = (
         select(*column.key, column.column)
         .where(column.column.is_not(None))
@@ -66,7 +68,7 @@ async def load_batch(
 
 
 async def load_values(session: AnySession, column: SealedColumn, keys: Sequence[Key]) -> list[SealedValue]:
-    """The values of these rows, without those that are gone."""
+    """Return the values of these rows. Deleted rows are left out."""
     statement = select(*column.key, column.column).where(
         column.column.is_not(None), tuple_(*column.key).in_(keys)
     )
@@ -74,9 +76,9 @@ async def load_values(session: AnySession, column: SealedColumn, keys: Sequence[
 
 
 async def lock_values(session: Session, column: SealedColumn, keys: Sequence[Key]) -> list[SealedValue]:
-    """The values of these rows as they are now, and nobody else changes them until the transaction's end.
+    """Lock these rows until the end of the transaction and return their current values.
 
-    Without those that are gone or that somebody else has locked: it waits for nobody.
+    Rows that are deleted or locked by another transaction are left out. This does not wait for locks.
     """
     statement = (
         select(*column.key, column.column)
@@ -88,7 +90,7 @@ async def lock_values(session: Session, column: SealedColumn, keys: Sequence[Key
 
 
 async def replace_values(session: Session, column: SealedColumn, sealed: Mapping[Key, bytes]) -> None:
-    """Writes values of rows that `lock_values` has locked; touches nothing else in them."""
+    """Write the values of rows that `lock_values` has locked. Other columns stay unchanged."""
     if not sealed:
         return
     names = [f"key_{number}" for number, _ in enumerate(column.key)]

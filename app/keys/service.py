@@ -1,4 +1,4 @@
-"""Changing CREDENTIALS_ENCRYPTION_KEYS: which stored secrets open, and sealing all of them with the first key."""
+"""Checking and rotating the encryption of stored secrets (CREDENTIALS_ENCRYPTION_KEYS)."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -16,19 +16,27 @@ _LOCKED_TRIES = 50
 
 @dataclass
 class Tally:
-    """Rows of one column: how many were looked at, and what was found."""
+    """The number of rows of one column, by what was found.
+
+    - `rows`: the rows that were read.
+    - `has_first_key`: rows that were already encrypted with the first key.
+    - `resealed`: rows that were encrypted again.
+    - `broken`: rows that no key decrypts.
+    - `locked`: rows that other transactions kept locked.
+    - `is_sample`: there may be more rows, which were not read.
+    """
 
     column: str
     rows: int = 0
     has_first_key: int = 0
     resealed: int = 0
-    broken: int = 0  # no key opens these
-    locked: int = 0  # somebody else held these all the time
+    broken: int = 0
+    locked: int = 0
     is_sample: bool = False
 
 
 async def inspect(sessions: Sessions, box: SecretBox, *, most_rows: int) -> AsyncIterator[Tally]:
-    """Opens up to `most_rows` secrets of each column, and changes nothing."""
+    """Decrypt up to `most_rows` secrets of each column and yield a tally of each. Changes nothing."""
     for column in repository.sealed_columns():
         async with reading(sessions) as session:
             values = await repository.load_batch(session, column, after=None, limit=most_rows)
@@ -38,10 +46,10 @@ async def inspect(sessions: Sessions, box: SecretBox, *, most_rows: int) -> Asyn
 
 
 async def rotate(sessions: Sessions, box: SecretBox) -> AsyncIterator[Tally]:
-    """Seals every secret with the first key, in short transactions; a tally of each column when it is done.
+    """Encrypt every secret with the first key, in short transactions. Yields the tally of each column.
 
-    May be interrupted at any moment and begun again: rows that have the first key are left alone. Running processes go
-    on meanwhile: a row is changed under its lock only, and one that somebody has locked is looked at again.
+    It may be interrupted and started again: rows that have the first key are left unchanged. Other processes may run in
+    the meantime: a row is changed only under its lock, and rows that are locked by others are tried again.
     """
     for column in repository.sealed_columns():
         tally = Tally(str(column))
@@ -58,7 +66,7 @@ async def rotate(sessions: Sessions, box: SecretBox) -> AsyncIterator[Tally]:
 
 
 def _stale(box: SecretBox, values: Sequence[SealedValue], tally: Tally) -> list[Key]:
-    """Those that another key than the first opens."""
+    """Return the rows that another key than the first decrypts, and count the others."""
     keys = []
     for value in values:
         try:
@@ -82,7 +90,7 @@ async def _reseal(
         if number:
             await asyncio.sleep(_LOCKED_AGAIN_AFTER_SECONDS)
             async with reading(sessions) as session:
-                # Whoever had them locked may have sealed them anew, or deleted them.
+                # The transaction that had them locked may have encrypted them again or deleted them.
                 values = await repository.load_values(session, column, left)
             tally.rows -= len(left) - len(values)
             left = _stale(box, values, tally)

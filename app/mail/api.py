@@ -1,4 +1,4 @@
-"""Route of mailboxes (docs/reference/http-api.md, "Hosted calendars and invitations")."""
+"""The route of mailboxes (docs/reference/http-api.md, "Hosted calendars and invitations")."""
 
 from typing import Annotated
 
@@ -19,9 +19,9 @@ _RESPONSES[404] = {"description": "The Messages integration is off", "model": Er
 async def list_mailboxes(
     messages: MessagesDep, _project_id: ProjectId, query: Annotated[MailboxesQuery, Query()]
 ) -> MailboxesRead:
-    """The Messages mailboxes that a user has access to, at most a minute old.
+    """List the Messages mailboxes that a user has access to, at most a minute old.
 
-    A user or mailbox that Messages does not know gives an empty list; a Messages that does not answer, 502.
+    A user or mailbox that Messages does not know gives an empty list. Without a response from Messages, 502.
     """
     mailboxes = await messages.list_mailboxes(query.user_email)
     return MailboxesRead(

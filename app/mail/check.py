@@ -1,6 +1,7 @@
-"""The last look at a mail: its bytes, read anew and by other code than wrote them, right before they go out.
+"""The check of a mail right before it is sent, by other code than the code that wrote it.
 
-A mail carries its recipient's personal links. One that names anybody else must never leave, whichever release wrote it.
+A mail holds its recipient's personal RSVP links. One that names another recipient must never be sent, also if an older
+release wrote it.
 """
 
 import email.policy
@@ -13,7 +14,7 @@ from email.utils import getaddresses
 
 from app.core.addresses import same_address
 
-LARGEST_MAIL_BYTES = 20 * 1024 * 1024  # what Messages takes (docs/reference/messages.md, "Submit")
+LARGEST_MAIL_BYTES = 20 * 1024 * 1024  # the limit of Messages (docs/reference/messages.md, "Submit")
 _LONGEST_LINE = 998  # RFC 5322 2.1.1
 _ONCE = ("from", "to", "date", "mime-version", "content-type")
 _AT_MOST_ONCE = ("subject", "message-id", "reply-to", "in-reply-to", "references")
@@ -21,18 +22,18 @@ _NEVER = ("cc", "bcc", "sender", "apparently-to", "return-path")
 _SHAPE = (
     "multipart/mixed", "multipart/alternative", "text/plain", "text/html", "text/calendar", "application/ics",
 )  # fmt: skip
-# What a careless parser could take for an address, wherever it stands; and a quoted text that looks like a group.
+# What a lenient parser could take for an address, anywhere; and a quoted text that looks like a group.
 _ADDRESS_LIKE = re.compile(r"[^\s\"<>(),:;@\[\]\\]+@[^\s\"<>(),:;@\[\]\\]+")
 _QUOTED_GROUP = re.compile(r"\"[^\"]*[:;]")
 _FOLD = re.compile(r"\r\n(?=[ \t])")
 
 
 class MailUnsafe(Exception):
-    """The bytes are not one mail from this sender to this recipient alone; the text says what is wrong."""
+    """The bytes are not one mail from this sender to this recipient only. The text says what is wrong."""
 
 
 def check_addressing(mail: bytes, *, sender_email: str, recipient_email: str) -> None:
-    """Raises MailUnsafe unless the header says that `mail` goes from exactly this sender to exactly this recipient."""
+    """Check that the header has exactly this sender and this recipient. Raises MailUnsafe."""
     header, blank, _ = mail.partition(b"\r\n\r\n")
     message = BytesParser(policy=compat32).parsebytes(header + blank, headersonly=True)
     if message.defects or message.get_payload():
@@ -43,7 +44,7 @@ def check_addressing(mail: bytes, *, sender_email: str, recipient_email: str) ->
 
 
 def check_mail(mail: bytes, *, sender_email: str, recipient_email: str) -> None:
-    """Raises MailUnsafe unless `mail` goes from exactly this sender to exactly this recipient, in the shape we write."""
+    """Check addressing, sizes, line ends and parts of a complete mail. Raises MailUnsafe."""
     if len(mail) > LARGEST_MAIL_BYTES:
         raise MailUnsafe("the mail is over 20 MiB")
     without_breaks = mail.replace(b"\r\n", b"")
@@ -69,7 +70,7 @@ def _check_headers(message: Message) -> None:
 
 
 def _check_address(header: str, folded: str, expected: str) -> None:
-    """Strict and careless readers must all find this address, and no other."""
+    """Strict and lenient parsers must all find this address, and no other."""
     value = _FOLD.sub("", folded)
     anywhere = _ADDRESS_LIKE.findall(value)
     careful = [address for _, address in getaddresses([value])]

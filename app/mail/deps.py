@@ -1,10 +1,10 @@
-"""The dependency of routes that ask La Suite Messages."""
+"""The dependency of routes that use La Suite Messages."""
 
 from typing import Annotated
 
 from fastapi import Depends, Request
 
-from app.mail.mailboxes import Messages
+from app.mail.lasuite.mailboxes import Messages
 
 
 async def _messages(request: Request) -> Messages:

@@ -1,16 +1,16 @@
-"""Header values that hold what people wrote: display names and subjects.
+"""Header values with texts of users: display names and subjects.
 
-The standard library is not used for them: when it folds a line inside a quoted display name it drops the quotes, so
-that a comma in a name begins another recipient (python/cpython#80222, in most patch releases of 3.11 to 3.13). Messages
-reads group syntax even inside quotes (docs/reference/messages.md, "Recipients"). So nothing is quoted here: whatever is
-not plain words is written as encoded words (RFC 2047), which no parser looks into for addresses.
+The standard library is not used for them. When it folds a line inside a quoted display name it drops the quotes, so
+that a comma in a name begins another recipient (https://github.com/python/cpython/issues/80222, in most patch releases
+of 3.11 to 3.13). Messages reads group syntax even inside quotes (docs/reference/messages.md, "Recipients"). So nothing is
+quoted here: texts that are not plain words become encoded words (RFC 2047), in which no parser looks for addresses.
 """
 
 import re
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 
-# Letters, digits, "-" and single blanks: of atext, what nobody gives a meaning.
+# Letters, digits, "-" and single spaces: the part of atext to which no parser gives a meaning.
 _PLAIN_PHRASE = re.compile(r"[A-Za-z0-9-]+(?: [A-Za-z0-9-]+)*")
 _PLAIN_TEXT = re.compile(r"[!-~]+(?: [!-~]+)*")
 _LONGEST_PLAIN = 76
@@ -21,14 +21,14 @@ _Q_SAFE = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012345
 
 
 def phrase(header: str, text: str) -> str:
-    """A display name; `text` is on one line. Folded with CRLF where it is long."""
+    """A display name for a header. `text` must be on one line. Long values are folded with CRLF."""
     if not text or (_PLAIN_PHRASE.fullmatch(text) and len(header) + 2 + len(text) <= _LONGEST_PLAIN):
         return text
     return _encoded(text, first_indent=len(header) + 2)
 
 
 def unstructured(header: str, text: str) -> str:
-    """A subject and the like; `text` is on one line. Folded with CRLF where it is long."""
+    """A value such as a subject. `text` must be on one line. Long values are folded with CRLF."""
     is_plain = _PLAIN_TEXT.fullmatch(text) is not None and "=?" not in text
     if not text or (is_plain and len(header) + 2 + len(text) <= _LONGEST_PLAIN):
         return text
@@ -36,8 +36,8 @@ def unstructured(header: str, text: str) -> str:
 
 
 def _encoded(text: str, *, first_indent: int) -> str:
-    """Encoded words of whole characters, each on a line of its own; in the encoding that is shorter."""
-    data = text.encode("utf-8", "replace")  # halves of characters become "?"
+    """Encoded words of whole characters, each on a line of its own, in the shorter of the two encodings."""
+    data = text.encode("utf-8", "replace")  # lone surrogates become "?"
     as_q = sum(len(_q(bytes([byte]))) for byte in data)
     mark, write = ("q", _q) if as_q <= len(data) * 4 / 3 else ("b", _b)
     words = _chunks(data.decode(), write, _LONGEST_PLAIN - first_indent)

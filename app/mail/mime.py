@@ -1,7 +1,4 @@
-"""Complete mails: RFC 5322 bytes with CRLF, for one recipient each.
-
-See docs/reference/icalendar.md, "Structure of a mail"; RFC 6047.
-"""
+"""Complete mails: RFC 5322 bytes with CRLF, for one recipient each (RFC 6047)."""
 
 import hashlib
 from collections.abc import Sequence
@@ -18,19 +15,20 @@ from app.itip.clean import clean_line
 from app.mail.headers import phrase, unstructured
 from app.mail.rendering import Rendered
 
-# Display names are cut: clients show less anyway.
+# Longer display names are cut. Clients show less than this.
 _LONGEST_NAME = 120
-# With a longer one the line has over 78 characters: Python programs on the way would fold it anew, and decode the name.
+# A longer address makes the line longer than 78 characters. Python programs fold it again, and decode the name.
 _LONGEST_NAMED_ADDRESS = 75
-# So that the header's line is never too long.
+# Keeps the line of the header short enough.
 _LONGEST_ID_DOMAIN = 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mailing:
-    """What a mail consists of. `thread_id`: the Message-ID of the first mail about the event, if this is a later one.
+    """The parts of a mail.
 
-    `reply_to`: whom answers by hand are for, if not the sender.
+    `thread_id` is the Message-ID of the first mail about the event, if this is a later one. `reply_to` is the address
+    for written replies, if that is not the sender's.
     """
 
     sender_email: str
@@ -47,7 +45,7 @@ class Mailing:
 
 
 def make_message_id(sender_email: str, *parts: str | int | None) -> str:
-    """`<digest@sender's domain>`: the same for the same parts, so that receivers can drop a twin."""
+    """`<digest@sender's domain>`: the same for the same parts, so that receivers can drop a duplicate."""
     digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).hexdigest()[:32]
     domain = sender_email.rpartition("@")[2].lower()
     while len(domain) > _LONGEST_ID_DOMAIN and "." in domain:
@@ -56,9 +54,10 @@ def make_message_id(sender_email: str, *parts: str | int | None) -> str:
 
 
 def compose(mailing: Mailing) -> bytes:
-    """mixed( alternative( text/plain, text/html, text/calendar ), invite.ics ), as Outlook and Gmail want it.
+    """Write a mail in the form that Outlook and Gmail need.
 
-    Raises ValueError for an address that is none.
+    It is mixed(alternative(text/plain, text/html, text/calendar), invite.ics).
+    Raises ValueError if an address is not valid.
     """
     lines = [
         f"From: {_mailbox('From', mailing.sender_email, mailing.sender_name)}",
@@ -81,7 +80,7 @@ def compose(mailing: Mailing) -> bytes:
         f"Content-Language: {mailing.rendered.language}",
     ]
 
-    # "=_" is in no base64 and no quoted-printable text, so these stand nowhere else in the mail.
+    # "=_" does not occur in base64 or quoted-printable text, so the boundaries occur nowhere else in the mail.
     digest = mailing.message_id.strip("<>").partition("@")[0]
     outer, inner = f"=_mixed_{digest}", f"=_alternative_{digest}"
     calendar, attachment = _calendar_parts(mailing.ics, mailing.method)
@@ -93,17 +92,17 @@ def compose(mailing: Mailing) -> bytes:
 
 
 def is_to_itself(sender_email: str, recipient_email: str) -> bool:
-    """Whether the mail goes to the box that it comes from, as guests' answers do where an owner has her own mailbox.
+    """Whether the mail goes to the mailbox that it comes from.
 
-    Such a mail has no Message-ID: Messages stores it as sent and, finding the Message-ID in the box already, would not
-    put it into the inbox, where it is to be read. The price: it could not tell a second copy from the first, so the
-    sender gives that one its Message-ID back (app/invitations/sender.py).
+    Replies of guests do if the owner's own mailbox sends the invitations. Such a mail has no Message-ID: Messages stores
+    it as sent, and would not put it into the inbox if it found the same Message-ID in the mailbox. A second submit of
+    the same mail has the Message-ID (app/invitations/sender.py).
     """
     return same_address(sender_email, recipient_email)
 
 
 def _multipart(boundary: str, parts: Sequence[bytes]) -> bytes:
-    """RFC 2046 5.1.1. Put together here and not by the library, which would encode the guests' list anew for each guest."""
+    """A multipart body (RFC 2046 section 5.1.1). The library would encode the calendar for each guest."""
     mark = f"--{boundary}".encode()
     return b"".join(mark + b"\r\n" + part + b"\r\n" for part in parts) + mark + b"--\r\n"
 
@@ -122,10 +121,10 @@ def _html_part(html: str) -> bytes:
 
 @lru_cache(maxsize=8)
 def _calendar_parts(ics: bytes, method: Method) -> tuple[bytes, bytes]:
-    """The part for calendar programs, and the same bytes as an attachment. Base64: no relay touches a line of it."""
+    """The part for calendar programs, and the same as an attachment. In base64, no relay changes a line."""
     calendar = MIMEPart(policy=SMTP)
     calendar.set_content(ics.decode(), subtype="calendar", cte="base64", params={"method": method})
-    # As application/ics: a second text/calendar part makes some clients ask twice.
+    # application/ics, because some clients show a second text/calendar part as a second invitation.
     attachment = MIMEPart(policy=SMTP)
     attachment.set_content(
         ics,
@@ -144,6 +143,6 @@ def _mailbox(header: str, email: str, name: str | None) -> str:
     shown = phrase(header, clean_line(name)[:_LONGEST_NAME].rstrip())
     if not shown or len(email) > _LONGEST_NAMED_ADDRESS:
         return email
-    # On a line of its own where it is long: nothing is ever folded inside a name or an address.
+    # A long address is on a line of its own. Names and addresses are never folded inside.
     blank = "\r\n " if len(header) + len(shown.rpartition("\r\n")[2]) + len(email) > 70 else " "
     return f"{shown}{blank}<{email}>"

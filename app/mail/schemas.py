@@ -1,4 +1,4 @@
-"""Requests and answers about mailboxes.
+"""Requests and responses about mailboxes.
 
 See docs/reference/http-api.md, "Hosted calendars and invitations".
 """

@@ -1,4 +1,4 @@
-"""The way out for calendars without a mailbox: SMTP_URL, by aiosmtplib."""
+"""Sending by SMTP_URL, for calendars without a mailbox."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,20 +10,21 @@ import structlog
 
 from app.settings import Settings
 
-_WITHIN_SECONDS = 30.0
-# Less than the sender waits: only here is it known how far a mail has come.
-_ALL_WITHIN_SECONDS = 60.0
-_GOODBYE_WITHIN_SECONDS = 5.0
-# Of MAIL FROM: this sender has sent enough for now. Of a recipient it is about that recipient alone (greylisting).
+_TIMEOUT_SECONDS = 30.0
+# Shorter than the timeout of the sender, which does not know how far the mail has come.
+_TOTAL_TIMEOUT_SECONDS = 60.0
+_QUIT_TIMEOUT_SECONDS = 5.0
+# As response to MAIL FROM these limit the sender. As response to RCPT TO they are about that recipient (greylisting).
 _THROTTLED = frozenset({450, 451, 452})
 
 log = structlog.get_logger()
 
 
 class SmtpFailed(Exception):
-    """`is_final`: another attempt is of no use. `may_be_taken`: the mail went out whole, its answer is missing.
+    """The mail was not sent. `is_final`: another attempt would fail too.
 
-    `is_throttled`: the server wants no more from this sender for now.
+    `may_be_taken`: the mail was sent completely, and the response is missing. `is_throttled`: the server accepts no
+    more mails from this sender for now.
     """
 
     def __init__(
@@ -42,12 +43,12 @@ class SmtpFailed(Exception):
 
 @asynccontextmanager
 async def connected(
-    smtp_url: str, *, within_seconds: float = _WITHIN_SECONDS
+    smtp_url: str, *, timeout_seconds: float = _TIMEOUT_SECONDS
 ) -> AsyncIterator[aiosmtplib.SMTP]:
-    """A session with the server of SMTP_URL, logged in where the address names a user.
+    """A session with the server of SMTP_URL, logged in if the URL names a user.
 
-    `smtps://`: TLS from the first byte. `smtp://`: STARTTLS where the server offers it, whatever its certificate says;
-    with `?starttls=true` only with TLS and a certificate that is right; with `?starttls=false` never.
+    `smtps://` is TLS from the first byte. `smtp://` is STARTTLS if the server offers it, with any certificate;
+    `?starttls=true` requires TLS and a valid certificate, `?starttls=false` disables it.
     Raises aiosmtplib.SMTPException, OSError, ValueError.
     """
     url = urlsplit(smtp_url)
@@ -58,9 +59,9 @@ async def connected(
         port=url.port,
         use_tls=url.scheme == "smtps",
         start_tls={"true": True, "false": False}.get(wanted),
-        # RFC 7435: where it could be in the clear as well, any certificate is better.
+        # RFC 7435: encryption with any certificate is better than none.
         validate_certs=is_required,
-        timeout=within_seconds,
+        timeout=timeout_seconds,
     )
     try:
         await client.connect()
@@ -75,7 +76,7 @@ async def connected(
 
 
 def is_in_the_clear(client: aiosmtplib.SMTP) -> bool:
-    """Whether anybody on the way can read what is said."""
+    """Whether the connection is not encrypted."""
     return client.get_transport_info("sslcontext") is None
 
 
@@ -83,37 +84,37 @@ _warned: set[str | None] = set()
 
 
 async def send_by_smtp(settings: Settings, *, sender: str, recipient: str, mail: bytes) -> str:
-    """Hands over one mail; what the server answered. Raises SmtpFailed."""
+    """Send one mail; return the response of the server. Raises SmtpFailed."""
     if settings.smtp_url is None:
         raise SmtpFailed("SMTP_URL is not set any more.")
     url = settings.smtp_url.get_secret_value()
-    is_ours = is_written = is_final = is_throttled = may_be_taken = False
-    answer = None
+    is_sender_accepted = is_written = is_final = is_throttled = may_be_taken = False
+    response = None
     try:
-        async with asyncio.timeout(_ALL_WITHIN_SECONDS), connected(url) as client:
+        async with asyncio.timeout(_TOTAL_TIMEOUT_SECONDS), connected(url) as client:
             await client.mail(sender)
-            is_ours = True
+            is_sender_accepted = True
             await client.rcpt(recipient)
             is_written = True
-            answer = await client.data(mail)
+            response = await client.data(mail)
             with suppress(aiosmtplib.SMTPException, OSError):
-                async with asyncio.timeout(_GOODBYE_WITHIN_SECONDS):
+                async with asyncio.timeout(_QUIT_TIMEOUT_SECONDS):
                     await client.quit()
     except aiosmtplib.SMTPAuthenticationError as err:
-        # The operator can mend this while the mail waits.
+        # The operator can fix this while the mail waits.
         problem = f"refuses our credentials ({err.code})"
     except aiosmtplib.SMTPRecipientRefused as err:
         problem, is_final = f"refuses the recipient ({err.code})", err.code >= 500
     except aiosmtplib.SMTPResponseException as err:
-        # Before the recipient it refuses us or EMAIL_FROM, and not this mail: the operator can mend that too.
-        problem, is_final = f"refuses the mail ({err.code})", is_ours and err.code >= 500
-        is_throttled = not is_ours and err.code in _THROTTLED
+        # Before RCPT TO it refuses this client or EMAIL_FROM, and not this mail: the operator can fix that too.
+        problem, is_final = f"refuses the mail ({err.code})", is_sender_accepted and err.code >= 500
+        is_throttled = not is_sender_accepted and err.code in _THROTTLED
     except (aiosmtplib.SMTPException, OSError, ValueError) as err:
         problem, may_be_taken = f"broke off ({type(err).__name__})", is_written
     else:
-        return answer.message
-    if answer is not None:  # it broke off afterwards
-        return answer.message
+        return response.message
+    if response is not None:  # it broke off afterwards
+        return response.message
     raise SmtpFailed(
         f"The mail server {problem}.", is_final=is_final, may_be_taken=may_be_taken, is_throttled=is_throttled
     )

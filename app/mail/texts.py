@@ -1,17 +1,17 @@
-"""The words of the mails, by language."""
+"""The texts of mails, by language."""
 
 from typing import Literal, TypedDict
 
 
 class Texts(TypedDict):
-    """`subject` and `intro` go by the kind of mail, `subject_reply`, `answered` and `answers` by the answer."""
+    """The texts of one language, by kind of mail; those about replies by participation status."""
 
     untitled: str
     colon: str
     subject: dict[str, str]
     subject_reply: dict[str, str]
     intro: dict[str, str]
-    answered: dict[str, str]
+    replied: dict[str, str]
     when: str
     where: str
     join: str
@@ -19,7 +19,7 @@ class Texts(TypedDict):
     guests: str
     more_guests: str
     question: str
-    answers: dict[str, str]
+    replies: dict[str, str]
     automatic: str
     all_day: str
     weekdays: tuple[str, ...]
@@ -55,7 +55,7 @@ TEXTS: dict[Literal["en", "fr"], Texts] = {
             "cancelled": "{organizer} has canceled this event.",
             "uninvited": "You are no longer invited to this event of {organizer}.",
         },
-        "answered": {
+        "replied": {
             "accepted": "{who} has accepted: yes, will be there.",
             "tentative": "{who} has answered: maybe.",
             "declined": "{who} has declined: no, will not be there.",
@@ -68,7 +68,7 @@ TEXTS: dict[Literal["en", "fr"], Texts] = {
         "guests": "Guests",
         "more_guests": "and {count} more",
         "question": "Will you be there?",
-        "answers": {"accepted": "Yes", "tentative": "Maybe", "declined": "No"},
+        "replies": {"accepted": "Yes", "tentative": "Maybe", "declined": "No"},
         "automatic": "This message was sent automatically. You can answer it from your calendar too.",
         "all_day": "all day",
         "weekdays": ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"),
@@ -110,7 +110,7 @@ TEXTS: dict[Literal["en", "fr"], Texts] = {
             "cancelled": "{organizer} a annulé cet événement.",
             "uninvited": "Vous n’êtes plus invité à cet événement de {organizer}.",
         },
-        "answered": {
+        "replied": {
             "accepted": "{who} a accepté : oui, sera présent.",
             "tentative": "{who} a répondu : peut-être.",
             "declined": "{who} a refusé : non, ne sera pas présent.",
@@ -123,7 +123,7 @@ TEXTS: dict[Literal["en", "fr"], Texts] = {
         "guests": "Invités",
         "more_guests": "et {count} de plus",
         "question": "Serez-vous présent ?",
-        "answers": {"accepted": "Oui", "tentative": "Peut-être", "declined": "Non"},
+        "replies": {"accepted": "Oui", "tentative": "Peut-être", "declined": "Non"},
         "automatic": "Ce message a été envoyé automatiquement. Vous pouvez aussi répondre depuis votre agenda.",
         "all_day": "toute la journée",
         "weekdays": ("lundi", "mardi", "mercredi", "jeudi", "vendredi", "samedi", "dimanche"),

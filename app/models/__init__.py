@@ -1,4 +1,4 @@
-"""All tables. Importing this package is what alembic and the mapper need."""
+"""The tables. Alembic and the mapper import this package to know all of them."""
 
 from app.models.base import Base
 from app.models.bot import Bot

@@ -1,4 +1,4 @@
-"""Declarative base: naming convention, column types, and the creation time that every table has."""
+"""The declarative base: the naming convention of constraints, and shared column types."""
 
 from datetime import datetime
 from typing import Annotated, Any, ClassVar
@@ -20,9 +20,10 @@ CreatedAt = Annotated[datetime, mapped_column(DateTime(timezone=True), server_de
 
 
 class Sealed(TypeDecorator[bytes]):
-    """A column of what `SecretBox.seal(context, ...)` gave; `calbridge rotate-keys` and `doctor` find it by this type.
+    """The type of columns with encrypted values, as `SecretBox.seal(context, ...)` returns them.
 
-    `context` has the row's key columns in braces: "credentials:{id}".
+    `context` names the row's key columns in braces: "credentials:{id}". `calbridge rotate-keys` and `calbridge doctor`
+    find the columns by this type.
     """
 
     impl = LargeBinary

@@ -1,4 +1,4 @@
-"""Bots: scheduled here, handed over to a runner when due."""
+"""Bots, which are scheduled here and handed over to a runner when they are due."""
 
 from datetime import datetime
 from typing import Any, Literal
@@ -13,15 +13,18 @@ from app.models.base import Base, CreatedAt, PublicId
 class Bot(Base):
     """One bot. A bot that is deleted leaves no row.
 
-    `calendar_event_id` is no foreign key: what was handed over still tells which event it was for when the
-    calendar is gone, and deleting a calendar of 50,000 events costs no look-up for each.
-    `meeting_url` is null while the event has no link. `events` is the log: {"type", "sub_type", "metadata",
-    "created_at"}, oldest first. `holds_key`: no other bot of the project may have its deduplication key.
+    - `calendar_event_id`: the event that the bot follows. It is not a foreign key: a bot that was handed over still
+      names its event after the calendar is deleted, and deleting a calendar of 50,000 events needs no look-up for each.
+    - `meeting_url`: null while the event has no link.
+    - `events`: the log, oldest first: {"type", "sub_type", "metadata", "created_at"}.
+    - `holds_key`: no other bot of the project may have the same deduplication key.
+    - `next_attempt_at`: the end of the lease, or the time of the next attempt after a failed one. It is null when there
+      is nothing left to do here.
+    - `may_be_handed_over`: a call to the runner is in progress, or ended without showing whether the runner has the bot.
+      What the bot was handed over with is then not changed.
 
-    A scheduled bot is due some time before `join_at`. The worker that claims it makes it `launching` with a
-    `lease_token` and puts `next_attempt_at` at the lease's end; after a failed attempt `next_attempt_at` is the
-    next one. It is null when nothing more is to be done here. `may_be_handed_over`: a call to the runner is under
-    way or ended without telling whether the runner has the bot, so that it keeps what the runner was told.
+    A scheduled bot is due some time before `join_at`. The worker that claims it makes it `launching`, sets `lease_token`
+    and moves `next_attempt_at` to the end of the lease.
     """
 
     __tablename__ = "bots"
@@ -37,7 +40,7 @@ class Bot(Base):
         ),
         Index("ix_bots_project_id_deduplication_key", "project_id", "deduplication_key"),
         Index("ix_bots_project_by_state", "project_id", "state", "created_at", "id"),
-        # A link may be longer than an entry of an index.
+        # A link may be longer than PostgreSQL can index, so its hash is indexed.
         Index(
             "ix_bots_project_by_meeting_url",
             "project_id",

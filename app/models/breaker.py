@@ -1,4 +1,4 @@
-"""Outages of a platform, as all workers see them (app/outages/breakers.py)."""
+"""Circuit breakers for outages, which all workers share (app/outages/breakers.py)."""
 
 from datetime import datetime
 
@@ -9,11 +9,17 @@ from app.models.base import Base, CreatedAt, PublicId
 
 
 class SyncBreaker(Base):
-    """Open while `opened_at` is set: calendars of the scope are then held, save for one probe at a time.
+    """The breaker of one scope.
 
-    `outage_since`: the first of the failures that opened it. `probe_until`: the lease of the probe under way.
-    `probe_project_id`: whose calendar probed last. `release_until`: it has closed, and calendars that wait for it
-    are being made due, spread until then.
+    While it is open, the scope's calendars wait, and one at a time is synced as a probe.
+
+    - `opened_at`: when it opened; null while it is closed.
+    - `outage_since`: the time of the first of the failures that opened it.
+    - `next_probe_at`: when the next probe is due.
+    - `probe_until`: the end of the current probe's lease.
+    - `probe_project_id`: the project whose calendar probed last.
+    - `closed_at`: when it closed last.
+    - `release_until`: it has closed, and the calendars that waited are made due, spread over the time until then.
     """
 
     __tablename__ = "sync_breakers"
@@ -29,7 +35,12 @@ class SyncBreaker(Base):
 
 
 class SyncVote(Base):
-    """How a project's syncs in a scope go: `failing` counts the calendars that began to fail since the last success."""
+    """The results of one project's syncs in a scope.
+
+    - `failing`: how many calendars began to fail since the last success.
+    - `failing_since`: when the first of them did.
+    - `voted_at`: when the row was written last.
+    """
 
     __tablename__ = "sync_votes"
 

@@ -1,4 +1,4 @@
-"""Calendars: what the API shows, and the state of their sync."""
+"""Calendars: what the API shows, and the state of their syncs."""
 
 from datetime import datetime
 from typing import Any, Literal
@@ -12,35 +12,41 @@ from app.models.base import Base, CreatedAt, PublicId
 PLATFORMS = ("google", "microsoft", "ics", "local")
 STATES = ("connected", "disconnected")
 
-# What shows a `sync_failure`.
+# The calendars that the API shows with a `sync_failure`.
 FAILING = "state = 'connected' AND (sync_failing_since IS NOT NULL OR outage_scope IS NOT NULL)"
 
 
 class Calendar(Base):
-    """One connected calendar.
+    """One calendar: of an account, of a feed, or hosted here (`platform` is `local`).
 
-    Sync state: a calendar is due when `next_sync_at` has come. A worker that claims it sets `lease_token`,
-    `lease_until` and puts `next_sync_at` at the lease's end: if the worker dies, the calendar is due again
-    then. A request that comes meanwhile moves `next_sync_at`, which is how the worker knows of it when it
-    settles (app/sync/repository.py).
+    Only local calendars have `name`, `owner_name`, `timezone`, `locale` and `sending_identity`.
 
-    `sync_started_at`: when the last sync was claimed. `sync_forced`: the next sync is one that a client asked
-    for, and that would not be due yet otherwise. `sync_trial`: a disconnected calendar is due all the same, once: a
-    client wants to know whether access is back.
+    A calendar is due when `next_sync_at` has come. The worker that claims it sets `lease_token` and `lease_until`, and
+    moves `next_sync_at` to the end of the lease: if the worker dies, the calendar is due again then. A request during
+    the sync moves `next_sync_at`, so the worker sees it when the sync ends (app/sync/repository.py).
 
-    `sync_failure_code_since`, `_count`: how long and how often in a row the same code was the answer, attempts that
-    a client forced left out. `sync_forced_before`: the due time that a client's request came before; an attempt
-    before that time is a forced one. `cursor_expired_at`: when an expired cursor was last followed by a full round.
-    `held_back_ids`: events that a complete answer left out in a mass, which is not believed yet.
-    `outage_scope`: the scope whose outage may be the cause of the failures, or that the calendar is held for
-    (app/outages/breakers.py).
-
-    `push_due_at`: when a push channel is to be opened or renewed; null before the first sync and when
-    disconnected (app/push/).
-
-    `last_change_at` is the largest `updated_at` ever given to an event of this calendar.
-    `unannounced_*` count changes that are committed but not yet told by webhook: a sync of many pages
-    commits page by page, and whatever ends it, the next settle announces them.
+    - `connection_failure_data`: why the calendar was disconnected: {"error", "code", "timestamp"}.
+    - `sync_failing_since`: when the first sync failed since the last success.
+    - `sync_failure_count`: the failed syncs since the last success.
+    - `sync_failure_code_since`, `sync_failure_code_count`: since when and how often in a row syncs failed with the same
+      code. Attempts that a client forced do not count.
+    - `sync_forced_before`: an attempt before this time was forced by a client; without the request it was due then.
+    - `sync_cursor`: the provider's cursor; null if the next sync reads everything.
+    - `cursor_expired_at`: when an expired cursor last caused a full round.
+    - `held_back_ids`: events that a complete response left out. They are deleted only when a second one confirms it.
+    - `held_back_since`: when such a response came first.
+    - `outage_scope`: the scope whose outage may have caused the failures, or whose breaker the calendar waits for
+      (app/outages/breakers.py).
+    - `window_start`, `window_end`: the range of time that the cursor covers.
+    - `sync_started_at`: when the last sync was claimed.
+    - `sync_forced`: a client asked for the next sync, which would not be due yet otherwise.
+    - `sync_trial`: the calendar is disconnected and is synced once, to find out whether access is back.
+    - `push_due_at`: when a push channel is to be opened or renewed. It is null before the first sync and while the
+      calendar is disconnected (app/push/).
+    - `last_change_at`: the largest `updated_at` that any event of this calendar ever had.
+    - `unannounced_since`, `unannounced_created`, `unannounced_updated`, `unannounced_deleted`: changes that are
+      committed but not yet announced by webhook. A sync commits page by page. If it is interrupted, the next one
+      announces them.
     """
 
     __tablename__ = "calendars"

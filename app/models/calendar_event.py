@@ -1,4 +1,4 @@
-"""Events, one row per event or instance of a series; gone ones stay with `is_deleted`."""
+"""Events: one row for each event or instance. Removed events keep their row with `is_deleted`."""
 
 from datetime import datetime
 from typing import Any
@@ -11,16 +11,18 @@ from app.models.base import Base, CreatedAt, PublicId
 
 
 class CalendarEvent(Base):
-    """`updated_at` is given under the calendar's row lock and is unique and growing within a calendar.
+    """One event, or one instance of a recurring event.
 
-    `raw`, `attendees` and `organizer` are JSON (not JSONB): kept and handed out as the text that was written.
-    `content_hash` covers everything that an application sees, so that a changed row is told by one comparison.
+    - `calendar_id`: not a foreign key. A calendar is deleted at once, however many events it has, and a worker deletes
+      them afterwards (`DeletedCalendar`).
+    - `platform_uuid`: the provider's id of the event.
+    - `content_hash`: covers everything that an application sees, so that one comparison finds a changed row.
+    - `attendees`, `organizer`, `raw`: JSON and not JSONB, so that the text that was written is returned unchanged.
+    - `recurring_event_id`, `original_start_time`: the series of an instance, and the start that it has in the series.
+    - `updated_at`: set under the calendar's row lock. It is unique within a calendar and always grows.
 
-    Rows of up to 8 kB are kept in one piece and uncompressed: that takes half of PostgreSQL's time to write them
-    and to read a page of them, for half as much disk again.
-
-    `calendar_id` is no foreign key: a calendar is deleted at once, however many events it has, and a worker clears
-    them away afterwards (`DeletedCalendar`).
+    Rows of up to 8 kB are stored in one piece and uncompressed. That halves PostgreSQL's time to write them and to read
+    a page of them, and takes half as much disk space again.
     """
 
     __tablename__ = "calendar_events"
@@ -53,7 +55,7 @@ class CalendarEvent(Base):
 
 
 class DeletedCalendar(Base):
-    """A calendar that is gone, and whose events are still to be cleared away; a trigger on `calendars` writes it."""
+    """A deleted calendar whose events are still to be deleted. A trigger on `calendars` writes the row."""
 
     __tablename__ = "deleted_calendars"
 
@@ -64,14 +66,14 @@ class DeletedCalendar(Base):
 
 _event = CalendarEvent.__table__.c
 
-# An event without a readable start sorts behind all others; the same expressions stand in the queries.
+# An event without a readable start sorts after all others. Queries use the same expressions.
 start_or_last = func.coalesce(_event.start_time, text("'infinity'::timestamptz"))
 end_or_last = func.coalesce(_event.end_time, text("'infinity'::timestamptz"))
 
 Index("uq_calendar_events_calendar_id_platform_uuid", _event.calendar_id, _event.platform_uuid, unique=True)
 
-# One for each ordering, in a calendar and over a project. A list of both, live and deleted events, merges two ranges of
-# such an index (app/calendar_events/repository.py); the sync and retention read only those of one kind.
+# One index for each ordering, within a calendar and over a project. A list of live and deleted events merges two
+# ranges of such an index (app/calendar_events/repository.py). Syncs and retention read only one of the two.
 for _name, _key in {
     "updated": _event.updated_at,
     "created": _event.created_at,

@@ -1,4 +1,7 @@
-"""What a calendar is connected with. A row of its own, since several calendars may share one account."""
+"""The credentials of calendars.
+
+They have their own table, since several calendars may share one account.
+"""
 
 from datetime import datetime
 
@@ -9,13 +12,16 @@ from app.models.base import Base, CreatedAt, PublicId, Sealed
 
 
 class Credentials(Base):
-    """`sealed` opens to {"client_secret", "refresh_token"}, or {"feed_url"}; see app/core/crypto.py.
+    """The credentials of one account, or the address of one feed.
 
-    `version` grows when the application brings new credentials, so that the answer of a refresh that was
-    under way with the old ones is thrown away. `refresh_lease_until`: one process refreshes at a time.
-    `client_secret_set_at`: one that the OAuth app was given later takes its place (OAuthClientSecret); null:
-    before any.
-    `account_id`: the provider's id of the account that agreed by browser; null where it is not known.
+    - `account_id`: the provider's id of the account that agreed in the browser; null if it is not known.
+    - `sealed`: {"client_secret", "refresh_token"} or {"feed_url"}, encrypted (app/core/crypto.py).
+    - `version`: grows when the application sends new credentials. The result of a token refresh that began with the old
+      ones is then discarded.
+    - `access_token_sealed`, `access_token_expires_at`: the current access token, encrypted.
+    - `refresh_lease_until`: the lease of the process that refreshes the token, so that one does it at a time.
+    - `client_secret_set_at`: when the client's secret was set. A newer one of the OAuth app replaces it
+      (OAuthClientSecret). Null counts as older than any.
     """
 
     __tablename__ = "credentials"

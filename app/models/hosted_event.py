@@ -1,4 +1,4 @@
-"""Events of local calendars as their owner wrote them, and which mailed replies were taken in already."""
+"""Events of local calendars as they were written, and the mailed replies that were processed."""
 
 from datetime import datetime
 from typing import Any
@@ -11,11 +11,16 @@ from app.models.base import Base, CreatedAt, PublicId
 
 
 class HostedEvent(Base):
-    """One component (app/hosted/components.py): an event or series (`slot` is ''), or one changed instance of a series.
+    """One component (app/hosted/components.py): an event or series, or a changed instance of a series.
 
-    What applications see are rows of calendar_events, written along with it. `attendees`: a list of what
-    `attendee_to_json` gives. `ends_at`: when the event is over for good; null: never. `expand_at`: when the rows
-    are to be written anew, of a series to reach further; null: not needed. Both belong to the event or series and not to its changed instances.
+    Applications see the rows of calendar_events, which are written in the same transaction.
+
+    - `slot`: the recurrence id of a changed instance as text (`recurrence_key` in the code); empty for the event or
+      series itself.
+    - `attendees`: a list of what `attendee_to_json` returns.
+    - `ends_at`: when the event or series is over; null if it never ends. Changed instances have null.
+    - `expand_at`: when the rows of calendar_events are to be written again, so that a series reaches further. Null if
+      that is not needed. Changed instances have null.
     """
 
     __tablename__ = "hosted_events"
@@ -47,7 +52,7 @@ class HostedEvent(Base):
 
 
 class InboundReply(Base):
-    """A mailed reply that was taken in: Messages may bring a mail more than once. Kept for some weeks."""
+    """A mailed reply that was processed, kept for some weeks. Messages may deliver a mail more than once."""
 
     __tablename__ = "inbound_replies"
 

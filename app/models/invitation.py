@@ -1,4 +1,4 @@
-"""The outbox of mails: one row for each mail to one recipient, kept on as the log."""
+"""The outbox of mails: one row for each mail to one recipient. Finished rows are kept as the log."""
 
 from datetime import datetime
 from typing import Final
@@ -8,7 +8,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from app.models.base import Base, CreatedAt, PublicId
 
-# The lane that a mail waits in: its mailbox's; by SMTP, one of four of its calendar's owner.
+# The lane that a mail waits in: the one of its mailbox. By SMTP it is one of four of the calendar's owner.
 LANE: Final = (
     "(CASE WHEN mailbox_id IS NULL THEN 'smtp:' || owner_email || ':' || (position % 4)::text "
     "ELSE 'mailbox:' || mailbox_id END)"
@@ -16,18 +16,23 @@ LANE: Final = (
 
 
 class InvitationMail(Base):
-    """One invitation, update, cancellation or answer. `mail` is the complete message, the same on every attempt.
+    """One mail: an invitation, an update, a cancellation or a reply.
 
-    `mailbox_id` is null for the way out by SMTP.
-    `position` orders the mails: of those to one recipient about one event none overtakes another.
-    `thread_id` is the Message-ID of the first of them.
+    A pending row is due when `next_attempt_at` has come. The worker that claims it sets `lease_token` and moves
+    `next_attempt_at` to the end of the lease: if the worker dies, the row is due again then. A finished row has neither.
 
-    A pending row is due when `next_attempt_at` has come. The worker that claims it sets `lease_token` and puts
-    `next_attempt_at` at the lease's end: if the worker dies, the row is due again then. A finished row has neither,
-    and no `mail` any more unless it may be sent again. A row is `failed` by `give_up_at`. `open_submits` counts the submits of which nobody knows how they ended: it is raised
-    before a submit, and lowered by an answer. With two of them the row ends as `unknown` (docs/messages.md).
-    `goes_first`: somebody asked for this mail by hand, so its next attempt waits neither for others nor for a hold.
-    `thread_subject`: the subject of the thread that the mail is in; null of rows of older releases.
+    - `position`: orders the mails. Mails to one recipient about one event are sent in this order.
+    - `recipient_key`: the recipient's address with A-Z in lower case.
+    - `replying_key`: for a REPLY, the address of the guest who replied, with A-Z in lower case.
+    - `mailbox_id`: the mailbox of Messages that sends the mail; null if it is sent by SMTP.
+    - `thread_id`: the Message-ID of the first mail to this recipient about this event.
+    - `thread_subject`: the subject of the mail's thread; null for rows of older releases.
+    - `mail`: the complete message, the same on every attempt. A finished row keeps it only if it may be sent again.
+    - `open_submits`: how many submits have an unknown result. It is raised before a submit and lowered by a response.
+      With two of them the row ends as `unknown` (docs/messages.md).
+    - `give_up_at`: when a row that was not sent becomes `failed`.
+    - `goes_first`: a client asked for this mail to be sent again, so it waits neither for other mails nor for a hold.
+    - `messages_id`: the id of the mail in Messages.
     """
 
     __tablename__ = "invitation_mails"
@@ -79,10 +84,10 @@ class InvitationMail(Base):
     recurrence_id: Mapped[datetime | None]
     method: Mapped[str]
     sequence: Mapped[int]
-    recipient_key: Mapped[str]  # the address with A-Z folded
+    recipient_key: Mapped[str]
     recipient_email: Mapped[str]
     recipient_name: Mapped[str | None]
-    replying_key: Mapped[str | None]  # of a REPLY: the folded address of the guest who answered
+    replying_key: Mapped[str | None]
     mailbox_id: Mapped[str | None]
     sender_email: Mapped[str]
     sender_name: Mapped[str | None]
@@ -99,19 +104,21 @@ class InvitationMail(Base):
     goes_first: Mapped[bool] = mapped_column(server_default=text("false"))
     lease_token: Mapped[str | None]
     last_error: Mapped[str | None]
-    messages_id: Mapped[str | None]  # what Messages calls the mail
+    messages_id: Mapped[str | None]
     finished_at: Mapped[datetime | None]
     created_at: Mapped[CreatedAt]
     updated_at: Mapped[CreatedAt]
 
 
 class MailLane(Base):
-    """What the mails of one lane share: its turn, and whether it must wait.
+    """The state that the mails of one lane share. Rows without a lease and without a hold may be deleted.
 
-    `key`: `mailbox:<id>`, `smtp:<owner>:<number>` (see LANE); `messages` for all mailboxes together; and
-    `project:<id>`, of which only `served_at` is used. A lane sends one mail at a time: the worker that does has
-    `lease_token` until `leased_until`. After a 429 nothing is sent before `held_until`; then one mail is tried, and
-    `hold_count` (of holds in a row) tells how long the next hold is. Rows without a lease and a hold may be deleted.
+    - `key`: `mailbox:<id>` or `smtp:<owner>:<number>` (see LANE); `messages` for all mailboxes together;
+      `project:<id>`, which uses only `served_at`.
+    - `lease_token`, `leased_until`: the lease of the worker that sends from this lane. A lane sends one mail at a time.
+    - `served_at`: when the lane had its last turn.
+    - `held_until`: nothing is sent before this time, because of a 429. One mail is tried then.
+    - `hold_count`: how many holds there were in a row. It determines how long the next one is.
     """
 
     __tablename__ = "mail_lanes"

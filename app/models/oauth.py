@@ -1,4 +1,4 @@
-"""OAuth clients of projects, and the sessions in which a person connects a calendar by browser.
+"""OAuth clients of projects, and the sessions in which a person connects a calendar in the browser.
 
 See docs/reference/http-api.md, "OAuth apps and sessions".
 """
@@ -14,7 +14,11 @@ from app.models.base import Base, CreatedAt, PublicId, Sealed
 
 
 class OAuthApp(Base):
-    """An OAuth client that the application registered at a provider. `sealed` opens to {"client_secret"}."""
+    """An OAuth client that the application registered at a provider.
+
+    - `sealed`: {"client_secret"}, encrypted.
+    - `redirect_uris`: the addresses to which a session may send the browser back.
+    """
 
     __tablename__ = "oauth_apps"
     __table_args__ = (
@@ -33,10 +37,11 @@ class OAuthApp(Base):
 
 
 class OAuthClientSecret(Base):
-    """The newest secret of a client, as its OAuth app was given it: for all credentials whose own is older.
+    """The newest secret of an OAuth client. Credentials with an older one use it instead.
 
-    It stays when the app goes or takes another client: calendars that were connected with this one go on.
-    `sealed` opens to {"client_secret"}.
+    The row stays when the app is deleted or changed to another client, so that calendars keep working.
+
+    - `sealed`: {"client_secret"}, encrypted.
     """
 
     __tablename__ = "oauth_client_secrets"
@@ -53,10 +58,13 @@ class OAuthClientSecret(Base):
 
 
 class OAuthSession(Base):
-    """One way of a browser to the provider and back. Found by the hash of its `state`, which is stored nowhere.
+    """One OAuth flow: a browser is sent to the provider and comes back.
 
-    `sealed` opens to {"code_verifier"} (PKCE). `consent_asked`: the provider was told to show its consent screen,
-    which is when Google gives a refresh token. `used_at`: the browser has come back; it may do so once.
+    - `state_sha256`: the hash of the `state` parameter, which itself is not stored.
+    - `sealed`: {"code_verifier"} (PKCE, RFC 7636), encrypted.
+    - `consent_asked`: the provider was asked to show its consent screen. Only then does Google return a refresh token.
+    - `same_account`: an existing calendar may only be reconnected with the account that it has.
+    - `used_at`: when the browser came back. It can do so once.
     """
 
     __tablename__ = "oauth_sessions"

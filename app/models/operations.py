@@ -1,4 +1,4 @@
-"""Rows that keep the service itself going: first answers by Idempotency-Key, and the workers' signs of life."""
+"""Tables of the service itself: stored responses of Idempotency-Keys, and heartbeats of workers."""
 
 from datetime import datetime
 
@@ -9,9 +9,12 @@ from app.models.base import Base, CreatedAt, PublicId, Sealed
 
 
 class StoredResponse(Base):
-    """The first answer to a POST with an Idempotency-Key, kept 24 hours.
+    """The first response to a POST with an Idempotency-Key, kept for 24 hours.
 
     See docs/reference/http-api.md, "Idempotency".
+
+    - `request_sha256`: the hash of the request, so that the key with another request is refused.
+    - `body`: encrypted.
     """
 
     __tablename__ = "idempotent_answers"
@@ -27,7 +30,7 @@ class StoredResponse(Base):
 
 
 class WorkerHeartbeat(Base):
-    """`/readyz` asks whether any worker was seen lately."""
+    """The last sign of life of a worker. `/readyz` reads whether any worker was seen recently."""
 
     __tablename__ = "worker_heartbeats"
 

@@ -1,4 +1,4 @@
-"""Projects own everything; an API key opens exactly one project and is stored as its SHA-256 only."""
+"""Projects, which own everything else, and their API keys."""
 
 from datetime import datetime
 
@@ -9,6 +9,8 @@ from app.models.base import Base, CreatedAt, PublicId
 
 
 class Project(Base):
+    """One tenant."""
+
     __tablename__ = "projects"
 
     id: Mapped[PublicId] = mapped_column(primary_key=True)
@@ -17,6 +19,13 @@ class Project(Base):
 
 
 class ApiKey(Base):
+    """An API key of one project.
+
+    - `key_sha256`: the SHA-256 of the key, which itself is not stored.
+    - `disabled_at`: null while the key works.
+    - `last_used_at`: accurate to the minute.
+    """
+
     __tablename__ = "api_keys"
 
     id: Mapped[PublicId] = mapped_column(primary_key=True)
@@ -24,5 +33,5 @@ class ApiKey(Base):
     name: Mapped[str]
     key_sha256: Mapped[str] = mapped_column(unique=True)
     disabled_at: Mapped[datetime | None]
-    last_used_at: Mapped[datetime | None]  # to the minute
+    last_used_at: Mapped[datetime | None]
     created_at: Mapped[CreatedAt]

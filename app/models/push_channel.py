@@ -1,4 +1,4 @@
-"""Push channels that providers hold for us: Google channels and Microsoft Graph subscriptions."""
+"""Push channels: Google's notification channels and Microsoft Graph's subscriptions."""
 
 from datetime import datetime
 
@@ -9,15 +9,18 @@ from app.models.base import Base, CreatedAt, PublicId, Sealed
 
 
 class PushChannel(Base):
-    """One channel. The row is written (`opening`) before the provider is asked, since the first notification
-    may arrive before its answer.
+    """One channel.
 
-    `id` is ours: Google's channel id. `provider_id` is Graph's subscription id, `resource_id` Google's.
-    `secret_sha256`: of the token or clientState that notifications carry. A channel to be closed (`closing`)
-    outlives its calendar: `calendar_id` is then null, and `sealed` has the credentials that closing it takes.
-    `verified_at`: when the provider had first reached us through it; until then its calendar is polled as if
-    there were none.
-    `next_attempt_at`: when a closing channel is due; a worker that claims it moves it on (the lease).
+    The row is written before the provider is asked, since a notification may arrive before the response.
+
+    - `id`: made here, and used as Google's channel id.
+    - `calendar_id`: null for a channel that is `closing` and whose calendar was deleted.
+    - `provider_id`: the id of Microsoft's subscription.
+    - `resource_id`: Google's id of the watched resource.
+    - `secret_sha256`: the hash of the token (Google) or clientState (Microsoft) that notifications have.
+    - `sealed`: the credentials that closing the channel needs, encrypted. Only a channel that is `closing` has them.
+    - `verified_at`: when the first notification arrived. Until then the calendar is polled as if it had no channel.
+    - `next_attempt_at`: when a channel that is `closing` is due. A worker that claims it moves it to the lease's end.
     """
 
     __tablename__ = "push_channels"

@@ -1,4 +1,4 @@
-"""Webhook subscriptions, and the outbox: one row for each thing to tell one endpoint, kept on as the log."""
+"""Webhook subscriptions, and the outbox of their messages. Finished deliveries are kept as the log."""
 
 from datetime import datetime
 from typing import Any
@@ -13,15 +13,20 @@ from app.models.base import Base, CreatedAt, PublicId, Sealed
 class WebhookSubscription(Base):
     """One endpoint of a project.
 
-    `secrets_sealed` opens to [{"secret": base64, "until": null}, ...]: the current one first, then those that
-    were rotated out and sign along `until` then. `failing_since`: no attempt has succeeded since then; `failing_days`
-    is on how many days since then an attempt failed, `failing_day_at` when the last of those began.
-    `is_slow`: it takes long to answer. `paused_until`: the endpoint asked for a pause (Retry-After); nothing of
-    it is attempted before.
+    - `is_active`: false while the endpoint is disabled.
+    - `disabled_reason`: why calbridge disabled it; null if a client did.
+    - `secrets_sealed`: [{"secret": base64, "until": null}, ...], encrypted: the current secret, then the rotated ones,
+      which also sign until the time `until`.
+    - `failing_since`: no attempt has succeeded since then.
+    - `failing_days`: on how many days since then an attempt failed.
+    - `failing_day_at`: when the last of these days began.
+    - `is_slow`: the endpoint takes long to respond.
+    - `paused_until`: the endpoint asked for a pause (Retry-After). No attempt is made before.
+    - `replay_from`, `replay_after_id`: the place that a replay has reached.
+    - `replay_until`: the replay includes deliveries that were created up to this time.
+    - `is_resuming`: the endpoint was enabled again, and some waiting deliveries are not due yet.
 
-    What was asked for over many deliveries is done in batches (app/webhooks/requeue.py). A replay of those that
-    were created up to `replay_until` has come to (`replay_from`, `replay_after_id`). `is_resuming`: it was
-    switched on, and not all that waited is due yet.
+    Replaying and resuming work in batches (app/webhooks/requeue.py).
     """
 
     __tablename__ = "webhook_subscriptions"
@@ -56,19 +61,18 @@ class WebhookSubscription(Base):
 
 
 class WebhookDelivery(Base):
-    """One message to one endpoint. `body` is the exact bytes that are signed and sent, the same on every attempt.
+    """One message to one endpoint.
 
-    A pending row is due when `next_attempt_at` has come. The worker that claims it sets `lease_token` and puts
-    `next_attempt_at` at the lease's end: if the worker dies, the row is due again then. A finished row has
-    neither. `retry_count` is its place in the retry schedule. `attempts` holds the last ones, oldest first:
-    {"at", "status_code", "duration_ms", "response", "error"}.
+    A pending row is due when `next_attempt_at` has come. The worker that claims it sets `lease_token` and moves
+    `next_attempt_at` to the end of the lease: if the worker dies, the row is due again then. A finished row has neither.
 
-    A claim looks at the endpoints of pending rows that do not wait. `waits`: the row's time had not come when it
-    was written, so it is found by its time, and waits no longer then. The flag only says where to look: a row is
-    due by `next_attempt_at` alone.
-
-    `can_merge`: a newer message about the same calendar may take this one's place (app/webhooks/merge.py);
-    `merged_into` is then the newer one's id.
+    - `body`: the exact bytes that are signed and sent, the same on every attempt.
+    - `can_merge`: a newer message about the same calendar may replace this one (app/webhooks/merge.py).
+    - `merged_into`: the id of the message that replaced this one.
+    - `retry_count`: the place in the retry schedule.
+    - `waits`: the row was not due when it was written. Such rows are found by their time, and the others by their
+      endpoint. The flag does not decide whether a row is due.
+    - `attempts`: the last attempts, oldest first: {"at", "status_code", "duration_ms", "response", "error"}.
     """
 
     __tablename__ = "webhook_deliveries"
@@ -117,7 +121,7 @@ class WebhookDelivery(Base):
             "finished_at",
             postgresql_where=text("finished_at IS NOT NULL"),
         ),
-        # Rows come and go: dead ones at the low end of the index of due rows would slow every claim.
+        # Dead rows at the low end of the index of due rows would slow down every claim.
         {
             "postgresql_with": {
                 "autovacuum_vacuum_scale_factor": 0.02,

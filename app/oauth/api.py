@@ -1,4 +1,4 @@
-"""Routes of OAuth apps and sessions, and the callback that browsers come back to.
+"""Routes of OAuth apps and sessions, and the provider's callback.
 
 See docs/reference/http-api.md, "OAuth apps and sessions".
 """
@@ -43,7 +43,7 @@ def _app(value: str) -> str:
 App = Annotated[
     str,
     Path(
-        description="The app's id, or its platform.",
+        description="The app's id or its platform.",
         json_schema_extra={"pattern": "^(google|microsoft|oapp_[A-Za-z0-9]{16})$"},
     ),
     AfterValidator(_app),
@@ -77,15 +77,21 @@ _HEADERS = {
 }
 
 
-@router.get("/api/v1/oauth/apps", operation_id="list_oauth_apps", responses=responses(takes_input=False))
+@router.get(
+    "/api/v1/oauth/apps",
+    operation_id="list_oauth_apps",
+    summary="List OAuth Apps",
+    responses=responses(takes_input=False),
+)
 async def list_apps(session: DbReadSession, state: AppState, project_id: ProjectId) -> OAuthAppsRead:
-    """The project's OAuth apps, at most one for each platform."""
+    """Returns the project's OAuth apps, at most one for each platform."""
     return OAuthAppsRead(results=await apps.list_apps(session, state.settings, project_id))
 
 
 @router.post(
     "/api/v1/oauth/apps",
     operation_id="create_oauth_app",
+    summary="Create OAuth App",
     status_code=201,
     response_model=OAuthAppRead,
     responses=responses(409, 413, 429),
@@ -98,25 +104,36 @@ async def create_app(
     idempotent: Idempotent,
     body: OAuthAppCreate,
 ) -> Response:
-    """Stores an OAuth client, with which people connect their calendars by browser."""
+    """Stores an OAuth client, with which people connect their calendars in the browser."""
     return await idempotent.once(
         lambda: apps.create_app(session, state.box, state.settings, project_id, body)
     )
 
 
 @router.get(
-    "/api/v1/oauth/apps/{app}", operation_id="get_oauth_app", responses=responses(404, takes_input=False)
+    "/api/v1/oauth/apps/{app}",
+    operation_id="get_oauth_app",
+    summary="Get OAuth App",
+    responses=responses(404, takes_input=False),
 )
 async def get_app(session: DbReadSession, state: AppState, project_id: ProjectId, app: App) -> OAuthAppRead:
-    """One OAuth app, by its id or its platform."""
+    """Returns an OAuth app by its id or its platform."""
     return await apps.get_app(session, state.settings, project_id, app)
 
 
-@router.patch("/api/v1/oauth/apps/{app}", operation_id="update_oauth_app", responses=responses(404, 413))
+@router.patch(
+    "/api/v1/oauth/apps/{app}",
+    operation_id="update_oauth_app",
+    summary="Update OAuth App",
+    responses=responses(404, 413),
+)
 async def update_app(
     *, session: DbSession, state: AppState, project_id: ProjectId, app: App, body: OAuthAppUpdate
 ) -> OAuthAppRead:
-    """Changes an app. A new `client_secret` also counts for all calendars that are connected with this client."""
+    """Changes an app.
+
+    A new `client_secret` is also used for all calendars that are connected with this client.
+    """
     return await apps.update_app(
         session, state.box, state.settings, project_id=project_id, app=app, body=body
     )
@@ -125,11 +142,12 @@ async def update_app(
 @router.delete(
     "/api/v1/oauth/apps/{app}",
     operation_id="delete_oauth_app",
+    summary="Delete OAuth App",
     response_class=Response,
-    responses={**responses(404, takes_input=False), 200: {"description": "Gone; the body is empty."}},
+    responses={**responses(404, takes_input=False), 200: {"description": "Deleted. The body is empty."}},
 )
 async def delete_app(session: DbSession, project_id: ProjectId, app: App) -> Response:
-    """Removes an app and its open sessions. Calendars that were connected with it keep working."""
+    """Deletes an app and its open sessions. Calendars that were connected with it keep working."""
     await apps.delete_app(session, project_id, app)
     return Response()
 
@@ -137,6 +155,7 @@ async def delete_app(session: DbSession, project_id: ProjectId, app: App) -> Res
 @router.post(
     "/api/v1/oauth/sessions",
     operation_id="create_oauth_session",
+    summary="Create OAuth Session",
     status_code=201,
     response_model=OAuthSessionRead,
     responses=responses(409, 413, 429),
@@ -149,10 +168,10 @@ async def create_session(
     idempotent: Idempotent,
     body: OAuthSessionCreate,
 ) -> Response:
-    """Begins a connection: send the browser to `authorization_url`. It comes back to your `redirect_uri`.
+    """Starts a connection. Send the browser to `authorization_url`. It comes back to your `redirect_uri`.
 
-    With `calendar_id`, or with `error` and `error_description`. Compare the calendar's `deduplication_key` with
-    the person who is signed in in that browser before you rely on it.
+    The query then has `calendar_id`, or `error` and `error_description`. Before you use `calendar_id`, compare the
+    calendar's `deduplication_key` with the person who is signed in in that browser.
     """
     return await idempotent.once(
         lambda: sessions.create_session(session, state.box, state.settings, project_id, body)
@@ -161,18 +180,19 @@ async def create_session(
 
 def _failures() -> dict[int | str, dict[str, Any]]:
     return {
-        302: {"description": "On to the application's `redirect_uri`, or once more to the provider."},
+        302: {"description": "A redirect to the application's `redirect_uri`, or to the provider once more."},
         400: {
-            "description": "A page for the person: this link is unknown, used or too old.",
+            "description": "A page for the person: the link is unknown, used or too old.",
             "content": {"text/html": {"schema": {"type": "string"}}},
         },
-        **{code: answer for code, answer in responses().items() if code == 503},
+        **{code: response for code, response in responses().items() if code == 503},
     }
 
 
 @router.get(
     "/oauth/{platform}/callback",
     operation_id="finish_oauth_session",
+    summary="Finish OAuth Session",
     response_class=HTMLResponse,
     status_code=302,
     responses=_failures(),
@@ -186,7 +206,7 @@ async def finish_session(
     code: str | None = None,
     error: str | None = None,
 ) -> Response:
-    """Where the provider sends the browser back to."""
+    """Receives the browser when the provider sends it back."""
     known: dict[str, OAuthPlatform] = {"google": "google", "microsoft": "microsoft"}
     if platform not in known:
         return _page(request)

@@ -28,7 +28,7 @@ async def get_app(session: AnySession, settings: Settings, project_id: str, app:
 async def create_app(
     session: Session, box: SecretBox, settings: Settings, project_id: str, body: OAuthAppCreate
 ) -> OAuthAppRead:
-    """Store an app. Raises InvalidFields if the project has one for this platform."""
+    """Store an app. Raises InvalidFields if the project already has one for this platform."""
     app_id = new_id("oapp")
     inserted = await repository.insert_app(
         session,
@@ -50,7 +50,7 @@ async def create_app(
 async def update_app(
     session: Session, box: SecretBox, settings: Settings, *, project_id: str, app: str, body: OAuthAppUpdate
 ) -> OAuthAppRead:
-    """Change an app. A new secret also counts for all calendars that are connected with this client.
+    """Change an app. A new secret is also used for all calendars that are connected with this client.
 
     Raises OAuthAppNotFound.
     """

@@ -1,10 +1,10 @@
-"""The browser's way back from the provider: redeeming the code and connecting the calendar.
+"""The callback of OAuth sessions: redeeming the code and connecting the calendar.
 
-The browser is first seen at the callback, so nothing here can tell whose it is. That is for the application: before
-it trusts `calendar_id`, it compares the calendar's `deduplication_key` or `metadata` with the person who is signed
-in in that browser (docs/guide.md).
+calbridge sees the browser for the first time here, so it cannot know who uses it. The application checks that: before
+it uses `calendar_id`, it compares the calendar's `deduplication_key` or `metadata` with the person who is signed in in
+that browser (docs/guide.md).
 
-No transaction is open while a provider is asked. If the process dies in between, the state is used up and the
+No transaction is open during a call to the provider. If the process dies in between, the state is used up and the
 person starts again.
 """
 
@@ -36,7 +36,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """A connected calendar; or, with `retry_url`, where the browser must go to ask the person once more."""
+    """A connected calendar, or with `retry_url` the provider's page that asks the person once more."""
 
     calendar_id: str = ""
     retry_url: str | None = None
@@ -58,7 +58,7 @@ class OAuthCallback:
     ) -> str:
         """Redeem the code and connect the calendar; return where to send the browser. Raises StateRefused.
 
-        Every other failure is reported to the application, in the query of the session's redirect_uri.
+        All other failures are reported to the application, in the query of the session's redirect_uri.
         """
         used, app = await self._use_session(platform, state)
         try:
@@ -72,13 +72,13 @@ class OAuthCallback:
         return flow.with_query(used.redirect_uri, {"calendar_id": result.calendar_id})
 
     async def _use_session(self, platform: OAuthPlatform, state: str) -> tuple[OAuthSession, OAuthApp]:
-        """Use the state up, in a transaction of its own: it works once, whatever follows. Raises StateRefused."""
+        """Use up the state in its own transaction, so that it works only once. Raises StateRefused."""
         async with transaction(self._sessions) as session:
             used = await repository.use_session(session, sha256_hex(state), platform)
             if used is None:
                 raise StateRefused
             app = await repository.find_app(session, used.project_id, used.app_id)
-        # The application may have removed the address from its list since.
+        # The application may have removed the address from its list in the meantime.
         if app is None or used.redirect_uri not in app.redirect_uris:
             raise StateRefused
         return used, app
@@ -86,7 +86,7 @@ class OAuthCallback:
     async def _connect(
         self, used: OAuthSession, app: OAuthApp, *, code: str | None, error: str | None
     ) -> _Result:
-        """Raises FlowFailed."""
+        """Redeem the code and write the calendar. Raises FlowFailed."""
         platform: OAuthPlatform = used.platform  # type: ignore[assignment] # checked by the table
         if error is not None:
             raise flow.refused_by_person(platform, error)
@@ -161,7 +161,9 @@ class OAuthCallback:
         holder: repository.Holder | None,
         account: Account,
     ) -> _Result:
-        """Finish without a new refresh token. The stored one stays in use only if it is this very account's.
+        """Finish without a new refresh token.
+
+        The stored one stays in use only if it belongs to the same account.
 
         Raises FlowFailed, OtherAccount.
         """
@@ -177,7 +179,7 @@ class OAuthCallback:
         return _Result(holder.id)
 
     async def _ask_again(self, session: Session, used: OAuthSession, client: Client) -> _Result:
-        """Send the browser to the provider's consent screen. Raises FlowFailed if it was there already."""
+        """Send the browser to the provider's consent screen. Raises FlowFailed if that was already done."""
         if used.consent_asked:
             name = flow.provider_name(client.platform)
             raise FlowFailed(

@@ -4,7 +4,7 @@ AppError (app/core/errors.py)
 └── NotFound
     └── OAuthAppNotFound        404
 
-StateRefused                    a page for the person; the browser is not redirected
+StateRefused                    400, a page for the person
 """
 
 from app.core.errors import NotFound
@@ -16,4 +16,4 @@ class OAuthAppNotFound(NotFound):
 
 
 class StateRefused(Exception):
-    """The state is unknown, used, expired or another platform's: the browser is not redirected."""
+    """The state is unknown, used, expired or of another platform. The browser is not redirected."""

@@ -12,13 +12,13 @@ from app.core.db import AnySession, Session
 from app.credentials.account import Account
 from app.models import Calendar, Credentials, OAuthApp, OAuthSession
 
-# Kept a while after they ran out, so that a second click is told what happened.
-_FORGOTTEN_AFTER = timedelta(days=1)
+# How long sessions are kept after they expire.
+_KEPT_FOR = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """The calendar that has a deduplication key, and the client id that it is connected with."""
+    """The calendar that has a deduplication key, and the client and account that it is connected with."""
 
     id: str
     platform: str
@@ -34,7 +34,7 @@ class Holder:
 
 
 async def insert_app(session: Session, values: Mapping[str, Any]) -> bool:
-    """Whether it was inserted: False where the project has an app for this platform."""
+    """Insert an app. Return False if the project already has one for this platform."""
     inserted = await session.scalar(
         insert(OAuthApp)
         .values(values)
@@ -50,7 +50,7 @@ async def list_apps(session: AnySession, project_id: str) -> Sequence[OAuthApp]:
 
 
 async def find_app(session: AnySession, project_id: str, app: str) -> OAuthApp | None:
-    """`app` is the app's id or its platform."""
+    """Return the app, or None. `app` is its id or its platform."""
     return await session.scalar(
         select(OAuthApp)
         .where(OAuthApp.project_id == project_id, or_(OAuthApp.id == app, OAuthApp.platform == app))
@@ -59,7 +59,7 @@ async def find_app(session: AnySession, project_id: str, app: str) -> OAuthApp |
 
 
 async def lock_app(session: Session, project_id: str, app: str) -> OAuthApp | None:
-    """Like `find_app`; nobody else changes it until the transaction's end."""
+    """Return the app as `find_app` does, locked until the end of the transaction."""
     return await session.scalar(
         select(OAuthApp)
         .where(OAuthApp.project_id == project_id, or_(OAuthApp.id == app, OAuthApp.platform == app))
@@ -78,7 +78,7 @@ async def update_app(session: Session, app_id: str, values: Mapping[str, Any]) -
 
 
 async def delete_app(session: Session, app_id: str) -> None:
-    """Its sessions go with it (foreign keys)."""
+    """Delete the app. A foreign key also deletes its sessions."""
     await session.execute(
         delete(OAuthApp).where(OAuthApp.id == app_id).execution_options(synchronize_session=False)
     )
@@ -93,16 +93,18 @@ async def delete_old_sessions(session: Session, project_id: str) -> None:
         delete(OAuthSession)
         .where(
             OAuthSession.project_id == project_id,
-            OAuthSession.expires_at < func.clock_timestamp() - _FORGOTTEN_AFTER,
+            OAuthSession.expires_at < func.clock_timestamp() - _KEPT_FOR,
         )
         .execution_options(synchronize_session=False)
     )
 
 
 async def use_session(session: Session, state_sha256: str, platform: str) -> OAuthSession | None:
-    """The session, which from now on is used. None: unknown, used, expired, or another platform's.
+    """Mark the session as used and return it.
 
-    One statement, so that of two browsers that come at once only one gets it.
+    Return None if it is unknown, used, expired or of another platform.
+
+    It is one statement, so that only one of two simultaneous requests gets the session.
     """
     return await session.scalar(
         update(OAuthSession)
@@ -118,7 +120,7 @@ async def use_session(session: Session, state_sha256: str, platform: str) -> OAu
 
 
 async def find_holder(session: AnySession, project_id: str, deduplication_key: str) -> Holder | None:
-    """The calendar that has this key."""
+    """Return the calendar that has this key, or None."""
     row = (
         await session.execute(
             select(

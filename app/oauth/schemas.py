@@ -1,4 +1,4 @@
-"""Requests and answers about OAuth apps and sessions.
+"""Requests and responses about OAuth apps and sessions.
 
 See docs/reference/http-api.md, "OAuth apps and sessions".
 """
@@ -14,19 +14,19 @@ from app.core.http import httpx
 
 OAuthPlatform = Literal["google", "microsoft"]
 
-_MOST_REDIRECT_URIS = 50
-_LONGEST_URI = 2000
+_MAX_REDIRECT_URIS = 50
+_MAX_URI_LENGTH = 2000
 
 
 def _check_redirect_uri(text: str) -> str:
-    """RFC 6749 3.1.2: absolute, without a fragment."""
+    """Check that the address is absolute and has no fragment (RFC 6749, section 3.1.2)."""
     sentence = "Must be a full http or https URL, for example https://example.com/calendar-connected."
     if not text.isprintable() or " " in text or "\\" in text:
         raise ValueError("A redirect address has no spaces, backslashes or control characters.")
     try:
         url = httpx.URL(text)
         is_complete = url.scheme in {"http", "https"} and url.host
-    except (httpx.InvalidURL, UnicodeError):  # the latter when `host` decodes a bad international name
+    except (httpx.InvalidURL, UnicodeError):  # `host` raises UnicodeError for a bad international name
         raise ValueError(sentence) from None
     if not is_complete or (url.port is not None and not 0 < url.port < 65_536):
         raise ValueError(sentence)
@@ -45,7 +45,7 @@ _ClientId = Annotated[ClientId, Field(description="The OAuth client's id at the 
 _ClientSecret = Annotated[Secret, Field(description="Stored encrypted, never shown.")]
 _RedirectUri = Annotated[
     str,
-    Field(min_length=1, max_length=_LONGEST_URI),
+    Field(min_length=1, max_length=_MAX_URI_LENGTH),
     AfterValidator(_check_redirect_uri),
     shape(format="uri", pattern=r"^[Hh][Tt][Tt][Pp][Ss]?://[^/?#:@\\\s][^#\\\s]*$"),
 ]
@@ -53,8 +53,8 @@ _RedirectUris = Annotated[
     list[_RedirectUri],
     Field(
         min_length=1,
-        max_length=_MOST_REDIRECT_URIS,
-        description="Where browsers may be sent back to; a session must name one of them, letter for letter.",
+        max_length=_MAX_REDIRECT_URIS,
+        description="The addresses that browsers may be sent back to. A session's `redirect_uri` must be equal to one.",
         examples=[["https://example.com/calendar-connected"]],
     ),
     AfterValidator(_each_once),
@@ -69,7 +69,10 @@ _EXAMPLE: JsonDict = {
 
 
 class OAuthAppCreate(InputModel):
-    """An OAuth client of yours. At the provider, register `{APP_URL}/oauth/{platform}/callback` as its redirect URI."""
+    """Your OAuth client.
+
+    At the provider, register `{APP_URL}/oauth/{platform}/callback` as its redirect URI.
+    """
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
@@ -80,7 +83,7 @@ class OAuthAppCreate(InputModel):
 
 
 class OAuthAppUpdate(UpdateModel):
-    """What is left out stays as it is."""
+    """The fields that can be changed. Fields that are left out stay unchanged."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"redirect_uris": ["https://example.com/calendar-connected"]}]}
@@ -100,13 +103,13 @@ class OAuthAppRead(BaseModel):
     platform: OAuthPlatform
     client_id: str
     redirect_uris: list[str]
-    callback_url: str = Field(description="What to register at the provider as the client's redirect URI.")
+    callback_url: str = Field(description="Register it at the provider as the client's redirect URI.")
     created_at: OutputTime
     updated_at: OutputTime
 
 
 class OAuthAppsRead(BaseModel):
-    """All of the project's apps: at most one for each platform."""
+    """The project's apps, at most one for each platform."""
 
     next: None = None
     previous: None = None
@@ -114,7 +117,7 @@ class OAuthAppsRead(BaseModel):
 
 
 class OAuthSessionCreate(InputModel):
-    """What the calendar is to be, once the person has agreed."""
+    """The calendar that is connected when the person agrees."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -131,27 +134,30 @@ class OAuthSessionCreate(InputModel):
 
     platform: OAuthPlatform
     redirect_uri: str = Field(
-        min_length=1, max_length=_LONGEST_URI, description="One of the app's `redirect_uris`."
+        min_length=1, max_length=_MAX_URI_LENGTH, description="One of the app's `redirect_uris`."
     )
     deduplication_key: DeduplicationKey | None = Field(
-        default=None, description="A calendar that has it is reconnected; otherwise one is created with it."
+        default=None,
+        description="The calendar with this key is reconnected. If there is none, one is created with it.",
     )
-    metadata: Metadata | None = Field(default=None, description="Of the calendar.")
+    metadata: Metadata | None = Field(default=None, description="The calendar's metadata.")
     platform_uuid: PlatformUuid | None = Field(
-        default=None, description="The provider's id of the calendar; null: the primary one."
+        default=None, description="The provider's id of the calendar. Null means the primary one."
     )
     login_hint: Annotated[NotBlank, Field(min_length=1, max_length=320)] | None = Field(
-        default=None, description="The person's e-mail address: the provider preselects that account."
+        default=None, description="The person's e-mail address. The provider preselects that account."
     )
     same_account: bool = Field(
         default=False,
         description=(
-            "If true, a calendar that has the deduplication key is reconnected only with the account that it has "
-            "now. With another one nothing changes, and the browser comes back with `error=account_mismatch`."
+            "If true, the calendar with the deduplication key is reconnected only with its current account. With "
+            "another account nothing changes, and the browser comes back with `error=account_mismatch`."
         ),
     )
 
 
 class OAuthSessionRead(BaseModel):
-    authorization_url: str = Field(description="Send the person's browser there (302).")
-    expires_at: OutputTime = Field(description="Until then the browser must have come back.")
+    """A connection that was started."""
+
+    authorization_url: str = Field(description="Redirect the person's browser to this address.")
+    expires_at: OutputTime = Field(description="The browser must come back before this time.")

@@ -1,8 +1,8 @@
 """OAuth sessions: sending a browser to the provider.
 
-What a session decides (project, redirect_uri, deduplication key, metadata) is fixed when the application opens it.
-The browser brings back only `state` and `code`. The state is random, single-use and stored as its hash. The PKCE
-verifier (RFC 7636) makes a code of another session useless.
+The application fixes the project, redirect_uri, deduplication key and metadata when it creates the session. The browser
+brings back only `state` and `code`. The state is random, works once, and is stored as a hash. With PKCE (RFC 7636), the
+code of another session cannot be redeemed.
 """
 
 from datetime import datetime, timedelta
@@ -22,20 +22,20 @@ SESSION_FOR = timedelta(minutes=10)
 
 
 def session_context(state_sha256: str) -> str:
-    """Return the context that `oauth_sessions.sealed` is sealed with."""
+    """Return the context that `oauth_sessions.sealed` is encrypted with."""
     return f"oauth_sessions:{state_sha256}"
 
 
 async def create_session(
     session: Session, box: SecretBox, settings: Settings, project_id: str, body: OAuthSessionCreate
 ) -> OAuthSessionRead:
-    """Begin a connection: return where to send the browser. Raises InvalidFields."""
+    """Start a connection and return the address to send the browser to. Raises InvalidFields."""
     app = await repository.find_app(session, project_id, body.platform)
     if app is None:
         sentence = f"This project has no OAuth app for {body.platform}: POST /api/v1/oauth/apps first."
         raise InvalidFields.one("platform", sentence)
     if body.redirect_uri not in app.redirect_uris:
-        sentence = "Not one of the OAuth app's redirect_uris. It must equal one of them, letter for letter."
+        sentence = "Not one of the OAuth app's redirect_uris. It must be exactly equal to one of them."
         raise InvalidFields.one("redirect_uri", sentence)
     has_live_credentials = False
     if body.deduplication_key is not None:
@@ -44,7 +44,9 @@ async def create_session(
             if holder.platform != body.platform:
                 raise InvalidFields.one("deduplication_key", other_platform(holder.platform))
             if body.platform_uuid is not None and body.platform_uuid != holder.platform_uuid:
-                sentence = "The calendar with this deduplication key has another one, and that is fixed."
+                sentence = (
+                    "The calendar with this deduplication key has another one, which cannot be changed."
+                )
                 raise InvalidFields.one("platform_uuid", sentence)
             has_live_credentials = holder.state == "connected" and holder.client_id == app.client_id
     try:
@@ -84,7 +86,7 @@ async def open_session(
     login_hint: str | None,
     values: dict[str, Any],
 ) -> tuple[str, datetime]:
-    """Store a session; return the authorization URL, and until when the browser must be back."""
+    """Store a session. Return the authorization URL, and the time until which the browser must come back."""
     state, verifier = flow.new_state(), flow.new_code_verifier()
     state_sha256 = sha256_hex(state)
     expires_at = utcnow() + SESSION_FOR

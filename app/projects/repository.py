@@ -9,12 +9,12 @@ from sqlalchemy import RowMapping, func, insert, or_, select, update
 from app.core.db import AnySession, Session
 from app.models import ApiKey, Project
 
-# `last_used_at` is not written more often.
+# How often `last_used_at` is written at most.
 _USE_WRITTEN_EVERY = timedelta(minutes=1)
 
 
 class LiveKey(NamedTuple):
-    """A key that is not disabled. `is_use_due`: its use is to be written down again."""
+    """A key that is not disabled. `is_use_due`: `last_used_at` is to be written again."""
 
     id: str
     project_id: str
@@ -35,7 +35,7 @@ async def find_live_key(session: AnySession, key_sha256: str) -> LiveKey | None:
 
 
 async def note_use(session: Session, key_id: str) -> None:
-    """Writes that the key was used now, unless that was done within the last minute. It waits for nobody's lock."""
+    """Write that the key was used now, at most once a minute. A row that is locked is left unchanged."""
     free = (
         select(ApiKey.id)
         .where(ApiKey.id == key_id, _use_is_due)
@@ -53,7 +53,7 @@ async def project_exists(session: AnySession, project_id: str) -> bool:
 
 
 async def list_projects(session: AnySession) -> Sequence[RowMapping]:
-    """project_id, name, created_at, live_keys; oldest first."""
+    """Return rows of project_id, name, created_at and live_keys, oldest first."""
     live_keys = (
         select(func.count())
         .where(ApiKey.project_id == Project.id, ApiKey.disabled_at.is_(None))
@@ -66,7 +66,7 @@ async def list_projects(session: AnySession) -> Sequence[RowMapping]:
 
 
 async def list_api_keys(session: AnySession, project_id: str | None) -> Sequence[RowMapping]:
-    """key_id, name, project_id, project_name, created_at, last_used_at, disabled_at; oldest first."""
+    """Return the keys of a project or of all projects, with the project's name, oldest first."""
     statement = (
         select(
             ApiKey.id.label("key_id"),
@@ -94,7 +94,7 @@ async def insert_api_key(
 
 
 async def disable_api_key(session: Session, key_id: str) -> bool:
-    """Whether there is such a key; disabling it again changes nothing."""
+    """Disable the key. Return False if there is none. Disabling it again changes nothing."""
     found = await session.scalar(
         update(ApiKey)
         .where(ApiKey.id == key_id)

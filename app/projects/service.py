@@ -1,4 +1,4 @@
-"""Projects and API keys. Keys are shown once and stored as their SHA-256 only."""
+"""Projects and their API keys. A key is shown once, and only its SHA-256 is stored."""
 
 import asyncio
 import secrets
@@ -16,14 +16,14 @@ from app.projects.repository import LiveKey
 
 __all__ = ["LiveKey"]
 
-_LONGEST_NAME = 200
+_MAX_NAME_LENGTH = 200
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
 class NewKey:
-    """`api_key` is the key itself, which is nowhere to be had again."""
+    """A new API key. `api_key` is the key itself, which is not stored and cannot be shown again."""
 
     key_id: str
     project_id: str
@@ -50,14 +50,17 @@ class ApiKeyRow:
 
 
 async def create_project(session: Session, name: str) -> NewKey:
-    """A new project and its first key. Raises InvalidFields for a name that cannot be read."""
+    """Create a project and its first key.
+
+    Raises InvalidFields for a name that is blank, too long or not printable.
+    """
     project_id = new_id("proj")
     await repository.insert_project(session, project_id, _name(name))
     return await create_api_key(session, project_id, "first key")
 
 
 async def create_api_key(session: Session, project_id: str, name: str) -> NewKey:
-    """Raises NotFound for an unknown project, InvalidFields for a name that cannot be read."""
+    """Create a key. Raises NotFound for an unknown project, InvalidFields as `create_project` does."""
     name = _name(name)
     if not await repository.project_exists(session, project_id):
         raise NotFound("Project not found")
@@ -69,7 +72,7 @@ async def create_api_key(session: Session, project_id: str, name: str) -> NewKey
 
 
 async def disable_api_key(session: Session, key_id: str) -> None:
-    """The key stops working at once. Raises NotFound."""
+    """Disable a key, which stops working at once. Raises NotFound."""
     if not await repository.disable_api_key(session, key_id):
         raise NotFound("API key not found")
 
@@ -79,19 +82,19 @@ async def project_exists(session: AnySession, project_id: str) -> bool:
 
 
 async def list_projects(session: AnySession) -> list[ProjectRow]:
-    """All of them, oldest first."""
+    """Return all projects, oldest first."""
     return [ProjectRow(**row) for row in await repository.list_projects(session)]
 
 
 async def list_api_keys(session: AnySession, project_id: str | None) -> list[ApiKeyRow]:
-    """A project's keys, or all; oldest first. Raises NotFound for an unknown project."""
+    """Return a project's keys, or all keys, oldest first. Raises NotFound for an unknown project."""
     if project_id is not None and not await repository.project_exists(session, project_id):
         raise NotFound("Project not found")
     return [ApiKeyRow(**row) for row in await repository.list_api_keys(session, project_id)]
 
 
 async def find_live_key(session: AnySession, api_key: str) -> LiveKey | None:
-    """The key that is not disabled and reads so."""
+    """Return the key with this text, or None if there is none or it is disabled."""
     return await repository.find_live_key(session, sha256_hex(api_key))
 
 
@@ -99,15 +102,17 @@ def _name(text: str) -> str:
     name = text.strip()
     if not name:
         raise InvalidFields.one("name", "A name may not be blank.")
-    if len(name) > _LONGEST_NAME or not name.isprintable():
-        raise InvalidFields.one("name", f"A name has at most {_LONGEST_NAME} characters, all printable.")
+    if len(name) > _MAX_NAME_LENGTH or not name.isprintable():
+        raise InvalidFields.one("name", f"A name has at most {_MAX_NAME_LENGTH} characters, all printable.")
     return name
 
 
 class KeyCheck:
-    """Looks up the keys of requests, and writes down once a minute that a key is used. One per process.
+    """Looks up the keys of requests, and writes at most once a minute that a key was used.
 
-    The writing is beside the request, which does not wait for it.
+    One per process.
+
+    The request does not wait for the write.
     """
 
     def __init__(self, sessions: Sessions, read_sessions: Sessions) -> None:
@@ -116,7 +121,7 @@ class KeyCheck:
         self._writing: dict[str, asyncio.Task[None]] = {}
 
     async def find(self, api_key: str) -> LiveKey | None:
-        """The key, if it is a live one. The look-up has a short session of its own."""
+        """Return the key if it exists and is not disabled. The look-up has its own short session."""
         async with reading(self._read_sessions) as session:
             key = await find_live_key(session, api_key)
         if key is not None and key.is_use_due and key.id not in self._writing:
@@ -133,6 +138,6 @@ class KeyCheck:
             del self._writing[key_id]
 
     async def aclose(self) -> None:
-        """Waits for what is being written."""
+        """Wait for the writes to end."""
         if self._writing:
             await asyncio.wait(list(self._writing.values()))

@@ -15,7 +15,7 @@ from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 
 from app.api.deps import AppState, DbReadSession, DbSession
-from app.api.errors import is_database_away
+from app.api.errors import is_database_unavailable
 from app.api.languages import visitor_language
 from app.api.schemas import ErrorAnswer
 from app.core.ratelimit import RateLimiter
@@ -52,7 +52,7 @@ class _PageRoute(APIRoute):
             try:
                 return await handler(request)
             except Exception as err:
-                if not is_database_away(err):
+                if not is_database_unavailable(err):
                     raise
                 log.error("rsvp_page_unavailable", error=type(err).__name__)  # noqa: TRY400 - a restart needs no traceback
                 response = render(RsvpPage(kind="busy"), visitor_language(request))

@@ -53,7 +53,7 @@ class Invited:
 
 def page_of(event: LoadedEvent | None, subject: Subject, *, now: datetime) -> RsvpPage:
     """Return the page of a link: `ask` where the guest may reply, else the reason why not."""
-    component = event.find(subject.slot) if event is not None else None
+    component = event.find(subject.recurrence_key) if event is not None else None
     if event is None or component is None:
         return RsvpPage(kind="cancelled")
     ends_at = last_end(component)

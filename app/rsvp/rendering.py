@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from app.core.languages import Language
-from app.mail.rendering import repeats_text, when_text
+from app.mail.when import repeats_text, when_text
 from app.rsvp.page import ACTIONS, STATUS_CODES, Action, Invited, RsvpPage
 from app.rsvp.texts import TEXTS
 

@@ -41,7 +41,7 @@ async def record_click(
     if seen and seen != page.invited.component.when:
         return replace(page, action=chosen, token=token, has_changed=True)
     reply = Reply(
-        recurrence_key=subject.slot,
+        recurrence_key=subject.recurrence_key,
         email=subject.email,
         response_status=chosen,
         sequence=None,

@@ -1,7 +1,7 @@
-"""The reference application: people connect calendars, see their events, and send bots to them.
+"""The example application: people connect calendars, see their events, and send bots to them.
 
-Everything that an integration with calbridge needs is in this one file, in the order of docs/guide.md. What it
-keeps is in one SQLite file. Start it with `make example` beside `make run`; see README.md.
+This file has everything that an integration with calbridge needs, in the order of docs/guide.md. The data is in one
+SQLite file. Start it with `make example` beside `make run`; see README.md.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ CREATE TABLE IF NOT EXISTS events (
 
 @dataclass
 class Settings:
-    """Where things are, and the OAuth clients by platform: (client id, client secret)."""
+    """The addresses, and the OAuth clients by platform: (client id, client secret)."""
 
     calbridge_url: str
     api_key: str
@@ -49,7 +49,7 @@ class Settings:
 
 
 class Calbridge:
-    """The few calls that are needed, with the API key."""
+    """A client for the API calls that are needed."""
 
     def __init__(self, settings: Settings) -> None:
         self.base_url = f"{settings.calbridge_url}/api/v1"
@@ -58,17 +58,17 @@ class Calbridge:
         )
 
     async def call(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """`path` below /api/v1, or a whole URL such as a page's `next`."""
+        """Send a request. `path` is below /api/v1, or a whole URL such as a page's `next`."""
         url = path if path.startswith("http") else self.base_url + path
         return await self._http.request(method, url, **options)
 
     async def get(self, path: str, **params: str) -> Any:
-        """The answer's JSON; None for 404."""
-        answer = await self.call("GET", path, params=params or None)
-        if answer.status_code == 404:
+        """Return the response's JSON, or None for 404."""
+        response = await self.call("GET", path, params=params or None)
+        if response.status_code == 404:
             return None
-        answer.raise_for_status()
-        return answer.json()
+        response.raise_for_status()
+        return response.json()
 
     async def pages(self, path: str, **params: str) -> AsyncIterator[Any]:
         page = await self.get(path, **params)
@@ -96,18 +96,21 @@ class Example:
     def rows(self, statement: str, *values: Any) -> list[sqlite3.Row]:
         return self.database.execute(statement, values).fetchall()
 
-    # --- 1. at the start: OAuth clients, webhook, and what happened while nobody listened ---
+    # --- 1. at the start: OAuth clients, webhook, and changes from the time when this application was down ---
 
     async def begin(self) -> None:
-        """Tries until it is done: calbridge may be started later, and its API key be mended."""
+        """Try until it succeeds, since calbridge may be started later, and its API key may be fixed later."""
         wait = 1.0
         while True:
             try:
                 return await self._begin()
             except httpx.HTTPStatusError as err:
-                answer = err.response
+                response = err.response
                 log.warning(
-                    "calbridge answered %s: %s. Next try in %.0f s.", answer.status_code, answer.text, wait
+                    "calbridge returned %s: %s. Next try in %.0f s.",
+                    response.status_code,
+                    response.text,
+                    wait,
                 )
             except httpx.HTTPError as err:
                 log.warning(
@@ -130,46 +133,46 @@ class Example:
             "redirect_uris": [f"{self.settings.own_url}/connected"],
         }
         if await self.calbridge.get(f"/oauth/apps/{platform}") is None:
-            answer = await self.calbridge.call("POST", "/oauth/apps", json={"platform": platform, **body})
+            response = await self.calbridge.call("POST", "/oauth/apps", json={"platform": platform, **body})
         else:
-            answer = await self.calbridge.call("PATCH", f"/oauth/apps/{platform}", json=body)
-        answer.raise_for_status()
-        log.info("At %s, register this redirect URI: %s", platform, answer.json()["callback_url"])
+            response = await self.calbridge.call("PATCH", f"/oauth/apps/{platform}", json=body)
+        response.raise_for_status()
+        log.info("At %s, register this redirect URI: %s", platform, response.json()["callback_url"])
 
     async def _subscribe(self) -> None:
-        """A new webhook at each start: its secret is shown once, and so need not be kept anywhere."""
+        """Create a new webhook at each start. Its secret is shown once, and so does not have to be stored."""
         url = f"{self.settings.own_url}/webhook"
         async for webhook in self.calbridge.pages("/webhooks"):
             if webhook["url"] == url:
                 await self.calbridge.call("DELETE", f"/webhooks/{webhook['id']}")
         body = {"url": url, "triggers": ["calendar.events_update", "calendar.state_change"]}
-        answer = await self.calbridge.call("POST", "/webhooks", json=body)
-        if answer.status_code == 400:
-            log.warning("No webhooks, press Refresh instead: %s", answer.text)
+        response = await self.calbridge.call("POST", "/webhooks", json=body)
+        if response.status_code == 400:
+            log.warning("No webhooks, press Refresh instead: %s", response.text)
             return
-        answer.raise_for_status()
-        self.webhook = Webhook(answer.json()["secret"])
+        response.raise_for_status()
+        self.webhook = Webhook(response.json()["secret"])
 
     # --- 2. connecting a calendar ---
 
     async def authorization_url(self, platform: str, user: str, attempt: str) -> str:
-        """Where the browser goes. `attempt` comes back in the calendar's metadata."""
+        """Return the URL to send the browser to. `attempt` comes back in the calendar's metadata."""
         body = {
             "platform": platform,
             "redirect_uri": f"{self.settings.own_url}/connected",
             "deduplication_key": f"{user}-{platform}",
             "metadata": {"user": user, "attempt": attempt},
         }
-        answer = await self.calbridge.call("POST", "/oauth/sessions", json=body)
-        if answer.status_code == 400:
-            raise HTTPException(400, answer.text)
-        answer.raise_for_status()
-        return str(answer.json()["authorization_url"])
+        response = await self.calbridge.call("POST", "/oauth/sessions", json=body)
+        if response.status_code == 400:
+            raise HTTPException(400, response.text)
+        response.raise_for_status()
+        return str(response.json()["authorization_url"])
 
     async def finish(self, calendar_id: str, user: str | None, attempt: str | None) -> None:
-        """Takes the calendar, if it was this browser that set out to connect it.
+        """Save the calendar, if this browser began the connection.
 
-        Otherwise somebody may have had another person follow their link: that calendar is not shown to anybody.
+        Otherwise, an attacker may have sent another person a link. Such a calendar is not shown to any user.
         """
         calendar = await self.calbridge.get(f"/calendars/{calendar_id}")
         metadata = (calendar or {}).get("metadata") or {}
@@ -184,16 +187,16 @@ class Example:
         await self.sync(calendar_id)
 
     async def connect_feed(self, feed_url: str, user: str) -> None:
-        """Without any OAuth client: a secret iCal address, or the sample feed of `make run`."""
+        """Connect a secret iCal address, or the sample feed of `make run`. This needs no OAuth client."""
         attempt = secrets.token_urlsafe(16)
         body = {"platform": "ics", "feed_url": feed_url, "metadata": {"user": user, "attempt": attempt}}
-        answer = await self.calbridge.call("POST", "/calendars", json=body)
-        if answer.status_code == 400:
-            raise HTTPException(400, answer.text)
-        answer.raise_for_status()
-        self._save_calendar(answer.json(), user, attempt)
-        # Its first webhook may have come before the calendar was saved, when nobody knew it yet.
-        await self.sync(answer.json()["id"])
+        response = await self.calbridge.call("POST", "/calendars", json=body)
+        if response.status_code == 400:
+            raise HTTPException(400, response.text)
+        response.raise_for_status()
+        self._save_calendar(response.json(), user, attempt)
+        # Its first webhook may have come before the calendar was saved.
+        await self.sync(response.json()["id"])
 
     def _save_calendar(self, calendar: dict[str, Any], user: str, attempt: str) -> None:
         label = calendar["owner_email"] or calendar["platform"]
@@ -207,7 +210,7 @@ class Example:
     # --- 3. events ---
 
     async def sync(self, calendar_id: str) -> None:
-        """Brings over what changed since the largest `updated_at` that was seen. Safe to repeat at any time."""
+        """Save the events that changed since the largest `updated_at` that was seen. It may be repeated at any time."""
         async with self._syncing.setdefault(calendar_id, asyncio.Lock()):
             known = self.rows("SELECT attempt, synced_until FROM calendars WHERE id = ?", calendar_id)
             if not known:
@@ -217,7 +220,7 @@ class Example:
                 self.forget(calendar_id)
                 return
             if (calendar["metadata"] or {}).get("attempt") != known[0]["attempt"]:
-                return  # connected anew, and nobody has come back from that yet
+                return  # connected again, and the browser has not come back yet
             self.rows("UPDATE calendars SET state = ? WHERE id = ?", calendar["state"], calendar_id)
             params = {"calendar_id": calendar_id, "ordering": "updated_at"}
             if known[0]["synced_until"]:
@@ -246,26 +249,29 @@ class Example:
     # --- 4. bots ---
 
     async def schedule_bot(self, event_id: str) -> None:
-        """The deduplication key makes sure that a double click sends one bot."""
+        """Schedule a bot. Because of the deduplication key, a double click schedules only one."""
         body = {"calendar_event_id": event_id, "bot_name": "Notetaker", "deduplication_key": event_id}
-        answer = await self.calbridge.call("POST", "/bots", json=body)
-        if answer.status_code == 400:
-            if "deduplication_key" in answer.json():
-                return  # it is scheduled already
-            raise HTTPException(400, answer.text)
-        answer.raise_for_status()
-        self.rows("UPDATE events SET bot_id = ? WHERE id = ?", answer.json()["id"], event_id)
+        response = await self.calbridge.call("POST", "/bots", json=body)
+        if response.status_code == 400:
+            if "deduplication_key" in response.json():
+                return  # it is already scheduled
+            raise HTTPException(400, response.text)
+        response.raise_for_status()
+        self.rows("UPDATE events SET bot_id = ? WHERE id = ?", response.json()["id"], event_id)
 
     async def unschedule_bot(self, event_id: str, bot_id: str) -> None:
-        answer = await self.calbridge.call("DELETE", f"/bots/{bot_id}")
-        if answer.status_code == 400:
-            raise HTTPException(400, answer.text)
+        response = await self.calbridge.call("DELETE", f"/bots/{bot_id}")
+        if response.status_code == 400:
+            raise HTTPException(400, response.text)
         self.rows("UPDATE events SET bot_id = NULL WHERE id = ?", event_id)
 
     # --- 5. webhooks ---
 
     async def receive(self, body: bytes, headers: dict[str, str]) -> None:
-        """Raises HTTPException(401) for what calbridge did not sign. Any other failure has it sent again."""
+        """Process a webhook. Raises HTTPException(401) if calbridge did not sign it.
+
+        After any other failure, calbridge sends it again.
+        """
         if self.webhook is None:
             raise HTTPException(401)
         try:
@@ -273,7 +279,7 @@ class Example:
         except (WebhookVerificationError, ValueError):
             raise HTTPException(401) from None
         message = json.loads(body)
-        # calendar.state_change too: a disconnected calendar has lost its bots, a reconnected one may have news.
+        # This includes calendar.state_change: a disconnected calendar lost its bots, a reconnected one may have changed.
         if message["calendar_id"]:
             await self.sync(message["calendar_id"])
             if message["data"].get("state") == "disconnected":
@@ -289,9 +295,9 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.example = Example(settings)
-        # calbridge may call back at once: the server must be listening by then.
+        # calbridge may send webhooks at once, so the server must be listening by then.
         beginning = asyncio.create_task(app.state.example.begin())
-        beginning.add_done_callback(_tell_failure)
+        beginning.add_done_callback(_log_failure)
         app.state.beginning = beginning
         yield
         beginning.cancel()
@@ -313,7 +319,7 @@ def create_app(settings: Settings) -> FastAPI:
         return example
 
     def user_of(request: Request) -> str:
-        """Who is signed in. Here every browser is a person; a real application has its own sign-in."""
+        """Return who is signed in. Here, every browser is a person. A real application has its own sign-in."""
         user = request.cookies.get("user")
         if not user:
             raise HTTPException(401, "Open the first page first.")
@@ -332,9 +338,9 @@ def create_app(settings: Settings) -> FastAPI:
     @app.get("/")
     async def home(request: Request) -> Response:
         user = request.cookies.get("user") or secrets.token_urlsafe(16)
-        answer = HTMLResponse(_page(example_of(request), user))
-        answer.set_cookie("user", user, httponly=True, samesite="lax", max_age=31_536_000)
-        return answer
+        response = HTMLResponse(_page(example_of(request), user))
+        response.set_cookie("user", user, httponly=True, samesite="lax", max_age=31_536_000)
+        return response
 
     @app.post("/connect/{platform}")
     async def connect(request: Request, platform: str) -> Response:
@@ -343,9 +349,9 @@ def create_app(settings: Settings) -> FastAPI:
             await example.connect_feed(f"{settings.calbridge_url}/demo/calendar.ics", user)
             return _home()
         attempt = secrets.token_urlsafe(16)
-        answer = RedirectResponse(await example.authorization_url(platform, user, attempt), 303)
-        answer.set_cookie("attempt", attempt, httponly=True, samesite="lax", max_age=600)
-        return answer
+        response = RedirectResponse(await example.authorization_url(platform, user, attempt), 303)
+        response.set_cookie("attempt", attempt, httponly=True, samesite="lax", max_age=600)
+        return response
 
     @app.get("/connected")
     async def connected(
@@ -359,9 +365,9 @@ def create_app(settings: Settings) -> FastAPI:
         await example_of(request).finish(
             calendar_id, request.cookies.get("user"), request.cookies.get("attempt")
         )
-        answer = _home()
-        answer.delete_cookie("attempt")
-        return answer
+        response = _home()
+        response.delete_cookie("attempt")
+        return response
 
     @app.post("/refresh")
     async def refresh(request: Request) -> Response:
@@ -389,7 +395,7 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def _tell_failure(task: asyncio.Task[None]) -> None:
+def _log_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
         log.error("The beginning failed", exc_info=task.exception())
 
@@ -436,13 +442,13 @@ def _page(example: Example, user: str) -> str:
 
 
 def load_settings() -> Settings:
-    """From the environment; the address of `make run` and the API key of its demo project where none are given."""
+    """Read the settings from the environment. Defaults: the address of `make run`, and its demo project's key."""
     api_key = os.environ.get("CALBRIDGE_API_KEY", "")
     calbridge_url = os.environ.get("CALBRIDGE_URL", "")
     demo = Path(os.environ.get("CALBRIDGE_DEMO_FILE", ".data/demo_project.json"))
     if not api_key and demo.exists():
         api_key = json.loads(demo.read_text())["api_key"]
-        running = demo.with_name("up.json")  # as long as `make run` runs
+        running = demo.with_name("up.json")  # while `make run` runs
         if not calbridge_url and running.exists():
             calbridge_url = json.loads(running.read_text())["base_url"]
     if not api_key:

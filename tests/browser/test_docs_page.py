@@ -58,13 +58,13 @@ async def test_the_documentation_works_without_internet(
     await operation.locator("button.opblock-summary-control").click()
     await operation.locator("button.try-out__btn").click()
     await operation.locator("button.execute").click()
-    answer = operation.locator(".live-responses-table .response").first
-    await answer.wait_for(timeout=10_000)
-    assert (await answer.locator(".response-col_status").inner_text()).strip().startswith("200")
-    body = json.loads(await answer.locator(".highlight-code code").inner_text())
+    response = operation.locator(".live-responses-table .response").first
+    await response.wait_for(timeout=10_000)
+    assert (await response.locator(".response-col_status").inner_text()).strip().startswith("200")
+    body = json.loads(await response.locator(".highlight-code code").inner_text())
     assert [one["id"] for one in body["results"]] == [made["id"]]
     await operation.scroll_into_view_if_needed()
-    await page.screenshot(path=shots / f"docs-answer-{width}.png")
+    await page.screenshot(path=shots / f"docs-response-{width}.png")
 
     assert watched.hosts == {urlsplit(base_url).netloc}
     assert watched.complaints == []
@@ -72,7 +72,7 @@ async def test_the_documentation_works_without_internet(
 
 
 async def test_nothing_but_this_server_can_be_asked_by_the_page(browser: Any, base_url: str) -> None:
-    """Whatever script should ever run there: the policy lets it talk to nobody else."""
+    """A script on the page can connect to this server only, by the content security policy."""
     page = await browser.new_page()
     await page.goto(f"{base_url}/docs")
     refused = await page.evaluate("""async () => {

@@ -1,4 +1,4 @@
-"""The RSVP page in a real Chromium: it answers by one click, by mouse and by keyboard, and fits a phone."""
+"""The RSVP page in a real Chromium: one click replies, by mouse and by keyboard, and fits a phone."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -48,7 +48,7 @@ async def status_of(api, event) -> str:
 
 @pytest.mark.parametrize("language", ["en", "fr"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_one_click_answers_on_a_phone(browser, api, event, link, shots, language, scheme):
+async def test_one_click_replies_on_a_phone(browser, api, event, link, shots, language, scheme):
     context = await browser.new_context(
         viewport={"width": 360, "height": 740}, locale=language, color_scheme=scheme
     )
@@ -108,7 +108,7 @@ async def test_an_event_that_moved_while_the_page_was_open_is_asked_about_again(
 
 async def test_the_error_page_is_readable(browser, base_url, shots):
     page = await browser.new_page(viewport={"width": 360, "height": 740})
-    answer = await page.goto(f"{base_url}/rsvp/?token=x&action=accepted")
-    assert answer.status == 400
+    response = await page.goto(f"{base_url}/rsvp/?token=x&action=accepted")
+    assert response.status == 400
     assert await page.inner_text("h1") == "This link does not work"
     await page.screenshot(path=shots / "rsvp-bad-link.png")

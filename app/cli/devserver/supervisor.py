@@ -1,4 +1,4 @@
-"""Children that are kept running: one that ends by itself is started again."""
+"""Supervision of child processes: one that ends unexpectedly is started again."""
 
 import signal
 import subprocess
@@ -10,17 +10,17 @@ from app.cli.devserver.embedded import end
 from app.cli.errors import CommandFailed
 
 _FIRST_PAUSE_SECONDS = 0.5
-_LONGEST_PAUSE_SECONDS = 30.0
+_MAX_PAUSE_SECONDS = 30.0
 _STEADY_AFTER_SECONDS = 60.0
 
 
 def say(text: str) -> None:
-    """For people, on stderr: stdout is for the one answer."""
+    """Print a message for people on stderr. stdout is only for the result."""
     print(text, file=sys.stderr, flush=True)
 
 
 class Child:
-    """A running process, and how to start another like it."""
+    """A running process, and the function that starts it again."""
 
     def __init__(
         self,
@@ -34,28 +34,31 @@ class Child:
         self._start = start
         self._gentle = gentle
         self._started_at = time.monotonic()
-        self._start_again_at: float | None = None
+        self._restart_at: float | None = None
         self._pause_seconds = _FIRST_PAUSE_SECONDS
 
     def how_it_ended(self) -> str | None:
-        """None while it runs."""
+        """Return its exit code or signal in words; None while it runs."""
         code = self.process.poll()
         if code is None:
             return None
         return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
 
     def tend(self) -> None:
-        """Call this often. Starts an ended process again, after a pause that doubles while it keeps failing."""
+        """Start the process again if it has ended, after a pause that doubles with each failure.
+
+        Call it often.
+        """
         now = time.monotonic()
-        if self._start_again_at is None:
+        if self._restart_at is None:
             how = self.how_it_ended()
             if how is None:
                 return
             if now - self._started_at > _STEADY_AFTER_SECONDS:
                 self._pause_seconds = _FIRST_PAUSE_SECONDS
             self._plan_start(f"ended by itself ({how})", now)
-        elif now >= self._start_again_at:
-            self._start_again_at = None
+        elif now >= self._restart_at:
+            self._restart_at = None
             self._started_at = now
             try:
                 self.process = self._start()
@@ -63,8 +66,8 @@ class Child:
                 self._plan_start(f"could not be started: {err}", now)
 
     def start_again(self) -> None:
-        """Start another process in place of one that has ended on purpose; a pause between failures ends too."""
-        self._start_again_at = None
+        """Start the process again after it was ended on purpose. This also ends a pause after a failure."""
+        self._restart_at = None
         self._started_at = time.monotonic()
         self._pause_seconds = _FIRST_PAUSE_SECONDS
         self.process = self._start()
@@ -74,7 +77,7 @@ class Child:
             self.process.send_signal(self._gentle)
 
     def wait_until(self, deadline: float) -> None:
-        """Waits for its end until `deadline` (time.monotonic), then ends it with force."""
+        """Wait for its end until `deadline` (time.monotonic), then kill it."""
         try:
             self.process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -82,12 +85,12 @@ class Child:
 
     def _plan_start(self, what_happened: str, now: float) -> None:
         say(f"{self.name} {what_happened}; starting it again in {self._pause_seconds:g} s.")
-        self._start_again_at = now + self._pause_seconds
-        self._pause_seconds = min(2 * self._pause_seconds, _LONGEST_PAUSE_SECONDS)
+        self._restart_at = now + self._pause_seconds
+        self._pause_seconds = min(2 * self._pause_seconds, _MAX_PAUSE_SECONDS)
 
 
 def end_together(children: Sequence[Child], within_seconds: float) -> None:
-    """Ends all of them side by side, with force after `within_seconds`."""
+    """End all children at the same time. Kill those that run after `within_seconds`."""
     deadline = time.monotonic() + within_seconds
     for child in children:
         child.ask_to_end()
@@ -96,7 +99,7 @@ def end_together(children: Sequence[Child], within_seconds: float) -> None:
 
 
 def restart_together(children: Sequence[Child], within_seconds: float) -> None:
-    """End all of them side by side, with force after `within_seconds`, and start them again."""
+    """End all children as `end_together` does, and start them again."""
     end_together(children, within_seconds)
     for child in children:
         child.start_again()

@@ -1,7 +1,7 @@
-"""`calbridge up`: everything in one process tree, for a first look, for development and for small installations.
+"""`calbridge up`: everything in one process tree, for development and small installations.
 
-This process starts the servers that are not configured (app/cli/devserver/embedded.py), brings the schema up to date, and
-keeps one API and one worker running. It holds a lock on its data folder: two never work on the same data.
+This process starts the servers that are not configured (app/cli/devserver/embedded.py), brings the schema up to date,
+and keeps one API and one worker running. It holds a lock on its data folder, so that no other one uses the same data.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ from app.projects.service import create_project, find_live_key
 from app.settings import Settings, load_settings
 from migrations.revisions import NEWER_SCHEMA, upgrade_to_head
 
-# Files in the data folder; all but the lock hold secrets and are readable by their owner alone.
+# Files in the data folder. All except the lock hold secrets, and only their owner can read them.
 _LOCK_FILE = "up.lock"
 _RUNNING_FILE = "up.json"
 _KEYS_FILE = "credentials_encryption_keys"
@@ -47,28 +47,28 @@ _METRICS_FOLDER = "metrics"
 _READY_WITHIN_SECONDS = 90
 _PROGRAMS_END_WITHIN_SECONDS = 25
 _SERVERS_END_WITHIN_SECONDS = 30
-# Shorter than at the end: work that is cut is done again by the next process.
+# Shorter than at the end: the next process does interrupted work again.
 _PROGRAMS_RELOAD_WITHIN_SECONDS = 5
 _LOOK_EVERY_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class Running:
-    """What a `calbridge up` that runs right now works with."""
+    """The servers and keys of a running `calbridge up`."""
 
     pid: int
     base_url: str
     database_url: str
     redis_url: str
     credentials_encryption_keys: str
-    # Not there while an `up` of an older release runs.
+    # An `up` of an older release does not write these.
     app_url: str | None = None
     demo_feed_url: str | None = None
 
 
 @dataclass
 class _Children:
-    """In the order of their start."""
+    """The child processes, in the order of their start."""
 
     servers: list[Child] = field(default_factory=list)
     programs: list[Child] = field(default_factory=list)
@@ -77,7 +77,7 @@ class _Children:
         return [*self.servers, *self.programs]
 
     def end(self) -> None:
-        """First those that use the servers, then the servers."""
+        """End the programs that use the servers, then the servers."""
         end_together(self.programs, _PROGRAMS_END_WITHIN_SECONDS)
         end_together(self.servers, _SERVERS_END_WITHIN_SECONDS)
 
@@ -138,7 +138,10 @@ def run_up(*, host: str, port: int, data_dir: Path, as_json: bool, reloads: bool
 
 
 def _code_changes(*, reloads: bool) -> Iterator[list[Path]]:
-    """Yield every _LOOK_EVERY_SECONDS what has changed of the code; nothing without `reloads`."""
+    """Yield the changed files of the code every _LOOK_EVERY_SECONDS.
+
+    Without `reloads`, the list is always empty.
+    """
     if reloads:
         from app.cli.devserver.reload import code_changes, code_folders
 
@@ -149,7 +152,7 @@ def _code_changes(*, reloads: bool) -> Iterator[list[Path]]:
 
 
 def running_up(data_dir: Path) -> Running | None:
-    """The `calbridge up` that runs on this data folder, once its database is ready."""
+    """Return the `calbridge up` that runs on this data folder and whose database is ready, or None."""
     with suppress(OSError), (data_dir / _LOCK_FILE).open() as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -159,7 +162,7 @@ def running_up(data_dir: Path) -> Running | None:
 
 
 def check_port(host: str, port: int, *, names: tuple[str, str] = ("--host", "--port")) -> int:
-    """The port, or a free one for 0. Raises CommandFailed where it cannot be listened on, naming the options."""
+    """Return the port, or a free one for 0. Raises CommandFailed with the option's name if it is taken."""
     host_option, port_option = names
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -192,7 +195,7 @@ def _make_data_dir(data_dir: Path) -> Path:
 
 @contextmanager
 def _only_one(data_dir: Path) -> Iterator[None]:
-    """Holds the folder's lock; the system gives it back however this process ends. Raises CommandFailed."""
+    """Hold the folder's lock, which the system releases however this process ends. Raises CommandFailed."""
     with (data_dir / _LOCK_FILE).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -205,7 +208,7 @@ def _only_one(data_dir: Path) -> Iterator[None]:
 
 
 async def _check_redis(url: str) -> None:
-    """Raises CommandFailed where a Redis that is configured does not answer."""
+    """Check the configured Redis. Raises CommandFailed if it is unavailable."""
     wakeups = WakeUps(connect_redis(url))
     try:
         await wakeups.ping()
@@ -216,7 +219,7 @@ async def _check_redis(url: str) -> None:
 
 
 def _start_servers(settings: Settings, data_dir: Path, base_url: str, servers: list[Child]) -> Settings:
-    """Starts what is not configured, and fills in the settings that are open."""
+    """Start the servers that are not configured, and return the settings with their addresses."""
     values: dict[str, Any] = {"demo_feed_url": base_url + DEMO_FEED_PATH}
 
     def keep(server: Server, again: partial[Server]) -> str:
@@ -233,7 +236,7 @@ def _start_servers(settings: Settings, data_dir: Path, base_url: str, servers: l
     if not settings.fernet_keys:
         values["credentials_encryption_keys"] = _kept_encryption_keys(data_dir)
     if "app_url" not in settings.model_fields_set:
-        # Google and Microsoft take http in a redirect URI for localhost, and Microsoft's form takes it for no address.
+        # Google and Microsoft accept http redirect URIs for localhost. Microsoft's form does not accept 127.0.0.1.
         values["app_url"] = base_url.replace("//127.0.0.1:", "//localhost:")
     return load_settings(**values)
 
@@ -246,12 +249,12 @@ def _start_programs(settings: Settings, data_dir: Path, host: str, port: int, pr
         "CREDENTIALS_ENCRYPTION_KEYS": ",".join(settings.required_fernet_keys()),
         "APP_URL": settings.app_url,
         "DEMO_FEED_URL": settings.demo_feed_url or "",
-        # The API's /metrics tells of the worker too.
+        # The API's /metrics includes the worker's metrics.
         METRICS_DIRECTORY: str(empty_directory(data_dir / _METRICS_FOLDER)),
     }
 
     def start(*arguments: str) -> subprocess.Popen[bytes]:
-        # -P: another folder named `app` may lie where the caller stands.
+        # -P keeps a folder named `app` in the current folder from being imported.
         command = [sys.executable, "-P", "-m", "app.cli.main", *arguments]
         return spawn(command, env=env, output=sys.stderr.fileno(), death_signal=signal.SIGKILL)
 
@@ -265,7 +268,7 @@ def _start_programs(settings: Settings, data_dir: Path, host: str, port: int, pr
 
 def _wait_until_ready(base_url: str, children: list[Child]) -> None:
     deadline = time.monotonic() + _READY_WITHIN_SECONDS
-    answer = "nothing"
+    last = "nothing"
     while time.monotonic() < deadline:
         for child in children:
             how = child.how_it_ended()
@@ -275,19 +278,22 @@ def _wait_until_ready(base_url: str, children: list[Child]) -> None:
         try:
             connection.request("GET", "/readyz?strict")
             response = connection.getresponse()
-            answer = response.read(2000).decode(errors="replace")
+            last = response.read(2000).decode(errors="replace")
             if response.status == http.HTTPStatus.OK:
                 return
         except (OSError, http.client.HTTPException) as err:
-            answer = str(err)
+            last = str(err)
         finally:
             connection.close()
         time.sleep(_LOOK_EVERY_SECONDS)
-    raise CommandFailed(f"Not ready after {_READY_WITHIN_SECONDS} seconds. /readyz says: {answer}")
+    raise CommandFailed(f"Not ready after {_READY_WITHIN_SECONDS} seconds. /readyz says: {last}")
 
 
 async def _demo_project(data_dir: Path, database_url: str) -> dict[str, str]:
-    """`project_id` and `api_key`: those kept in the data folder, or new ones where they open nothing (any more)."""
+    """Return `project_id` and `api_key` of the demo project.
+
+    It is created if the stored key does not work.
+    """
     path = data_dir / _DEMO_FILE
     engine = create_engine(database_url, pool_size=1)
     try:
@@ -326,7 +332,7 @@ def _write_running(data_dir: Path, settings: Settings, base_url: str) -> None:
 
 
 def _write_secret(path: Path, text: str) -> None:
-    """Whole or not at all, and readable by the owner alone from the first byte."""
+    """Write the file completely or not at all. Only its owner can read it, from the first byte on."""
     unfinished = path.with_name(path.name + ".new")
     unfinished.unlink(missing_ok=True)
     with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -348,33 +354,33 @@ def _signals_interrupt() -> None:
 
 
 def _signals_ignored() -> None:
-    # Ending takes seconds and must not be left half done; it has its own limits of time.
+    # The shutdown takes seconds and must not be interrupted. It has its own time limits.
     for number in _STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def _reachable(host: str) -> str:
-    """Where a server that listens on `host` is reached from this machine, as it stands in a URL."""
+    """Return the host for a URL at which this machine reaches a server that listens on `host`."""
     host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
     return f"[{host}]" if ":" in host else host
 
 
 def _welcome(started: dict[str, str], data_dir: Path) -> str:
     base_url, api_key = started["base_url"], started["api_key"]
-    # No comments among the commands: zsh, as macOS has it, takes them for commands too, and an apostrophe for a quote.
+    # There are no comments among the commands: when they are pasted, zsh (the shell of macOS) runs comments, too.
     curl = 'curl -sS -H "Authorization: Token $KEY"'
-    # With the key, pasting it again makes no second calendar.
+    # Because of the key, pasting the command again creates no second calendar.
     body = json.dumps(
         {"platform": "ics", "feed_url": base_url + DEMO_FEED_PATH, "deduplication_key": "sample"}
     )
     return f"""
-calbridge runs at {base_url} (all calls: {base_url}/docs). Ctrl-C stops it; the data stay in {data_dir}
+calbridge runs at {base_url} (API reference: {base_url}/docs). Ctrl-C stops it; the data stays in {data_dir}
 
   project  {started["project_id"]} (demo)
   API key  {api_key}
 
 Try it: paste all of this into another terminal. It connects a sample calendar (your own calendar's secret iCal address
-works too), lists its events, and shows how its syncs go: state, last_successful_sync_at, sync_failure.
+also works), lists its events, and shows the state of its syncs: state, last_successful_sync_at, sync_failure.
 
 KEY={api_key}
 
@@ -384,7 +390,7 @@ sleep 3; {curl} '{base_url}/api/v1/calendar_events?ordering=start_time'; echo
 
 {curl} {base_url}/api/v1/calendars; echo
 
-Next: have changes sent to you, POST {base_url}/api/v1/webhooks (README.md shows a receiver). Feeds and webhooks must
-be public https addresses, unless calbridge is started with ALLOW_PRIVATE_NETWORK_TARGETS=true: a receiver on this
-machine needs that. `.venv/bin/calbridge doctor` checks everything.
+Next: receive webhooks with POST {base_url}/api/v1/webhooks (README.md shows a receiver). Feeds and webhooks must have
+public https addresses, unless calbridge is started with ALLOW_PRIVATE_NETWORK_TARGETS=true: a receiver on this machine
+needs that. `.venv/bin/calbridge doctor` checks the installation.
 """

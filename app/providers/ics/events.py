@@ -17,7 +17,7 @@ from app.meeting_links.extract import DEFAULT_HOSTS, MeetingHosts, find_meeting_
 
 log = structlog.get_logger(__name__)
 
-# In this order the link to the meeting is looked for.
+# Properties with the meeting link, in the order in which they are searched.
 _CONFERENCES = (
     "X-GOOGLE-CONFERENCE",
     "CONFERENCE",
@@ -25,21 +25,21 @@ _CONFERENCES = (
     "X-MICROSOFT-ONLINEMEETINGEXTERNALLINK",
     "X-MICROSOFT-ONLINEMEETINGCONFLINK",
 )
-# Not in `raw`: a time of writing changes with each fetch (Google's DTSTAMP), and the lists of other instances with
-# each of them. An event is not another one because of that.
+# Not in `raw`: these change without a change of the event. Google's DTSTAMP changes with each fetch, and the lists of
+# instances with each instance.
 _LEFT_OUT_OF_RAW = frozenset({"DTSTAMP", "LAST-MODIFIED", "EXDATE", "RDATE"})
 _LONGEST_SEARCHED_TEXT = 32_000
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """How the events of one feed are read: whose calendar it is, and which hosts are meeting rooms."""
+    """Reads VEVENTs of one feed, with the address of its owner and the hosts of meeting links."""
 
     owner_email: str | None = None
     hosts: MeetingHosts = DEFAULT_HOSTS
 
     def describe(self, component: Component, platform_uuid: str) -> RemoteEvent:
-        """Everything but the times and the identity of an instance."""
+        """Return the event of a VEVENT without its times and the identity of an instance."""
         lines = list(component.lines())
         first: dict[str, Line] = {}
         for line in lines:
@@ -96,7 +96,7 @@ class FeedEvents:
         return len(self._instances)
 
     def page(self, offset: int, size: int) -> list[RemoteEvent]:
-        """Some of the events. Takes long: call it in a thread."""
+        """Return `size` events from `offset` on. Takes long: call it in a thread."""
         return [self._event(instance) for instance in self._instances[offset : offset + size]]
 
     def _event(self, instance: Instance) -> RemoteEvent:

@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse
 from app.core.clock import utcnow
 from app.core.http import httpx
 from app.main import create_app
-from docs.example_app.main import Example, _tell_failure
+from docs.example_app.main import Example, _log_failure
 from docs.example_app.main import Settings as ExampleSettings
 from docs.example_app.main import create_app as create_example
 from docs.example_app.main import load_settings as load_example_settings
@@ -268,7 +268,7 @@ async def told(caplog, words):
 async def test_a_failure_of_the_beginning_is_logged(world, caplog):
     world.example.calbridge.get = None
     task = asyncio.ensure_future(world.example.begin())
-    task.add_done_callback(_tell_failure)
+    task.add_done_callback(_log_failure)
     with pytest.raises(TypeError):
         await task
     await told(caplog, "The beginning failed")

@@ -10,7 +10,7 @@ import pytest
 
 from app.core.clock import utcnow
 from app.core.http import httpx
-from app.mail import mailboxes
+from app.mail.lasuite import mailboxes
 from tests.factories import at
 from tests.fakes.messages import FakeMessages
 from tests.fakes.receiver import Receiver
@@ -23,7 +23,7 @@ BOB = {"email": "bob@example.org", "name": "Bob"}
 @pytest.fixture
 def fake(fake_messages: FakeMessages, monkeypatch: pytest.MonkeyPatch) -> FakeMessages:
     """Mailboxes are looked up anew each time."""
-    monkeypatch.setattr(mailboxes, "_KEPT_SECONDS", 0)
+    monkeypatch.setattr(mailboxes, "_CACHE_SECONDS", 0)
     return fake_messages
 
 

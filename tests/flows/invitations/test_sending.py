@@ -21,13 +21,14 @@ from app.core.errors import InvalidFields
 from app.core.http import operator_client
 from app.core.ids import new_id
 from app.hosted.service import schedule_rewrite
-from app.invitations.repository import READY, requeue
+from app.invitations.repository.claims import READY_LANES
+from app.invitations.repository.log import requeue
 from app.invitations.retention import prune_mail_contents
 from app.invitations.sender import MailSender
 from app.invitations.service import RsvpLinks, Sender, queue_mails
 from app.itip.event import Guest, MailedEvent, Person
 from app.mail import smtp as smtp_module
-from app.mail.mailboxes import Messages
+from app.mail.lasuite.mailboxes import Messages
 from app.models import Calendar, CalendarEvent, InvitationMail, MailLane
 from app.settings import Settings
 from tests.conftest import StartWorker, TestProject
@@ -862,7 +863,8 @@ async def test_a_claim_passes_by_what_is_held(outbox):
         await session.execute(text("ANALYZE invitation_mails"))
     async with transaction(outbox.sessions) as session:
         plan = await session.scalar(
-            text("EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) " + READY.text), {"by_messages": 3, "by_smtp": 8}
+            text("EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) " + READY_LANES.text),
+            {"by_messages": 3, "by_smtp": 8},
         )
     reads = [node for node in _nodes(plan[0]["Plan"]) if node.get("Relation Name") == "invitation_mails"]
     assert {node["Node Type"] for node in reads} <= {"Index Scan", "Index Only Scan"}
@@ -1147,7 +1149,7 @@ async def test_a_mail_server_that_is_away_is_tried_again(outbox, smtp):
 
 
 async def test_a_mail_server_that_is_slow_before_the_mail_has_not_taken_it(outbox, smtp, monkeypatch):
-    monkeypatch.setattr(smtp_module, "_ALL_WITHIN_SECONDS", 0.2)
+    monkeypatch.setattr(smtp_module, "_TOTAL_TIMEOUT_SECONDS", 0.2)
     smtp.rcpt_seconds = 5
     await outbox.queue()
     await outbox.drain()

@@ -17,7 +17,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.cli.doctor import Finding, _push, examine
+from app.cli.doctor.examine import examine
+from app.cli.doctor.findings import Finding
+from app.cli.doctor.network import check_push
 from app.core.crypto import SecretBox
 from app.core.db import transaction
 from app.core.http import httpx
@@ -336,11 +338,11 @@ async def test_doctor_tells_whether_providers_can_notify(monkeypatch, tmp_path):
         httpx.AsyncClient(verify=context) as client,
     ):
         settings = Settings(app_url=url.replace("127.0.0.1", "localhost"))
-        assert [str(one) for one in await _push(settings, client)] == [
+        assert [str(one) for one in await check_push(settings, client)] == [
             f"ok    push: {settings.app_url} reaches this service"
         ]
         settings.app_url += "/elsewhere"
-        (finding,) = await _push(settings, client)
+        (finding,) = await check_push(settings, client)
         assert not finding.is_fine
         assert "not by calbridge" in finding.text
 

@@ -24,7 +24,7 @@ import trustme
 from sqlalchemy import text
 
 from app.cli.devserver.embedded import start_postgres
-from app.cli.doctor import examine
+from app.cli.doctor.examine import examine
 from app.core.db import create_engine
 from migrations.revisions import upgrade_to_head
 from tests.fakes.tls_front import serving_tls

@@ -17,7 +17,7 @@ from app.core.crypto import SecretBox, sha256_hex
 from app.core.db import create_engine, create_sessions, transaction
 from app.core.ids import new_id
 from app.core.wakeups import WakeUps, connect_redis, wake_after_commit
-from app.invitations import repository as mails
+from app.invitations.repository import log as mails
 from app.invitations.service import Sender, queue_mails
 from app.itip.event import Guest, MailedEvent, Person
 from app.models import Calendar, WebhookSubscription
@@ -88,7 +88,7 @@ class World:
                 session, self.webhook_id, status=None, cursor_text=None, limit=1
             )
             self.delivery_id = page.rows[0].id
-            event = mails.EventOfMails(self.calendar_id, "uid-1", None)
+            event = mails.LoggedEvent(self.calendar_id, "uid-1", None)
             self.mail_id = (await mails.list_mails(session, event, cursor=None, limit=1)).rows[0].mail.id
 
     async def announce(self, session) -> None:

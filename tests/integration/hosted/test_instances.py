@@ -54,7 +54,7 @@ async def test_the_links_in_the_mail_of_an_instance_answer_it_alone(
             made["ical_uid"],
             BOB["email"],
         )
-        slots.append(subject.slot)
+        slots.append(subject.recurrence_key)
     assert slots == ["", f"{soon(5):%Y%m%dT%H%M%SZ}"]
 
 

@@ -8,10 +8,16 @@ import pytest
 from pydantic import SecretStr
 
 from app.core.http import operator_client
-from app.mail import client as client_module
-from app.mail import mailboxes as mailboxes_module
-from app.mail.client import MailRefused, MessagesOff, MessagesRefused, MessagesThrottled, MessagesUnavailable
-from app.mail.mailboxes import Mailbox, Messages
+from app.mail.lasuite import client as client_module
+from app.mail.lasuite import mailboxes as mailboxes_module
+from app.mail.lasuite.errors import (
+    MailRefused,
+    MessagesOff,
+    MessagesRefused,
+    MessagesThrottled,
+    MessagesUnavailable,
+)
+from app.mail.lasuite.mailboxes import Mailbox, Messages
 from app.settings import Settings
 from tests.fakes.messages import FakeMessages, Fault
 from tests.fakes.server import serve
@@ -169,7 +175,7 @@ async def test_errors_with_html_bodies_are_outages(there, status, may_be_taken):
 
 
 async def test_a_missing_answer_may_be_a_mail_taken(there, monkeypatch):
-    monkeypatch.setattr(client_module, "SUBMIT_WITHIN_SECONDS", 0.1)
+    monkeypatch.setattr(client_module, "SUBMIT_TIMEOUT_SECONDS", 0.1)
     there.fake.faults.extend([Fault(take=True, drop=True), Fault(take=True, hang=0.3)])
     for _ in range(2):
         with pytest.raises(MessagesUnavailable) as failed:

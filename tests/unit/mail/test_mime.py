@@ -21,7 +21,8 @@ from app.itip.clean import clean_line
 from app.itip.event import Person
 from app.mail.check import MailUnsafe, check_mail
 from app.mail.mime import Mailing, compose, make_message_id
-from app.mail.rendering import RsvpLinks, render, repeats_text, when_text
+from app.mail.rendering import RsvpLinks, render
+from app.mail.when import repeats_text, when_text
 from tests.fakes.messages import read_addresses
 from tests.unit.itip.test_build import BOB, EVENT, NASTY, STAMP
 

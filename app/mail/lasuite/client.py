@@ -1,65 +1,27 @@
-"""The Messages API over HTTP, both of its endpoints (docs/reference/messages.md).
-
-Errors tell what happened to the request, which is what decides about another attempt:
-
-MessagesOff          404  the integration is switched off
-MessagesUnavailable  502  no connection, 5xx, no answer in time; `may_be_taken`: the request went out whole
-MessagesThrottled    429  Too fast; `retry_after` seconds
-MessagesRefused      502  the key, the channel, a scope or the address is wrong: for the operator to mend
-MailRefused          502  this one mail can never be sent
-"""
+"""The HTTP API of La Suite Messages: mailbox look-up and submit (docs/reference/messages.md)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.core.errors import BadGateway, NotFound, TooManyRequests
 from app.core.fetch import FetchFailed, Response, fetch, load_json, retry_after
 from app.core.http import httpx
+from app.mail.lasuite.errors import (
+    MailRefused,
+    MessagesOff,
+    MessagesRefused,
+    MessagesThrottled,
+    MessagesUnavailable,
+)
 from app.settings import Settings
 
-_LARGEST_ANSWER_BYTES = 8 * 1024 * 1024
-_LOOK_UP_WITHIN_SECONDS = 15.0
-# Usually 0.1 s. A slow submit must not be taken for a lost one: it is sent all the same.
-SUBMIT_WITHIN_SECONDS = 60.0
+_MAX_RESPONSE_BYTES = 8 * 1024 * 1024
+_LOOK_UP_TIMEOUT_SECONDS = 15.0
+# A submit usually takes 0.1 s. The limit is generous, because a slow submit sends its mail all the same.
+SUBMIT_TIMEOUT_SECONDS = 60.0
 _THROTTLED_SECONDS = 30.0
 _REASON_CHARACTERS = 300
-# How a 403 begins that is about the mail and not about the channel.
+# The beginning of a 403 that is about the mail and not about the channel.
 _FROM_REFUSED = "From header does not match"
-
-
-class MessagesOff(NotFound):
-    def __init__(self) -> None:
-        super().__init__(
-            "The Messages integration is off: set FEATURE_MESSAGES_INTEGRATION to use mailboxes."
-        )
-
-
-class MessagesUnavailable(BadGateway):
-    """Nothing wrong was asked. `may_be_taken`: only the answer is missing, the request may have been carried out.
-
-    `retry_after`: seconds that Messages asks to wait, 0 if it does not say.
-    """
-
-    def __init__(self, message: str, *, may_be_taken: bool = False, retry_after: float = 0.0) -> None:
-        super().__init__(message)
-        self.may_be_taken = may_be_taken
-        self.retry_after = retry_after
-
-
-class MessagesThrottled(TooManyRequests):
-    """Messages answered 429; `retry_after` as it said."""
-
-
-class MessagesRefused(BadGateway):
-    """The channel may not do this; `status_code_there` is what Messages answered."""
-
-    def __init__(self, message: str, *, status_code_there: int) -> None:
-        super().__init__(message)
-        self.status_code_there = status_code_there
-
-
-class MailRefused(BadGateway):
-    """Messages will never take this mail from this mailbox; the message says why."""
 
 
 def _json(response: Response) -> Any:
@@ -71,7 +33,7 @@ def _json(response: Response) -> Any:
 
 
 def _reason(response: Response) -> str:
-    """What Messages says about an error, on one line; empty for an HTML page."""
+    """The reason that Messages gives for an error, on one line; empty for an HTML page."""
     value = _json(response)
     if isinstance(value, Mapping):
         texts = [text for text in map(_sentence, value.values()) if text]
@@ -88,7 +50,7 @@ def _sentence(value: Any) -> str:
 
 
 class MessagesClient:
-    """Raises MessagesOff on any call while the feature is off."""
+    """The two endpoints of Messages. Every call raises MessagesOff while the integration is disabled."""
 
     def __init__(self, settings: Settings, client: httpx.AsyncClient) -> None:
         self._settings = settings
@@ -99,14 +61,14 @@ class MessagesClient:
         return self._settings.feature_messages_integration
 
     async def fetch_mailboxes(self, user_email: str) -> list[Any]:
-        """`results` of the mailboxes that the user has access to. Look-ups are case-sensitive there.
+        """Return the list of mailboxes that the user has access to. The look-up is case-sensitive.
 
         Raises MessagesUnavailable, MessagesThrottled, MessagesRefused.
         """
         response = await self._call(
             "GET",
             "/provisioning/mailboxes/",
-            within_seconds=_LOOK_UP_WITHIN_SECONDS,
+            timeout_seconds=_LOOK_UP_TIMEOUT_SECONDS,
             params={"user_email": user_email},
         )
         if response.status != 200:
@@ -114,19 +76,19 @@ class MessagesClient:
         value = _json(response)
         results = value.get("results") if isinstance(value, Mapping) else None
         if not isinstance(results, list):
-            # An empty list would take away rights; a page of somebody's proxy is not one.
-            raise MessagesUnavailable("Messages answered with something that is not a list of mailboxes.")
+            # The page of a proxy is not a list of mailboxes. Read as an empty list, it would take rights from users.
+            raise MessagesUnavailable("Messages returned something that is not a list of mailboxes.")
         return results
 
     async def submit(self, mailbox_id: str, recipients: Sequence[str], mail: bytes) -> str | None:
-        """Hands over one RFC 5322 message (CRLF); the id that Messages gave it, if it told one.
+        """Submit one RFC 5322 message (CRLF); return the id that Messages gave it, if it returned one.
 
         Raises MessagesUnavailable, MessagesThrottled, MessagesRefused, MailRefused.
         """
         response = await self._call(
             "POST",
             "/submit/",
-            within_seconds=SUBMIT_WITHIN_SECONDS,
+            timeout_seconds=SUBMIT_TIMEOUT_SECONDS,
             headers={
                 "Content-Type": "message/rfc822",
                 "X-Mail-From": mailbox_id,
@@ -138,7 +100,7 @@ class MessagesClient:
             value = _json(response)
             message_id = value.get("message_id") if isinstance(value, Mapping) else None
             return message_id if isinstance(message_id, str) else None
-        # A page is of a proxy, or of a web server that is set up wrongly: nothing that this mail could help.
+        # An HTML page comes from a proxy or a misconfigured web server, and is not about this mail.
         is_about_mail = _json(response) is not None
         if response.status == 404 and is_about_mail:
             raise MailRefused(_with_reason("Messages does not know the mailbox", response))
@@ -153,7 +115,7 @@ class MessagesClient:
         method: str,
         path: str,
         *,
-        within_seconds: float,
+        timeout_seconds: float,
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
         content: bytes | None = None,
@@ -176,20 +138,20 @@ class MessagesClient:
                 headers={**credentials, **(headers or {})},
                 params=params,
                 content=content,
-                max_bytes=_LARGEST_ANSWER_BYTES,
-                deadline_seconds=within_seconds,
+                max_bytes=_MAX_RESPONSE_BYTES,
+                deadline_seconds=timeout_seconds,
                 may_be_silent=True,
             )
         except FetchFailed as err:
             if err.stage == "connect":
                 problem = f"cannot be reached ({err.cause})"
             elif err.code == "too_large":
-                problem = "sent too large an answer"
+                problem = "sent too large a response"
             elif err.code == "timeout" and err.stage == "receive":
-                problem = "did not answer in time"
+                problem = "did not respond in time"
             else:
                 problem = f"broke the connection off ({err.cause})"
-            # Without its last bytes a request is none: only one that was sent completely may have been taken.
+            # Only a request that was sent completely may have been accepted.
             may_be_taken = err.stage == "receive"
         raise MessagesUnavailable(f"Messages {problem}.", may_be_taken=may_be_taken)
 
@@ -201,8 +163,8 @@ def _failure(response: Response, *, is_submit: bool = False) -> Exception:
         wait = _THROTTLED_SECONDS if seconds is None else seconds
         return MessagesThrottled("Messages is asked too often.", retry_after=max(1, round(wait)))
     if status >= 500:
-        # A gateway that waited in vain does not know; and with its broker away, Messages answers 500 to a mail that
-        # it keeps, and sends later.
+        # After a 504 the gateway does not know the result. Messages returns 500 when its broker is unavailable, but
+        # keeps the mail and sends it later.
         return MessagesUnavailable(
             f"Messages answered {status}.",
             may_be_taken=is_submit and status in {500, 504},

@@ -1,0 +1,1 @@
+"""SQL of the outbox of mails: writing, the log, claims of due mails, and lanes."""

@@ -1,0 +1,1 @@
+"""Client of La Suite Messages, which has the mailboxes of calendars' owners."""
