@@ -7,7 +7,7 @@ As strict as docs/reference/google.md describes.
         ...  # {url}/calendar/v3/..., {url}/token, {url}/o/oauth2/v2/auth, {url}/oauth2/v2/userinfo
 
 One account with any number of calendars; every client and grant of it sees them all.
-Not there: `fields` masks, `syncToken` of calendarList, batch, events.instances, writing events.
+Not supported: `fields` masks, `syncToken` of calendarList, batch, events.instances, writing events.
 """
 
 import dataclasses
@@ -140,7 +140,7 @@ class FakeGoogle(Faulty, IdentityPlatform, PushService):
         return calendar_id
 
     def remove_calendar(self, calendar_id: str) -> None:
-        """From now on it answers 404."""
+        """Remove a calendar: from now on its responses are 404."""
         del self._calendars[calendar_id]
 
     def calendar(self, calendar_id: str = "primary") -> Calendar:
@@ -258,7 +258,7 @@ class FakeGoogle(Faulty, IdentityPlatform, PushService):
     # --- tokens ------------------------------------------------------------------------------------------
 
     def expire_tokens(self, calendar_id: str | None = None) -> None:
-        """Every sync token so far (of one calendar) is answered with 410."""
+        """Expire every sync token so far (of one calendar): the response to it is 410."""
         for calendar in self._calendars.values() if calendar_id is None else [self.calendar(calendar_id)]:
             calendar.token_generation += 1
 

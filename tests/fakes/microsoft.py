@@ -8,7 +8,7 @@ As strict as docs/reference/microsoft.md describes.
 
 Any number of mailboxes, each grant being one's. Series members share one etag and change key, which any change of
 one of them moves. Pages of calendarView are counted off anew at each request; those of delta are cut from one state.
-Not there: writing events, `/users/{id}` paths, `$filter`, `$expand` and `$search` of calendarView, rich notifications.
+Not supported: writing events, `/users/{id}` paths, `$filter`, `$expand` and `$search` of calendarView, rich notifications.
 """
 
 import asyncio
@@ -145,7 +145,7 @@ class FakeMicrosoft(Faulty, IdentityPlatform, PushService, GraphReader):
         return owner.add_calendar(name, calendar_id=calendar_id, group_id=group_id).id
 
     def remove_calendar(self, calendar_id: str, *, mailbox: str | None = None) -> None:
-        """From now on it answers 404."""
+        """Remove a calendar: from now on its responses are 404."""
         del self.mailbox(mailbox).calendars[calendar_id]
 
     def add_event(
@@ -318,7 +318,7 @@ class FakeMicrosoft(Faulty, IdentityPlatform, PushService, GraphReader):
         calendar_id: str | None = None,
         has_location: bool = False,
     ) -> None:
-        """Every delta and page link so far (of one mailbox, of one calendar) is answered with 410."""
+        """Expire every delta and page link so far (of one mailbox, of one calendar): the response is 410."""
         self._expired_spelling = spelling
         self._expired_location = has_location
         for owner in [self.mailbox(mailbox)] if mailbox else self.mailboxes.values():
@@ -363,7 +363,7 @@ class FakeMicrosoft(Faulty, IdentityPlatform, PushService, GraphReader):
     def _data(
         self, handler: Callable[[Request, Grant], Awaitable[Response]], scopes: set[str] | None = None
     ) -> Callable[[Request], Awaitable[Response]]:
-        """A Graph endpoint: token, throttling, the state of the mailbox, and the headers of every answer."""
+        """A Graph endpoint: token, throttling, the state of the mailbox, and the headers of every response."""
 
         async def endpoint(request: Request) -> Response:
             grant = self.check_token(request, scopes or _CALENDAR_SCOPES)
@@ -416,7 +416,7 @@ class FakeMicrosoft(Faulty, IdentityPlatform, PushService, GraphReader):
     # --- batch -------------------------------------------------------------------------------------------
 
     async def _batch(self, request: Request) -> Response:
-        """Answers come in any order ("Throttling")."""
+        """Responses come in any order ("Throttling")."""
         self.check_token(request, _CALENDAR_SCOPES | {"user.read"})
         asked = (await request.json()).get("requests")
         if not isinstance(asked, list) or not 1 <= len(asked) <= 20:

@@ -1,4 +1,4 @@
-"""What all parts of the fake Microsoft say over HTTP: Graph's errors, and what a request's parts ask for."""
+"""Errors of Graph, and what the parts of a request ask for; all parts of the fake Microsoft use it."""
 
 import re
 import uuid

@@ -300,7 +300,7 @@ class GraphReader:
         start, end = token["window"]
         return token["rev"], (start, end)
 
-    # --- answers -----------------------------------------------------------------------------------------
+    # --- responses ---------------------------------------------------------------------------------------
 
     def _base(self, request: Request) -> str:
         return self.foreign_links or f"{request.url.scheme}://{request.headers['host']}"

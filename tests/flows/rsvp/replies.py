@@ -14,14 +14,14 @@ async def answers(api, event) -> dict[str, str]:
 
 
 async def instances(api, calendar_id) -> list[dict]:
-    """The calendar's events by start."""
+    """The events of the calendar, by start."""
     query = {"calendar_id": calendar_id, "ordering": "start_time"}
     found: list[dict] = (await api.get("/api/v1/calendar_events", params=query)).json()["results"]
     return found
 
 
 async def statuses(api, calendar_id) -> list[str]:
-    """Of the first attendee of each of them."""
+    """The participation status of the first attendee of each event."""
     return [row["attendees"][0]["response_status"] for row in await instances(api, calendar_id)]
 
 

@@ -46,7 +46,7 @@ async def test_older_replies_are_stale(api, browser, event, token):
 
 
 async def test_a_guest_may_answer_the_invitation_that_he_has_after_a_click(api, browser, event, token):
-    """Others were told more than he was; his calendar's number is the one of his own invitation."""
+    """Others got more mails than he did; his calendar's number is the one of his own invitation."""
     people = [{"email": "bob@example.org"}, {"email": "cy@example.org"}]
     path = f"/api/v1/calendar_events/{event['id']}"
     for more in ([*people, {"email": "dan@example.org"}], people):
@@ -60,7 +60,7 @@ async def test_a_guest_may_answer_the_invitation_that_he_has_after_a_click(api, 
 async def test_a_sequence_that_was_never_sent_does_not_shut_out_later_answers(api, browser, event, token):
     assert await post_mail(api, reply(event, partstat="DECLINED", sequence=2**31 - 1, number=1)) == "applied"
     assert await post_mail(api, reply(event, partstat="TENTATIVE", minutes=1, number=2)) == "applied"
-    # Its DTSTAMP is not of now: it says when it was answered by the clock of somebody's phone.
+    # Its DTSTAMP is not of now: it is the time of the reply by the clock of a phone.
     assert await post_mail(api, reply(event, minutes=600, number=3)) == "applied"
     assert await post_mail(api, reply(event, partstat="TENTATIVE", minutes=61, number=4)) == "applied"
     await browser.post("/rsvp/", data={"token": token, "action": "declined"})
@@ -83,7 +83,7 @@ async def test_a_reply_may_quote_megabytes(api, event):
 
 
 async def test_replies_to_the_former_sending_identity_count(api, sessions, calendar_id, event):
-    """The guests' calendars answer the organizer that their invitation names."""
+    """The guests' calendars reply to the organizer that their invitation names."""
     identity = {
         "mailbox_id": "1b7f6c0e-5b0e-4c36-9a3e-3f1f5f0c2d11",
         "email": "team@example.com",
@@ -183,7 +183,7 @@ async def test_one_mail_may_answer_the_series_and_single_instances(api, calendar
     assert of_series["calendar_event_id"] == series["id"]  # the next one
     assert of_instance["calendar_event_id"] == (await instances(api, calendar_id))[1]["id"]
     later = (head + begin + event + end + begin + of_second + end + tail).replace(b"DECLINED", b"TENTATIVE")
-    assert await post_mail(api, later.replace(b"<1@", b"<2@")) == "applied"  # the series' answer is the same
+    assert await post_mail(api, later.replace(b"<1@", b"<2@")) == "applied"  # the series' reply is the same
 
 
 async def test_a_reply_to_the_series_does_not_answer_an_instance_that_was_moved_meanwhile(

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.settings(smtp_url="smtp://127.0.0.1:9", email_from="cal
 
 
 async def set_times(sessions, event, days: float):
-    """Moves the hosted event to end so many days ago."""
+    """Move the hosted event to end so many days ago."""
     async with sessions.begin() as session:
         end = datetime.now(UTC) - timedelta(days=days)
         await session.execute(

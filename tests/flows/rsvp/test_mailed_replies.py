@@ -1,4 +1,4 @@
-"""Answers that come by mail: the webhook of Messages, over HTTP, and what is believed of whom."""
+"""Replies that the webhook of Messages posts over HTTP, and which senders are believed."""
 
 import asyncio
 from dataclasses import replace
@@ -83,7 +83,7 @@ def append_to_signed_lines(event):
 def hide_the_sender(event):
     """A mail of Eve's, which her domain has signed, behind one of Bob's that ends its lines with CR alone.
 
-    To who reads no line's end there, all of Bob's mail is one header field that nobody has signed.
+    To who reads no line's end there, all of Bob's mail is one header field that no domain has signed.
     """
     return (
         b"X: x\r" + reply(event).replace(b"\r\n", b"\r") + b"\r\n" + signed(event, sender="eve@example.org")
@@ -91,7 +91,7 @@ def hide_the_sender(event):
 
 
 def reason(incoming):
-    """Of the last answer, which must let the mail pass, and ask for nothing else."""
+    """The body of the last response, which must let the mail pass, and ask for nothing else."""
     assert incoming.state == "delivered"
     assert incoming.wishes == {}
     status_code, body = incoming.answers[-1]
@@ -125,8 +125,8 @@ async def test_a_mail_that_messages_marked_is_not_believed(api, messages, box, e
     "forge",
     [
         reply,  # no signature
-        lambda event: sign(reply(event), "eve.example"),  # of somebody else
-        lambda event: sign(reply(event), "org"),  # of nobody's domain
+        lambda event: sign(reply(event), "eve.example"),  # of another sender
+        lambda event: sign(reply(event), "org"),  # of a domain that no sender has
         lambda event: sign(reply(event), "ample.org"),
         lambda event: sign(reply(event), "sub.example.org"),
         lambda event: signed(event).replace(b"PARTSTAT=ACCEPTED", b"PARTSTAT=DECLINED"),
@@ -146,7 +146,7 @@ async def test_a_mail_that_its_senders_domain_did_not_sign_is_not_believed(
 
 
 async def test_a_header_that_others_read_in_another_way_is_not_believed(api, messages, box, event):
-    """Neither by a signature of somebody else at the same domain, nor where Messages has looked at another From."""
+    """Neither by a signature of another sender at the same domain, nor where Messages has looked at another From."""
     mail = hide_the_sender(event)
     assert "no calendar reply" in reason(await messages.deliver(box, mail))
     assert not _signatures(_split(mail)[0], b"example.org")
@@ -172,7 +172,7 @@ async def test_signatures_of_a_domain_above_and_of_several_domains_count(
         canonicalize=(b"relaxed", b"relaxed"),
     )
     assert "applied" in reason(await messages.deliver(box, relaxed))
-    # And nobody is asked for keys that could not count.
+    # No server is asked for keys that could not count.
     assert set(names.asked) == {"mail._domainkey.example.org."}
 
 
@@ -239,7 +239,7 @@ async def test_while_the_database_is_busy_the_mail_waits(api, sessions, messages
 
 
 async def test_a_reply_that_was_not_recorded_is_not_acknowledged(api, messages, box, event, monkeypatch):
-    """The process dies between taking the mail and the commit: seen from outside, there is no answer."""
+    """The process dies between taking the mail and the commit: seen from outside, there is no response."""
     apply = inbound._apply
 
     async def die(*args, **kwargs):

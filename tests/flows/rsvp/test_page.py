@@ -78,7 +78,7 @@ async def test_a_guest_who_answers_to_and_fro_does_not_flood_the_organizer(
         assert (await browser.post("/rsvp/", data={"token": who, "action": action})).status_code == 200
 
     async def send() -> int:
-        """As a worker that is always there."""
+        """Send what is due, as a worker that always runs."""
         statement = update(InvitationMail).where(
             InvitationMail.status == "pending",
             InvitationMail.method == "REPLY",
@@ -230,7 +230,7 @@ async def test_an_answer_to_a_series_is_for_all_and_one_to_an_instance_for_it_al
         if use:
             assert await statuses(api, calendar_id) == ["needs_action", "declined", "needs_action"]
     assert await statuses(api, calendar_id) == ["accepted", "declined", "accepted"]
-    # Once the instance is moved, its own answer is none any more, and one to the series is for it too.
+    # Once the instance is moved, its own reply no longer counts, and one to the series is for it too.
     rows = await instances(api, calendar_id)
     await api.patch(f"/api/v1/calendar_events/{rows[1]['id']}", json={"end_time": at(3.2)})
     assert await statuses(api, calendar_id) == ["accepted", "needs_action", "accepted"]

@@ -324,7 +324,7 @@ async def test_revoking_ends_the_whole_grant(api: Api) -> None:
 
 
 class Receiver:
-    """Receives notifications; answers with the statuses in `answers`, then 204."""
+    """A notification endpoint. It responds with the statuses in `answers`, then with 204."""
 
     def __init__(self) -> None:
         self.address = ""

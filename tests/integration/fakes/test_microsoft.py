@@ -383,7 +383,7 @@ async def test_a_missing_or_unknown_access_token_is_refused(
 
 
 class Receiver:
-    """A notification endpoint. `answers` go out first; then it does as it should."""
+    """A notification endpoint. The responses in `answers` go out first; then it does as it should."""
 
     def __init__(self) -> None:
         self.answers: list[Response] = []

@@ -15,7 +15,7 @@ def soon(days: int, hour: int = 9) -> datetime:
 
 
 def day_without_midnight(zone: str) -> date:
-    """Next year's, where the clocks go from midnight to one."""
+    """The day of next year on which the clocks go from midnight to one."""
     days = (date(datetime.now(UTC).year + 1, 1, 1) + timedelta(days=n) for n in range(366))
     midnights = (datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(zone)) for day in days)
     return next(at.date() for at in midnights if at.astimezone(UTC).astimezone(ZoneInfo(zone)).hour == 1)

@@ -69,7 +69,7 @@ async def test_deleting_an_instance_cancels_it_alone(api, series, calendar_id, o
     (vevent,) = ics_of(mail).walk("VEVENT")
     assert (mail.method, str(vevent["STATUS"]), mail.sequence) == ("CANCEL", "CANCELLED", 1)
     assert vevent["RECURRENCE-ID"].dt.astimezone(UTC) == soon(4)
-    # Whoever is invited later is not told of the cancelled one.
+    # A guest who is invited later gets no mail about the cancelled one.
     await api.patch(f"/api/v1/calendar_events/{rows[0]['id']}?scope=series", json={"attendees": [BOB, CY]})
     (mail,) = await outbox.mails()
     (vevent,) = ics_of(mail).walk("VEVENT")

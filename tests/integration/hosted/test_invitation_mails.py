@@ -34,7 +34,7 @@ async def test_only_those_who_are_affected_get_a_mail(api, event, outbox):
     assert await patch(meeting_url="https://meet.example.org/a") == [("REQUEST", "cy@example.org", 7)]
     assert await patch(description="Newer") == [("REQUEST", "cy@example.org", 8)]
     assert await patch(name="Analysis", send_invitations=False) == []
-    # Whoever was called off is told more than that.
+    # A guest whose invitation was cancelled gets a whole invitation again.
     assert await patch(attendees=[ada, BOB, CY]) == [("REQUEST", "bob@example.org", 10)]
     await patch(attendees=[ada, CY])
     await api.delete(path)

@@ -118,7 +118,7 @@ async def test_guests_of_the_series_are_those_of_changed_instances_save_who_diff
         ("REQUEST", eve["email"], None),
         ("REQUEST", eve["email"], soon(4)),
     }
-    # Who is invited to the series from now on is not told that the instance is off.
+    # A guest who is invited to the series from now on gets no cancellation of the instance.
     await outbox.new()
     moved = {"start_time": text(soon(3, 15)), "attendees": [BOB, eve, dan]}
     assert (await api.patch(path, json=moved)).status_code == 200
@@ -176,7 +176,7 @@ async def test_a_longer_or_shorter_series_keeps_its_changed_and_deleted_instance
     starts = {day: text(soon(3 + day)) for day in days} | {2: text(soon(5, 14))}
     assert [row["start_time"] for row in after] == sorted(starts.values())
     assert [row["id"] for row in after if row["id"] in before] == [row["id"] for row in after][: len(before)]
-    # Nobody is asked again, and no bot or webhook sees a kept instance go.
+    # No guest is asked again, and no bot or webhook sees a kept instance removed.
     assert {row["attendees"][0]["response_status"] for row in after if row["location"] is None} == {
         "accepted"
     }

@@ -58,7 +58,7 @@ async def test_guests_of_one_instance_are_told_when_it_goes_with_its_series(api,
 async def test_a_change_of_the_series_mails_no_more_than_what_is_news(
     api, series, calendar_id, outbox, answer
 ):
-    """Nothing of instances that are over, nor to others of those that somebody answered by themselves."""
+    """No mail of instances that are over; of those with a reply of their own, only to their guest."""
     first = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=3)
     starts = [first + timedelta(days=n) for n in range(5)]
     times = {"start_time": text(first), "end_time": text(first + timedelta(hours=1))}
@@ -119,7 +119,7 @@ async def test_a_series_request_is_followed_by_its_changed_instances(api, series
         ("c", soon(4), 5),
         ("c", soon(6), 5),
     ]
-    # Somebody new is told of the series no less than the others, and of the instance more.
+    # A new guest gets the series like the others, and the changed instances too.
     await change(api, rows[0], scope="series", attendees=[BOB, CY, {"email": "dan@example.org"}])
     told = [(m.recipient_email[0], m.recurrence_id, m.sequence) for m in await in_order(outbox)]
     assert told == [("d", None, 6), ("d", soon(4), 7), ("d", soon(6), 7)]
@@ -163,7 +163,7 @@ async def test_many_changed_instances_are_told_in_the_mail_of_their_series(api, 
 
 
 async def test_series_of_before_go_on(api, series, calendar_id, outbox, sessions):
-    """Entries of instances had lower numbers than their series once."""
+    """Components of instances had lower sequences than their series in earlier releases."""
     await create(api, series, attendees=[BOB])
     rows = await rows_of(api, calendar_id)
     await change(api, rows[1], location="Room 2")

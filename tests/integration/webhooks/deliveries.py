@@ -90,7 +90,7 @@ class Webhooks:
             await service.update_webhook(session, self.settings, self.project_id, subscription_id, body)
 
     async def make_due(self) -> None:
-        """As if the time had passed: leases run out, retries come."""
+        """Make every pending delivery due: leases run out, retries come."""
         async with transaction(self.sessions) as session:
             await session.execute(
                 update(WebhookDelivery)
@@ -103,7 +103,7 @@ class Webhooks:
         return Deliverer(settings=changed, sessions=self.sessions, box=self.box, verify=verify)
 
     async def deliver(self, **options: Any) -> None:
-        """Everything that is due, by a deliverer of its own."""
+        """Send everything that is due, by a deliverer of its own."""
         async with self.deliverer(**options) as deliverer:
             await drain(deliverer)
 

@@ -179,7 +179,7 @@ async def test_a_replay_holds_no_lock_between_its_batches_and_waits_while_the_we
         await session.execute(
             text("SELECT FROM webhook_subscriptions WHERE id = :id FOR UPDATE NOWAIT"), {"id": webhook["id"]}
         )
-        assert not await requeue.requeue_next(sessions)  # somebody else has it: no waiting
+        assert not await requeue.requeue_next(sessions)  # another transaction has it: no waiting
     await api.patch(path, json={"is_active": False})
     assert not await requeue.requeue_next(sessions)
     await api.patch(path, json={"is_active": True})
