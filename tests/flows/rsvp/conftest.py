@@ -29,9 +29,9 @@ async def event(api, calendar_id):
         "end_time": at(3.1),
         "attendees": [{"email": "bob@example.org", "name": "Bob"}, {"email": "cy@example.org"}],
     }
-    answer = await api.post("/api/v1/calendar_events", json=body)
-    assert answer.status_code == 201, answer.text
-    return answer.json()
+    response = await api.post("/api/v1/calendar_events", json=body)
+    assert response.status_code == 201, response.text
+    return response.json()
 
 
 @pytest.fixture

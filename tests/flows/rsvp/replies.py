@@ -8,7 +8,7 @@ from sqlalchemy import select
 from app.models import InvitationMail, WebhookDelivery
 
 
-async def answers(api, event) -> dict[str, str]:
+async def guest_statuses(api, event) -> dict[str, str]:
     found = (await api.get(f"/api/v1/calendar_events/{event['id']}")).json()
     return {person["email"]: person["response_status"] for person in found["attendees"]}
 
@@ -20,7 +20,7 @@ async def instances(api, calendar_id) -> list[dict]:
     return found
 
 
-async def statuses(api, calendar_id) -> list[str]:
+async def instance_statuses(api, calendar_id) -> list[str]:
     """The participation status of the first attendee of each event."""
     return [row["attendees"][0]["response_status"] for row in await instances(api, calendar_id)]
 
@@ -33,7 +33,7 @@ async def replies(sessions) -> list[InvitationMail]:
         return list(rows)
 
 
-async def told(sessions) -> list[dict]:
+async def rsvp_webhooks(sessions) -> list[dict]:
     async with sessions() as session:
         rows = await session.scalars(select(WebhookDelivery).order_by(WebhookDelivery.created_at))
         return [orjson.loads(row.body) for row in rows if row.trigger == "event.rsvp_update"]
@@ -63,6 +63,6 @@ def reply(
 
 async def post_mail(api, mail: bytes, **headers):
     all_headers = {"Content-Type": "message/rfc822", **{k.replace("_", "-"): v for k, v in headers.items()}}
-    answer = await api.post("/api/v1/rsvp/inbound", content=mail, headers=all_headers)
-    assert answer.status_code == 200, answer.text
-    return answer.json()["status"]
+    response = await api.post("/api/v1/rsvp/inbound", content=mail, headers=all_headers)
+    assert response.status_code == 200, response.text
+    return response.json()["status"]

@@ -9,7 +9,15 @@ from sqlalchemy import text, update
 from app.invitations.links import RsvpTokens, Subject
 from app.models import Calendar
 from tests.factories import at
-from tests.flows.rsvp.replies import answers, instances, post_mail, replies, reply, statuses, told
+from tests.flows.rsvp.replies import (
+    guest_statuses,
+    instance_statuses,
+    instances,
+    post_mail,
+    replies,
+    reply,
+    rsvp_webhooks,
+)
 
 pytestmark = pytest.mark.settings(smtp_url="smtp://127.0.0.1:9", email_from="calendar@example.net")
 
@@ -17,13 +25,13 @@ pytestmark = pytest.mark.settings(smtp_url="smtp://127.0.0.1:9", email_from="cal
 async def test_a_mailed_reply_is_applied_once_and_told(api, sessions, event, webhook):
     mail = reply(event, partstat="TENTATIVE")
     assert await post_mail(api, mail) == "applied"
-    assert (await answers(api, event))["bob@example.org"] == "tentative"
+    assert (await guest_statuses(api, event))["bob@example.org"] == "tentative"
     again = await api.post("/api/v1/rsvp/inbound", content=b"Received: by another way\r\n" + mail)
     assert again.json() == {"status": "ignored", "reason": "This mail was taken in before."}
     no_answer = reply(event, partstat="NEEDS-ACTION", minutes=1, number=2)
     assert await post_mail(api, no_answer) == "ignored"
-    assert (await answers(api, event))["bob@example.org"] == "tentative"
-    assert len(await told(sessions)) == 1
+    assert (await guest_statuses(api, event))["bob@example.org"] == "tentative"
+    assert len(await rsvp_webhooks(sessions)) == 1
     assert await replies(sessions) == []  # the organizer's mailbox has the reply itself
 
 
@@ -35,14 +43,14 @@ async def test_older_replies_are_stale(api, browser, event, token):
     assert await post_mail(api, reply(event, partstat="ACCEPTED", minutes=50, number=4)) == "ignored"
     await api.patch(f"/api/v1/calendar_events/{event['id']}", json={"start_time": at(5)})
     assert await post_mail(api, reply(event, partstat="ACCEPTED", minutes=55, number=5)) == "ignored"
-    assert (await answers(api, event))["bob@example.org"] == "needs_action"
+    assert (await guest_statuses(api, event))["bob@example.org"] == "needs_action"
     assert await post_mail(api, reply(event, sequence=1, minutes=56, number=6)) == "applied"
-    assert (await answers(api, event))["bob@example.org"] == "accepted"
+    assert (await guest_statuses(api, event))["bob@example.org"] == "accepted"
     await api.patch(f"/api/v1/calendar_events/{event['id']}", json={"location": "Room 2"})
     newer = reply(event, partstat="DECLINED", sequence=2, minutes=50, number=7)
     assert await post_mail(api, newer) == "applied"  # whatever the clocks say
     assert await post_mail(api, reply(event, sequence=1, minutes=58, number=8)) == "ignored"
-    assert (await answers(api, event))["bob@example.org"] == "declined"
+    assert (await guest_statuses(api, event))["bob@example.org"] == "declined"
 
 
 async def test_a_guest_may_answer_the_invitation_that_he_has_after_a_click(api, browser, event, token):
@@ -54,7 +62,7 @@ async def test_a_guest_may_answer_the_invitation_that_he_has_after_a_click(api, 
     await browser.post("/rsvp/", data={"token": token, "action": "accepted"})
     assert await post_mail(api, reply(event, partstat="TENTATIVE", minutes=10)) == "ignored"  # of before
     assert await post_mail(api, reply(event, partstat="DECLINED", minutes=60 + 1, number=2)) == "applied"
-    assert (await answers(api, event))["bob@example.org"] == "declined"
+    assert (await guest_statuses(api, event))["bob@example.org"] == "declined"
 
 
 async def test_a_sequence_that_was_never_sent_does_not_shut_out_later_answers(api, browser, event, token):
@@ -64,7 +72,7 @@ async def test_a_sequence_that_was_never_sent_does_not_shut_out_later_answers(ap
     assert await post_mail(api, reply(event, minutes=600, number=3)) == "applied"
     assert await post_mail(api, reply(event, partstat="TENTATIVE", minutes=61, number=4)) == "applied"
     await browser.post("/rsvp/", data={"token": token, "action": "declined"})
-    assert (await answers(api, event))["bob@example.org"] == "declined"
+    assert (await guest_statuses(api, event))["bob@example.org"] == "declined"
 
 
 async def test_a_reply_may_quote_megabytes(api, event):
@@ -119,7 +127,7 @@ async def test_forged_and_foreign_mails_are_ignored(api, other_api, event):
         reply(event, number=8).replace(b"METHOD:REPLY", b"METHOD:REQUEST"),
     ):
         assert await post_mail(api, garbage) == "ignored"
-    assert set((await answers(api, event)).values()) == {"needs_action"}
+    assert set((await guest_statuses(api, event)).values()) == {"needs_action"}
     assert await post_mail(api, reply(event, number=9), X_StMsg_Is_Spam="false") == "applied"
 
 
@@ -136,12 +144,12 @@ async def test_a_mailed_reply_to_one_instance(api, calendar_id):
     start = datetime.fromisoformat(series["start_time"])
     more = f"RECURRENCE-ID:{start:%Y%m%dT%H%M%SZ}\r\n"
     assert await post_mail(api, reply(series, partstat="DECLINED", more=more)) == "applied"
-    assert await statuses(api, calendar_id) == ["declined", "needs_action"]
+    assert await instance_statuses(api, calendar_id) == ["declined", "needs_action"]
     nowhere = "RECURRENCE-ID:20200101T000000Z\r\n"
     assert await post_mail(api, reply(series, more=nowhere, number=2)) == "ignored"
     day = f"RECURRENCE-ID;VALUE=DATE:{start + timedelta(days=1):%Y%m%d}\r\n"
     assert await post_mail(api, reply(series, partstat="TENTATIVE", more=day, number=3)) == "applied"
-    assert await statuses(api, calendar_id) == ["declined", "tentative"]
+    assert await instance_statuses(api, calendar_id) == ["declined", "tentative"]
 
 
 async def test_an_instance_of_thousands_of_years_from_now_is_not_answered(api, calendar_id):
@@ -177,8 +185,8 @@ async def test_one_mail_may_answer_the_series_and_single_instances(api, calendar
         event.replace(b"ACCEPTED", b"DECLINED") + f"RECURRENCE-ID:{second:%Y%m%dT%H%M%SZ}\r\n".encode()
     )
     assert await post_mail(api, head + begin + of_second + end + begin + event + end + tail) == "applied"
-    assert await statuses(api, calendar_id) == ["accepted", "declined", "accepted"]
-    of_series, of_instance = await told(sessions)
+    assert await instance_statuses(api, calendar_id) == ["accepted", "declined", "accepted"]
+    of_series, of_instance = await rsvp_webhooks(sessions)
     assert [of_series["data"]["scope"], of_instance["data"]["scope"]] == ["series", "instance"]
     assert of_series["calendar_event_id"] == series["id"]  # the next one
     assert of_instance["calendar_event_id"] == (await instances(api, calendar_id))[1]["id"]
@@ -203,11 +211,14 @@ async def test_a_reply_to_the_series_does_not_answer_an_instance_that_was_moved_
     )
 
     assert await post_mail(api, reply(series)) == "applied"
-    assert await statuses(api, calendar_id) == ["needs_action", "accepted"]
+    assert await instance_statuses(api, calendar_id) == ["needs_action", "accepted"]
     tokens = RsvpTokens(settings.fernet_keys)
     token = tokens.sign(Subject(calendar_id, series["ical_uid"], "", "bob@example.org"))
     assert (await browser.post("/rsvp/", data={"token": token, "action": "tentative"})).status_code == 200
-    assert await statuses(api, calendar_id) == ["tentative", "tentative"]  # who clicks sees what there is now
+    assert await instance_statuses(api, calendar_id) == [
+        "tentative",
+        "tentative",
+    ]  # who clicks sees what there is now
 
 
 @pytest.mark.parametrize("written", ["VALUE=DATE:{day:%Y%m%d}", "TZID=Europe/Paris:{day:%Y%m%d}T000000"])
@@ -225,7 +236,7 @@ async def test_a_mailed_reply_to_one_day_of_a_series_of_days(api, calendar_id, w
     series = (await api.post("/api/v1/calendar_events", json=body)).json()
     more = f"RECURRENCE-ID;{written.format(day=day + timedelta(days=1))}\r\n"
     assert await post_mail(api, reply(series, partstat="DECLINED", more=more)) == "applied"
-    assert await statuses(api, calendar_id) == ["needs_action", "declined"]
+    assert await instance_statuses(api, calendar_id) == ["needs_action", "declined"]
 
 
 async def test_old_notes_of_mails_are_forgotten(api, sessions, event):

@@ -10,7 +10,7 @@ from joserfc import jwt
 from joserfc.jwk import OctKey
 from pydantic import SecretStr
 
-from tests.flows.rsvp.replies import answers, reply
+from tests.flows.rsvp.replies import guest_statuses, reply
 
 pytestmark = pytest.mark.settings(smtp_url="smtp://127.0.0.1:9", email_from="calendar@example.net")
 
@@ -68,15 +68,15 @@ async def test_messages_may_post_with_its_token(browser, api, settings, event):
         assert await post(bad) == 401
     assert await post(webhook_token(mail), content=mail + b"x") == 401
     assert await post(webhook_token(mail, sub="eve@example.com")) == 200
-    assert set((await answers(api, event)).values()) == {"needs_action"}
+    assert set((await guest_statuses(api, event)).values()) == {"needs_action"}
     assert await post(webhook_token(mail)) == 200
-    assert (await answers(api, event))["bob@example.org"] == "accepted"
+    assert (await guest_statuses(api, event))["bob@example.org"] == "accepted"
 
 
 async def test_without_the_secret_only_an_api_key_may_post(browser, event):
     mail = reply(event)
     headers = {"Authorization": f"Bearer {webhook_token(mail)}"}
-    answer = await browser.post("/api/v1/rsvp/inbound", content=mail, headers=headers)
-    assert answer.status_code == 401
-    assert "MESSAGES_WEBHOOK_SECRET" in answer.json()["detail"]
+    response = await browser.post("/api/v1/rsvp/inbound", content=mail, headers=headers)
+    assert response.status_code == 401
+    assert "MESSAGES_WEBHOOK_SECRET" in response.json()["detail"]
     assert (await browser.post("/api/v1/rsvp/inbound", content=mail)).status_code == 401

@@ -9,7 +9,7 @@ from sqlalchemy import update
 from app.invitations.links import RsvpTokens, Subject
 from app.models import HostedEvent
 from tests.factories import at
-from tests.flows.rsvp.replies import answers, instances, post_mail, reply
+from tests.flows.rsvp.replies import guest_statuses, instances, post_mail, reply
 
 pytestmark = pytest.mark.settings(smtp_url="smtp://127.0.0.1:9", email_from="calendar@example.net")
 
@@ -27,11 +27,11 @@ async def set_times(sessions, event, days: float):
 
 async def refused(browser, api, event, token, *, status_code, words):
     for method, kind in (("GET", "params"), ("POST", "data")):
-        answer = await browser.request(method, "/rsvp/", **{kind: {"token": token, "action": "accepted"}})
-        assert answer.status_code == status_code
-        assert words in answer.text
-        assert "<form" not in answer.text
-    assert (await answers(api, event)).get("bob@example.org") in {None, "needs_action"}
+        response = await browser.request(method, "/rsvp/", **{kind: {"token": token, "action": "accepted"}})
+        assert response.status_code == status_code
+        assert words in response.text
+        assert "<form" not in response.text
+    assert (await guest_statuses(api, event)).get("bob@example.org") in {None, "needs_action"}
 
 
 async def test_a_bad_link_has_its_page(browser, api, event, token):
@@ -86,11 +86,11 @@ async def test_who_saw_the_former_time_is_shown_the_new_one_and_asked_again(brow
     again = await browser.post("/rsvp/", data=form)
     assert again.status_code == 200
     assert "was moved in the meantime" in again.text
-    assert (await answers(api, event))["bob@example.org"] == "needs_action"
+    assert (await guest_statuses(api, event))["bob@example.org"] == "needs_action"
     new = re.search(r'name="when" value="([^"]+)"', again.text)
     assert new is not None
     assert "recorded" in (await browser.post("/rsvp/", data={**form, "when": new[1]})).text
-    assert (await answers(api, event))["bob@example.org"] == "accepted"
+    assert (await guest_statuses(api, event))["bob@example.org"] == "accepted"
 
 
 async def test_links_of_cancelled_instances_and_of_instances_of_a_cancelled_series(

@@ -15,7 +15,7 @@ from tests.factories import at
 from tests.fakes.dns import serve_dns, sign
 from tests.fakes.messages import FakeMessages, WebhookChannel
 from tests.fakes.server import serve
-from tests.flows.rsvp.replies import answers, reply
+from tests.flows.rsvp.replies import guest_statuses, reply
 
 pytestmark = pytest.mark.settings(smtp_url="smtp://127.0.0.1:9", email_from="calendar@example.net")
 
@@ -39,9 +39,9 @@ async def invite(api, calendar_id, *people):
         "end_time": at(3.1),
         "attendees": [{"email": person} for person in people],
     }
-    answer = await api.post("/api/v1/calendar_events", json=body)
-    assert answer.status_code == 201, answer.text
-    return answer.json()
+    response = await api.post("/api/v1/calendar_events", json=body)
+    assert response.status_code == 201, response.text
+    return response.json()
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def reason(incoming):
 
 
 async def bobs(api, event):
-    return (await answers(api, event))["bob@example.org"]
+    return (await guest_statuses(api, event))["bob@example.org"]
 
 
 async def test_a_signed_reply_is_applied_and_the_mail_goes_on_its_way(api, messages, box, event):
@@ -289,7 +289,7 @@ async def test_nothing_that_stays_wrong_holds_a_mail(api, messages, box, event):
     assert "larger than 25 MiB" in messages.incoming[-1].answers[-1][1]
     stranger = messages.add_mailbox("eve@example.com", admin="eve@example.com")
     assert "another mailbox" in reason(await messages.deliver(stranger, signed(event, number=2)))
-    assert set((await answers(api, event)).values()) == {"needs_action"}
+    assert set((await guest_statuses(api, event)).values()) == {"needs_action"}
     assert "applied" in reason(await messages.deliver(box, signed(event, number=3)))
     assert "newer answer" in reason(await messages.deliver(box, signed(event, number=4, minutes=-30)))
 
@@ -317,9 +317,9 @@ async def test_json_mails_of_a_channel_are_told_in_the_answer_and_hold_nothing(a
     for wrong in ("jmap", "jmap_metadata"):
         messages.webhook.format = wrong
         assert "format to eml" in reason(await messages.deliver(box, signed(event)))
-    answer = await api.post("/api/v1/rsvp/inbound", json={"subject": "Re: Analysis"})
-    assert answer.status_code == 415
-    assert "message/rfc822" in answer.json()["error"]
+    response = await api.post("/api/v1/rsvp/inbound", json={"subject": "Re: Analysis"})
+    assert response.status_code == 415
+    assert "message/rfc822" in response.json()["error"]
 
 
 async def test_a_wrong_secret_is_refused_and_the_mail_waits_until_it_is_right(
@@ -368,9 +368,9 @@ async def test_a_channel_may_send_a_static_key(api, settings, messages, box, eve
 async def test_an_application_passes_its_own_verdict_on(api, event):
     async def post(mail, **headers):
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        answer = await api.post("/api/v1/rsvp/inbound", content=mail, headers=named)
-        assert answer.status_code == 200
-        return answer.json()["reason"] or answer.json()["status"]
+        response = await api.post("/api/v1/rsvp/inbound", content=mail, headers=named)
+        assert response.status_code == 200
+        return response.json()["reason"] or response.json()["status"]
 
     assert "looks forged" in await post(reply(event), X_StMsg_Sender_Auth="fail")
     for word in ("none", "None ", "softfail", ""):

@@ -13,7 +13,7 @@ from app.invitations.links import RsvpTokens, Subject
 from app.models import InvitationMail
 from app.rsvp.api import PER_MINUTE
 from tests.factories import at
-from tests.flows.rsvp.replies import answers, instances, replies, statuses, told
+from tests.flows.rsvp.replies import guest_statuses, instance_statuses, instances, replies, rsvp_webhooks
 
 pytestmark = pytest.mark.settings(smtp_url="smtp://127.0.0.1:9", email_from="calendar@example.net")
 
@@ -35,7 +35,7 @@ async def test_the_links_of_the_mail_lead_to_the_page_and_a_click_answers(
     assert "&lt;b&gt;Analysis&lt;/b&gt;" in page.text
     assert "Europe/Paris" in page.text
     assert "Not answered yet" in page.text
-    assert (await answers(api, event))["bob@example.org"] == "needs_action"
+    assert (await guest_statuses(api, event))["bob@example.org"] == "needs_action"
     query = parse_qs(urlsplit(link).query)
     before = (await api.get(f"/api/v1/calendar_events/{event['id']}")).json()["updated_at"]
     done = await browser.post("/rsvp/", data={"token": query["token"][0], "action": "accepted"})
@@ -44,9 +44,12 @@ async def test_the_links_of_the_mail_lead_to_the_page_and_a_click_answers(
     assert [word in done.text for word in ('value="tentative"', 'value="declined"')] == [True, True]
     assert 'value="accepted"' not in done.text
     assert (await browser.get(link)).text.count("<button") == 3
-    assert await answers(api, event) == {"bob@example.org": "accepted", "cy@example.org": "needs_action"}
+    assert await guest_statuses(api, event) == {
+        "bob@example.org": "accepted",
+        "cy@example.org": "needs_action",
+    }
     assert (await api.get(f"/api/v1/calendar_events/{event['id']}")).json()["updated_at"] > before
-    (message,) = await told(sessions)
+    (message,) = await rsvp_webhooks(sessions)
     assert message["calendar_event_id"] == event["id"]
     assert message["calendar_deduplication_key"] == "lectures"
     assert message["data"]["attendee"] == {"email": "bob@example.org", "name": "Bob", "is_optional": False}
@@ -62,8 +65,8 @@ async def test_the_links_of_the_mail_lead_to_the_page_and_a_click_answers(
 async def test_the_last_answer_wins_and_the_same_one_again_is_silent(browser, api, sessions, event, token):
     for action in ("accepted", "accepted", "declined"):
         assert (await browser.post("/rsvp/", data={"token": token, "action": action})).status_code == 200
-    assert (await answers(api, event))["bob@example.org"] == "declined"
-    assert [message["data"]["response_status"] for message in await told(sessions)] == [
+    assert (await guest_statuses(api, event))["bob@example.org"] == "declined"
+    assert [message["data"]["response_status"] for message in await rsvp_webhooks(sessions)] == [
         "accepted",
         "declined",
     ]
@@ -100,7 +103,7 @@ async def test_a_guest_who_answers_to_and_fro_does_not_flood_the_organizer(
     assert waiting.next_attempt_at is not None
     assert waiting.next_attempt_at > datetime.now(UTC)
     assert "Tentative" in str(message_from_bytes(waiting.mail or b"")["Subject"])  # the last one
-    assert (await answers(api, event))["bob@example.org"] == "tentative"
+    assert (await guest_statuses(api, event))["bob@example.org"] == "tentative"
     # It is counted for each guest.
     subject = Subject(calendar_id, event["ical_uid"], "", "cy@example.org")
     await click("accepted", RsvpTokens(settings.fernet_keys).sign(subject))
@@ -109,19 +112,19 @@ async def test_a_guest_who_answers_to_and_fro_does_not_flood_the_organizer(
 
 async def test_get_and_head_change_nothing_and_the_page_has_no_script(browser, api, event, token):
     for method in ("GET", "HEAD"):
-        answer = await browser.request(method, "/rsvp/", params={"token": token, "action": "accepted"})
-        assert answer.status_code == 200
-        policy = answer.headers["content-security-policy"]
+        response = await browser.request(method, "/rsvp/", params={"token": token, "action": "accepted"})
+        assert response.status_code == 200
+        policy = response.headers["content-security-policy"]
         assert policy.startswith("default-src 'none'; style-src 'sha256-")
         assert policy.endswith("; form-action 'self'; base-uri 'none'; frame-ancestors 'none'")
         assert "unsafe" not in policy
-        assert answer.headers["referrer-policy"] == "no-referrer"
-        assert answer.headers["cache-control"] == "no-store"
-        assert answer.headers["vary"] == "Accept-Language"
-        assert answer.headers["x-content-type-options"] == "nosniff"
-        assert answer.headers["x-frame-options"] == "DENY"
-        assert answer.headers["x-robots-tag"] == "noindex, nofollow"
-    assert set((await answers(api, event)).values()) == {"needs_action"}
+        assert response.headers["referrer-policy"] == "no-referrer"
+        assert response.headers["cache-control"] == "no-store"
+        assert response.headers["vary"] == "Accept-Language"
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["x-frame-options"] == "DENY"
+        assert response.headers["x-robots-tag"] == "noindex, nofollow"
+    assert set((await guest_statuses(api, event)).values()) == {"needs_action"}
     page = (await browser.get("/rsvp/", params={"token": token, "action": "accepted"})).text
     style = page.split("<style>")[1].split("</style>")[0]
     import base64
@@ -154,10 +157,10 @@ async def test_one_address_is_slowed_down(app, browser, token):
     # A new minute may begin meanwhile.
     if codes[-1] != 429:
         codes = [(await browser.get("/rsvp/")).status_code for _ in range(PER_MINUTE + 1)]
-    answer = await browser.post("/rsvp/", data={"token": token, "action": "accepted"})
-    assert (codes[-1], answer.status_code) == (429, 429)
-    assert int(answer.headers["retry-after"]) > 0
-    assert "Too many requests" in answer.text
+    response = await browser.post("/rsvp/", data={"token": token, "action": "accepted"})
+    assert (codes[-1], response.status_code) == (429, 429)
+    assert int(response.headers["retry-after"]) > 0
+    assert "Too many requests" in response.text
     transport = httpx.ASGITransport(app, client=("192.0.2.7", 1))
     async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as neighbour:
         assert (await neighbour.get("/rsvp/", params={"token": token})).status_code == 200
@@ -178,30 +181,30 @@ async def test_the_addresses_of_an_ipv6_network_count_as_one(app):
 async def test_a_database_that_is_busy_has_a_page_too(browser, api, sessions, event, token):
     async with sessions() as session:
         await session.execute(text("LOCK TABLE calendars"))
-        answer = await browser.post(
+        response = await browser.post(
             "/rsvp/", data={"token": token, "action": "accepted"}, headers={"Accept-Language": "fr"}
         )
-    assert answer.status_code == 503
-    assert "rien n’a été enregistré" in answer.text
-    assert int(answer.headers["retry-after"]) > 0
-    assert (await answers(api, event))["bob@example.org"] == "needs_action"
+    assert response.status_code == 503
+    assert "rien n’a été enregistré" in response.text
+    assert int(response.headers["retry-after"]) > 0
+    assert (await guest_statuses(api, event))["bob@example.org"] == "needs_action"
 
 
 @pytest.mark.settings(redis_url="unix:///nowhere/redis.sock")
 async def test_with_redis_away_everybody_may_answer(browser, api, event, token):
     assert (await browser.post("/rsvp/", data={"token": token, "action": "accepted"})).status_code == 200
-    assert (await answers(api, event))["bob@example.org"] == "accepted"
+    assert (await guest_statuses(api, event))["bob@example.org"] == "accepted"
 
 
 async def test_a_changed_time_asks_again_and_a_changed_title_does_not(browser, api, event, token):
     path = f"/api/v1/calendar_events/{event['id']}"
     await browser.post("/rsvp/", data={"token": token, "action": "accepted"})
     await api.patch(path, json={"name": "Algebra"})
-    assert (await answers(api, event))["bob@example.org"] == "accepted"
+    assert (await guest_statuses(api, event))["bob@example.org"] == "accepted"
     await api.patch(path, json={"start_time": at(4)})
-    assert (await answers(api, event))["bob@example.org"] == "needs_action"
+    assert (await guest_statuses(api, event))["bob@example.org"] == "needs_action"
     assert (await browser.post("/rsvp/", data={"token": token, "action": "declined"})).status_code == 200
-    assert (await answers(api, event))["bob@example.org"] == "declined"
+    assert (await guest_statuses(api, event))["bob@example.org"] == "declined"
 
 
 async def test_an_answer_to_a_series_is_for_all_and_one_to_an_instance_for_it_alone(
@@ -228,14 +231,14 @@ async def test_an_answer_to_a_series_is_for_all_and_one_to_an_instance_for_it_al
         page = await browser.post("/rsvp/", data={"token": token, "action": action})
         assert page.status_code == 200, page.text
         if use:
-            assert await statuses(api, calendar_id) == ["needs_action", "declined", "needs_action"]
-    assert await statuses(api, calendar_id) == ["accepted", "declined", "accepted"]
+            assert await instance_statuses(api, calendar_id) == ["needs_action", "declined", "needs_action"]
+    assert await instance_statuses(api, calendar_id) == ["accepted", "declined", "accepted"]
     # Once the instance is moved, its own reply no longer counts, and one to the series is for it too.
     rows = await instances(api, calendar_id)
     await api.patch(f"/api/v1/calendar_events/{rows[1]['id']}", json={"end_time": at(3.2)})
-    assert await statuses(api, calendar_id) == ["accepted", "needs_action", "accepted"]
+    assert await instance_statuses(api, calendar_id) == ["accepted", "needs_action", "accepted"]
     token = tokens.sign(Subject(calendar_id, series["ical_uid"], "", "bob@example.org"))
     await browser.post("/rsvp/", data={"token": token, "action": "tentative"})
-    assert await statuses(api, calendar_id) == ["tentative"] * 3
+    assert await instance_statuses(api, calendar_id) == ["tentative"] * 3
     elsewhere = tokens.sign(Subject(calendar_id, series["ical_uid"], "20200101T000000Z", "bob@example.org"))
     assert (await browser.get("/rsvp/", params={"token": elsewhere})).status_code == 410

@@ -30,9 +30,9 @@ def by_hand(**fields):
 
 
 async def create(api, **fields):
-    answer = await api.post(URL, json=by_hand(**fields))
-    assert answer.status_code == 201, answer.text
-    return answer.json()
+    response = await api.post(URL, json=by_hand(**fields))
+    assert response.status_code == 201, response.text
+    return response.json()
 
 
 async def set_state(sessions, bot_id, state, **values):

@@ -24,17 +24,17 @@ async def test_an_event_shows_its_bots_as_they_are(api, add_event) -> None:
 
 async def test_other_projects_see_nothing(api, other_api, add_event) -> None:
     event_id = await add_event()
-    answer = await other_api.post(URL, json={"bot_name": "x", "calendar_event_id": event_id})
-    assert (answer.status_code, answer.json()) == (404, {"error": "Calendar event not found"})
-    answer = await api.post(URL, json={"bot_name": "x", "calendar_event_id": "nothing"})
-    assert answer.status_code == 404
+    response = await other_api.post(URL, json={"bot_name": "x", "calendar_event_id": event_id})
+    assert (response.status_code, response.json()) == (404, {"error": "Calendar event not found"})
+    response = await api.post(URL, json={"bot_name": "x", "calendar_event_id": "nothing"})
+    assert response.status_code == 404
     bot = await create(api)
     for method in ("GET", "PATCH", "DELETE"):
         for bot_id in (bot["id"], new_id("bot"), "bot_1", "cal_0000000000000000"):
             client = other_api if bot_id == bot["id"] else api
             body = {"bot_name": "y"} if method == "PATCH" else None
-            answer = await client.request(method, f"{URL}/{bot_id}", json=body)
-            assert (answer.status_code, answer.json()) == (404, {"error": "Bot not found"})
+            response = await client.request(method, f"{URL}/{bot_id}", json=body)
+            assert (response.status_code, response.json()) == (404, {"error": "Bot not found"})
     assert (await other_api.get(URL)).json()["results"] == []
     assert (await api.get(f"{URL}/{bot['id']}")).json() == bot
 
@@ -42,19 +42,19 @@ async def test_other_projects_see_nothing(api, other_api, add_event) -> None:
 async def test_delete_unschedules_and_only_that(api, sessions, project) -> None:
     await subscribe(sessions, project.id)
     bot = await create(api, metadata={"user": "1"})
-    answer = await api.delete(f"{URL}/{bot['id']}")
-    assert (answer.status_code, answer.content) == (200, b"")
+    response = await api.delete(f"{URL}/{bot['id']}")
+    assert (response.status_code, response.content) == (200, b"")
     assert (await api.get(f"{URL}/{bot['id']}")).status_code == 404
-    (told,) = await deliveries(sessions)
-    assert b'"event_sub_type":"requested"' in told.body
-    assert b'"state":"deleted"' in told.body
-    assert b'"bot_metadata":{"user":"1"}' in told.body
+    (announced,) = await deliveries(sessions)
+    assert b'"event_sub_type":"requested"' in announced.body
+    assert b'"state":"deleted"' in announced.body
+    assert b'"bot_metadata":{"user":"1"}' in announced.body
     for stored, state in (("launching", "staged"), ("launched", "joining"), ("fatal_error", "fatal_error")):
         kept = await create(api)
         await set_state(sessions, kept["id"], stored)
-        answer = await api.delete(f"{URL}/{kept['id']}")
-        assert answer.status_code == 400
-        assert state in answer.json()["non_field_errors"][0]
+        response = await api.delete(f"{URL}/{kept['id']}")
+        assert response.status_code == 400
+        assert state in response.json()["non_field_errors"][0]
 
 
 async def test_lists_are_filtered_and_paged_oldest_first(api, sessions, add_event) -> None:
@@ -78,9 +78,9 @@ async def test_lists_are_filtered_and_paged_oldest_first(api, sessions, add_even
     assert (await api.get(rest["previous"])).json()["results"] == page["results"][1:]
 
     async def listed(**query):
-        answer = await api.get(URL, params=query)
-        assert answer.status_code == 200, answer.text
-        return [bot["id"] for bot in answer.json()["results"]]
+        response = await api.get(URL, params=query)
+        assert response.status_code == 200, response.text
+        return [bot["id"] for bot in response.json()["results"]]
 
     at = bots[10]["join_at"]
     after = [bot["id"] for bot in bots[10:]]
@@ -100,9 +100,9 @@ async def test_lists_are_filtered_and_paged_oldest_first(api, sessions, add_even
 
 async def test_bad_queries_are_refused(api) -> None:
     for query in ["state=gone", "states=gone", "join_at_gte=soon", "cursor=abc", "nothing=1", "state=a%00b"]:
-        answer = await api.get(f"{URL}?{query}")
-        assert answer.status_code == 400, query
-        assert list(answer.json()) == ["error"]
+        response = await api.get(f"{URL}?{query}")
+        assert response.status_code == 400, query
+        assert list(response.json()) == ["error"]
 
 
 async def test_a_long_log_keeps_its_first_entry_and_the_last_ones(api, sessions) -> None:
@@ -114,8 +114,8 @@ async def test_a_long_log_keeps_its_first_entry_and_the_last_ones(api, sessions)
                 " 'sub_type', n::text, 'metadata', null, 'created_at', '')) FROM generate_series(1, 99) n)"
             )
         )
-    answer = await api.patch(f"{URL}/{bot['id']}", json={"bot_name": "last"})
-    entries = answer.json()["events"]
+    response = await api.patch(f"{URL}/{bot['id']}", json={"bot_name": "last"})
+    entries = response.json()["events"]
     assert len(entries) == 100
     assert entries[0] == bot["events"][0]
     assert [entry["sub_type"] for entry in entries[1:]] == [*map(str, range(2, 100)), None]
@@ -140,8 +140,8 @@ async def test_states_and_log_are_told_in_attendees_words(api, add_event, sessio
     ]
     for stored, shown in (("launching", "staged"), ("launched", "joining"), ("fatal_error", "fatal_error")):
         await set_state(sessions, bot["id"], stored, events=log)
-        told = (await api.get(f"{URL}/{bot['id']}")).json()
-        assert told["state"] == shown
-        assert [entry["type"] for entry in told["events"]] == ["scheduled", "staged", "join_requested"]
-        assert (await api.get(URL)).json()["results"] == [told]
-        assert (await api.get(f"/api/v1/calendar_events/{event_id}")).json()["bots"] == [told]
+        returned = (await api.get(f"{URL}/{bot['id']}")).json()
+        assert returned["state"] == shown
+        assert [entry["type"] for entry in returned["events"]] == ["scheduled", "staged", "join_requested"]
+        assert (await api.get(URL)).json()["results"] == [returned]
+        assert (await api.get(f"/api/v1/calendar_events/{event_id}")).json()["bots"] == [returned]

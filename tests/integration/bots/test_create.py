@@ -16,7 +16,7 @@ from tests.integration.bots.bots_api import FIELDS, LINK, URL, by_hand, create, 
 async def test_a_bot_of_an_event_has_the_events_link_and_start(api, add_event) -> None:
     start = in_hours(3)
     event_id = await add_event(start_time=start, end_time=start + timedelta(hours=1))
-    answer = await api.post(
+    response = await api.post(
         URL,
         json={
             "calendar_event_id": event_id,
@@ -27,8 +27,8 @@ async def test_a_bot_of_an_event_has_the_events_link_and_start(api, add_event) -
             "join_at": None,
         },
     )
-    assert answer.status_code == 201
-    bot = answer.json()
+    assert response.status_code == 201
+    bot = response.json()
     assert set(bot) == FIELDS
     assert bot["meeting_url"] == LINK
     assert bot["join_at"] == isoformat(start)
@@ -47,22 +47,22 @@ async def test_a_bot_by_hand_needs_a_link_and_a_time(api) -> None:
     for missing in ("meeting_url", "bot_name"):
         body = by_hand()
         del body[missing]
-        answer = await api.post(URL, json=body)
-        assert answer.status_code == 400
-        assert list(answer.json()) == [missing]
-    answer = await api.post(URL, json={"bot_name": "x"})
-    assert answer.json() == {"non_field_errors": ["Give calendar_event_id, or meeting_url and join_at."]}
+        response = await api.post(URL, json=body)
+        assert response.status_code == 400
+        assert list(response.json()) == [missing]
+    response = await api.post(URL, json={"bot_name": "x"})
+    assert response.json() == {"non_field_errors": ["Give calendar_event_id, or meeting_url and join_at."]}
 
 
 async def test_a_bot_of_an_event_takes_neither_link_nor_time(api, add_event) -> None:
     event_id = await add_event()
-    answer = await api.post(URL, json=by_hand(calendar_event_id=event_id))
-    assert answer.status_code == 400
-    assert set(answer.json()) == {"meeting_url", "join_at"}
-    answer = await api.post(
+    response = await api.post(URL, json=by_hand(calendar_event_id=event_id))
+    assert response.status_code == 400
+    assert set(response.json()) == {"meeting_url", "join_at"}
+    response = await api.post(
         URL, json={"bot_name": "x", "calendar_event_id": event_id, "join_at": isoformat(in_hours(1))}
     )
-    assert set(answer.json()) == {"join_at"}
+    assert set(response.json()) == {"join_at"}
 
 
 async def test_events_that_no_bot_can_join_are_refused(api, add_event) -> None:
@@ -75,24 +75,24 @@ async def test_events_that_no_bot_can_join_are_refused(api, add_event) -> None:
     ]
     for fields, word in cases:
         event_id = await add_event(**fields)
-        answer = await api.post(URL, json={"bot_name": "x", "calendar_event_id": event_id})
-        assert answer.status_code == 400
-        assert word in answer.json()["calendar_event_id"][0]
+        response = await api.post(URL, json={"bot_name": "x", "calendar_event_id": event_id})
+        assert response.status_code == 400
+        assert word in response.json()["calendar_event_id"][0]
 
 
 async def test_a_bot_can_still_join_an_event_that_is_under_way(api, add_event) -> None:
     event_id = await add_event(start_time=in_hours(-1), end_time=in_hours(1))
-    answer = await api.post(URL, json={"bot_name": "x", "calendar_event_id": event_id})
-    assert answer.status_code == 201
+    response = await api.post(URL, json={"bot_name": "x", "calendar_event_id": event_id})
+    assert response.status_code == 201
 
 
 async def test_no_bot_is_scheduled_on_a_disconnected_calendar(api, add_event, sessions) -> None:
     event_id = await add_event()
     async with transaction(sessions) as session:
         await session.execute(update(Calendar).values(state="disconnected"))
-    answer = await api.post(URL, json={"bot_name": "x", "calendar_event_id": event_id})
-    assert answer.status_code == 400
-    assert "disconnected" in answer.json()["calendar_event_id"][0]
+    response = await api.post(URL, json={"bot_name": "x", "calendar_event_id": event_id})
+    assert response.status_code == 400
+    assert "disconnected" in response.json()["calendar_event_id"][0]
 
 
 async def test_bad_fields_are_named(api) -> None:
@@ -117,9 +117,9 @@ async def test_bad_fields_are_named(api) -> None:
         ({"recording_settings": {"a": "\x00"}}, "recording_settings"),
     ]
     for fields, field in cases:
-        answer = await api.post(URL, json=by_hand(**fields))
-        assert answer.status_code == 400, fields
-        assert list(answer.json()) == [field], fields
+        response = await api.post(URL, json=by_hand(**fields))
+        assert response.status_code == 400, fields
+        assert list(response.json()) == [field], fields
 
 
 async def test_a_time_that_has_just_passed_is_fine(api) -> None:
@@ -157,8 +157,8 @@ async def test_without_a_time_a_bot_joins_now(api, sessions) -> None:
     del body["join_at"]
     bot = (await api.post(URL, json=body)).json()
     assert isoformat(before) < bot["join_at"] < isoformat(utcnow() + timedelta(seconds=5))
-    answer = await api.post(URL, json=by_hand(join_at=""))
-    assert list(answer.json()) == ["join_at"], "an empty time is a slip"
+    response = await api.post(URL, json=by_hand(join_at=""))
+    assert list(response.json()) == ["join_at"], "an empty time is a slip"
 
 
 async def test_empty_texts_count_as_absent(api, add_event) -> None:
@@ -175,8 +175,8 @@ async def test_empty_texts_count_as_absent(api, add_event) -> None:
 async def test_numbers_become_texts_and_texts_are_trimmed(api) -> None:
     bot = await create(api, bot_name=42, deduplication_key=42)
     assert (bot["bot_name"], bot["deduplication_key"]) == ("42", "42")
-    answer = await api.post(URL, json=by_hand(deduplication_key=" 42 "))
-    assert list(answer.json()) == ["deduplication_key"], "the same key"
+    response = await api.post(URL, json=by_hand(deduplication_key=" 42 "))
+    assert list(response.json()) == ["deduplication_key"], "the same key"
     other = await create(api, bot_name="  Ada ", meeting_url=f" {LINK} ")
     assert (other["bot_name"], other["meeting_url"]) == ("Ada", LINK)
 
@@ -188,12 +188,12 @@ async def test_a_meeting_that_the_runner_cannot_join_is_refused(api, add_event) 
         "https://zoom.us.example.com/j/1",
     )
     for url in refused:
-        answer = await api.post(URL, json=by_hand(meeting_url=url))
-        assert answer.status_code == 400, url
-        assert "google_meet, teams, zoom" in answer.json()["meeting_url"][0]
+        response = await api.post(URL, json=by_hand(meeting_url=url))
+        assert response.status_code == 400, url
+        assert "google_meet, teams, zoom" in response.json()["meeting_url"][0]
         event_id = await add_event(meeting_url=url)
-        answer = await api.post(URL, json={"bot_name": "x", "calendar_event_id": event_id})
-        assert "google_meet, teams, zoom" in answer.json()["calendar_event_id"][0]
+        response = await api.post(URL, json={"bot_name": "x", "calendar_event_id": event_id})
+        assert "google_meet, teams, zoom" in response.json()["calendar_event_id"][0]
     # The host decides: Attendee joins codes of any form.
     for url in (
         "https://meet.google.com/abc-def-ghi",
@@ -201,20 +201,20 @@ async def test_a_meeting_that_the_runner_cannot_join_is_refused(api, add_event) 
         "https://teams.live.com/meet/123456789",
     ):
         bot = await create(api, meeting_url=url)
-        answer = await api.patch(f"{URL}/{bot['id']}", json={"meeting_url": refused[0]})
-        assert list(answer.json()) == ["meeting_url"]
+        response = await api.patch(f"{URL}/{bot['id']}", json={"meeting_url": refused[0]})
+        assert list(response.json()) == ["meeting_url"]
 
 
 @pytest.mark.settings(bot_runner_platforms="Webex")
 async def test_the_operator_says_what_the_runner_joins(api) -> None:
     await create(api, meeting_url="https://acme.webex.com/meet/ada")
-    answer = await api.post(URL, json=by_hand())
-    assert answer.json()["meeting_url"][0].endswith("it joins webex (BOT_RUNNER_PLATFORMS).")
+    response = await api.post(URL, json=by_hand())
+    assert response.json()["meeting_url"][0].endswith("it joins webex (BOT_RUNNER_PLATFORMS).")
 
 
 async def test_what_the_runner_refuses_is_refused_or_left_out_at_once(api, sessions) -> None:
-    answer = await api.post(URL, json=by_hand(bot_name="Ada \U0001f916"))
-    assert "emoji" in answer.json()["bot_name"][0]
+    response = await api.post(URL, json=by_hand(bot_name="Ada \U0001f916"))
+    assert "emoji" in response.json()["bot_name"][0]
     await create(
         api,
         bot_settings={"a": None, "b": {"c": None, "d": 0, "e": {}}},
@@ -225,5 +225,5 @@ async def test_what_the_runner_refuses_is_refused_or_left_out_at_once(api, sessi
         kept = await session.scalar(select(Bot.bot_settings))
     assert kept == {"b": {"d": 0, "e": {}}, "recording_settings": {"f": [{"h": False}]}}
     for fields in ({"bot_settings": {"a": [None]}}, {"recording_settings": {"a": {"b": [[None]]}}}):
-        answer = await api.post(URL, json=by_hand(**fields))
-        assert list(answer.json()) == list(fields), answer.text
+        response = await api.post(URL, json=by_hand(**fields))
+        assert list(response.json()) == list(fields), response.text

@@ -11,11 +11,11 @@ from tests.integration.bots.bots_api import URL, by_hand, create, in_hours, set_
 
 
 async def test_of_simultaneous_requests_with_one_key_one_wins(api, sessions) -> None:
-    answers = await asyncio.gather(
+    responses = await asyncio.gather(
         *(api.post(URL, json=by_hand(deduplication_key="k", bot_name=f"{n}")) for n in range(8))
     )
-    assert sorted(answer.status_code for answer in answers) == [201] + [400] * 7
-    refused = next(answer for answer in answers if answer.status_code == 400).json()
+    assert sorted(response.status_code for response in responses) == [201] + [400] * 7
+    refused = next(response for response in responses if response.status_code == 400).json()
     assert list(refused) == ["deduplication_key"]
     async with sessions() as session:
         assert len((await session.scalars(select(Bot.id))).all()) == 1
@@ -58,16 +58,16 @@ async def test_a_key_is_held_until_the_events_end(api, add_event, sessions) -> N
 
 async def test_the_same_idempotency_key_makes_one_bot(api) -> None:
     body, headers = by_hand(), {"Idempotency-Key": "once"}
-    answers = [await api.post(URL, json=body, headers=headers) for _ in range(2)]
-    assert [answer.status_code for answer in answers] == [201, 201]
-    assert answers[0].json() == answers[1].json()
+    responses = [await api.post(URL, json=body, headers=headers) for _ in range(2)]
+    assert [response.status_code for response in responses] == [201, 201]
+    assert responses[0].json() == responses[1].json()
     assert (await api.post(URL, json=by_hand(bot_name="other"), headers=headers)).status_code == 409
 
 
 async def test_a_key_of_a_finished_bot_can_be_taken_over_by_a_change(api, sessions) -> None:
     old, new = await create(api, deduplication_key="k"), await create(api)
     await set_state(sessions, old["id"], "launched", join_at=in_hours(-9))
-    answer = await api.patch(f"{URL}/{new['id']}", json={"deduplication_key": "k"})
-    assert answer.json()["deduplication_key"] == "k"
+    response = await api.patch(f"{URL}/{new['id']}", json={"deduplication_key": "k"})
+    assert response.json()["deduplication_key"] == "k"
     cleared = await api.patch(f"{URL}/{new['id']}", json={"deduplication_key": None})
     assert cleared.json()["deduplication_key"] is None

@@ -19,9 +19,9 @@ async def test_a_bot_by_hand_can_be_changed_while_it_is_scheduled(api, sessions,
         "metadata": {"user": "2"},
         "bot_settings": {"b": 2},
     }
-    answer = await api.patch(f"{URL}/{bot['id']}", json=changes)
-    assert answer.status_code == 200
-    changed = answer.json()
+    response = await api.patch(f"{URL}/{bot['id']}", json=changes)
+    assert response.status_code == 200
+    changed = response.json()
     assert {name: changed[name] for name in changes if name in changed} == {
         name: value for name, value in changes.items() if name != "bot_settings"
     }
@@ -30,9 +30,9 @@ async def test_a_bot_by_hand_can_be_changed_while_it_is_scheduled(api, sessions,
     assert changed["events"][-1]["metadata"] == {"fields": sorted(changes)}
     async with sessions() as session:
         assert await session.scalar(select(Bot.bot_settings)) == {"b": 2}
-    (told,) = await deliveries(sessions)
-    assert b'"event_type":"updated"' in told.body
-    assert b'"bot_metadata":{"user":"2"}' in told.body
+    (announced,) = await deliveries(sessions)
+    assert b'"event_type":"updated"' in announced.body
+    assert b'"bot_metadata":{"user":"2"}' in announced.body
     again = await api.patch(f"{URL}/{bot['id']}", json=changes)
     assert again.json() == changed
     assert len(await deliveries(sessions)) == 1
@@ -42,12 +42,12 @@ async def test_a_bot_of_an_event_keeps_the_events_link_and_time(api, add_event) 
     event_id = await add_event()
     bot = (await api.post(URL, json={"calendar_event_id": event_id, "bot_name": "x"})).json()
     for change in ({"join_at": isoformat(in_hours(9))}, {"meeting_url": LINK}):
-        answer = await api.patch(f"{URL}/{bot['id']}", json=change)
-        assert answer.status_code == 400
-        assert list(answer.json()) == list(change)
-        assert "follows" in answer.json()[next(iter(change))][0]
-    answer = await api.patch(f"{URL}/{bot['id']}", json={"bot_name": "y", "metadata": None})
-    assert answer.json()["bot_name"] == "y"
+        response = await api.patch(f"{URL}/{bot['id']}", json=change)
+        assert response.status_code == 400
+        assert list(response.json()) == list(change)
+        assert "follows" in response.json()[next(iter(change))][0]
+    response = await api.patch(f"{URL}/{bot['id']}", json={"bot_name": "y", "metadata": None})
+    assert response.json()["bot_name"] == "y"
 
 
 async def test_bad_changes_are_named(api) -> None:
@@ -65,9 +65,9 @@ async def test_bad_changes_are_named(api) -> None:
         {"recording_settings": {"a": [1, None]}},
     ]
     for change in changes:
-        answer = await api.patch(f"{URL}/{bot['id']}", json=change)
-        assert answer.status_code == 400, change
-        assert list(answer.json()) == list(change)
+        response = await api.patch(f"{URL}/{bot['id']}", json=change)
+        assert response.status_code == 400, change
+        assert list(response.json()) == list(change)
     assert (await api.get(f"{URL}/{bot['id']}")).json() == bot
 
 
@@ -75,12 +75,12 @@ async def test_past_scheduled_only_the_metadata_changes_and_a_hand_over_goes_on(
     bot = await create(api)
     lease = {"lease_token": "mine", "next_attempt_at": in_hours(1), "may_be_handed_over": True}
     await set_state(sessions, bot["id"], "launching", **lease)
-    answer = await api.patch(f"{URL}/{bot['id']}", json={"bot_name": "y"})
-    assert answer.status_code == 400
-    assert "staged" in answer.json()["non_field_errors"][0]
-    answer = await api.patch(f"{URL}/{bot['id']}", json={"metadata": {"user": "3"}})
-    assert answer.json()["metadata"] == {"user": "3"}
-    assert answer.json()["state"] == "staged"
+    response = await api.patch(f"{URL}/{bot['id']}", json={"bot_name": "y"})
+    assert response.status_code == 400
+    assert "staged" in response.json()["non_field_errors"][0]
+    response = await api.patch(f"{URL}/{bot['id']}", json={"metadata": {"user": "3"}})
+    assert response.json()["metadata"] == {"user": "3"}
+    assert response.json()["state"] == "staged"
     async with sessions() as session:
         row = (await session.scalars(select(Bot))).one()
     assert {name: getattr(row, name) for name in lease} == lease
@@ -90,25 +90,25 @@ async def test_a_change_takes_what_creating_takes(api, sessions, add_event, proj
     await subscribe(sessions, project.id)
     bot = await create(api, bot_settings={"a": 1, "b": {"c": 2}}, deduplication_key="k")
     path = f"{URL}/{bot['id']}"
-    answer = await api.patch(
+    response = await api.patch(
         path, json={"recording_settings": {"format": "mp3", "x": None}, "a": None, "deduplication_key": "l"}
     )
-    assert answer.status_code == 200, answer.text
-    assert answer.json()["deduplication_key"] == "l"
+    assert response.status_code == 200, response.text
+    assert response.json()["deduplication_key"] == "l"
     fields = ["a", "deduplication_key", "recording_settings"]
-    assert answer.json()["events"][-1]["metadata"] == {"fields": fields}
+    assert response.json()["events"][-1]["metadata"] == {"fields": fields}
     async with sessions() as session:
         assert await session.scalar(select(Bot.bot_settings)) == {
             "b": {"c": 2},
             "recording_settings": {"format": "mp3"},
         }
     again = await api.patch(path, json={"recording_settings": {"format": "mp3"}, "deduplication_key": "l"})
-    assert again.json() == answer.json(), "nothing changed"
+    assert again.json() == response.json(), "nothing changed"
 
     await create(api, deduplication_key="k")
     taken = await api.patch(path, json={"deduplication_key": "k"})
     assert (taken.status_code, list(taken.json())) == (400, ["deduplication_key"])
-    assert (await api.get(path)).json() == answer.json()
+    assert (await api.get(path)).json() == response.json()
 
     start = in_hours(50)
     event_id = await add_event(
@@ -117,8 +117,8 @@ async def test_a_change_takes_what_creating_takes(api, sessions, add_event, proj
     moved = (await api.patch(path, json={"calendar_event_id": event_id})).json()
     assert (moved["calendar_event_id"], moved["join_at"]) == (event_id, isoformat(start))
     assert moved["meeting_url"] == "https://meet.google.com/abc-defg-hij"
-    told = (await deliveries(sessions))[-1].body
-    assert f'"calendar_event_id":"{event_id}"'.encode() in told
+    announced = (await deliveries(sessions))[-1].body
+    assert f'"calendar_event_id":"{event_id}"'.encode() in announced
     assert (await api.patch(path, json={"calendar_event_id": event_id})).json() == moved
     for event, status in (
         (None, 400),

@@ -27,9 +27,9 @@ FIELDS = {
 
 
 async def create(api, **fields):
-    answer = await api.post(URL, json={**GOOGLE, **fields})
-    assert answer.status_code == 201, answer.text
-    return answer.json()
+    response = await api.post(URL, json={**GOOGLE, **fields})
+    assert response.status_code == 201, response.text
+    return response.json()
 
 
 async def secrets_of(sessions, settings, calendar_id):

@@ -62,20 +62,20 @@ BAD_QUERIES = [
 
 async def test_bad_query_values_are_refused_with_a_sentence(api):
     for query, sentence in BAD_QUERIES:
-        answer = await api.get(f"{URL}?{query}")
-        assert (answer.status_code, answer.json()) == (400, {"error": sentence})
+        response = await api.get(f"{URL}?{query}")
+        assert (response.status_code, response.json()) == (400, {"error": sentence})
 
 
 async def test_another_projects_calendar_is_not_found(api, other_api):
     calendar = await create(api)
     path = f"{URL}/{calendar['id']}"
-    answers = [
+    responses = [
         await other_api.get(path),
         await other_api.patch(path, json={"metadata": {"a": "b"}}),
         await other_api.delete(path),
         await other_api.post(f"{path}/sync"),
     ]
-    assert [(answer.status_code, answer.json()) for answer in answers] == [
+    assert [(response.status_code, response.json()) for response in responses] == [
         (404, {"error": "Calendar not found"})
     ] * 4
     assert (await other_api.get(URL)).json()["results"] == []
@@ -84,14 +84,14 @@ async def test_another_projects_calendar_is_not_found(api, other_api):
 
 async def test_what_cannot_be_an_id_is_not_found(api):
     for name in ("cal_0000000000000000", "x", "cal_%00", "evt_0000000000000000", "cal_000000000000000é"):
-        for answer in (await api.get(f"{URL}/{name}"), await api.delete(f"{URL}/{name}")):
-            assert (answer.status_code, answer.json()) == (404, {"error": "Calendar not found"}), name
+        for response in (await api.get(f"{URL}/{name}"), await api.delete(f"{URL}/{name}")):
+            assert (response.status_code, response.json()) == (404, {"error": "Calendar not found"}), name
 
 
 async def test_without_a_valid_key_nothing_is_answered(api):
     for header in ("", "Token", "Token wrong", "Basic eA==", "Token a\x80"):
-        answer = await api.get(URL, headers={"Authorization": header.encode("latin-1")})
-        assert (answer.status_code, list(answer.json())) == (401, ["detail"])
+        response = await api.get(URL, headers={"Authorization": header.encode("latin-1")})
+        assert (response.status_code, list(response.json())) == (401, ["detail"])
     assert (
         await api.get(URL, headers={"Authorization": api.headers["Authorization"].replace("Token", "Bearer")})
     ).status_code == 200
@@ -101,14 +101,14 @@ async def test_a_sync_can_be_asked_for(api, sessions):
     calendar = await create(api)
     async with transaction(sessions) as session:
         await session.execute(update(Calendar).values(next_sync_at=datetime.now(UTC) + timedelta(hours=1)))
-    answer = await api.post(f"{URL}/{calendar['id']}/sync")
-    assert (answer.status_code, answer.json()) == (202, {"status": "queued"})
+    response = await api.post(f"{URL}/{calendar['id']}/sync")
+    assert (response.status_code, response.json()) == (202, {"status": "queued"})
     assert (await factories.load_calendar(sessions, calendar["id"])).next_sync_at <= datetime.now(UTC)
 
 
 async def test_a_disconnected_calendar_says_what_it_needs_instead_of_a_sync(api, sessions):
     calendar = await create(api)
     await disconnect(sessions, calendar["id"])
-    answer = await api.post(f"{URL}/{calendar['id']}/sync")
+    response = await api.post(f"{URL}/{calendar['id']}/sync")
     sentence = "The calendar is disconnected. PATCH it with new credentials: that reconnects and syncs it."
-    assert (answer.status_code, answer.json()) == (400, {"non_field_errors": [sentence]})
+    assert (response.status_code, response.json()) == (400, {"non_field_errors": [sentence]})

@@ -22,9 +22,9 @@ async def test_a_created_google_calendar_is_answered_with_exactly_the_contracts_
         "metadata": {"user": "42"},
         "deduplication_key": "u42",
     }
-    answer = await api.post(URL, json=body)
-    assert answer.status_code == 201
-    calendar = answer.json()
+    response = await api.post(URL, json=body)
+    assert response.status_code == 201
+    calendar = response.json()
     assert calendar.keys() == FIELDS
     shown = {
         name: calendar[name]
@@ -52,10 +52,10 @@ async def test_secrets_are_stored_sealed_and_never_shown(api, sessions, settings
 
 
 async def test_a_feeds_address_is_normalised_and_treated_as_a_secret(api, sessions, settings):
-    answer = await api.post(URL, json={**FEED, "feed_url": " webcal://example.com/hidden-3.ics#top"})
-    assert answer.status_code == 201
-    assert "hidden" not in answer.text
-    calendar = answer.json()
+    response = await api.post(URL, json={**FEED, "feed_url": " webcal://example.com/hidden-3.ics#top"})
+    assert response.status_code == 201
+    assert "hidden" not in response.text
+    calendar = response.json()
     assert (calendar["platform"], calendar["client_id"], calendar["platform_uuid"]) == ("ics", None, None)
     expected = {"feed_url": "https://example.com/hidden-3.ics"}
     assert await secrets_of(sessions, settings, calendar["id"]) == expected
@@ -115,13 +115,16 @@ BAD_BODIES = [
 
 async def test_bad_input_is_refused_with_the_fields_name(api):
     for body, expected in BAD_BODIES:
-        answer = await api.post(URL, json=body)
-        assert (answer.status_code, answer.json()) == (400, expected), body
+        response = await api.post(URL, json=body)
+        assert (response.status_code, response.json()) == (400, expected), body
 
 
 async def test_a_body_that_is_not_json_is_refused(api):
-    answer = await api.post(URL, content=b"{", headers={"Content-Type": "application/json"})
-    assert (answer.status_code, answer.json()) == (400, {"non_field_errors": ["The body is not valid JSON."]})
+    response = await api.post(URL, content=b"{", headers={"Content-Type": "application/json"})
+    assert (response.status_code, response.json()) == (
+        400,
+        {"non_field_errors": ["The body is not valid JSON."]},
+    )
 
 
 async def test_a_feed_address_that_cannot_be_one_is_refused_and_not_repeated(api):
@@ -131,15 +134,15 @@ async def test_a_feed_address_that_cannot_be_one_is_refused_and_not_repeated(api
         "https://?hidden",
         "https://a b/hidden",
     ):
-        answer = await api.post(URL, json={**FEED, "feed_url": feed_url})
-        assert (answer.status_code, list(answer.json())) == (400, ["feed_url"]), feed_url
-        assert "hidden" not in answer.text
+        response = await api.post(URL, json={**FEED, "feed_url": feed_url})
+        assert (response.status_code, list(response.json())) == (400, ["feed_url"]), feed_url
+        assert "hidden" not in response.text
 
 
 @pytest.mark.settings(allow_private_network_targets=False)
 async def test_a_feed_over_plain_http_is_refused(api):
-    answer = await api.post(URL, json={**FEED, "feed_url": "http://example.com/a.ics"})
-    assert (answer.status_code, list(answer.json())) == (400, ["feed_url"])
+    response = await api.post(URL, json={**FEED, "feed_url": "http://example.com/a.ics"})
+    assert (response.status_code, list(response.json())) == (400, ["feed_url"])
 
 
 async def test_the_longest_deduplication_key_is_taken(api):
@@ -154,17 +157,17 @@ TAKEN = {"deduplication_key": ["A calendar with this deduplication key already e
 async def test_a_deduplication_key_is_unique_over_all_platforms_of_a_project(api, other_api):
     await create(api, deduplication_key="u1")
     for body in (GOOGLE, FEED):
-        answer = await api.post(URL, json={**body, "deduplication_key": "u1"})
-        assert (answer.status_code, answer.json()) == (400, TAKEN)
+        response = await api.post(URL, json={**body, "deduplication_key": "u1"})
+        assert (response.status_code, response.json()) == (400, TAKEN)
     await create(other_api, deduplication_key="u1")
 
 
 async def test_of_requests_at_the_same_time_with_one_deduplication_key_one_succeeds(api, sessions):
-    answers = await asyncio.gather(
+    responses = await asyncio.gather(
         *(api.post(URL, json={**GOOGLE, "deduplication_key": "u1"}) for _ in range(12))
     )
-    assert sorted(answer.status_code for answer in answers) == [201] + [400] * 11
-    assert all(answer.json() == TAKEN for answer in answers if answer.status_code == 400)
+    assert sorted(response.status_code for response in responses) == [201] + [400] * 11
+    assert all(response.json() == TAKEN for response in responses if response.status_code == 400)
     async with sessions() as session:
         assert await session.scalar(select(func.count()).select_from(Credentials)) == 1
 

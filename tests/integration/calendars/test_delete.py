@@ -30,9 +30,9 @@ async def test_deleting_takes_events_pending_deliveries_and_credentials_along(ap
         await api.patch(f"{URL}/{each['id']}", json={"client_secret": "x"})
     assert len(await deliveries(sessions)) == 2
 
-    answer = await api.delete(f"{URL}/{calendar['id']}")
+    response = await api.delete(f"{URL}/{calendar['id']}")
 
-    assert (answer.status_code, answer.content) == (200, b"")
+    assert (response.status_code, response.content) == (200, b"")
     assert (await api.get(f"{URL}/{calendar['id']}")).status_code == 404
     assert (await api.delete(f"{URL}/{calendar['id']}")).status_code == 404
     async with sessions() as session:
@@ -69,8 +69,8 @@ async def test_calendars_that_share_credentials_can_be_deleted_at_the_same_time(
     async with transaction(sessions) as session:
         shared = select(Calendar.credentials_id).where(Calendar.id == made[0]).scalar_subquery()
         await session.execute(update(Calendar).values(credentials_id=shared))
-    answers = await asyncio.gather(*(api.delete(f"{URL}/{calendar_id}") for calendar_id in made))
-    assert {answer.status_code for answer in answers} == {200}
+    responses = await asyncio.gather(*(api.delete(f"{URL}/{calendar_id}") for calendar_id in made))
+    assert {response.status_code for response in responses} == {200}
     async with sessions() as session:
         left = await session.scalar(select(func.count()).select_from(Credentials))
     assert left == 5  # those that no calendar used any more before
@@ -91,6 +91,6 @@ async def test_a_calendar_that_stays_locked_answers_503_and_not_500(api, session
     calendar = (await api.post("/api/v1/calendars", json=body)).json()
     async with transaction(sessions) as session:
         await session.execute(text("SELECT FROM calendars FOR UPDATE"))
-        answer = await api.delete(f"/api/v1/calendars/{calendar['id']}")
-    assert answer.status_code == 503
-    assert "Retry-After" in answer.headers
+        response = await api.delete(f"/api/v1/calendars/{calendar['id']}")
+    assert response.status_code == 503
+    assert "Retry-After" in response.headers

@@ -53,15 +53,15 @@ BAD_CHANGES = [
 async def test_what_cannot_be_changed_is_refused_by_name(api):
     calendar = await create(api)
     for body, expected in BAD_CHANGES:
-        answer = await api.patch(f"{URL}/{calendar['id']}", json=body)
-        assert (answer.status_code, answer.json()) == (400, expected), body
+        response = await api.patch(f"{URL}/{calendar['id']}", json=body)
+        assert (response.status_code, response.json()) == (400, expected), body
     assert (await api.get(f"{URL}/{calendar['id']}")).json() == calendar
 
 
 async def test_a_feed_has_no_client_secret(api):
     calendar = (await api.post(URL, json=FEED)).json()
-    answer = await api.patch(f"{URL}/{calendar['id']}", json={"client_secret": "x", "refresh_token": "y"})
-    assert (answer.status_code, sorted(answer.json())) == (400, ["client_secret", "refresh_token"])
+    response = await api.patch(f"{URL}/{calendar['id']}", json={"client_secret": "x", "refresh_token": "y"})
+    assert (response.status_code, sorted(response.json())) == (400, ["client_secret", "refresh_token"])
 
 
 async def test_any_patch_makes_the_calendar_due_at_once(api, sessions):
@@ -82,12 +82,12 @@ async def test_new_credentials_reconnect_the_calendar(api, sessions, settings, p
             update(Credentials).values(access_token_sealed=b"x", access_token_expires_at=func.now())
         )
 
-    answer = await api.patch(
+    response = await api.patch(
         f"{URL}/{calendar['id']}", json={"refresh_token": "hidden-9", "metadata": {"a": "b"}}
     )
 
-    assert answer.status_code == 200
-    shown = answer.json()
+    assert response.status_code == 200
+    shown = response.json()
     assert (shown["state"], shown["connection_failure_data"], shown["sync_failing_since"]) == (
         "connected",
         None,
@@ -122,8 +122,8 @@ async def test_new_credentials_of_a_connected_calendar_announce_nothing(api, ses
 async def test_a_feed_gets_a_new_address(api, sessions, settings):
     calendar = (await api.post(URL, json=FEED)).json()
     await disconnect(sessions, calendar["id"])
-    answer = await api.patch(f"{URL}/{calendar['id']}", json={"feed_url": "webcal://example.com/hidden-4"})
-    assert answer.json()["state"] == "connected"
+    response = await api.patch(f"{URL}/{calendar['id']}", json={"feed_url": "webcal://example.com/hidden-4"})
+    assert response.json()["state"] == "connected"
     assert await secrets_of(sessions, settings, calendar["id"]) == {
         "feed_url": "https://example.com/hidden-4"
     }
@@ -163,9 +163,9 @@ async def test_half_of_the_secrets_is_not_enough_when_the_stored_ones_cannot_be_
     async with transaction(sessions) as session:
         await session.execute(update(Credentials).values(sealed=b"written with a lost key"))
     path = f"{URL}/{calendar['id']}"
-    answer = await api.patch(path, json={"refresh_token": "new"})
+    response = await api.patch(path, json={"refresh_token": "new"})
     sentence = "The stored value can no longer be decrypted: send this field too."
-    assert (answer.status_code, answer.json()) == (400, {"client_secret": [sentence]})
+    assert (response.status_code, response.json()) == (400, {"client_secret": [sentence]})
     assert (await api.patch(path, json={"refresh_token": "new", "client_secret": "new"})).status_code == 200
 
 
@@ -174,8 +174,8 @@ async def test_of_an_unknown_calendar_no_body_is_right(api, other_api):
     bodies: list[Any] = [{"metadata": {}}, {"platform": "ics"}, []]
     for client, calendar_id in ((api, "cal_aaaaaaaaaaaaaaaa"), (api, "nothing"), (other_api, calendar["id"])):
         for body in bodies:
-            answer = await client.patch(f"{URL}/{calendar_id}", json=body)
-            assert (answer.status_code, answer.json()) == (404, {"error": "Calendar not found"})
+            response = await client.patch(f"{URL}/{calendar_id}", json=body)
+            assert (response.status_code, response.json()) == (404, {"error": "Calendar not found"})
     assert (await api.patch(f"{URL}/{calendar['id']}", json=[])).status_code == 400
 
 

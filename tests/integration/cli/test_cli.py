@@ -139,10 +139,10 @@ def test_commands_beside_a_running_up_need_no_settings(tmp_path, database_url, r
         assert json.loads(done.stdout)["project_id"].startswith("proj_")
         # A worker beside it reads the same feed, and mails links to the same API.
         print_settings = "from app.cli.environment import command_settings; s = command_settings('fernet_keys'); print(s.app_url, s.demo_feed_url)"
-        told = subprocess.run(
+        reported = subprocess.run(
             [sys.executable, "-c", print_settings], capture_output=True, text=True, check=True
         ).stdout
-        assert told == "http://127.0.0.1:8123 http://127.0.0.1:8123/demo/calendar.ics\n"
+        assert reported == "http://127.0.0.1:8123 http://127.0.0.1:8123/demo/calendar.ics\n"
         assert "APP_URL http://127.0.0.1:8123" in calbridge("doctor").stdout
     # Without the lock the file is what a killed `up` left behind.
     assert calbridge("project", "create", "x").returncode == 2

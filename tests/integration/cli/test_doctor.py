@@ -166,12 +166,12 @@ async def test_doctor_tells_which_calendars_fail_and_which_webhooks_are_dead(
     assert done.returncode == 0, done.stdout
     report = json.loads(done.stdout)
     assert report["is_fine"] is True
-    told = {
+    reported = {
         level: [finding["text"] for finding in report["findings"] if finding["level"] == level]
         for level in ("ok", "note", "warn", "wrong")
     }
-    assert told["wrong"] == []
-    google, feed, webhooks = told["warn"]
+    assert reported["wrong"] == []
+    google, feed, webhooks = reported["warn"]
     assert google.startswith(
         "3 calendars of google, in 2 projects, cannot be synced: invalid_client; for example cal_"
     )

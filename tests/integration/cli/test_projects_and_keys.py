@@ -24,8 +24,8 @@ async def test_from_an_empty_database_to_a_disabled_key(empty_database_url):
         done = calbridge(*arguments, DATABASE_URL=empty_database_url)
         assert done.returncode == 0, done.stderr
         assert len(done.stdout.splitlines()) == 1
-        answer: dict[str, str] = json.loads(done.stdout)
-        return answer
+        response: dict[str, str] = json.loads(done.stdout)
+        return response
 
     migrated = calbridge("migrate", DATABASE_URL=empty_database_url)
     assert (migrated.returncode, migrated.stdout) == (0, "")

@@ -26,20 +26,20 @@ def text(at: datetime) -> str:
 
 
 async def create(api, body, **more):
-    answer = await api.post("/api/v1/calendar_events", json={**body, **more})
-    assert answer.status_code == 201, answer.text
-    return answer.json()
+    response = await api.post("/api/v1/calendar_events", json={**body, **more})
+    assert response.status_code == 201, response.text
+    return response.json()
 
 
 async def rows_of(api, calendar_id, **query):
-    answer = await api.get(
+    response = await api.get(
         "/api/v1/calendar_events",
         params={"calendar_id": calendar_id, "ordering": "start_time", "is_deleted": "false", **query},
     )
-    return answer.json()["results"]
+    return response.json()["results"]
 
 
 async def change(api, row, *, scope="instance", **body):
-    answer = await api.patch(f"/api/v1/calendar_events/{row['id']}?scope={scope}", json=body)
-    assert answer.status_code == 200, answer.text
-    return answer.json()
+    response = await api.patch(f"/api/v1/calendar_events/{row['id']}?scope={scope}", json=body)
+    assert response.status_code == 200, response.text
+    return response.json()

@@ -33,8 +33,8 @@ async def test_an_all_day_event_has_dates_of_its_zone(api, event, calendar_id):
     bad = await api.patch(path, json={"is_all_day": False})
     assert list(bad.json()) == ["is_all_day"]
     same_day = {"is_all_day": True, "start_time": "2031-07-14", "end_time": "2031-07-14"}
-    answer = await api.post("/api/v1/calendar_events", json={**event, **same_day})
-    assert "exclusive" in answer.json()["end_time"][0]
+    response = await api.post("/api/v1/calendar_events", json={**event, **same_day})
+    assert "exclusive" in response.json()["end_time"][0]
 
 
 @pytest.mark.parametrize("zone", ["America/Santiago", "Africa/Cairo"])
@@ -56,9 +56,9 @@ async def test_an_all_day_event_changes_its_zone_and_its_end_at_once(api, event)
         api, {**event, "is_all_day": True, "start_time": "2031-07-14", "end_time": "2031-07-15"}
     )
     path = f"/api/v1/calendar_events/{made['id']}"
-    answer = await api.patch(path, json={"timezone": "America/New_York", "end_time": "2031-07-17"})
-    assert answer.status_code == 200, answer.text
-    assert (answer.json()["start_time"][:13], answer.json()["end_time"][:13]) == (
+    response = await api.patch(path, json={"timezone": "America/New_York", "end_time": "2031-07-17"})
+    assert response.status_code == 200, response.text
+    assert (response.json()["start_time"][:13], response.json()["end_time"][:13]) == (
         "2031-07-14T04",
         "2031-07-17T04",
     )

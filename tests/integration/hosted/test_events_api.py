@@ -101,9 +101,9 @@ async def test_an_event_is_created_read_changed_and_deleted(api, event, calendar
     ],
 )
 async def test_a_wrong_field_is_refused_by_name_and_nothing_is_written(api, event, outbox, field, value):
-    answer = await api.post("/api/v1/calendar_events", json={**event, "attendees": [CY], field: value})
-    assert answer.status_code == 400, answer.text
-    assert list(answer.json()) == [field]
+    response = await api.post("/api/v1/calendar_events", json={**event, "attendees": [CY], field: value})
+    assert response.status_code == 400, response.text
+    assert list(response.json()) == [field]
     assert await outbox.new() == []
     assert await rows_of(api, event["calendar_id"]) == []
 
@@ -142,9 +142,9 @@ async def test_other_projects_and_other_platforms_are_refused(api, other_api, ev
     feed = await api.post(
         "/api/v1/calendars", json={"platform": "ics", "feed_url": "https://example.com/a.ics"}
     )
-    answer = await api.post("/api/v1/calendar_events", json={**event, "calendar_id": feed.json()["id"]})
-    assert answer.status_code == 400
-    assert "read-only" in answer.json()["calendar_id"][0]
+    response = await api.post("/api/v1/calendar_events", json={**event, "calendar_id": feed.json()["id"]})
+    assert response.status_code == 400
+    assert "read-only" in response.json()["calendar_id"][0]
 
 
 async def test_times_are_whole_seconds_as_in_icalendar(api, series, calendar_id):

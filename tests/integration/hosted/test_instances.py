@@ -88,8 +88,8 @@ async def test_recurrence_id_has_the_form_of_the_series_whatever_the_instance_is
     await outbox.new()
 
     async def recurrence_id(event_id, **body):
-        answer = await api.patch(f"/api/v1/calendar_events/{event_id}", json=body)
-        assert answer.status_code == 200, answer.text
+        response = await api.patch(f"/api/v1/calendar_events/{event_id}", json=body)
+        assert response.status_code == 200, response.text
         (mail,) = await outbox.mails()
         (vevent,) = ics_of(mail).walk("VEVENT")
         return vevent["RECURRENCE-ID"].dt

@@ -17,8 +17,8 @@ async def test_only_those_who_are_affected_get_a_mail(api, event, outbox):
     path = f"/api/v1/calendar_events/{made['id']}"
 
     async def patch(**body):
-        answer = await api.patch(path, json=body)
-        assert answer.status_code == 200, answer.text
+        response = await api.patch(path, json=body)
+        assert response.status_code == 200, response.text
         return await outbox.new()
 
     assert await patch(name="Algebra", description="New") == [("REQUEST", "bob@example.org", 1)]
@@ -59,8 +59,8 @@ async def test_who_stays_in_the_list_keeps_name_and_answer(api, event, outbox, a
     await outbox.new()
     path = f"/api/v1/calendar_events/{made['id']}"
     changed = (await api.patch(path, json={"attendees": [{"email": "BOB@Example.org"}, CY]})).json()
-    told = [(one["name"], one["response_status"], one["is_optional"]) for one in changed["attendees"]]
-    assert told == [("Bob", "accepted", True), (None, "needs_action", False)]
+    mailed = [(one["name"], one["response_status"], one["is_optional"]) for one in changed["attendees"]]
+    assert mailed == [("Bob", "accepted", True), (None, "needs_action", False)]
     assert await outbox.new() == [("REQUEST", "cy@example.org", 1)]
 
 
@@ -73,9 +73,9 @@ async def test_a_delete_without_invitations_tells_nobody(api, event, outbox):
 
 @pytest.mark.settings(smtp_url=None, email_from=None)
 async def test_without_a_way_out_invitations_are_refused_and_nothing_is_written(api, event, calendar_id):
-    answer = await api.post("/api/v1/calendar_events", json={**event, "attendees": [BOB]})
-    assert answer.status_code == 400
-    assert "SMTP_URL" in answer.json()["send_invitations"][0]
+    response = await api.post("/api/v1/calendar_events", json={**event, "attendees": [BOB]})
+    assert response.status_code == 400
+    assert "SMTP_URL" in response.json()["send_invitations"][0]
     assert await rows_of(api, calendar_id) == []
     await create(api, event)
     await create(api, event, attendees=[BOB], send_invitations=False)

@@ -57,8 +57,8 @@ async def test_the_next_instance_of_a_series_far_ahead_is_listed(api, series, ca
 
 async def test_a_series_that_is_over_is_refused(api, series):
     past = {"start_time": text(soon(-300)), "end_time": text(soon(-300, 10))}
-    answer = await api.post("/api/v1/calendar_events", json={**series, **past})
-    assert list(answer.json()) == ["recurrence"]
+    response = await api.post("/api/v1/calendar_events", json={**series, **past})
+    assert list(response.json()) == ["recurrence"]
 
 
 def test_a_rule_that_never_matches_is_found_out_soon():
@@ -82,8 +82,8 @@ def test_a_rule_that_never_matches_is_found_out_soon():
 )
 async def test_a_refused_rule_says_what_would_do(api, event, part, sentence):
     body = {**event, "recurrence": [f"RRULE:FREQ=DAILY;{part}"]}
-    answer = await api.post("/api/v1/calendar_events", json=body)
-    assert answer.json() == {"recurrence": [sentence]}
+    response = await api.post("/api/v1/calendar_events", json=body)
+    assert response.json() == {"recurrence": [sentence]}
 
 
 async def test_a_series_can_be_deleted_by_an_instance_that_was_deleted(api, series, calendar_id, outbox):

@@ -36,8 +36,8 @@ async def test_a_series_moves_by_as_much_as_the_named_instance(api, series, cale
     rows = await rows_of(api, calendar_id)
     await outbox.new()
     path = f"/api/v1/calendar_events/{rows[2]['id']}?scope=series"
-    answer = await api.patch(path, json={"start_time": text(soon(5, 15))})
-    assert answer.status_code == 200, answer.text
+    response = await api.patch(path, json={"start_time": text(soon(5, 15))})
+    assert response.status_code == 200, response.text
     after = await rows_of(api, calendar_id)
     assert [row["start_time"] for row in after] == [text(soon(3 + n, 15)) for n in range(5)]
     assert [row["end_time"] for row in after] == [text(soon(3 + n, 16)) for n in range(5)]
@@ -112,8 +112,8 @@ async def test_guests_of_the_series_are_those_of_changed_instances_save_who_diff
     guests = [[one["email"] for one in row["attendees"]] for row in await rows_of(api, calendar_id)]
     assert guests[0] == guests[2] == [BOB["email"], eve["email"]]
     assert guests[1] == [dan["email"], eve["email"]]
-    told = {(mail.method, mail.recipient_email, mail.recurrence_id) for mail in await outbox.mails()}
-    assert told == {
+    mailed = {(mail.method, mail.recipient_email, mail.recurrence_id) for mail in await outbox.mails()}
+    assert mailed == {
         ("CANCEL", CY["email"], None),  # of the series, and so of its instances
         ("REQUEST", eve["email"], None),
         ("REQUEST", eve["email"], soon(4)),

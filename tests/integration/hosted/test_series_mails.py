@@ -72,8 +72,8 @@ async def test_a_change_of_the_series_mails_no_more_than_what_is_news(
     path = f"/api/v1/calendar_events/{rows[2]['id']}?scope=series"
     assert (await api.patch(path, json={"location": "Room 9"})).status_code == 200
     assert {row["location"] for row in await rows_of(api, calendar_id)} == {"Room 9"}
-    told = {(mail.recipient_email, mail.recurrence_id) for mail in await outbox.mails()}
-    assert told == {
+    mailed = {(mail.recipient_email, mail.recurrence_id) for mail in await outbox.mails()}
+    assert mailed == {
         ("bob@example.org", None),
         ("cy@example.org", None),
         ("bob@example.org", starts[1]),
@@ -94,13 +94,13 @@ async def test_guests_of_an_instance_that_is_over_are_not_told_that_it_goes(api,
 
 
 async def test_another_zone_is_news_for_a_series_only(api, event, series, outbox):
-    for body, told in ((event, []), (series, [("REQUEST", "bob@example.org", 1)])):
+    for body, mailed in ((event, []), (series, [("REQUEST", "bob@example.org", 1)])):
         made = await create(api, body, attendees=[BOB])
         await outbox.new()
         path = f"/api/v1/calendar_events/{made['id']}?scope=series"
         changed = (await api.patch(path, json={"timezone": "America/New_York"})).json()
         assert (changed["timezone"], changed["start_time"]) == ("America/New_York", made["start_time"])
-        assert await outbox.new() == told
+        assert await outbox.new() == mailed
 
 
 async def test_a_series_request_is_followed_by_its_changed_instances(api, series, calendar_id, outbox):
@@ -111,8 +111,8 @@ async def test_a_series_request_is_followed_by_its_changed_instances(api, series
     await change(api, rows[3], attendees=[CY])
     await outbox.new()
     await change(api, rows[0], scope="series", location="Room 9")
-    told = [(m.recipient_email[0], m.recurrence_id, m.sequence) for m in await in_order(outbox)]
-    assert told == [
+    mailed = [(m.recipient_email[0], m.recurrence_id, m.sequence) for m in await in_order(outbox)]
+    assert mailed == [
         ("b", None, 4),
         ("c", None, 4),
         ("b", soon(4), 5),
@@ -121,8 +121,8 @@ async def test_a_series_request_is_followed_by_its_changed_instances(api, series
     ]
     # A new guest gets the series like the others, and the changed instances too.
     await change(api, rows[0], scope="series", attendees=[BOB, CY, {"email": "dan@example.org"}])
-    told = [(m.recipient_email[0], m.recurrence_id, m.sequence) for m in await in_order(outbox)]
-    assert told == [("d", None, 6), ("d", soon(4), 7), ("d", soon(6), 7)]
+    mailed = [(m.recipient_email[0], m.recurrence_id, m.sequence) for m in await in_order(outbox)]
+    assert mailed == [("d", None, 6), ("d", soon(4), 7), ("d", soon(6), 7)]
 
 
 async def test_who_was_taken_off_one_instance_does_not_get_it_back(api, series, calendar_id, outbox):

@@ -105,7 +105,7 @@ class Webhooks:
     async def deliver(self, **options: Any) -> None:
         """Send everything that is due, by a deliverer of its own."""
         async with self.deliverer(**options) as deliverer:
-            await drain(deliverer)
+            await deliver_due(deliverer)
 
 
 def a_delivery(subscription_id: str) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def a_delivery(subscription_id: str) -> dict[str, Any]:
     }
 
 
-async def drain(deliverer: Deliverer, limit: int = 20) -> None:
+async def deliver_due(deliverer: Deliverer, limit: int = 20) -> None:
     while claimed := await deliverer.claim(limit):
         await asyncio.gather(*(deliverer.handle(delivery) for delivery in claimed))
 

@@ -9,7 +9,7 @@ from sqlalchemy import select
 
 from app.models import StoredResponse, WebhookSubscription
 from app.webhooks import service
-from tests.integration.webhooks.webhooks_api import URL, create, stored, tell
+from tests.integration.webhooks.webhooks_api import URL, announce_change, create, stored
 
 
 async def test_a_webhook_is_created_and_its_secret_is_shown_once(api) -> None:
@@ -28,8 +28,8 @@ async def test_a_webhook_is_created_and_its_secret_is_shown_once(api) -> None:
 
 async def test_secrets_are_stored_encrypted_only(api, sessions) -> None:
     body = {"url": URL, "triggers": ["calendar.events_update"]}
-    answer = await api.post("/api/v1/webhooks", json=body, headers={"Idempotency-Key": "a"})
-    secret = answer.json()["secret"].encode()
+    response = await api.post("/api/v1/webhooks", json=body, headers={"Idempotency-Key": "a"})
+    secret = response.json()["secret"].encode()
     async with sessions() as session:
         webhook = (await session.scalars(select(WebhookSubscription))).one()
         kept = (await session.scalars(select(StoredResponse))).one()
@@ -85,10 +85,10 @@ BAD_INPUT: list[tuple[dict[str, Any], str, str]] = [
 
 async def test_bad_input_names_the_field(api) -> None:
     for body, field, sentence in BAD_INPUT:
-        answer = await api.post("/api/v1/webhooks", json=body)
-        assert answer.status_code == 400, body
-        assert list(answer.json()) == [field]
-        assert sentence in answer.json()[field][0]
+        response = await api.post("/api/v1/webhooks", json=body)
+        assert response.status_code == 400, body
+        assert list(response.json()) == [field]
+        assert sentence in response.json()[field][0]
 
 
 @pytest.mark.settings(allow_private_network_targets=False, webhook_allowed_hosts="hooks.internal")
@@ -108,9 +108,9 @@ async def test_only_public_https_urls_are_taken_save_for_allowed_hosts(api) -> N
 @pytest.mark.settings(allow_private_network_targets=False)
 async def test_a_receiver_on_this_machine_is_refused_with_the_settings_that_allow_it(api) -> None:
     for url in ("http://localhost:8001/hook", "http://127.0.0.1:8001/hook", "https://localhost/hook"):
-        answer = await api.post("/api/v1/webhooks", json={"url": url, "triggers": ["bot.state_change"]})
-        assert "ALLOW_PRIVATE_NETWORK_TARGETS=true" in answer.json()["url"][0]
-        assert "WEBHOOK_ALLOWED_HOSTS" in answer.json()["url"][0]
+        response = await api.post("/api/v1/webhooks", json={"url": url, "triggers": ["bot.state_change"]})
+        assert "ALLOW_PRIVATE_NETWORK_TARGETS=true" in response.json()["url"][0]
+        assert "WEBHOOK_ALLOWED_HOSTS" in response.json()["url"][0]
 
 
 async def test_a_webhook_is_changed_in_part(api) -> None:
@@ -129,9 +129,9 @@ async def test_a_webhook_is_changed_in_part(api) -> None:
 
 async def test_a_deleted_webhook_is_gone_with_its_deliveries(api, sessions, project) -> None:
     webhook, other = await create(api), await create(api)
-    assert await tell(sessions, project) == 2
-    answer = await api.delete(f"/api/v1/webhooks/{webhook['id']}")
-    assert (answer.status_code, answer.content) == (200, b"")
+    assert await announce_change(sessions, project) == 2
+    response = await api.delete(f"/api/v1/webhooks/{webhook['id']}")
+    assert (response.status_code, response.content) == (200, b"")
     assert (await api.get(f"/api/v1/webhooks/{webhook['id']}")).status_code == 404
     assert [delivery.subscription_id for delivery in await stored(sessions)] == [other["id"]]
     assert (await api.delete(f"/api/v1/webhooks/{webhook['id']}")).status_code == 404
@@ -139,10 +139,10 @@ async def test_a_deleted_webhook_is_gone_with_its_deliveries(api, sessions, proj
 
 async def test_another_projects_webhooks_do_not_exist(api, other_api, sessions, project) -> None:
     webhook = await create(api)
-    await tell(sessions, project)
+    await announce_change(sessions, project)
     delivery = (await stored(sessions))[0]
     path = f"/api/v1/webhooks/{webhook['id']}"
-    answers = [
+    responses = [
         await other_api.get(path),
         await other_api.patch(path, json={"is_active": False}),
         await other_api.delete(path),
@@ -153,9 +153,9 @@ async def test_another_projects_webhooks_do_not_exist(api, other_api, sessions, 
         await api.get("/api/v1/webhooks/webhook_0000000000000000"),
         await api.get("/api/v1/webhooks/7"),
     ]
-    assert [(answer.status_code, answer.json()) for answer in answers] == [
+    assert [(response.status_code, response.json()) for response in responses] == [
         (404, {"error": "Webhook not found"})
-    ] * len(answers)
+    ] * len(responses)
     foreign = await other_api.post(f"/api/v1/webhook_deliveries/{delivery.id}/redeliver")
     assert (foreign.status_code, foreign.json()) == (404, {"error": "Webhook delivery not found"})
     assert (await other_api.get("/api/v1/webhooks")).json()["results"] == []
@@ -179,9 +179,9 @@ async def test_a_project_has_a_bounded_number_of_webhooks_also_under_concurrent_
 ) -> None:
     monkeypatch.setattr(service, "MOST_WEBHOOKS", 2)
     body = {"url": URL, "triggers": ["bot.state_change"]}
-    answers = await asyncio.gather(*(api.post("/api/v1/webhooks", json=body) for _ in range(5)))
-    assert sorted(answer.status_code for answer in answers) == [201, 201, 400, 400, 400]
-    refused = next(answer for answer in answers if answer.status_code == 400)
+    responses = await asyncio.gather(*(api.post("/api/v1/webhooks", json=body) for _ in range(5)))
+    assert sorted(response.status_code for response in responses) == [201, 201, 400, 400, 400]
+    refused = next(response for response in responses if response.status_code == 400)
     assert refused.json() == {
         "non_field_errors": ["A project has at most 2 webhooks. Delete one that is no longer used."]
     }

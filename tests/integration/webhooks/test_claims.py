@@ -14,7 +14,7 @@ from app.core.db import transaction
 from app.webhooks.delivery import Deliverer
 from app.webhooks.repository import claims
 from tests.fakes.receiver import Answer
-from tests.integration.webhooks.deliveries import Webhooks, drain
+from tests.integration.webhooks.deliveries import Webhooks, deliver_due
 
 
 async def test_a_worker_that_dies_while_sending_leaves_a_delivery_that_goes_out_again(
@@ -52,7 +52,7 @@ async def test_one_whose_lease_ran_out_records_nothing_over_its_successor(webhoo
         sending = asyncio.create_task(slow.handle(claimed))
         await webhooks.receiver.wait_for(1)
         await webhooks.make_due()
-        await drain(quick)
+        await deliver_due(quick)
         with capture_logs() as logs:
             await sending
     assert "webhook_lease_lost" in [line["event"] for line in logs]

@@ -3,13 +3,21 @@
 from datetime import timedelta
 
 from app.core.clock import isoformat, utcnow
-from tests.integration.webhooks.webhooks_api import ATTEMPT, CALENDAR, change, create, finish, stored, tell
+from tests.integration.webhooks.webhooks_api import (
+    ATTEMPT,
+    CALENDAR,
+    announce_change,
+    change,
+    create,
+    finish,
+    stored,
+)
 
 
 async def test_the_log_has_filters_and_pages(api, sessions, project) -> None:
     webhook = await create(api, triggers=["calendar.state_change"])
     for _ in range(30):
-        await tell(sessions, project, "calendar.state_change")
+        await announce_change(sessions, project, "calendar.state_change")
     rows = (await stored(sessions))[::-1]
     await finish(sessions, rows[3].id, "failed")
     await finish(sessions, rows[5].id, "success")
@@ -42,7 +50,7 @@ async def test_the_log_has_filters_and_pages(api, sessions, project) -> None:
 
 async def test_a_delivery_is_shown_with_what_is_sent(api, other_api, sessions, project) -> None:
     secret = (await create(api))["secret"]
-    await tell(sessions, project)
+    await announce_change(sessions, project)
     (row,) = await stored(sessions)
     path = f"/api/v1/webhook_deliveries/{row.id}"
     shown = (await api.get(path)).json()
@@ -53,20 +61,20 @@ async def test_a_delivery_is_shown_with_what_is_sent(api, other_api, sessions, p
     (listed,) = (await api.get(f"/api/v1/webhooks/{row.subscription_id}/deliveries")).json()["results"]
     assert shown.items() >= listed.items()
     for client, missing in ((other_api, path), (api, "/api/v1/webhook_deliveries/dlv_aaaaaaaaaaaaaaaa")):
-        answer = await client.get(missing)
-        assert (answer.status_code, answer.json()) == (404, {"error": "Webhook delivery not found"})
+        response = await client.get(missing)
+        assert (response.status_code, response.json()) == (404, {"error": "Webhook delivery not found"})
 
 
 async def test_a_finished_delivery_is_made_due_again_with_its_id_and_bytes(api, sessions, project) -> None:
     await create(api)
-    await tell(sessions, project)
+    await announce_change(sessions, project)
     (before,) = await stored(sessions)
     for status in ("success", "failed"):
         await finish(sessions, before.id, status)
         await change(sessions, before.id, retry_count=9)
-        answer = await api.post(f"/api/v1/webhook_deliveries/{before.id}/redeliver")
-        assert answer.status_code == 202
-        shown = answer.json()
+        response = await api.post(f"/api/v1/webhook_deliveries/{before.id}/redeliver")
+        assert response.status_code == 202
+        shown = response.json()
         assert (shown["id"], shown["status"], shown["attempts"]) == (before.id, "pending", [ATTEMPT])
         (after,) = await stored(sessions)
         assert (after.status, after.retry_count, after.finished_at) == ("pending", 0, None)
@@ -80,7 +88,7 @@ async def test_a_waiting_delivery_is_brought_forward_and_one_under_way_is_left_a
 ) -> None:
     await create(api, triggers=["calendar.state_change"])
     for _ in range(2):
-        await tell(sessions, project, "calendar.state_change")
+        await announce_change(sessions, project, "calendar.state_change")
     waiting, under_way = await stored(sessions)
     later = utcnow() + timedelta(hours=1)
     await change(sessions, waiting.id, next_attempt_at=later)

@@ -10,7 +10,7 @@ from app.core.clock import utcnow
 from app.core.db import transaction
 from app.webhooks import service
 from tests.fakes.receiver import Answer
-from tests.integration.webhooks.deliveries import Webhooks, drain
+from tests.integration.webhooks.deliveries import Webhooks, deliver_due
 
 
 async def test_a_delivery_is_signed_in_both_schemes_and_recorded(webhooks: Webhooks) -> None:
@@ -68,7 +68,7 @@ async def test_after_a_rotation_both_secrets_verify_for_a_day(webhooks: Webhooks
 async def test_connections_are_kept_and_used_again(webhooks: Webhooks) -> None:
     await webhooks.add(await webhooks.subscribe(), 6)
     async with webhooks.deliverer(webhook_endpoint_concurrency=1) as deliverer:
-        await drain(deliverer)
+        await deliver_due(deliverer)
     assert len(webhooks.receiver.received) == 6
     assert len({got.client for got in webhooks.receiver.received}) == 1
 

@@ -11,7 +11,7 @@ from typing import Any
 from app.core.clock import utcnow
 from tests.conftest import TestProject
 from tests.fakes.receiver import Answer, Receiver
-from tests.integration.webhooks.deliveries import Webhooks, drain
+from tests.integration.webhooks.deliveries import Webhooks, deliver_due
 from workers.work_loop import WorkLoop
 
 
@@ -34,7 +34,7 @@ async def test_an_endpoints_deliveries_go_out_oldest_first(webhooks: Webhooks) -
     times = [utcnow() - timedelta(minutes=minutes) for minutes in (5, 1, 9, 3)]
     ids = [(await webhooks.add(subscription, next_attempt_at=at))[0] for at in times]
     async with webhooks.deliverer(webhook_endpoint_concurrency=1) as deliverer:
-        await drain(deliverer, limit=1)
+        await deliver_due(deliverer, limit=1)
     expected = [f"key-of-{ids[place]}" for place in (2, 0, 3, 1)]
     assert webhooks.receiver.ids == expected
 

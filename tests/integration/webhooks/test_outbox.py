@@ -10,7 +10,15 @@ from app.core.db import Session, transaction
 from app.webhooks.outbox import announce, delete_pending_of_calendar, wants_events
 from app.webhooks.payloads import CalendarFacts, ChangedEvent
 from app.webhooks.repository.outbox import lock_subscribers
-from tests.integration.webhooks.webhooks_api import ATTEMPT, CALENDAR, change, create, finish, stored, tell
+from tests.integration.webhooks.webhooks_api import (
+    ATTEMPT,
+    CALENDAR,
+    announce_change,
+    change,
+    create,
+    finish,
+    stored,
+)
 
 
 async def test_announcing_writes_one_delivery_for_each_active_subscription_to_the_trigger(
@@ -20,7 +28,7 @@ async def test_announcing_writes_one_delivery_for_each_active_subscription_to_th
     await create(api, triggers=["bot.state_change"])
     await create(api, is_active=False)
     await create(other_api)
-    assert await tell(sessions, project) == 2
+    assert await announce_change(sessions, project) == 2
     deliveries = await stored(sessions)
     assert {delivery.subscription_id for delivery in deliveries} == wanted
     assert len({delivery.idempotency_key for delivery in deliveries}) == 2
@@ -37,7 +45,7 @@ async def test_announcing_writes_one_delivery_for_each_active_subscription_to_th
 async def test_what_is_rolled_back_is_not_announced(api, sessions, project) -> None:
     await create(api, triggers=["calendar.state_change"])
     async with sessions() as session:
-        told = await announce(
+        announced = await announce(
             Session(session),
             project_id=project.id,
             trigger="calendar.state_change",
@@ -45,7 +53,7 @@ async def test_what_is_rolled_back_is_not_announced(api, sessions, project) -> N
             data={"state": "connected"},
         )
         await session.rollback()
-    assert told == 1
+    assert announced == 1
     assert await stored(sessions) == []
 
 
@@ -60,7 +68,7 @@ async def test_a_subscription_is_not_deleted_under_an_announcement(api, sessions
         await asyncio.sleep(0.05)
         assert not deleting.done()
     assert (await deleting).status_code == 200
-    assert await tell(sessions, project) == 0
+    assert await announce_change(sessions, project) == 0
 
 
 async def test_changed_events_go_only_to_those_who_ask_for_them(api, sessions, project) -> None:
@@ -71,7 +79,7 @@ async def test_changed_events_go_only_to_those_who_ask_for_them(api, sessions, p
     async with sessions() as session:
         assert await wants_events(session, project.id)
     changed = ChangedEvent("evt_1", "updated", {"id": "evt_1", "name": "b"}, {"name": ("a", "b")})
-    await tell(sessions, project, changed_events=[changed])
+    await announce_change(sessions, project, changed_events=[changed])
     bodies = {row.subscription_id: orjson.loads(row.body) for row in await stored(sessions)}
     assert "events" not in bodies[plain["id"]]["data"]
     assert bodies[full["id"]]["data"]["events"] == [
@@ -90,8 +98,8 @@ async def test_a_newer_update_takes_the_place_of_an_older_one_that_was_not_yet_t
 ) -> None:
     await create(api)
     early = isoformat(utcnow() - timedelta(minutes=5))
-    await tell(sessions, project, created=2, updated_after=early)
-    await tell(sessions, project, created=3)
+    await announce_change(sessions, project, created=2, updated_after=early)
+    await announce_change(sessions, project, created=3)
     (delivery,) = await stored(sessions)
     data = orjson.loads(delivery.body)["data"]
     assert data["changes"] == {"created": 5, "updated": 0, "deleted": 0}
@@ -104,11 +112,11 @@ async def test_an_older_update_that_was_tried_is_closed_with_its_bytes_and_attem
 ) -> None:
     webhook = await create(api)
     early = isoformat(utcnow() - timedelta(minutes=5))
-    await tell(sessions, project, created=2, updated_after=early)
+    await announce_change(sessions, project, created=2, updated_after=early)
     (older,) = await stored(sessions)
     later = utcnow() + timedelta(hours=5)
     await change(sessions, older.id, attempts=[ATTEMPT], retry_count=4, next_attempt_at=later)
-    await tell(sessions, project, created=3)
+    await announce_change(sessions, project, created=3)
     closed, newer = await stored(sessions)
     assert (closed.id, closed.status, closed.next_attempt_at) == (older.id, "failed", None)
     assert closed.merged_into == newer.id
@@ -128,7 +136,7 @@ async def test_a_run_of_updates_that_fail_one_after_the_other_adds_up(api, sessi
     await create(api, include_events=True)
     for number in range(5):
         event = ChangedEvent(f"evt_{number}", "created", {"id": f"evt_{number}"}, {})
-        await tell(sessions, project, changed_events=[event])
+        await announce_change(sessions, project, changed_events=[event])
         pending = [row for row in await stored(sessions) if row.status == "pending"]
         assert len(pending) == 1
         await change(sessions, pending[0].id, attempts=[ATTEMPT])
@@ -142,13 +150,13 @@ async def test_what_must_not_be_merged_is_not(api, sessions, project) -> None:
     first, second = await create(api), await create(api, triggers=["calendar.state_change"])
     other_calendar = CalendarFacts("cal_other", deduplication_key=None, metadata=None)
     # Another calendar, another trigger, and one that a worker has under way.
-    await tell(sessions, project, calendar=other_calendar)
-    await tell(sessions, project, "calendar.state_change")
-    await tell(sessions, project, "calendar.state_change")
-    await tell(sessions, project)
+    await announce_change(sessions, project, calendar=other_calendar)
+    await announce_change(sessions, project, "calendar.state_change")
+    await announce_change(sessions, project, "calendar.state_change")
+    await announce_change(sessions, project)
     under_way = (await stored(sessions))[-1]
     await change(sessions, under_way.id, lease_token="t", next_attempt_at=utcnow() + timedelta(seconds=9))
-    await tell(sessions, project)
+    await announce_change(sessions, project)
     rows = await stored(sessions)
     assert {row.status for row in rows} == {"pending"}
     assert [row.subscription_id for row in rows] == [first["id"], *[second["id"]] * 2, *[first["id"]] * 2]
@@ -159,18 +167,18 @@ async def test_what_must_not_be_merged_is_not(api, sessions, project) -> None:
 
 async def test_a_delivery_that_was_asked_for_again_is_not_merged(api, sessions, project) -> None:
     await create(api)
-    await tell(sessions, project)
+    await announce_change(sessions, project)
     (row,) = await stored(sessions)
     await finish(sessions, row.id)
     await api.post(f"/api/v1/webhook_deliveries/{row.id}/redeliver")
-    await tell(sessions, project)
+    await announce_change(sessions, project)
     assert [kept.status for kept in await stored(sessions)] == ["pending", "pending"]
 
 
 async def test_a_calendars_pending_deliveries_go_with_it(api, sessions, project) -> None:
     await create(api, triggers=["calendar.state_change"])
     for _ in range(2):
-        await tell(sessions, project, "calendar.state_change")
+        await announce_change(sessions, project, "calendar.state_change")
     done, _ = await stored(sessions)
     await finish(sessions, done.id)
     async with transaction(sessions) as session:

@@ -12,21 +12,21 @@ from app.core.db import Sessions, transaction
 from app.models import WebhookDelivery, WebhookSubscription
 from app.webhooks import requeue
 from app.webhooks.repository import replay
-from tests.integration.webhooks.webhooks_api import change, create, finish, stored, tell
+from tests.integration.webhooks.webhooks_api import announce_change, change, create, finish, stored
 
 
 async def test_a_replay_makes_everything_since_then_due_oldest_first(api, sessions, project) -> None:
     webhook = await create(api, triggers=["calendar.state_change"])
     for _ in range(4):
-        await tell(sessions, project, "calendar.state_change")
+        await announce_change(sessions, project, "calendar.state_change")
     rows = await stored(sessions)
     for row in rows[:3]:
         await finish(sessions, row.id, "failed")
     await change(sessions, rows[2].id, merged_into=rows[3].id)
     await change(sessions, rows[3].id, next_attempt_at=utcnow() + timedelta(hours=10))
     path = f"/api/v1/webhooks/{webhook['id']}/replay"
-    answer = await api.post(path, json={"since": isoformat(rows[1].created_at)})
-    assert (answer.status_code, answer.json()) == (202, {"count": 2})
+    response = await api.post(path, json={"since": isoformat(rows[1].created_at)})
+    assert (response.status_code, response.json()) == (202, {"count": 2})
     after = await stored(sessions)
     assert [row.status for row in after] == ["failed", "pending", "failed", "pending"]
     assert [row.next_attempt_at for row in after] == [None, rows[1].created_at, None, rows[3].created_at]
@@ -37,23 +37,23 @@ async def test_a_replay_needs_a_time(api) -> None:
     webhook = await create(api)
     bodies: list[Any] = [{}, {"since": "yesterday"}, {"since": None}, {"since": 7}, {"until": "x"}, []]
     for body in bodies:
-        answer = await api.post(f"/api/v1/webhooks/{webhook['id']}/replay", json=body)
-        assert answer.status_code == 400, body
+        response = await api.post(f"/api/v1/webhooks/{webhook['id']}/replay", json=body)
+        assert response.status_code == 400, body
 
 
 async def test_nothing_is_sent_again_to_a_webhook_that_is_off(api, sessions, project) -> None:
     webhook = await create(api)
-    await tell(sessions, project)
+    await announce_change(sessions, project)
     (row,) = await stored(sessions)
     path = f"/api/v1/webhooks/{webhook['id']}"
     await api.patch(path, json={"is_active": False})
-    answers = [
+    responses = [
         await api.post(f"{path}/replay", json={"since": "2020-01-01T00:00:00Z"}),
         await api.post(f"/api/v1/webhook_deliveries/{row.id}/redeliver"),
     ]
-    for answer in answers:
-        assert answer.status_code == 400
-        assert "is_active" in answer.json()["non_field_errors"][0]
+    for response in responses:
+        assert response.status_code == 400
+        assert "is_active" in response.json()["non_field_errors"][0]
 
 
 async def test_switching_on_again_makes_what_waits_due_and_forgets_the_failures(
@@ -61,7 +61,7 @@ async def test_switching_on_again_makes_what_waits_due_and_forgets_the_failures(
 ) -> None:
     webhook = await create(api, triggers=["calendar.state_change"])
     for _ in range(2):
-        await tell(sessions, project, "calendar.state_change")
+        await announce_change(sessions, project, "calendar.state_change")
     for row in await stored(sessions):
         await change(sessions, row.id, next_attempt_at=utcnow() + timedelta(hours=20))
     async with transaction(sessions) as session:
@@ -114,8 +114,8 @@ async def test_a_large_replay_is_answered_at_once_and_done_in_batches(api, sessi
     webhook = await create(api, triggers=["calendar.state_change"])
     await _finished(sessions, webhook["id"], 95)
     path = f"/api/v1/webhooks/{webhook['id']}"
-    answer = await api.post(f"{path}/replay", json={"since": "2020-01-01T00:00:00Z"})
-    assert (answer.status_code, answer.json()) == (202, {"count": 95})
+    response = await api.post(f"{path}/replay", json={"since": "2020-01-01T00:00:00Z"})
+    assert (response.status_code, response.json()) == (202, {"count": 95})
     pending = [n for n in range(1, 96) if (await _statuses(sessions))[f"dlv_{n}"] == "pending"]
     assert pending == list(range(1, 11))  # the oldest, already due
     assert (await api.get(path)).json()["updated_at"] == webhook["updated_at"]
@@ -225,9 +225,9 @@ async def test_a_long_replay_does_not_hold_up_others(api, sessions) -> None:
 
 async def test_a_workers_loop_ends_a_replay(api, sessions, receiver, worker, monkeypatch) -> None:
     monkeypatch.setattr(requeue, "BATCH", 5)
-    answering, url = receiver
+    fake, url = receiver
     webhook = await create(api, url=url + "/hook", triggers=["calendar.state_change"])
     await _finished(sessions, webhook["id"], 23)
     await api.post(f"/api/v1/webhooks/{webhook['id']}/replay", json={"since": "2020-01-01T00:00:00Z"})
-    await answering.wait_for(23)
-    assert sorted(answering.ids) == sorted(f"key-{n}" for n in range(1, 24))
+    await fake.wait_for(23)
+    assert sorted(fake.ids) == sorted(f"key-{n}" for n in range(1, 24))

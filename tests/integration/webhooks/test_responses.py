@@ -27,9 +27,9 @@ async def test_redirects_are_failures_and_not_followed(webhooks: Webhooks) -> No
 @pytest.mark.settings(webhook_timeout_seconds=0.3)
 async def test_silent_and_dribbling_endpoints_are_cut_off_in_time(webhooks: Webhooks) -> None:
     silent, dribbling = await webhooks.subscribe("/silent"), await webhooks.subscribe("/dribbling")
-    for subscription, answer in ((silent, Answer(delay=30)), (dribbling, Answer(dribble=0.02))):
+    for subscription, response in ((silent, Answer(delay=30)), (dribbling, Answer(dribble=0.02))):
         (delivery,) = await webhooks.add(subscription)
-        webhooks.receiver.answer = answer
+        webhooks.receiver.answer = response
         async with webhooks.deliverer() as deliverer:
             (claimed,) = await deliverer.claim(1)
             async with asyncio.timeout(5):

@@ -20,9 +20,9 @@ async def test_a_test_sends_a_signed_sample_and_answers_with_what_came_back(api,
     fake, url = receiver
     webhook = await create(api, url=url + "/hook", triggers=["calendar.state_change"])
     fake.script.append(Answer(201, b"hello"))
-    answer = await api.post(f"/api/v1/webhooks/{webhook['id']}/test")
-    assert answer.status_code == 200
-    result = answer.json()
+    response = await api.post(f"/api/v1/webhooks/{webhook['id']}/test")
+    assert response.status_code == 200
+    result = response.json()
     assert result["status"] == "success"
     assert result["status_code"] == 201
     assert result["response"] == "hello"
@@ -76,9 +76,9 @@ async def test_a_secret_that_cannot_be_decrypted_is_said_and_mended_by_rotating(
             .values(secrets_sealed=foreign)
         )
     path = f"/api/v1/webhooks/{webhook['id']}"
-    answer = await api.post(f"{path}/test")
-    assert answer.status_code == 400
-    assert "rotate_secret" in answer.json()["non_field_errors"][0]
+    response = await api.post(f"{path}/test")
+    assert response.status_code == 400
+    assert "rotate_secret" in response.json()["non_field_errors"][0]
     secret = (await api.post(f"{path}/rotate_secret")).json()["secret"]
     assert (await api.post(f"{path}/test")).json()["status"] == "success"
     fake.received[0].verify(secret)
@@ -86,28 +86,31 @@ async def test_a_secret_that_cannot_be_decrypted_is_said_and_mended_by_rotating(
 
 async def test_tests_are_held_to_a_rate_by_project(api, other_api, receiver, monkeypatch) -> None:
     monkeypatch.setattr(samples, "_PER_MINUTE", RateLimitItemPerMinute(3))
-    answering, url = receiver
+    fake, url = receiver
     path = f"/api/v1/webhooks/{(await create(api, url=url))['id']}/test"
-    answers = [await api.post(path) for _ in range(5)]
-    assert [answer.status_code for answer in answers] == [200, 200, 200, 429, 429]
-    assert answers[-1].headers["retry-after"] == "60"
-    assert "a minute" in answers[-1].json()["error"]
-    assert len(answering.received) == 3
+    responses = [await api.post(path) for _ in range(5)]
+    assert [response.status_code for response in responses] == [200, 200, 200, 429, 429]
+    assert responses[-1].headers["retry-after"] == "60"
+    assert "a minute" in responses[-1].json()["error"]
+    assert len(fake.received) == 3
     theirs = f"/api/v1/webhooks/{(await create(other_api, url=url))['id']}/test"
     assert (await other_api.post(theirs)).status_code == 200
 
 
 @pytest.mark.settings(redis_url="unix:///nonexistent/redis.sock")
 async def test_few_tests_are_under_way_at_once_also_without_redis(api, other_api, receiver) -> None:
-    answering, url = receiver
-    answering.answer = Answer(delay=0.5)
+    fake, url = receiver
+    fake.answer = Answer(delay=0.5)
     path = f"/api/v1/webhooks/{(await create(api, url=url))['id']}/test"
     theirs = f"/api/v1/webhooks/{(await create(other_api, url=url))['id']}/test"
-    answers = await asyncio.gather(*(api.post(path) for _ in range(8)), other_api.post(theirs))
-    assert Counter(answer.status_code for answer in answers) == {200: 5, 429: 4}
-    assert answers[-1].status_code == 200
-    assert answering.most_at_once["/"] <= 5
-    assert int(next(answer for answer in answers if answer.status_code == 429).headers["retry-after"]) > 0
+    responses = await asyncio.gather(*(api.post(path) for _ in range(8)), other_api.post(theirs))
+    assert Counter(response.status_code for response in responses) == {200: 5, 429: 4}
+    assert responses[-1].status_code == 200
+    assert fake.most_at_once["/"] <= 5
+    assert (
+        int(next(response for response in responses if response.status_code == 429).headers["retry-after"])
+        > 0
+    )
     assert (await api.post(path)).status_code == 200
 
 

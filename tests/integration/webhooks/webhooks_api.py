@@ -20,13 +20,13 @@ CALENDAR = CalendarFacts("cal_0123456789abcdef", deduplication_key="user-7", met
 
 async def create(api: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
     body = {"url": URL, "triggers": ["calendar.events_update"], **fields}
-    answer = await api.post("/api/v1/webhooks", json=body)
-    assert answer.status_code == 201, answer.text
-    created: dict[str, Any] = answer.json()
+    response = await api.post("/api/v1/webhooks", json=body)
+    assert response.status_code == 201, response.text
+    created: dict[str, Any] = response.json()
     return created
 
 
-async def tell(
+async def announce_change(
     sessions: Sessions,
     project: TestProject,
     trigger: Any = "calendar.events_update",
