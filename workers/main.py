@@ -37,12 +37,18 @@ async def startup(ctx: dict[str, Any]) -> None:
 
 
 async def shutdown(ctx: dict[str, Any]) -> None:
-    """Finish what is being handled, and close everything. arq also calls this after a failed `startup`."""
+    """Finish what is being handled, and close everything. arq also calls this after a failed `startup`.
+
+    Raises the error of a loop that ended, so that the process's exit status tells of it.
+    """
     if "stack" not in ctx:
         return
     log.info("worker_stopping")
     ctx["watching"].cancel()
     await ctx["stack"].aclose()
+    for loop in ctx["running"].tasks:
+        if loop.done() and not loop.cancelled():
+            loop.result()
 
 
 def _tolerate_failing_delete(redis: ArqRedis) -> None:

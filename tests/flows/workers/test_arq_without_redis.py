@@ -1,4 +1,4 @@
-"""arq's own command when Redis ends, or a setting is missing: it stops, and not in the middle of its work."""
+"""arq's own command when it has to stop: Redis ends, a setting is missing, or one of its loops ends."""
 
 import asyncio
 import os
@@ -73,3 +73,22 @@ def test_a_missing_setting_is_the_only_error_of_the_start(redis_url, tmp_path):
     assert done.returncode != 0
     assert "DATABASE_URL" in done.stderr
     assert "KeyError" not in done.stderr
+
+
+def test_a_loop_that_ends_is_an_error_of_the_process(settings, tmp_path):
+    broken = """
+import sys
+from arq.cli import cli
+from workers import liveness
+
+async def end():
+    raise ZeroDivisionError
+
+liveness.watch_event_loop = end
+sys.argv = ["arq", "workers.main.WorkerSettings"]
+cli()
+"""
+    log = tmp_path / "log"
+    with running("-c", broken, settings=settings, log=log, **RARE_TICKS) as process:
+        assert process.wait(60) != 0, log.read_text()
+    assert "worker_loop_ended" in log.read_text()
