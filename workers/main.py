@@ -7,17 +7,20 @@ Importing this module reads the settings from the environment. `calbridge worker
 import asyncio
 import os
 import signal
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import structlog
+from arq.connections import ArqRedis
 
 from app.core.logging import configure_logging
-from app.core.wakeups import redis_settings
+from app.core.wakeups import REDIS_UNAVAILABLE, redis_settings
 from app.settings import load_settings
 from workers.process import JOB_OPTIONS, running_loops
 
 log = structlog.get_logger()
+
+_DELETE_TIMEOUT_SECONDS = 2.0
 
 _settings = load_settings()
 
@@ -25,6 +28,7 @@ _settings = load_settings()
 async def startup(ctx: dict[str, Any]) -> None:
     """Start the loops. Raises SettingsError if a setting that a worker needs is missing."""
     configure_logging(level=_settings.log_level, json=_settings.environment == "production")
+    _tolerate_failing_delete(ctx["redis"])
     stack = AsyncExitStack()
     running = await stack.enter_async_context(running_loops(_settings))
     running.watch()
@@ -33,10 +37,31 @@ async def startup(ctx: dict[str, Any]) -> None:
 
 
 async def shutdown(ctx: dict[str, Any]) -> None:
-    """Finish what is being handled, and close everything."""
+    """Finish what is being handled, and close everything. arq also calls this after a failed `startup`.
+
+    Raises the error of a loop that ended, so that the process's exit status tells of it.
+    """
+    if "stack" not in ctx:
+        return
     log.info("worker_stopping")
     ctx["watching"].cancel()
     await ctx["stack"].aclose()
+    for loop in ctx["running"].tasks:
+        if loop.done() and not loop.cancelled():
+            loop.result()
+
+
+def _tolerate_failing_delete(redis: ArqRedis) -> None:
+    """Have arq call `shutdown` without Redis, too: before that, it deletes its health key."""
+    delete = redis.delete
+
+    async def try_to_delete(*names: Any) -> Any:
+        with suppress(*REDIS_UNAVAILABLE):
+            async with asyncio.timeout(_DELETE_TIMEOUT_SECONDS):
+                return await delete(*names)
+        return 0
+
+    redis.delete = try_to_delete  # type: ignore[method-assign]
 
 
 async def _end_with(loops: list[asyncio.Task[None]]) -> None:

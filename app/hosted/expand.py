@@ -112,7 +112,9 @@ def _first_moment(master: EventComponent) -> Moment:
 
 
 def _length(master: EventComponent) -> timedelta:
-    return max(master.local(master.end) - master.local(master.start), timedelta(0))
+    # Rules of a time zone change: the end of a stored all-day event may no longer be a midnight.
+    shortest = timedelta(days=1) if master.is_all_day else timedelta(0)
+    return max(master.local(master.end) - master.local(master.start), shortest)
 
 
 def _row(
