@@ -34,6 +34,8 @@ async def startup(ctx: dict[str, Any]) -> None:
 
 async def shutdown(ctx: dict[str, Any]) -> None:
     """Finish what is being handled, and close everything."""
+    if "stack" not in ctx:
+        return  # arq calls this after a startup that failed, too, and another error here would hide the first
     log.info("worker_stopping")
     ctx["watching"].cancel()
     await ctx["stack"].aclose()
