@@ -37,6 +37,7 @@ from tests.conftest import FERNET_KEY
 from tests.fakes.server import serve
 
 NOWHERE = "postgresql://somebody:hunter2@127.0.0.1:1/database"
+ROOT = Path(__file__).parents[3]
 CHANNEL = "7c9e6679-7425-40de-944b-e07fc1f90ae7"
 
 
@@ -639,6 +640,23 @@ async def test_doctor_connects_to_the_mail_server(monkeypatch, tmp_path):
         controller.stop()
 
 
+def alembic(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "alembic", "--config", str(ROOT / "alembic.ini"), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_alembic_says_which_setting_is_missing():
+    done = alembic("current")
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert "DATABASE_URL is not set" in done.stdout + done.stderr
+
+
 def test_commands_beside_a_running_up_need_no_settings(tmp_path, database_url, redis_url):
     """`up` holds a lock and writes what it works with into its data folder; see tests/flows/cli/test_up.py."""
     import fcntl
@@ -663,6 +681,7 @@ def test_commands_beside_a_running_up_need_no_settings(tmp_path, database_url, r
         done = calbridge("project", "create", "x")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["project_id"].startswith("proj_")
+        assert str(head_revision()) in alembic("current").stdout
         # A worker beside it reads the same feed, and mails links to the same API.
         print_settings = "from app.cli.environment import command_settings; s = command_settings('fernet_keys'); print(s.app_url, s.demo_feed_url)"
         told = subprocess.run(
