@@ -156,7 +156,7 @@ def quote_url(url: str) -> str:
 def build_link(
     url: str, platform: str, meeting_id: str, *, is_supported: bool = True
 ) -> MeetingLink | Refusal:
-    """A meeting link whose `url` holds only what a URL may hold and is not too long."""
+    """Return the link with its `url` percent-encoded, or a Refusal if that is too long."""
     text = quote_url(url)
     if len(text) > MAX_URL_LENGTH:
         return Refusal(f"It is longer than {MAX_URL_LENGTH} characters once encoded.", is_final=True)
