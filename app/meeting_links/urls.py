@@ -1,4 +1,4 @@
-"""The parts of a link, read strictly, and what can come out of looking at one.
+"""The parts of a link, parsed strictly, and the possible results for one.
 
 Own code instead of `urllib.parse.urlsplit`: that one raises on some input, silently drops tabs and newlines,
 and accepts user names, ports and look-alike hosts, each of which decides here whether a link is trusted.
@@ -149,7 +149,7 @@ def ascii_host(host: str) -> str:
 
 
 def quote_url(url: str) -> str:
-    """Percent-encode what no URL may hold; what is encoded stays as it is."""
+    """Percent-encode the characters that are not allowed in a URL. What is encoded already is not changed."""
     return quote(url, safe=_URL_CHARACTERS, errors="replace")
 
 

@@ -76,7 +76,7 @@ def split_missing(
     now: datetime,
     confirm_for: timedelta,
 ) -> tuple[list[str], HeldBack | None]:
-    """Split what a complete response leaves out into the ids to delete now, and those to hold back.
+    """Split the events that a complete response leaves out into ids to delete now, and ids to hold back.
 
     `removed`, `unclear`, `unread`: ids of events, see `Absent`. Only omissions are doubted: a list of changes names
     each deletion by itself. `unread` counts for the mass, and is never deleted. `held`: held back by an earlier
