@@ -5,7 +5,7 @@
 ARGS ?=
 # Files or folders of tests: make test T=tests/unit/events/test_diff.py
 T ?=
-# Of all statements and branches of app/ and workers/, what `make test` runs at least, in percent.
+# `make cov` fails if the tests run less than this, in percent of the statements and branches of app/ and workers/.
 COV_FLOOR ?= 80
 
 # The first Python that will do: 3.11 or 3.12 if there is one (they have wheels for everything), else a newer one.
@@ -19,7 +19,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-install: .venv/.installed ## Make .venv with everything in it
+install: .venv/.installed ## Create .venv and install everything into it
 
 .venv/.installed: pyproject.toml requirements.txt requirements-dev.txt
 	@test -n "$(PYTHON)" || { echo "calbridge needs Python 3.11 or newer, with venv; python3 is: $$(python3 --version 2>&1)." \
@@ -39,7 +39,7 @@ install: .venv/.installed ## Make .venv with everything in it
 run: install ## Start everything here (PostgreSQL, Redis, API, worker); make run ARGS="--port 8080"
 	@exec .venv/bin/calbridge up $(ARGS)
 
-dev: install ## The same, and start the API and the worker again when the code changes
+dev: install ## Like `make run`, and restart the API and the worker when the code changes
 	@exec .venv/bin/calbridge up --reload $(ARGS)
 
 psql: install ## Open psql on the database of `make run` or `make dev`, or on DATABASE_URL; make psql ARGS="-c 'SELECT 1'"
@@ -57,15 +57,15 @@ PYTEST = .venv/bin/python -m pytest -m "not browser and not clients" $(if $(T),$
 test: install ## Run the tests; make test T=tests/unit/events/test_diff.py; make test ARGS="-k webhooks"
 	$(PYTEST) $(ARGS)
 
-cov: install ## Run the tests and show what they do not reach; less than COV_FLOOR percent is an error
+cov: install ## Run the tests and show what they do not reach; fail below COV_FLOOR percent
 	$(PYTEST) --cov --cov-report=term:skip-covered $(if $(T)$(ARGS),,--cov-fail-under=$(COV_FLOOR)) $(ARGS)
 
-test-browser: install ## Run the tests that drive a Chromium (Debian's is installed where it is missing and may be)
+test-browser: install ## Run the tests in Chromium (as root, Debian's is installed if it is missing)
 	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq chromium; } \
 		|| { echo "Chromium is missing, and installing it takes root: apt-get install chromium" >&2; exit 1; }
 	.venv/bin/python -m pytest -m browser $(ARGS)
 
-test-clients: install ## Generate a Python and a TypeScript client from the API's document, and use them
+test-clients: install ## Generate a Python and a TypeScript client from the OpenAPI document, and use them
 	@.venv/bin/uv venv --quiet --allow-existing --python .venv/bin/python tests/clients/.tools
 	@.venv/bin/uv pip install --quiet --python tests/clients/.tools/bin/python --require-hashes -r tests/clients/requirements.txt
 	@if command -v npm >/dev/null; then cd tests/clients && npm ci --silent --ignore-scripts --no-audit --no-fund; \
@@ -77,29 +77,29 @@ lint: install ## Check style, types, layers, spelling and words
 	.venv/bin/ruff format --check
 	.venv/bin/codespell
 	.venv/bin/python -m tests.words
-	.venv/bin/lint-imports
+	.venv/bin/lint-imports --no-logo
 	.venv/bin/mypy
 
-pre-commit: install ## Run the hooks of .pre-commit-config.yaml at each commit of this clone
+pre-commit: install ## Install the hooks of .pre-commit-config.yaml in this clone
 	@command -v pre-commit >/dev/null || { echo "pre-commit is missing: pipx install pre-commit, or uv tool install pre-commit." >&2; exit 1; }
 	pre-commit install
 
-format: install ## Bring the code into shape
+format: install ## Format the code, and fix what ruff can fix
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
 
-bench: install ## Measure; the numbers are printed
+bench: install ## Run the benchmarks and print the numbers
 	.venv/bin/python -m bench $(ARGS)
 
 LOCK = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml
 
-lock: install ## Write requirements*.txt anew from pyproject.toml
+lock: install ## Update the locked versions in requirements*.txt
 	$(LOCK) --upgrade --output-file requirements.txt
 	$(LOCK) --upgrade --group dev --constraint requirements.txt --output-file requirements-dev.txt
 	$(LOCK:pyproject.toml=tests/clients/requirements.in) --upgrade --output-file tests/clients/requirements.txt
 	@# Without "resolved", which would name one registry.
 	command -v npm >/dev/null && cd tests/clients && npm update --package-lock-only --omit-lockfile-registry-resolved --no-audit --no-fund
 
-clean: ## Remove .venv and caches; the data in .data stay
+clean: ## Remove .venv and caches, and keep the data in .data
 	rm -rf .venv tests/clients/.tools tests/clients/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis dist
 	find app workers migrations tests bench -name __pycache__ -type d -prune -exec rm -rf {} +

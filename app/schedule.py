@@ -47,7 +47,7 @@ _REQUEST_TRIAL = text(
 
 
 async def request_sync(session: Session, calendar_id: str) -> None:
-    """Make a calendar due because a client asks for it.
+    """Make a calendar due at the request of a client.
 
     Requested syncs begin at least 5 s apart; while they fail, up to a minute apart, and 5 minutes for a feed, whose
     server may take a minute to time out. A calendar that is due earlier anyway stays as it is. A disconnected

@@ -304,7 +304,7 @@ class Settings(BaseSettings):
     def required_fernet_keys(self) -> list[str]:
         if not self.fernet_keys:
             raise SettingsError(
-                "CREDENTIALS_ENCRYPTION_KEYS is not set: credentials are stored encrypted only. Make a key with: "
+                "CREDENTIALS_ENCRYPTION_KEYS is not set: credentials are stored only in encrypted form. Make a key with: "
                 'python -c "from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"'
             )
         return self.fernet_keys

@@ -1,14 +1,19 @@
-"""Alembic environment. The database's URL comes from the caller or DATABASE_URL, never from a file."""
+"""Alembic environment.
+
+The database's URL comes from the caller or DATABASE_URL, or is that of a running `calbridge up`.
+"""
 
 import asyncio
 import time
 
 from alembic import context
+from alembic.util import CommandError
 from sqlalchemy import Connection, text
 
+from app.cli.environment import command_settings
 from app.core.db import create_migration_engine
 from app.models import Base
-from app.settings import load_settings
+from app.settings import SettingsError
 from migrations.revisions import is_known
 
 # Processes that start together migrate one after the other. The lock belongs to the session, since a migration may
@@ -49,4 +54,14 @@ async def _main(url: str) -> None:
     await engine.dispose()
 
 
-asyncio.run(_main(context.config.attributes.get("database_url") or load_settings().required_database_url()))
+def _database_url() -> str:
+    given: str | None = context.config.attributes.get("database_url")
+    if given is not None:
+        return given
+    try:
+        return command_settings("database_url").required_database_url()
+    except SettingsError as err:
+        raise CommandError(str(err)) from None
+
+
+asyncio.run(_main(_database_url()))

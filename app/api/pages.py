@@ -77,7 +77,10 @@ class ListQuery(BaseModel):
 
 
 def _can_be_without(annotation: Any) -> bool:
-    """Whether an empty value of such a field is a filter. An empty time or ordering is an error."""
+    """Whether such a field may be empty in a query, which then finds nothing.
+
+    An empty time or ordering is an error.
+    """
     return annotation != (InputTime | None) and type(None) in getattr(annotation, "__args__", ())
 
 

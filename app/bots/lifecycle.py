@@ -103,7 +103,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class UnknownToRunner:
-    """The runner has no such bot, as it says after a hand-over with an unclear result."""
+    """The runner does not have the bot whose hand-over had an unclear result."""
 
 
 Outcome = Launched | Refused | Failed | UnknownToRunner

@@ -117,7 +117,7 @@ async def request_sync_by_hand(session: Session, calendar_id: str) -> SyncRecord
 async def find_sync_result(
     session: AnySession, calendar_id: str, requested: SyncRecord
 ) -> tuple[SyncResult | None, CalendarInspection]:
-    """Return how the sync that `request_sync_by_hand` asked for ended, None until then.
+    """Return the result of the sync that `request_sync_by_hand` requested; None until it has ended.
 
     Raises CalendarNotFound.
 

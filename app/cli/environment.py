@@ -42,7 +42,7 @@ def warn_about_misspelt_settings() -> None:
 
 
 def use_running_servers() -> None:
-    """Let a command beside a running `calbridge up` work on the same servers without any settings."""
+    """Use the servers of a running `calbridge up` if no settings name others."""
     from app.cli.devserver.up import running_up
 
     try:

@@ -123,7 +123,7 @@ async def reading(sessions: Sessions) -> AsyncIterator[ReadSession]:
 
 
 async def delete_in_batches(sessions: Sessions, table: str, condition: str, values: Mapping[str, Any]) -> int:
-    """Delete the rows of `table` for which `condition` holds, each batch in a transaction of its own; how many.
+    """Delete the rows of `table` that meet `condition`, one transaction per batch. Returns how many.
 
     Both are SQL text with parameters for `values`, and must be constants. `condition` may end with ORDER BY. Rows that
     another transaction has locked are left.

@@ -184,7 +184,7 @@ async def _read_body(response: httpx.Response, limit: int, *, decode: bool, trun
 
 
 def _classify(err: Exception) -> tuple[FetchCode, str]:
-    """The code and the reason of a failure. The error's own text may name addresses and is left out."""
+    """Return the code and the reason of a failure, without the error's own text, which may name addresses."""
     if isinstance(err, TimeoutError | httpx.TimeoutException):
         return "timeout", "no complete response in time"
     if isinstance(err, _TooLarge):

@@ -215,5 +215,5 @@ def public_client(
 
 
 def is_header_safe(token: str) -> bool:
-    """Whether `token` can stand in a header: httpx's error about one that cannot would quote it."""
+    """Whether `token` is valid in a header. If it is not, httpx raises an error that quotes it."""
     return token != "" and token.isascii() and token.isprintable()

@@ -44,7 +44,7 @@ class Budgets:
 
 
 class MeteredTokens:
-    """A TokenSource that spends one request for each time it is asked: providers ask before every request.
+    """A TokenSource that spends one request of the budget per call: providers call it before every request.
 
     `account`: the address of its owner, so that one connected twice has one budget; where it is not known, what
     stands for the credentials.

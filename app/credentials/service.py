@@ -73,7 +73,7 @@ async def replace_secrets(
 
 
 async def set_account(session: Session, credentials_id: str, account_id: str | None) -> None:
-    """Note whose account the credentials are for; None: only the application knows."""
+    """Store the account that the credentials are for; None if only the application knows it."""
     await repository.set_account(session, credentials_id, account_id)
 
 

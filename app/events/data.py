@@ -71,7 +71,7 @@ class RemoteEvent:
 
 @dataclass(frozen=True, slots=True)
 class KnownEvent:
-    """A stored event, as far as it takes to ask a provider for it."""
+    """A stored event, with the fields that are needed to request it from a provider."""
 
     platform_uuid: str
     recurring_event_id: str | None = None

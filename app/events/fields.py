@@ -1,4 +1,4 @@
-"""The fields of an event that every list of columns is made of.
+"""The fields of an event, from which every list of columns is derived.
 
 `RemoteEvent` declares them, and `CalendarEvent` (the table) has a column of the same name for each. To add a field:
 the model with a migration, `RemoteEvent`, the providers that read it, and `CalendarEventRead` if the API shows it.

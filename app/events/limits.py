@@ -1,4 +1,4 @@
-"""The longest texts that are stored of an event. Longer ones are cut, so that the sync goes on."""
+"""Limits of the stored texts of an event. Longer texts are cut, so that the sync continues."""
 
 PLATFORM_UUID = 1_024
 TITLE = 1_000

@@ -1,4 +1,4 @@
-"""SQL of calendar_events: what is written, and what writing it needs to know."""
+"""SQL of calendar_events: writing rows, and the reads that this needs."""
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""Stored events, as far as a sync asks for them. app/events/writer.py changes them."""
+"""Stored events, as a sync reads them. app/events/writer.py changes them."""
 
 from app.events.repository import count_ahead, find_live_missing, find_live_of
 

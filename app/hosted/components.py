@@ -187,7 +187,7 @@ class EventComponent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostedEventRef:
-    """Event, series or instance that a row of calendar_events was made of.
+    """Event, series or instance from which a row of calendar_events was written.
 
     `uid` and `recurrence_key` name a component; an instance that was never changed has none of its own yet.
     """

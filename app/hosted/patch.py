@@ -71,7 +71,7 @@ def reschedule(
 ) -> EventComponent:
     """Return the component with new times. Raises InvalidFields.
 
-    All instances of a series move as much as the `reference` instance does, measured on the wall clock.
+    All instances of a series move as much as the `reference` instance does, in local time.
     """
     timezone = body.timezone or component.timezone
     is_all_day = body.is_all_day if "is_all_day" in body.model_fields_set else component.is_all_day

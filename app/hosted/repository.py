@@ -58,7 +58,7 @@ async def find_platform(session: AnySession, project_id: str, calendar_id: str) 
 
 
 async def locate(session: AnySession, project_id: str, event_id: str) -> HostedEventRef | None:
-    """Return what an event of the API was made of; also for a provider's event, whose platform says so."""
+    """Return the event, series or instance behind an event of the API, with the calendar's platform."""
     event = CalendarEvent
     row = (
         await session.execute(
@@ -202,7 +202,7 @@ async def find_event_id(session: AnySession, calendar_id: str, platform_uuid: st
 
 
 async def find_to_expand(session: AnySession, limit: int) -> list[tuple[str, str]]:
-    """Return (calendar_id, uid) of the events whose rows are due to be written anew."""
+    """Return (calendar_id, uid) of the events whose rows are due to be rewritten."""
     rows = await session.execute(
         select(HostedEvent.calendar_id, HostedEvent.uid)
         .where(HostedEvent.expand_at <= func.now())
@@ -213,7 +213,7 @@ async def find_to_expand(session: AnySession, limit: int) -> list[tuple[str, str
 
 
 async def schedule_rewrite(session: Session, calendar_id: str, uid: str | None = None) -> None:
-    """Have a worker write the rows of this event anew, or those of all events of the calendar."""
+    """Have a worker rewrite the rows of this event, or those of all events of the calendar."""
     statement = update(HostedEvent).where(HostedEvent.calendar_id == calendar_id, HostedEvent.slot == "")
     if uid is not None:
         statement = statement.where(HostedEvent.uid == uid)
@@ -221,7 +221,7 @@ async def schedule_rewrite(session: Session, calendar_id: str, uid: str | None =
 
 
 async def set_expand_at(session: Session, uid: str, expand_at: datetime | None) -> None:
-    """Set when the rows of an event are written anew; None: not by time alone."""
+    """Set the time at which the rows of an event are rewritten; None: only when it changes."""
     await session.execute(
         update(HostedEvent)
         .where(HostedEvent.uid == uid, HostedEvent.slot == "")

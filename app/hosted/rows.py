@@ -45,7 +45,7 @@ async def save(
 
 
 def next_expansion(master: EventComponent, *, now: datetime) -> datetime | None:
-    """Return when the rows are to be written anew; None for single events and series that are over."""
+    """Return when the rows are to be rewritten; None for single events and series that are over."""
     ends_at = last_end(master)
     is_over = ends_at is not None and ends_at <= now
     return None if master.rrule is None or master.is_cancelled or is_over else now + _EXPAND_EVERY

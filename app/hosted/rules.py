@@ -87,7 +87,7 @@ def _check_values(parts: Mapping[str, str]) -> None:
 
 
 def fit_rule(rule_text: str, component: EventComponent) -> str:
-    """Return the rule with UNTIL in the form that the start asks for (RFC 5545 section 3.3.10).
+    """Return the rule with UNTIL in the form that the start requires (RFC 5545 section 3.3.10).
 
     Raises ValueError with a sentence, also where the start is no occurrence of the rule.
     """

@@ -20,7 +20,7 @@ log = structlog.get_logger()
 
 
 async def rewrite_due_events(sessions: Sessions, settings: Settings) -> None:
-    """Write the rows of all events that are due for it, each event in a transaction of its own."""
+    """Rewrite the rows of all events that are due for it, one transaction per event."""
     while True:
         async with reading(sessions) as read_session:
             due = await repository.find_to_expand(read_session, _BATCH)
@@ -37,7 +37,7 @@ async def rewrite_due_events(sessions: Sessions, settings: Settings) -> None:
 
 
 async def _rewrite_event(session: Session, settings: Settings, calendar_id: str, uid: str) -> None:
-    """Write an event's rows anew: a series is expanded as far as the window reaches now."""
+    """Rewrite an event's rows: a series is expanded to the present end of the window."""
     calendar = await repository.lock_calendar(session, calendar_id)
     if calendar is None:
         return

@@ -268,7 +268,7 @@ class _Selector:
     def _starts(
         self, master: EventTimes, start: Moment, first: datetime, last: datetime
     ) -> Iterator[tuple[Moment, timedelta | None]]:
-        """The series' original starts between two clock readings, and the length of those that have their own."""
+        """Return the series' original starts between two local times, and the length of those with their own."""
         rules = []
         for text in master.rules:
             try:

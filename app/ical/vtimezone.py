@@ -132,7 +132,7 @@ def _yearly_rule(changes: Sequence[_Change], earlier: timedelta, year: int) -> t
 
 
 def _places(wall: datetime) -> set[tuple[int, int, int]]:
-    """(month, nth, weekday) readings of a date: the last Sunday may be the fourth too."""
+    """Return each (month, nth, weekday) that describes the date: the last Sunday may also be the fourth."""
     length = calendar.monthrange(wall.year, wall.month)[1]
     places = {(wall.month, (wall.day - 1) // 7 + 1, wall.weekday())}
     if wall.day + 7 > length:

@@ -501,7 +501,7 @@ def believe(url: Url, hosts: MeetingHosts) -> MeetingLink | None:
 
 
 def _leads_on(url: Url) -> bool:
-    """Whether another address stands in the link, as written or percent-encoded up to three times."""
+    """Whether the link contains another address, as written or percent-encoded up to three times."""
     text = f"{url.path}?{url.query}#{url.fragment}"
     for _ in range(_MOST_DECODINGS + 1):
         if _ADDRESS_INSIDE.search(text):

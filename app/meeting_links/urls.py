@@ -1,4 +1,4 @@
-"""The parts of a link, read strictly, and what can come out of looking at one.
+"""The parts of a link, parsed strictly, and the possible results for one.
 
 Own code instead of `urllib.parse.urlsplit`: that one raises on some input, silently drops tabs and newlines,
 and accepts user names, ports and look-alike hosts, each of which decides here whether a link is trusted.
@@ -149,14 +149,14 @@ def ascii_host(host: str) -> str:
 
 
 def quote_url(url: str) -> str:
-    """Percent-encode what no URL may hold; what is encoded stays as it is."""
+    """Percent-encode the characters that are not allowed in a URL. What is encoded already is not changed."""
     return quote(url, safe=_URL_CHARACTERS, errors="replace")
 
 
 def build_link(
     url: str, platform: str, meeting_id: str, *, is_supported: bool = True
 ) -> MeetingLink | Refusal:
-    """A meeting link whose `url` holds only what a URL may hold and is not too long."""
+    """Return the link with its `url` percent-encoded, or a Refusal if that is too long."""
     text = quote_url(url)
     if len(text) > MAX_URL_LENGTH:
         return Refusal(f"It is longer than {MAX_URL_LENGTH} characters once encoded.", is_final=True)

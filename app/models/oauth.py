@@ -58,7 +58,7 @@ class OAuthClientSecret(Base):
 
 
 class OAuthSession(Base):
-    """One OAuth flow: a browser is sent to the provider and comes back.
+    """One OAuth flow: a browser is sent to the provider and returns.
 
     - `state_sha256`: the hash of the `state` parameter, which itself is not stored.
     - `sealed`: {"code_verifier"} (PKCE, RFC 7636), encrypted.

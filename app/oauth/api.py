@@ -168,7 +168,7 @@ async def create_session(
     idempotent: Idempotent,
     body: OAuthSessionCreate,
 ) -> Response:
-    """Starts a connection. Send the browser to `authorization_url`. It comes back to your `redirect_uri`.
+    """Starts a connection. Send the browser to `authorization_url`. It returns to your `redirect_uri`.
 
     The query then has `calendar_id`, or `error` and `error_description`. Before you use `calendar_id`, compare the
     calendar's `deduplication_key` with the person who is signed in in that browser.

@@ -283,7 +283,7 @@ def _has_calendar(platform: OAuthPlatform, scope: str) -> bool:
 
 
 def _token(value: Any) -> str | None:
-    """None for what could not stand in a header: an error about it would quote it."""
+    """Return the token; None if it is not valid in a header, because httpx would quote it in an error."""
     return (
         value if isinstance(value, str) and len(value) <= _LONGEST_TOKEN and is_header_safe(value) else None
     )

@@ -86,7 +86,7 @@ async def open_session(
     login_hint: str | None,
     values: dict[str, Any],
 ) -> tuple[str, datetime]:
-    """Store a session. Return the authorization URL, and the time until which the browser must come back."""
+    """Store a session. Return the authorization URL, and the time until which the browser must return."""
     state, verifier = flow.new_state(), flow.new_code_verifier()
     state_sha256 = sha256_hex(state)
     expires_at = utcnow() + SESSION_FOR

@@ -7,10 +7,10 @@ Errors:
 
     ProviderError
     ├── CursorExpired           the cursor is no longer accepted: the engine starts a full round
-    ├── ConnectionLost          only the account's owner can fix it. With `is_final` the calendar is disconnected at once:
-    │   │                       the token endpoint's own word, or a claims challenge. Without, it is what the
-    │   │                       calendar's own address said, which is believed once it has said so for hours
-    │   ├── CredentialsRevoked  the grant is dead, or a fresh token is not accepted
+    ├── ConnectionLost          only the account's owner can fix it. With `is_final`, the token endpoint refused, or there
+    │   │                       was a claims challenge: the calendar is disconnected at once. Without, the calendar's
+    │   │                       own address refused: it is disconnected once that has lasted for hours
+    │   ├── CredentialsRevoked  the grant has ended, or a fresh token is not accepted
     │   ├── AccessDenied        the grant lacks the calendar scope, or the account has no calendar
     │   └── CalendarRemoved     the calendar itself returns 404
     ├── ClientMisconfigured     the operator's OAuth client is wrong: no calendar is disconnected

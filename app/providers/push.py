@@ -32,7 +32,7 @@ class ChannelUnknown(ProviderError):
 
 @dataclass(frozen=True, slots=True)
 class OpenedChannel:
-    """An open channel: the provider's own ids where it gives any, and until when it will notify."""
+    """An open channel: the provider's own ids, if there are any, and the time at which it expires."""
 
     expires_at: datetime
     provider_id: str | None = None

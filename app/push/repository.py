@@ -386,7 +386,7 @@ _CLOSE_ALL = text(
 
 
 async def close_channels(session: Session, calendar_id: str) -> None:
-    """Have the open channels of a calendar closed. The caller holds the calendar's row lock."""
+    """Mark the open channels of a calendar to be closed. The caller holds the calendar's row lock."""
     await session.execute(_CLOSE_ALL, {"calendar_id": calendar_id})
     wake_after_commit(session, "channels")
 
@@ -430,7 +430,7 @@ _FIND_CHANNEL = text(
 
 
 async def find_channel(session: Session, channel_id: str) -> KnownChannel | None:
-    """Find a channel of Google by our id."""
+    """Find a Google channel by the id that calbridge gave it."""
     row = (await session.execute(_FIND_CHANNEL, {"id": channel_id})).one_or_none()
     return None if row is None else KnownChannel(*row)
 

@@ -1,4 +1,4 @@
-"""Apply replies that come by mail (RFC 5546 section 3.2.3), if their sender can be believed."""
+"""Apply replies that come by mail (RFC 5546 section 3.2.3), if the sender is verified."""
 
 import asyncio
 import hmac
@@ -121,7 +121,7 @@ async def ingest_reply(
 async def _find_doubt(
     settings: Settings, keys: SenderKeys, source: Source, reply: ParsedReply, mail: bytes
 ) -> IgnoredCode | None:
-    """Return why the sender is not believed. Raises SenderUnverifiable.
+    """Return why the sender is not accepted. Raises SenderUnverifiable.
 
     All guests know the event's UID and the other guests: only the sender's address shows who replies.
     """
@@ -132,7 +132,7 @@ async def _find_doubt(
     if "none" in verdicts:
         # Also for an application with an API key: it has checked the sender, with this result.
         return None if accepted == "unverified" and source.project_id is None else "unverified"
-    # An application with an API key may change its project's events anyway, so its mails are believed.
+    # An application with an API key may change its project's events anyway, so its mails are accepted.
     if source.verdict == "pass" or source.project_id is not None or accepted != "verified":
         return None
     try:

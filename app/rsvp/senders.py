@@ -1,4 +1,4 @@
-"""Check that a mail comes from the sender in its From.
+"""Check that a mail was sent by the address in its From header.
 
 The check is DKIM (RFC 6376), aligned as for DMARC (RFC 7489 section 3.1.1).
 
@@ -54,7 +54,7 @@ class SenderKeys:
 
 
 async def is_signed_by_sender(mail: bytes, address: str, keys: SenderKeys) -> bool:
-    """Return whether a domain that speaks for `address` has signed the From and the whole body.
+    """Whether the domain of `address`, or a parent domain, has signed the From header and the whole body.
 
     `address` is the only one in From. Raises LookupFailed.
     """

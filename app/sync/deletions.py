@@ -1,6 +1,6 @@
 """Events that a complete response leaves out, and which of them are deleted at once (pure).
 
-A complete response may leave out most of a calendar by mistake. A mass of omissions is believed once a second
+A complete response may leave out most of a calendar by mistake. A mass of omissions is applied once a second
 response, a while later, leaves out the same events: docs/adr/0003-believing-providers.md.
 """
 
@@ -76,11 +76,11 @@ def split_missing(
     now: datetime,
     confirm_for: timedelta,
 ) -> tuple[list[str], HeldBack | None]:
-    """Split what a complete response leaves out into the ids to delete now, and those to hold back.
+    """Split the events that a complete response leaves out into ids to delete now, and ids to hold back.
 
     `removed`, `unclear`, `unread`: ids of events, see `Absent`. Only omissions are doubted: a list of changes names
     each deletion by itself. `unread` counts for the mass, and is never deleted. `held`: held back by an earlier
-    response. `confirm_for`: how long an omission must last until it is believed.
+    response. `confirm_for`: how long an omission must last until it is applied.
     """
     missing = [*removed, *unclear, *unread]
     all_doubted = _is_mass(ahead.missing, of=ahead.total)
@@ -102,7 +102,7 @@ def split_missing(
         still_held = HeldBack(fresh, now)
         left.update(fresh)
     else:
-        # The rest of a mass that is believed by now.
+        # The rest of a mass that is confirmed by now.
         still_held = HeldBack(list(unread), held.since) if all_doubted and unread else None
     return [event_id for event_id in missing if event_id not in left], still_held
 

@@ -325,7 +325,7 @@ class SyncEngine:
         *,
         absent: Absent | None = None,
     ) -> tuple[WrittenChanges, HeldBack | None]:
-        """Write the changes of a batch, and the deletions that are believed; returns what is held back, too."""
+        """Write the changes of a batch, and the deletions that are confirmed; returns what is held back, too."""
         claim = attempt.claim
         held_back: HeldBack | None = None
         unannounced = await repository.lock_calendar(session, claim)

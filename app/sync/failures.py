@@ -37,7 +37,7 @@ _RETRY_LONGEST_SECONDS = 1800.0
 _RETRY_JITTER = (0.75, 1.25)
 _NOT_ASKED_JITTER = (1.0, 1.5)
 _HICCUP_JITTER = (0.6, 1.0)
-# A refusal is believed after this many attempts at the least.
+# A refusal disconnects a calendar after this many attempts at the earliest.
 _REFUSAL_CONFIRMATIONS = 3
 # This many calendars that began to fail alike at about the same time are an outage, or might be one.
 _ALIKE = 10

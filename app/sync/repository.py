@@ -76,7 +76,7 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class HeldBack:
-    """Ids of events whose deletion is not believed yet, and when a complete response first left them out."""
+    """Ids of events whose deletion is not confirmed yet, and when a complete response first left them out."""
 
     ids: list[str]
     since: datetime
@@ -354,7 +354,7 @@ async def settle_success(
     """Store the cursor and the sync times, and give the lease back. The caller holds the row lock.
 
     `next_in`: the time to the next sync. `next_in_with_push`: the same while a push channel is open that has worked,
-    not beyond the channel's end. `held_back`: the deletions that are not believed yet. `cursor_expired_at`: set if
+    not beyond the channel's end. `held_back`: the deletions that are not confirmed yet. `cursor_expired_at`: set if
     this round followed an expired cursor. `wants_push`: a calendar without a push channel is due for one now.
     """
     row = (

@@ -1,4 +1,4 @@
-"""Test messages that a client asks for. The API's process sends them at once.
+"""Test messages that a client requests. The API's process sends them at once.
 
 An endpoint can be any public host, so tests are limited: for each project by the minute over all processes (in Redis),
 and by how many are under way in this process.

@@ -138,6 +138,13 @@ def test_every_page_is_reached_from_the_readme() -> None:
     assert set(PAGES) <= reached
 
 
+@every_page
+def test_paths_of_the_code_exist(page: Path) -> None:
+    named = re.findall(r"`((?:app|bench|docs|migrations|tests|workers)/[\w/.-]+)`", page.read_text())
+    missing = [path for path in named if not (ROOT / path).exists()]
+    assert missing == []
+
+
 # -- endpoints and commands ---------------------------------------------------------------------------------
 
 

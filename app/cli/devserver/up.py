@@ -122,7 +122,7 @@ def run_up(*, host: str, port: int, data_dir: Path, as_json: bool, reloads: bool
             for changed in _code_changes(reloads=reloads):
                 if changed:
                     say(
-                        f"{', '.join(path.name for path in changed)} changed: starting the API and the worker again."
+                        f"{', '.join(os.path.relpath(path) for path in changed)} changed: starting the API and the worker again."
                     )
                     restart_together(children.programs, _PROGRAMS_RELOAD_WITHIN_SECONDS)
                 for child in children.all():
@@ -374,7 +374,7 @@ def _welcome(started: dict[str, str], data_dir: Path) -> str:
         {"platform": "ics", "feed_url": base_url + DEMO_FEED_PATH, "deduplication_key": "sample"}
     )
     return f"""
-calbridge runs at {base_url} (API reference: {base_url}/docs). Ctrl-C stops it; the data stays in {data_dir}
+calbridge runs at {base_url} (API reference: {base_url}/docs). Ctrl-C stops it; the data is kept in {data_dir}
 
   project  {started["project_id"]} (demo)
   API key  {api_key}

@@ -91,7 +91,7 @@ def _refuses_address(response: Response) -> bool:
 
 
 def _expires_at(document: dict[str, Any]) -> datetime:
-    """`expiration` is in milliseconds, as text; without a usable one, what was asked for."""
+    """Read `expiration`, which is milliseconds as text; the requested time if it cannot be read."""
     try:
         return datetime.fromtimestamp(int(document["expiration"]) / 1000, UTC)
     except (KeyError, TypeError, ValueError, OverflowError, OSError):

@@ -99,7 +99,7 @@ class GoogleCalendar:
         return await read_singly(self._read_one, events, at_once=_READS_AT_ONCE)
 
     async def _read_one(self, event_id: str, *, is_series: bool) -> RemoteEvent | None:
-        """Read one event by events.get, which knows cancelled ones too, for a while ("Single events")."""
+        """Read one event by events.get, which for a while also returns cancelled ones ("Single events")."""
         try:
             item = await self._google.get(f"{self._events_path}/{quote(event_id, safe='')}", {})
         except (

@@ -39,7 +39,7 @@ class MicrosoftPush:
             self._resource = f"me/calendars/{quote(calendar_id, safe='=', errors='replace')}/events"
 
     async def open(self, *, channel_id: str, secret: str, address: str) -> OpenedChannel:  # noqa: ARG002 - as GooglePush
-        """Subscribe `address`, for lifecycle events too. Graph asks there for its validation token meanwhile.
+        """Subscribe `address`, for lifecycle events too. Graph validates the address before this returns.
 
         Raises ChannelExists, ClientMisconfigured (the address too), CredentialsRevoked, AccessDenied, CalendarRemoved,
         RateLimited, Unavailable (then the subscription may exist), ProviderError.
@@ -76,7 +76,7 @@ class MicrosoftPush:
         )
 
     async def renew(self, provider_id: str, *, address: str) -> datetime:
-        """The new end. It authorizes the subscription anew, too.
+        """Renew the subscription, which also authorizes it again. Returns its new end.
 
         Raises ChannelUnknown where there is none any more, or it was for another address (APP_URL has changed): that
         one is closed, since its lifecycle address cannot be changed. Other errors as in `open`.

@@ -140,7 +140,7 @@ async def lock_requeueing(session: Session) -> WebhookSubscription | None:
 
 
 async def save_progress(session: Session, endpoint_id: str, values: Mapping[str, Any]) -> None:
-    """Write how far the batches of an endpoint have come; `updated_at` stays, because no client changed it."""
+    """Store the progress of an endpoint's batches; `updated_at` stays, because no client changed it."""
     await session.execute(
         update(_sub)
         .where(_sub.id == endpoint_id)

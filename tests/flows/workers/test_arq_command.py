@@ -116,3 +116,21 @@ def test_a_missing_setting_is_named_at_the_start(clean_environment, tmp_path):
     )
     assert done.returncode != 0
     assert "REDIS_URL" in done.stderr
+
+
+def test_an_error_at_the_start_is_the_last_line(clean_environment, tmp_path, settings):
+    done = subprocess.run(
+        [sys.executable, *COMMAND],
+        env={
+            **{name: value for name, value in os.environ.items() if name != "CREDENTIALS_ENCRYPTION_KEYS"},
+            "DATABASE_URL": settings.required_database_url(),
+            "REDIS_URL": settings.required_redis_url(),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode != 0
+    assert "CREDENTIALS_ENCRYPTION_KEYS" in done.stderr.splitlines()[-1], done.stderr

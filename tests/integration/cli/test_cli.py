@@ -12,8 +12,11 @@ import pytest
 from sqlalchemy import text
 
 from app.core.db import create_engine
+from migrations.revisions import head_revision
 from tests.commands import NOWHERE, calbridge
 from tests.conftest import FERNET_KEY
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("command", [["migrate"], ["worker"], ["up"]])
@@ -113,6 +116,23 @@ async def test_a_user_without_rights_is_told_the_grant(empty_database_url):
     assert "GRANT USAGE, CREATE ON SCHEMA public TO the user of DATABASE_URL" in done.stderr
 
 
+def alembic(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "alembic", "--config", str(ROOT / "alembic.ini"), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_alembic_says_which_setting_is_missing():
+    done = alembic("current")
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert "DATABASE_URL is not set" in done.stdout + done.stderr
+
+
 def test_commands_beside_a_running_up_need_no_settings(tmp_path, database_url, redis_url):
     """`up` holds a lock and writes what it works with into its data folder; see tests/flows/cli/test_up.py."""
     import fcntl
@@ -137,6 +157,7 @@ def test_commands_beside_a_running_up_need_no_settings(tmp_path, database_url, r
         done = calbridge("project", "create", "x")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["project_id"].startswith("proj_")
+        assert str(head_revision()) in alembic("current").stdout
         # A worker beside it reads the same feed, and mails links to the same API.
         print_settings = "from app.cli.environment import command_settings; s = command_settings('fernet_keys'); print(s.app_url, s.demo_feed_url)"
         reported = subprocess.run(
