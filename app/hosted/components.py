@@ -121,9 +121,12 @@ class EventComponent:
     @property
     def length(self) -> timedelta:
         """Length on the wall clock: from nine to five is eight hours, also when the clocks change in between."""
-        length = self.local(self.end) - self.local(self.start)
-        # When the clocks go back, the end can be earlier than the start on the wall clock.
-        return length if length > timedelta(0) else self.end - self.start
+        return self.end - self.start if self.is_exact else self.local(self.end) - self.local(self.start)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether `length` is elapsed time, because the clocks go back and the end is not later than the start there."""
+        return self.local(self.end) <= self.local(self.start)
 
     @property
     def when(self) -> str:
@@ -205,13 +208,16 @@ def instance_from_series(
 ) -> EventComponent:
     """Return an instance with what the series has."""
     local = series.local(original_start)
+    end = (
+        original_start + series.length if series.is_exact else instant(local + series.length, series.timezone)
+    )
     return replace(
         series,
         recurrence_key=recurrence_key,
         rrule=None,
         recurrence_id=original_start,
         start=original_start,
-        end=instant(local + series.length, series.timezone),
+        end=end,
         attendees=tuple(replace(one, has_own_reply=False) for one in series.attendees),
     )
 
