@@ -26,15 +26,16 @@ Command = tuple[list[str], dict[str, str]]
 def psql_command(database_url: str, program: str) -> Command:
     """Return the command that starts psql on a DATABASE_URL."""
     url = parse_database_url(database_url)
-    found = re.fullmatch(r"(postgresql://[^:/@]*)(?::([^@]*))?(@?.*)", url.dsn)
+    found = re.fullmatch(r"postgresql://(?:([^:/@]*)(?::([^@]*))?@)?(.*)", url.dsn)
     assert found is not None  # the form that parse_database_url writes
-    before, password, rest = found.groups()
+    user, password, rest = found.groups()
     address, _, query = rest.partition("?")
+    login = f"{user}@" if user is not None else ""
     values = dict(parse_qsl(query))
     password = unquote(password) if password else values.pop("password", None)
     if url.has_system_roots:
         values |= {"sslmode": "verify-full", "sslrootcert": "system"}
-    dsn = f"{before}{address}{'?' if values else ''}{urlencode(values, quote_via=quote)}"
+    dsn = f"postgresql://{login}{address}{'?' if values else ''}{urlencode(values, quote_via=quote)}"
     return [program, dsn], {} if password is None else {"PGPASSWORD": password}
 
 

@@ -24,6 +24,8 @@ from app.cli.shell import main, psql_command, redis_cli_command
             {},
         ),
         ("postgresql://db/x", "postgresql://db/x", {}),
+        ("postgresql://db:5433/x", "postgresql://db:5433/x", {}),
+        ("postgresql://[::1]:5433/x", "postgresql://[::1]:5433/x", {}),
     ],
 )
 def test_psql_gets_the_address_and_the_password_by_a_variable(url, dsn, variables):
