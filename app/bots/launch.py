@@ -252,4 +252,5 @@ def _is_duplicate(response: Response) -> bool:
 
 def _runner_bot_id(found: dict[str, Any]) -> str | None:
     value = found.get("id")
-    return value[:_LONGEST_RUNNER_ID] if isinstance(value, str) else None
+    # PostgreSQL stores neither NUL nor half of a surrogate pair, and the bot would never be settled.
+    return value[:_LONGEST_RUNNER_ID] if isinstance(value, str) and value.isprintable() else None

@@ -26,15 +26,20 @@ Command = tuple[list[str], dict[str, str]]
 def psql_command(database_url: str, program: str) -> Command:
     """Return the command that starts psql on a DATABASE_URL."""
     url = parse_database_url(database_url)
-    found = re.fullmatch(r"(postgresql://[^:/@]*)(?::([^@]*))?(@?.*)", url.dsn)
+    found = re.fullmatch(r"postgresql://(?:([^:/@]*)(?::([^@]*))?@)?(.*)", url.dsn)
     assert found is not None  # the form that parse_database_url writes
-    before, password, rest = found.groups()
+    user, password, rest = found.groups()
     address, _, query = rest.partition("?")
+    login = f"{user}@" if user is not None else ""
     values = dict(parse_qsl(query))
     password = unquote(password) if password else values.pop("password", None)
+    values.pop("sslpassword", None)  # there is no variable for it: psql asks for it
     if url.has_system_roots:
         values |= {"sslmode": "verify-full", "sslrootcert": "system"}
-    dsn = f"{before}{address}{'?' if values else ''}{urlencode(values, quote_via=quote)}"
+    if url.certificate is not None:
+        file, key, _ = url.certificate
+        values |= {"sslcert": file} if key is None else {"sslcert": file, "sslkey": key}
+    dsn = f"postgresql://{login}{address}{'?' if values else ''}{urlencode(values, quote_via=quote)}"
     return [program, dsn], {} if password is None else {"PGPASSWORD": password}
 
 
@@ -51,8 +56,9 @@ def redis_cli_command(redis_url: str, program: str) -> Command:
         arguments.append("--tls")
     if database:
         arguments += ["-n", database]
-    if url.username:
-        arguments += ["--user", unquote(url.username)]
+    user = unquote(url.username) if url.username else query.get("username")
+    if user:
+        arguments += ["--user", user]
     password = unquote(url.password) if url.password else query.get("password")
     return [program, *arguments], {} if password is None else {"REDISCLI_AUTH": password}
 

@@ -120,10 +120,20 @@ class EventComponent:
 
     @property
     def length(self) -> timedelta:
-        """Length on the wall clock: from nine to five is eight hours, also when the clocks change in between."""
-        length = self.local(self.end) - self.local(self.start)
-        # When the clocks go back, the end can be earlier than the start on the wall clock.
-        return length if length > timedelta(0) else self.end - self.start
+        """Length on the wall clock: from nine to five is eight hours, also when the clocks change in between.
+
+        An all-day component lasts a day at least. If the rules of its zone have changed since it was stored, its end
+        may not be a midnight any more.
+        """
+        if self.is_exact:
+            return self.end - self.start
+        shortest = timedelta(days=1) if self.is_all_day else timedelta(0)
+        return max(self.local(self.end) - self.local(self.start), shortest)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether `length` is elapsed time, because the clocks go back and the end is not later than the start there."""
+        return not self.is_all_day and self.local(self.end) <= self.local(self.start)
 
     @property
     def when(self) -> str:
@@ -205,13 +215,16 @@ def instance_from_series(
 ) -> EventComponent:
     """Return an instance with what the series has."""
     local = series.local(original_start)
+    end = (
+        original_start + series.length if series.is_exact else instant(local + series.length, series.timezone)
+    )
     return replace(
         series,
         recurrence_key=recurrence_key,
         rrule=None,
         recurrence_id=original_start,
         start=original_start,
-        end=instant(local + series.length, series.timezone),
+        end=end,
         attendees=tuple(replace(one, has_own_reply=False) for one in series.attendees),
     )
 

@@ -88,7 +88,9 @@ def has_instance(master: EventComponent, recurrence_key: str) -> bool:
         return False
     at = written.wall.replace(tzinfo=UTC) if written.is_utc else instant(written.wall, master.timezone)
     around = Window(at - timedelta(days=1), at + timedelta(days=1))
-    found = expand_series(_first_moment(master), _length(master), Rule(master.rrule), around)
+    found = expand_series(
+        _first_moment(master), master.length, Rule(master.rrule), around, is_exact=master.is_exact
+    )
     return any(occurrence.recurrence_key == recurrence_key for occurrence in found)
 
 
@@ -96,12 +98,14 @@ def _instances(
     master: EventComponent, overrides: Sequence[EventComponent], window: Window
 ) -> list[Occurrence]:
     """Return the instances without a component of their own; the first after the window if none is in it."""
-    start, length, rule = _first_moment(master), _length(master), Rule(master.rrule or "")
+    start, length, rule = _first_moment(master), master.length, Rule(master.rrule or "")
     excluded = {component.recurrence_key for component in overrides}
-    found = expand_series(start, length, rule, window, excluded=excluded)
+    found = expand_series(start, length, rule, window, excluded=excluded, is_exact=master.is_exact)
     if found:
         return found
-    after = find_next_occurrence(start, length, rule, window.end, last=LAST_DAY, excluded=excluded)
+    after = find_next_occurrence(
+        start, length, rule, window.end, last=LAST_DAY, excluded=excluded, is_exact=master.is_exact
+    )
     return [] if after is None else [after]
 
 
@@ -109,12 +113,6 @@ def _first_moment(master: EventComponent) -> Moment:
     # A wall clock time that comes twice is the first of the two, as in app/ical/moments.py.
     local = master.local(master.start).replace(fold=0)
     return Moment(local, Zone(ZoneInfo(master.timezone), master.timezone), is_date=master.is_all_day)
-
-
-def _length(master: EventComponent) -> timedelta:
-    # Rules of a time zone change: the end of a stored all-day event may no longer be a midnight.
-    shortest = timedelta(days=1) if master.is_all_day else timedelta(0)
-    return max(master.local(master.end) - master.local(master.start), shortest)
 
 
 def _row(

@@ -30,19 +30,26 @@ class Occurrence:
 
 
 def expand_series(
-    start: Moment, length: timedelta, rule: Rule, window: TimeRange, *, excluded: Collection[str] = ()
+    start: Moment,
+    length: timedelta,
+    rule: Rule,
+    window: TimeRange,
+    *,
+    excluded: Collection[str] = (),
+    is_exact: bool = False,
 ) -> list[Occurrence]:
     """Return the occurrences that overlap `window`, at most MAX_OCCURRENCES.
 
     `start` is DTSTART, which is an occurrence even where the rule does not match it. `length` is measured on the wall
-    clock. `excluded` are recurrence keys. A rule with too many steps is followed as far as it can be.
+    clock, and with `is_exact` it is elapsed time. `excluded` are recurrence keys. A rule with too many steps is followed
+    as far as it can be.
     """
     first = wall_of(window.start) - length - _ZONE_MARGIN
     last = wall_of(window.end) + _ZONE_MARGIN
     found: dict[str, Occurrence] = {}
     try:
         for moment in _with_start(rule, start, first=first, last=last):
-            occurrence = _occurrence(moment, length)
+            occurrence = _occurrence(moment, length, is_exact=is_exact)
             if occurrence.recurrence_key not in excluded and window.overlaps(
                 occurrence.start, occurrence.end
             ):
@@ -62,6 +69,7 @@ def find_next_occurrence(
     *,
     last: datetime,
     excluded: Collection[str] = (),
+    is_exact: bool = False,
 ) -> Occurrence | None:
     """Return the first occurrence of the rule from `at` on; None if there is none, or none until `last`.
 
@@ -71,7 +79,7 @@ def find_next_occurrence(
     try:
         for moment in follow_rule(rule, start, first=first, last=last):
             if moment.recurrence_key not in excluded:
-                return _occurrence(moment, length)
+                return _occurrence(moment, length, is_exact=is_exact)
     except RuleRefused as err:
         log.warning("series_not_followed_to_its_end", reason=str(err))
     return None
@@ -104,6 +112,7 @@ def _with_start(rule: Rule, start: Moment, *, first: datetime, last: datetime) -
     yield from follow_rule(rule, start, first=first, last=last)
 
 
-def _occurrence(moment: Moment, length: timedelta) -> Occurrence:
+def _occurrence(moment: Moment, length: timedelta, *, is_exact: bool) -> Occurrence:
     start = moment.utc
-    return Occurrence(moment.recurrence_key, start, max(moment.at(moment.wall + length).utc, start))
+    end = start + length if is_exact else max(moment.at(moment.wall + length).utc, start)
+    return Occurrence(moment.recurrence_key, start, end)

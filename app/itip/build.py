@@ -141,7 +141,10 @@ def _vevent(event: MailedEvent, stamp: datetime, sent_by: str | None = None) -> 
     vevent.add("dtstamp", stamp.astimezone(UTC).replace(microsecond=0))
     vevent.add("sequence", event.sequence)
     vevent.add("dtstart", _moment(event, event.start))
-    vevent.add("dtend", _end(event))
+    if _ends_earlier_on_the_clock(event):
+        vevent.add("duration", event.end - event.start)
+    else:
+        vevent.add("dtend", _end(event))
     if event.recurrence_id is not None:
         vevent.add("recurrence-id", event.recurrence_date or _original_start(event, event.recurrence_id))
     else:
@@ -229,6 +232,12 @@ def _end(event: MailedEvent) -> date | datetime:
         return _moment(event, event.end)
     first = _local(event, event.start).date()
     return max(_local(event, event.end).date(), first + timedelta(days=1))
+
+
+def _ends_earlier_on_the_clock(event: MailedEvent) -> bool:
+    """Whether the clocks go back in between, so that DTEND would not be later than DTSTART (RFC 5545 section 3.8.2.2)."""
+    start, end = (_local(event, at).replace(tzinfo=None) for at in (event.start, event.end))
+    return _is_zoned(event) and end <= start
 
 
 def _add_recurrence(vevent: Event, event: MailedEvent, line: str) -> None:

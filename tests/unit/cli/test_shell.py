@@ -2,6 +2,7 @@
 
 import os
 import sys
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
@@ -24,10 +25,26 @@ from app.cli.shell import main, psql_command, redis_cli_command
             {},
         ),
         ("postgresql://db/x", "postgresql://db/x", {}),
+        ("postgresql://db:5433/x", "postgresql://db:5433/x", {}),
+        ("postgresql://[::1]:5433/x", "postgresql://[::1]:5433/x", {}),
     ],
 )
 def test_psql_gets_the_address_and_the_password_by_a_variable(url, dsn, variables):
     assert psql_command(url, "psql") == (["psql", dsn], variables)
+
+
+@pytest.mark.parametrize("roots", ["", "&sslrootcert=system"])
+def test_psql_has_the_clients_certificate_and_not_the_password_of_its_key(tmp_path, roots):
+    file = tmp_path / "client.pem"
+    file.touch()
+    url = f"postgresql://u@db/x?sslmode=verify-full&sslcert={file}&sslkey={file}&sslpassword=hunter2{roots}"
+    if not roots:
+        url = url.replace("verify-full", "require")
+    (_, dsn), variables = psql_command(url, "psql")
+    found = dict(parse_qsl(urlsplit(dsn).query))
+    assert (found["sslcert"], found["sslkey"]) == (str(file), str(file))
+    assert "hunter2" not in dsn
+    assert variables == {}
 
 
 @pytest.mark.parametrize(
@@ -37,6 +54,11 @@ def test_psql_gets_the_address_and_the_password_by_a_variable(url, dsn, variable
         ("redis://localhost", "-h localhost -p 6379", {}),
         ("redis://:s%2Fx@cache:6380/1", "-h cache -p 6380 -n 1", {"REDISCLI_AUTH": "s/x"}),
         ("rediss://ada:x@cache/0", "-h cache -p 6379 --tls -n 0 --user ada", {"REDISCLI_AUTH": "x"}),
+        (
+            "redis://cache?username=ada&password=x",
+            "-h cache -p 6379 --user ada",
+            {"REDISCLI_AUTH": "x"},
+        ),
     ],
 )
 def test_redis_cli_gets_the_address_and_the_password_by_a_variable(url, arguments, variables):
