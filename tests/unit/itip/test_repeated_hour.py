@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import icalendar
 import pytest
@@ -39,9 +40,14 @@ class Always:
         return True
 
 
+def read(event: MailedEvent) -> Any:
+    (vevent,) = icalendar.Calendar.from_ical(build_request(event, stamp=STAMP)).walk("VEVENT")
+    return vevent
+
+
 @pytest.mark.parametrize("event", [SERIES, INSTANCE])
 def test_it_has_a_duration(event):
-    (vevent,) = icalendar.Calendar.from_ical(build_request(event, stamp=STAMP)).walk("VEVENT")
+    vevent = read(event)
     assert vevent["DURATION"].dt == timedelta(minutes=40)
     assert "DTEND" not in vevent
 
@@ -54,5 +60,5 @@ def test_a_guest_sees_the_rows_of_the_host():
 
 
 def test_a_single_event_is_in_utc_and_has_an_end():
-    (vevent,) = icalendar.Calendar.from_ical(build_request(EVENT, stamp=STAMP)).walk("VEVENT")
+    vevent = read(EVENT)
     assert (vevent["DTSTART"].dt, vevent["DTEND"].dt) == (EVENT.start, EVENT.end)
