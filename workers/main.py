@@ -39,7 +39,7 @@ async def startup(ctx: dict[str, Any]) -> None:
 async def shutdown(ctx: dict[str, Any]) -> None:
     """Finish what is being handled, and close everything. arq also calls this after a failed `startup`.
 
-    Raises the error of a loop that ended, so that the process's exit status tells of it.
+    Raises the error of a loop that ended, so that the process's exit status shows it.
     """
     if "stack" not in ctx:
         return
