@@ -6,6 +6,9 @@ import subprocess
 import sys
 from typing import Any
 
+# A database that refuses connections, with a password that no output may show.
+NOWHERE = "postgresql://ada:hunter2@127.0.0.1:1/database"
+
 
 def calbridge(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run the command with these settings added to the environment, and return its exit code and output."""

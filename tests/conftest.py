@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from app.settings import Settings
     from tests.fakes.messages import FakeMessages
 
+# A failed assert of a helper module shows its values too, as in test files and conftest.py.
+pytest.register_assert_rewrite("tests.flows", "tests.integration", "tests.unit")
+
 FERNET_KEY = "K94Mn03QAYGUVStxA2g8fZysKAn7CpjphF4qg0CsNzE="
 _TEMPLATE = "calbridge_template"
 

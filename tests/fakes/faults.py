@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 @dataclasses.dataclass(slots=True)
 class Recorded:
-    """One request. `path` is as it was on the wire, percent-encoding kept; `bytes_sent` counts the answer's body."""
+    """One request. `path` is as it was on the wire, percent-encoding kept; `bytes_sent` counts the response's body."""
 
     route: str
     method: str
@@ -39,7 +39,7 @@ class Fault:
     kind: str
 
     def answer(self, error: Any) -> Response:
-        """The answer with its own body, else with `error` as JSON."""
+        """The response with its own body, else with `error` as JSON."""
         assert self.status is not None
         headers = dict(self.headers)
         if self.body is not None:
@@ -70,7 +70,7 @@ class Faulty(ABC):
         """The next `count` requests to `route` (`*`: to any), once `after` of them have passed, go wrong.
 
         `answer`: `status` with the provider's error body for `reason`, or with `body`; without a status the request
-        is only held up for `delay` seconds. `reset`: the connection is reset. `cut`: the answer breaks off half way.
+        is only held up for `delay` seconds. `reset`: the connection is reset. `cut`: the response breaks off half way.
         `dribble`: one byte every 10 ms, without an end.
         """
         self._faults.append(
@@ -85,7 +85,7 @@ class Faulty(ABC):
         """`fault.answer` with the error body of the provider."""
 
     async def serve(self, app: Any, recorded: Recorded, scope: Any, receive: Any, send: Any) -> None:
-        """Answers by `app`, or as the next fault has it; notes the answer in `recorded`."""
+        """Respond by `app` or as the next fault says, and note the response in `recorded`."""
 
         async def counting_send(message: Any) -> None:
             if message["type"] == "http.response.start":

@@ -105,7 +105,7 @@ def overlaps(span: Span, window: Span) -> bool:
 
 
 class Calendar:
-    """One calendar. Every public method that changes something is one revision, told to `on_change`."""
+    """One calendar. Every public method that changes something is one revision, passed to `on_change`."""
 
     def __init__(
         self,

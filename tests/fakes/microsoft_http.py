@@ -1,8 +1,9 @@
-"""What all parts of the fake Microsoft say over HTTP: Graph's errors, and what a request's parts ask for."""
+"""Errors of Graph, and what the parts of a request ask for; all parts of the fake Microsoft use it."""
 
 import re
 import uuid
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote
 
@@ -11,8 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.ical.timezones import named_zone
-from tests.fakes.microsoft_store import Preferences
+from tests.fakes.microsoft_store import Preferences, Span
 
+_LONGEST_WINDOW_DAYS = 1825
 _PREFERENCE = re.compile(r'([\w.\-]+)\s*(?:=\s*("[^"]*"|[^",\s]+))?')
 
 
@@ -82,3 +84,47 @@ def applied(preferences: Preferences) -> str:
     if preferences.body_type == "text":
         applied.append('outlook.body-content-type="text"')
     return ", ".join(applied)
+
+
+def refuse_unknown(request: Request, known: set[str]) -> None:
+    for name in request.query_params:
+        if name not in known:
+            raise bad(f"The query parameter '{name}' is not supported here.")
+
+
+def integer(request: Request, name: str, default: int, *, most: int | None = None) -> int:
+    value = request.query_params.get(name, str(default))
+    if not value.isdigit() or (most is not None and not 1 <= int(value) <= most):
+        raise bad(f"Invalid value '{value}' for {name} query option.")
+    return int(value)
+
+
+def select_of(request: Request, known: set[str]) -> set[str] | None:
+    value = request.query_params.get("$select")
+    if value is None:
+        return None
+    names = set(value.split(","))
+    if unknown := sorted(names - known):
+        text = f"Could not find a property named '{unknown[0]}' on type 'Microsoft.OutlookServices.Event'."
+        raise bad(text, "RequestBroker--ParseUri")
+    return names
+
+
+def window_of(request: Request) -> Span:
+    bounds = []
+    for name in ("startDateTime", "endDateTime"):
+        value = request.query_params.get(name)
+        if not value:
+            raise bad(f"This request requires a time window specified by the query string parameter {name}.")
+        try:
+            at = datetime.fromisoformat(value)
+        except ValueError:
+            raise bad(f"The value '{value}' of parameter '{name}' is invalid.") from None
+        bounds.append(at.replace(tzinfo=at.tzinfo or UTC).timestamp())
+    start, end = bounds
+    if start > end:
+        raise bad("The end of the window lies before its start.")
+    if end - start > _LONGEST_WINDOW_DAYS * 86_400:
+        text = "Requested time range is too long. Maximum number of days: 1825"
+        raise bad(text)
+    return start, end

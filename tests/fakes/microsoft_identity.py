@@ -45,7 +45,7 @@ class OAuthClient:
 
 @dataclasses.dataclass(slots=True)
 class Grant:
-    """`refusal` is what a refresh is answered with from now on: error, AADSTS number, suberror."""
+    """`refusal` is the response to a refresh from now on: error, AADSTS number, suberror."""
 
     client_id: str
     mailbox: Mailbox
@@ -155,7 +155,7 @@ class IdentityPlatform:
         suberror: str | None = None,
         with_access_tokens: bool = False,
     ) -> None:
-        """Every refresh token of the grant is refused like this; access tokens live on unless told otherwise."""
+        """Every refresh token of the grant is refused like this; access tokens live on by default."""
         grant = self._refresh_tokens[refresh_token or self.refresh_token].grant
         grant.refusal = (error, number, suberror)
         grant.are_access_tokens_dead = with_access_tokens

@@ -1,4 +1,4 @@
-"""Subscriptions of the fake Graph and what they are told.
+"""Subscriptions of the fake Graph and their notifications.
 
 See docs/reference/microsoft.md, "Subscriptions".
 """
@@ -269,7 +269,7 @@ class PushService:
         }
 
     def send_lifecycle(self, event: LifecycleEvent, subscription_id: str | None = None) -> None:
-        """To one subscription, or to all. Until one that needs it is authorized again, it tells nothing."""
+        """Send to one subscription, or to all. One that needs reauthorization sends nothing until it has it."""
         for subscription in list(self.subscriptions.values()):
             if subscription_id not in {None, subscription.id} or subscription.lifecycle_url is None:
                 continue
@@ -281,7 +281,7 @@ class PushService:
             self._send_soon(self._post(subscription.lifecycle_url, {"value": [item]}))
 
     def post_notification(self, url: str, items: list[dict[str, Any]]) -> None:
-        """Anything at all, as from anybody."""
+        """Send any body, as any sender could."""
         self._send_soon(self._post(url, {"value": items}))
 
     def _send_soon(self, sending: Any) -> None:

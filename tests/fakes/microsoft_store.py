@@ -84,7 +84,7 @@ class Series:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Entry:
-    """One entry of a delta answer: an event, whole or stripped, or the note that an id is out of view."""
+    """One entry of a delta response: an event, whole or stripped, or the note that an id is out of view."""
 
     id: str
     form: Form
@@ -120,7 +120,7 @@ def graph_time(at: datetime) -> str:
 
 
 class Calendar:
-    """One calendar. Every public method that changes something is one revision, told to `on_change`."""
+    """One calendar. Every public method that changes something is one revision, passed to `on_change`."""
 
     def __init__(
         self,
@@ -266,7 +266,7 @@ class Calendar:
         return self._listed[2]
 
     def delta(self, since: int | None, window: Span) -> list[list[Entry]]:
-        """What a delta round tells; the entries of one series are together. None: a first round."""
+        """The entries of a delta round; the entries of one series are together. None: a first round."""
         if since == self.rev:
             return []
         units: list[tuple[int, list[Entry]]] = []
@@ -330,7 +330,7 @@ class Calendar:
             }
             resource = self._resource(event_id, original, original + series.duration, fields)
             self._put(self._merged(resource, override or {}), series_id=series.id)
-        # An edit of one occurrence is told as a change of the master ("Subscriptions").
+        # An edit of one occurrence is notified as a change of the master ("Subscriptions").
         self._tell(change, series.id)
 
     def _drop_occurrences(self, series_id: str) -> None:
@@ -433,7 +433,7 @@ class Calendar:
 class Mailbox:
     """One account: what `/me` shows, its calendars, and how the server treats it.
 
-    `refusal` (status, code, message) is answered to every request for data, `retry_after` with it.
+    `refusal` (status, code, message) is the response to every request for data, `retry_after` with it.
     """
 
     def __init__(
@@ -525,7 +525,7 @@ def render(
 
 
 def render_entry(entry: Entry, preferences: Preferences, all_day_style: AllDayStyle) -> dict[str, Any]:
-    """An entry of a delta answer."""
+    """An entry of a delta response."""
     if entry.item is None:
         shown_id = entry.id if preferences.has_immutable_ids else default_id(entry.id)
         return {

@@ -18,7 +18,7 @@ async def serve(app: Any, **options: Any) -> AsyncIterator[str]:
     `options` go to uvicorn.Config; with `ssl_certfile` and `ssl_keyfile` the URL is https.
     uvicorn's own run loop is left out: it takes over signals, and sleeps 0.2 s on its way out.
     """
-    # asyncio turns Nagle's delay (40 ms an answer) off only for sockets that name their protocol.
+    # asyncio turns Nagle's delay (40 ms a response) off only for sockets that name their protocol.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     port = listener.getsockname()[1]

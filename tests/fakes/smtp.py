@@ -97,7 +97,7 @@ async def smtp_sink(tls: ssl.SSLContext | None = None) -> AsyncIterator[Sink]:
 
 
 def self_signed() -> ssl.SSLContext:
-    """TLS with a certificate that nobody vouches for."""
+    """TLS with a certificate that no authority vouches for."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.now(UTC)

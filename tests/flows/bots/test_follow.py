@@ -41,21 +41,21 @@ class Bots:
 
     async def schedule(self, platform_uuid: str, **fields: Any) -> str:
         body = {"calendar_event_id": await self.event_id(platform_uuid), "bot_name": "Notetaker", **fields}
-        answer = await self.api.post(URL, json=body)
-        assert answer.status_code == 201, answer.text
-        bot_id: str = answer.json()["id"]
+        response = await self.api.post(URL, json=body)
+        assert response.status_code == 201, response.text
+        bot_id: str = response.json()["id"]
         return bot_id
 
     async def get(self, bot_id: str) -> dict[str, Any]:
-        answer = await self.api.get(f"{URL}/{bot_id}")
-        assert answer.status_code == 200, answer.text
-        bot: dict[str, Any] = answer.json()
+        response = await self.api.get(f"{URL}/{bot_id}")
+        assert response.status_code == 200, response.text
+        bot: dict[str, Any] = response.json()
         return bot
 
-    async def is_gone(self, bot_id: str) -> bool:
+    async def is_deleted(self, bot_id: str) -> bool:
         return (await self.api.get(f"{URL}/{bot_id}")).status_code == 404
 
-    async def told(self) -> list[dict[str, Any]]:
+    async def announced(self) -> list[dict[str, Any]]:
         async with self.google.sessions() as session:
             bodies = await session.scalars(
                 select(WebhookDelivery.body)
@@ -112,9 +112,9 @@ async def test_a_moved_event_moves_its_bots_and_says_so_once(
         assert [entry["type"] for entry in bot["events"]] == ["scheduled", "event_changed"]
         assert bot["events"][1]["metadata"] == {"changes": changes}
     assert await bots.get(stayed) == unmoved
-    told = await bots.told()
-    assert sorted(message["bot_id"] for message in told) == sorted(moved)
-    first = next(message for message in told if message["bot_id"] == moved[0])
+    announced = await bots.announced()
+    assert sorted(message["bot_id"] for message in announced) == sorted(moved)
+    first = next(message for message in announced if message["bot_id"] == moved[0])
     assert first["bot_metadata"] == {"n": "0"}
     assert first["calendar_id"] == google.id
     assert first["calendar_event_id"] == event.id
@@ -130,7 +130,7 @@ async def test_a_moved_event_moves_its_bots_and_says_so_once(
         "created_at": first["data"]["created_at"],
     }
     await google.sync()
-    assert len(await bots.told()) == 2
+    assert len(await bots.announced()) == 2
 
 
 async def test_a_changed_link_changes_the_bots_link(google: GoogleCalendarUnderTest, bots: Bots) -> None:
@@ -157,7 +157,7 @@ async def test_a_bot_whose_event_lost_its_link_waits_for_another(
     google.fake.update_event(event, location=MEET)
     await google.sync()
     assert (await bots.get(bot_id))["meeting_url"] == MEET
-    assert [message["data"]["meeting_url"] for message in await bots.told()] == [None, MEET]
+    assert [message["data"]["meeting_url"] for message in await bots.announced()] == [None, MEET]
 
 
 async def test_a_cancelled_event_takes_its_bots_with_it(google: GoogleCalendarUnderTest, bots: Bots) -> None:
@@ -166,12 +166,15 @@ async def test_a_cancelled_event_takes_its_bots_with_it(google: GoogleCalendarUn
     bot_id, kept_id = await bots.schedule(event), await bots.schedule(kept)
     google.fake.delete_event(event)
     await google.sync()
-    assert await bots.is_gone(bot_id)
-    assert not await bots.is_gone(kept_id)
-    (told,) = await bots.told()
-    assert told["bot_id"] == bot_id
-    assert told["data"]["state"] == "deleted"
-    assert (told["data"]["event_type"], told["data"]["event_sub_type"]) == ("deleted", "event_cancelled")
+    assert await bots.is_deleted(bot_id)
+    assert not await bots.is_deleted(kept_id)
+    (announced,) = await bots.announced()
+    assert announced["bot_id"] == bot_id
+    assert announced["data"]["state"] == "deleted"
+    assert (announced["data"]["event_type"], announced["data"]["event_sub_type"]) == (
+        "deleted",
+        "event_cancelled",
+    )
 
 
 async def test_a_deleted_series_and_a_full_round_without_an_event_take_bots_with_them(
@@ -193,12 +196,12 @@ async def test_a_deleted_series_and_a_full_round_without_an_event_take_bots_with
     of_missing = await bots.schedule(missing)
     google.fake.delete_series(series)
     await google.sync()
-    assert [await bots.is_gone(bot_id) for bot_id in of_series] == [True] * 5
+    assert [await bots.is_deleted(bot_id) for bot_id in of_series] == [True] * 5
     google.fake.delete_event(missing)
     google.fake.expire_tokens()
     await google.sync()
-    assert await bots.is_gone(of_missing)
-    assert len(await bots.told()) == 6
+    assert await bots.is_deleted(of_missing)
+    assert len(await bots.announced()) == 6
 
 
 async def test_a_bot_of_an_event_that_moved_into_the_past_is_deleted(
@@ -209,8 +212,8 @@ async def test_a_bot_of_an_event_that_moved_into_the_past_is_deleted(
     bot_id = await bots.schedule(event)
     google.move(event, in_hours=-3)
     await google.sync()
-    assert await bots.is_gone(bot_id)
-    assert (await bots.told())[0]["data"]["event_sub_type"] == "event_over"
+    assert await bots.is_deleted(bot_id)
+    assert (await bots.announced())[0]["data"]["event_sub_type"] == "event_over"
 
 
 async def test_a_disconnected_calendar_loses_its_scheduled_bots(
@@ -228,12 +231,12 @@ async def test_a_disconnected_calendar_loses_its_scheduled_bots(
     google.fake.expire_access_tokens()
     await google.sync()
     assert (await google.row()).state == "disconnected"
-    assert [await bots.is_gone(bot_id) for bot_id in scheduled] == [True] * 3
+    assert [await bots.is_deleted(bot_id) for bot_id in scheduled] == [True] * 3
     assert (await bots.get(launched))["state"] == "joining"
     assert (await bots.get(by_hand))["state"] == "scheduled"
-    told = await bots.told()
-    assert sorted(message["bot_id"] for message in told) == sorted(scheduled)
-    assert {message["data"]["event_sub_type"] for message in told} == {"calendar_disconnected"}
+    announced = await bots.announced()
+    assert sorted(message["bot_id"] for message in announced) == sorted(scheduled)
+    assert {message["data"]["event_sub_type"] for message in announced} == {"calendar_disconnected"}
 
 
 async def test_an_outage_deletes_no_bot(google: GoogleCalendarUnderTest, bots: Bots) -> None:
@@ -255,13 +258,13 @@ async def test_a_deleted_calendar_takes_its_scheduled_bots_with_it(
     await bots.set_state(launched, "launched")
     event_id = await bots.event_id(event)
     assert (await api.delete(f"/api/v1/calendars/{google.id}")).status_code == 200
-    assert await bots.is_gone(scheduled)
+    assert await bots.is_deleted(scheduled)
     bot = await bots.get(launched)
     assert (bot["state"], bot["calendar_event_id"]) == ("joining", event_id)
-    (told,) = await bots.told()
-    assert told["bot_id"] == scheduled
-    assert told["calendar_id"] == google.id
-    assert told["data"]["event_sub_type"] == "calendar_deleted"
+    (announced,) = await bots.announced()
+    assert announced["bot_id"] == scheduled
+    assert announced["calendar_id"] == google.id
+    assert announced["data"]["event_sub_type"] == "calendar_deleted"
 
 
 async def test_what_was_handed_over_stays_but_lets_its_key_go_when_the_event_changes(
@@ -283,7 +286,7 @@ async def test_what_was_handed_over_stays_but_lets_its_key_go_when_the_event_cha
     google.move(event, in_hours=48)
     await google.sync()
     assert await bots.get(launched) == before
-    assert await bots.told() == []
+    assert await bots.announced() == []
     assert (await bots.api.post(URL, json=again)).status_code == 201
 
 
@@ -300,7 +303,7 @@ async def test_a_sync_that_loses_its_lease_moves_no_bot(google: GoogleCalendarUn
         await session.execute(text("UPDATE calendars SET lease_token = 'another'"))
     await google.engine.handle(claim)
     assert await bots.get(bot_id) == before
-    assert await bots.told() == []
+    assert await bots.announced() == []
 
 
 async def test_thousands_of_bots_follow_without_a_statement_for_each(
@@ -343,7 +346,7 @@ async def test_thousands_of_bots_follow_without_a_statement_for_each(
     assert len(kept) == count / 2
     assert join_times == starts
     assert start not in starts
-    assert len(await bots.told()) == count
+    assert len(await bots.announced()) == count
     assert len(statements) < 60
 
 
@@ -358,8 +361,8 @@ async def test_bots_scheduled_while_events_move_never_keep_an_old_time(
     async def keep_scheduling() -> None:
         while not done.is_set():
             for event_id in ids.values():
-                answer = await bots.api.post(URL, json={"calendar_event_id": event_id, "bot_name": "x"})
-                assert answer.status_code == 201, answer.text
+                response = await bots.api.post(URL, json={"calendar_event_id": event_id, "bot_name": "x"})
+                assert response.status_code == 201, response.text
 
     async def sync_amid_requests() -> None:
         # A calendar that a request holds at this moment is not claimed: a worker looks again at the next tick.

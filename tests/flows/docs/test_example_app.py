@@ -20,7 +20,7 @@ from docs.example_app.main import create_app as create_example
 from docs.example_app.main import load_settings as load_example_settings
 from tests.conftest import _lifespan as running
 from tests.fakes.server import serve
-from tests.flows.oauth.test_flow import disconnect
+from tests.flows.oauth.browser import disconnect
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Answers that come by mail: the webhook of Messages, over HTTP, and what is believed of whom."""
+"""Replies that the webhook of Messages posts over HTTP, and which senders are believed."""
 
 import asyncio
 from dataclasses import replace
@@ -15,7 +15,7 @@ from tests.factories import at
 from tests.fakes.dns import serve_dns, sign
 from tests.fakes.messages import FakeMessages, WebhookChannel
 from tests.fakes.server import serve
-from tests.flows.rsvp.test_rsvp import answers, reply
+from tests.flows.rsvp.replies import guest_statuses, reply
 
 pytestmark = pytest.mark.settings(smtp_url="smtp://127.0.0.1:9", email_from="calendar@example.net")
 
@@ -39,9 +39,9 @@ async def invite(api, calendar_id, *people):
         "end_time": at(3.1),
         "attendees": [{"email": person} for person in people],
     }
-    answer = await api.post("/api/v1/calendar_events", json=body)
-    assert answer.status_code == 201, answer.text
-    return answer.json()
+    response = await api.post("/api/v1/calendar_events", json=body)
+    assert response.status_code == 201, response.text
+    return response.json()
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def append_to_signed_lines(event):
 def hide_the_sender(event):
     """A mail of Eve's, which her domain has signed, behind one of Bob's that ends its lines with CR alone.
 
-    To who reads no line's end there, all of Bob's mail is one header field that nobody has signed.
+    To who reads no line's end there, all of Bob's mail is one header field that no domain has signed.
     """
     return (
         b"X: x\r" + reply(event).replace(b"\r\n", b"\r") + b"\r\n" + signed(event, sender="eve@example.org")
@@ -91,7 +91,7 @@ def hide_the_sender(event):
 
 
 def reason(incoming):
-    """Of the last answer, which must let the mail pass, and ask for nothing else."""
+    """The body of the last response, which must let the mail pass, and ask for nothing else."""
     assert incoming.state == "delivered"
     assert incoming.wishes == {}
     status_code, body = incoming.answers[-1]
@@ -100,7 +100,7 @@ def reason(incoming):
 
 
 async def bobs(api, event):
-    return (await answers(api, event))["bob@example.org"]
+    return (await guest_statuses(api, event))["bob@example.org"]
 
 
 async def test_a_signed_reply_is_applied_and_the_mail_goes_on_its_way(api, messages, box, event):
@@ -125,8 +125,8 @@ async def test_a_mail_that_messages_marked_is_not_believed(api, messages, box, e
     "forge",
     [
         reply,  # no signature
-        lambda event: sign(reply(event), "eve.example"),  # of somebody else
-        lambda event: sign(reply(event), "org"),  # of nobody's domain
+        lambda event: sign(reply(event), "eve.example"),  # of another sender
+        lambda event: sign(reply(event), "org"),  # of a domain that no sender has
         lambda event: sign(reply(event), "ample.org"),
         lambda event: sign(reply(event), "sub.example.org"),
         lambda event: signed(event).replace(b"PARTSTAT=ACCEPTED", b"PARTSTAT=DECLINED"),
@@ -146,7 +146,7 @@ async def test_a_mail_that_its_senders_domain_did_not_sign_is_not_believed(
 
 
 async def test_a_header_that_others_read_in_another_way_is_not_believed(api, messages, box, event):
-    """Neither by a signature of somebody else at the same domain, nor where Messages has looked at another From."""
+    """Neither by a signature of another sender at the same domain, nor where Messages has looked at another From."""
     mail = hide_the_sender(event)
     assert "no calendar reply" in reason(await messages.deliver(box, mail))
     assert not _signatures(_split(mail)[0], b"example.org")
@@ -172,7 +172,7 @@ async def test_signatures_of_a_domain_above_and_of_several_domains_count(
         canonicalize=(b"relaxed", b"relaxed"),
     )
     assert "applied" in reason(await messages.deliver(box, relaxed))
-    # And nobody is asked for keys that could not count.
+    # No server is asked for keys that could not count.
     assert set(names.asked) == {"mail._domainkey.example.org."}
 
 
@@ -239,7 +239,7 @@ async def test_while_the_database_is_busy_the_mail_waits(api, sessions, messages
 
 
 async def test_a_reply_that_was_not_recorded_is_not_acknowledged(api, messages, box, event, monkeypatch):
-    """The process dies between taking the mail and the commit: seen from outside, there is no answer."""
+    """The process dies between taking the mail and the commit: seen from outside, there is no response."""
     apply = inbound._apply
 
     async def die(*args, **kwargs):
@@ -289,7 +289,7 @@ async def test_nothing_that_stays_wrong_holds_a_mail(api, messages, box, event):
     assert "larger than 25 MiB" in messages.incoming[-1].answers[-1][1]
     stranger = messages.add_mailbox("eve@example.com", admin="eve@example.com")
     assert "another mailbox" in reason(await messages.deliver(stranger, signed(event, number=2)))
-    assert set((await answers(api, event)).values()) == {"needs_action"}
+    assert set((await guest_statuses(api, event)).values()) == {"needs_action"}
     assert "applied" in reason(await messages.deliver(box, signed(event, number=3)))
     assert "newer answer" in reason(await messages.deliver(box, signed(event, number=4, minutes=-30)))
 
@@ -317,9 +317,9 @@ async def test_json_mails_of_a_channel_are_told_in_the_answer_and_hold_nothing(a
     for wrong in ("jmap", "jmap_metadata"):
         messages.webhook.format = wrong
         assert "format to eml" in reason(await messages.deliver(box, signed(event)))
-    answer = await api.post("/api/v1/rsvp/inbound", json={"subject": "Re: Analysis"})
-    assert answer.status_code == 415
-    assert "message/rfc822" in answer.json()["error"]
+    response = await api.post("/api/v1/rsvp/inbound", json={"subject": "Re: Analysis"})
+    assert response.status_code == 415
+    assert "message/rfc822" in response.json()["error"]
 
 
 async def test_a_wrong_secret_is_refused_and_the_mail_waits_until_it_is_right(
@@ -368,9 +368,9 @@ async def test_a_channel_may_send_a_static_key(api, settings, messages, box, eve
 async def test_an_application_passes_its_own_verdict_on(api, event):
     async def post(mail, **headers):
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        answer = await api.post("/api/v1/rsvp/inbound", content=mail, headers=named)
-        assert answer.status_code == 200
-        return answer.json()["reason"] or answer.json()["status"]
+        response = await api.post("/api/v1/rsvp/inbound", content=mail, headers=named)
+        assert response.status_code == 200
+        return response.json()["reason"] or response.json()["status"]
 
     assert "looks forged" in await post(reply(event), X_StMsg_Sender_Auth="fail")
     for word in ("none", "None ", "softfail", ""):

@@ -67,9 +67,9 @@ async def test_a_local_calendar_is_made_shown_and_deleted(api):
     ],
 )
 async def test_a_wrong_field_is_refused_by_name(api, field, value):
-    answer = await api.post("/api/v1/calendars", json={**BASE, field: value})
-    assert answer.status_code == 400
-    assert list(answer.json()) == [field]
+    response = await api.post("/api/v1/calendars", json={**BASE, field: value})
+    assert response.status_code == 400
+    assert list(response.json()) == [field]
 
 
 async def test_a_deduplication_key_is_unique_over_all_platforms(api):
@@ -77,17 +77,17 @@ async def test_a_deduplication_key_is_unique_over_all_platforms(api):
     assert (await api.post("/api/v1/calendars", json=body)).status_code == 201
     feed = {"platform": "ics", "feed_url": "https://example.com/a.ics", "deduplication_key": "one"}
     for again in (body, feed):
-        answer = await api.post("/api/v1/calendars", json=again)
-        assert answer.status_code == 400
-        assert "deduplication_key" in answer.json()
+        response = await api.post("/api/v1/calendars", json=again)
+        assert response.status_code == 400
+        assert "deduplication_key" in response.json()
 
 
 async def test_patch_changes_what_a_local_calendar_has_and_no_other_platform_has_it(api):
     calendar_id = (await api.post("/api/v1/calendars", json=BASE)).json()["id"]
     path = f"/api/v1/calendars/{calendar_id}"
-    answer = await api.patch(path, json={"name": "New", "timezone": "Asia/Tokyo", "locale": "fr"})
-    assert answer.status_code == 200
-    assert (answer.json()["name"], answer.json()["timezone"], answer.json()["locale"]) == (
+    response = await api.patch(path, json={"name": "New", "timezone": "Asia/Tokyo", "locale": "fr"})
+    assert response.status_code == 200
+    assert (response.json()["name"], response.json()["timezone"], response.json()["locale"]) == (
         "New",
         "Asia/Tokyo",
         "fr",
@@ -98,15 +98,15 @@ async def test_patch_changes_what_a_local_calendar_has_and_no_other_platform_has
     feed = await api.post(
         "/api/v1/calendars", json={"platform": "ics", "feed_url": "https://example.com/a.ics"}
     )
-    answer = await api.patch(f"/api/v1/calendars/{feed.json()['id']}", json={"name": "x", "locale": "fr"})
-    assert answer.status_code == 400
-    assert sorted(answer.json()) == ["locale", "name"]
+    response = await api.patch(f"/api/v1/calendars/{feed.json()['id']}", json={"name": "x", "locale": "fr"})
+    assert response.status_code == 400
+    assert sorted(response.json()) == ["locale", "name"]
 
 
 async def test_a_mailbox_needs_the_integration(api):
-    answer = await api.post("/api/v1/calendars", json={**BASE, "sending_identity": OWN})
-    assert answer.status_code == 400
-    assert "FEATURE_MESSAGES_INTEGRATION" in answer.json()["sending_identity"][0]
+    response = await api.post("/api/v1/calendars", json={**BASE, "sending_identity": OWN})
+    assert response.status_code == 400
+    assert "FEATURE_MESSAGES_INTEGRATION" in response.json()["sending_identity"][0]
 
 
 async def test_the_owners_own_mailbox_is_the_default(mailboxes, api):
@@ -129,9 +129,9 @@ async def test_another_mailbox_can_be_chosen_where_the_owner_may_send(mailboxes,
     changed = await api.patch(path, json={"sending_identity": OWN})
     assert changed.json()["sending_identity"]["mailbox_id"] == OWN
     for refused, word in ((READ_ONLY, "viewer"), ("99999999-1111-4111-8111-111111111111", "no access")):
-        answer = await api.patch(path, json={"sending_identity": refused})
-        assert answer.status_code == 400
-        assert word in answer.json()["sending_identity"][0]
+        response = await api.patch(path, json={"sending_identity": refused})
+        assert response.status_code == 400
+        assert word in response.json()["sending_identity"][0]
     assert (await api.patch(path, json={"sending_identity": None})).json()["sending_identity"] is None
 
 
@@ -151,8 +151,8 @@ async def test_a_new_mailbox_becomes_the_organizer_of_the_events(mailboxes, app,
 
 async def test_an_outage_is_not_taken_for_no_mailbox(mailboxes, api):
     mailboxes.look_up_faults.append(Fault(500))
-    answer = await api.post("/api/v1/calendars", json=BASE)
-    assert answer.status_code == 502
+    response = await api.post("/api/v1/calendars", json=BASE)
+    assert response.status_code == 502
     assert (await api.get("/api/v1/calendars")).json()["results"] == []
 
 

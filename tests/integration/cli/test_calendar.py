@@ -25,11 +25,6 @@ FEED = "https://calendars.example/private-0815/basic.ics"
 EMPTY = "BEGIN:VCALENDAR\r\nVERSION:2.0\r\nPRODID:x\r\nEND:VCALENDAR\r\n"
 
 
-@pytest.fixture(autouse=True)
-def _clean(clean_environment):
-    return clean_environment
-
-
 async def add_feed(sessions, settings, project, url: str = FEED, **fields: Any) -> str:
     return await factories.add_calendar(
         sessions, settings, project.id, platform="ics", secrets={"feed_url": url}, **fields

@@ -39,7 +39,7 @@ def test_postgres_starts_on_what_earlier_runs_left(data_dir):
     first = start_postgres(data_dir, durable=False)
     ask(first.url, "CREATE TABLE kept AS SELECT 42 AS answer")
 
-    # Its parent is gone, it is not: the next start takes over.
+    # Its parent has ended, it has not: the next start takes over.
     second = start_postgres(data_dir, durable=False)
     assert first.process.wait(10) == 0
     assert ask(second.url, "SELECT answer FROM kept") == "42"

@@ -4,8 +4,6 @@ import asyncio
 from datetime import timedelta
 from typing import Any
 
-import pytest
-
 from app.core.clock import isoformat, utcnow
 from app.core.db import transaction
 from app.models import Bot, InvitationMail, WebhookDelivery, WebhookSubscription
@@ -14,11 +12,6 @@ from tests.commands import calbridge, one_json_line
 
 NOW = utcnow()
 FINISHED = {"status": "failed", "next_attempt_at": None}
-
-
-@pytest.fixture(autouse=True)
-def _clean(clean_environment):
-    return clean_environment
 
 
 def at(minutes: float):

@@ -74,9 +74,9 @@ async def api() -> AsyncIterator[Api]:
 async def test_parameters_outside_the_matrix_are_refused(
     api: Api, params: dict[str, str], reason: str
 ) -> None:
-    answer = await api.get(EVENTS, **params)
-    assert answer.status_code == 400
-    assert answer.json()["error"]["errors"][0]["reason"] == reason
+    response = await api.get(EVENTS, **params)
+    assert response.status_code == 400
+    assert response.json()["error"]["errors"][0]["reason"] == reason
 
 
 @pytest.mark.parametrize(
@@ -221,9 +221,9 @@ async def authorize(api: Api, **changes: str) -> httpx.Response:
 
 
 async def code_of(api: Api, **changes: str) -> str:
-    answer = await authorize(api, **changes)
-    assert answer.status_code == 302
-    return parse_qs(urlsplit(answer.headers["Location"]).query)["code"][0]
+    response = await authorize(api, **changes)
+    assert response.status_code == 302
+    return parse_qs(urlsplit(response.headers["Location"]).query)["code"][0]
 
 
 @pytest.fixture
@@ -234,9 +234,9 @@ def registered(api: Api) -> Api:
 
 async def test_a_person_consents_and_the_code_is_exchanged_once(registered: Api) -> None:
     verifier, challenge = verifier_and_challenge()
-    answer = await authorize(registered, code_challenge=challenge, code_challenge_method="S256")
-    back = parse_qs(urlsplit(answer.headers["Location"]).query)
-    assert answer.headers["Location"].startswith(f"{CALLBACK}?")
+    response = await authorize(registered, code_challenge=challenge, code_challenge_method="S256")
+    back = parse_qs(urlsplit(response.headers["Location"]).query)
+    assert response.headers["Location"].startswith(f"{CALLBACK}?")
     assert back["state"] == ["s/1"]
     form = {
         "grant_type": "authorization_code",
@@ -306,8 +306,8 @@ async def test_a_person_may_refuse_or_untick_the_calendar(registered: Api) -> No
 async def test_a_wrong_authorize_request_never_reaches_the_callback(
     registered: Api, changes: dict[str, str], status: int
 ) -> None:
-    answer = await authorize(registered, **changes)
-    assert (answer.status_code, "Location" in answer.headers) == (status, False)
+    response = await authorize(registered, **changes)
+    assert (response.status_code, "Location" in response.headers) == (status, False)
 
 
 async def test_revoking_ends_the_whole_grant(api: Api) -> None:
@@ -324,7 +324,7 @@ async def test_revoking_ends_the_whole_grant(api: Api) -> None:
 
 
 class Receiver:
-    """Receives notifications; answers with the statuses in `answers`, then 204."""
+    """A notification endpoint. It responds with the statuses in `answers`, then with 204."""
 
     def __init__(self) -> None:
         self.address = ""
@@ -425,8 +425,8 @@ async def test_an_expired_channel_is_silent_and_unknown(api: Api, receiver: Rece
 async def test_wrong_watch_requests_are_refused(
     api: Api, receiver: Receiver, changes: dict[str, Any], reason: str
 ) -> None:
-    answer = await watch(api, receiver, **changes)
-    assert (answer.status_code, answer.json()["error"]["errors"][0]["reason"]) == (400, reason)
+    response = await watch(api, receiver, **changes)
+    assert (response.status_code, response.json()["error"]["errors"][0]["reason"]) == (400, reason)
 
 
 async def test_channels_are_unique_https_and_not_for_every_calendar(api: Api, receiver: Receiver) -> None:

@@ -97,9 +97,9 @@ def code_of(answer: httpx.Response) -> tuple[int, str]:
     ],
 )
 async def test_what_graph_refuses_is_refused(api: Api, path: str, params: dict[str, str]) -> None:
-    answer = await api.get(path, **params)
-    assert answer.status_code == 400
-    assert set(answer.json()["error"]) == {"code", "message", "innerError"}
+    response = await api.get(path, **params)
+    assert response.status_code == 400
+    assert set(response.json()["error"]) == {"code", "message", "innerError"}
 
 
 async def test_a_view_has_ten_events_a_page_and_absolute_links(api: Api) -> None:
@@ -119,20 +119,20 @@ async def test_times_and_ids_are_rendered_as_preferred_on_each_page_anew(api: Ap
         event_id,
         {"dateTime": "2026-11-20T12:00:00.0000000", "timeZone": "UTC"},
     )
-    answer = await api.get(
+    response = await api.get(
         VIEW,
         prefer='outlook.timezone="Pacific Standard Time", outlook.body-content-type="text"',
         **WINDOW,
     )
-    local = answer.json()["value"][0]
+    local = response.json()["value"][0]
     assert local["id"] == default_id(event_id)
     assert local["start"] == {
         "dateTime": "2026-11-20T04:00:00.0000000",
         "timeZone": "Pacific Standard Time",
     }
     assert local["body"] == {"contentType": "text", "content": "Hello"}
-    assert 'outlook.timezone="Pacific Standard Time"' in answer.headers["preference-applied"]
-    assert "request-id" in answer.headers
+    assert 'outlook.timezone="Pacific Standard Time"' in response.headers["preference-applied"]
+    assert "request-id" in response.headers
     assert (await api.get(VIEW, prefer='outlook.timezone="Mars"', **WINDOW)).status_code == 400
 
 
@@ -212,10 +212,10 @@ async def test_delta_calls_removed_what_is_gone_or_out_of_the_window(api: Api) -
 async def test_pages_of_delta_are_as_large_as_preferred_but_never_split_a_series(api: Api) -> None:
     api.fake.seed(3, start=NOW)
     api.fake.add_series(start=NOW, end=NOW + HOUR, rrule="FREQ=DAILY;COUNT=5")
-    answer = await api.get(DELTA, prefer=f"{IMMUTABLE}, odata.maxpagesize=2", **WINDOW)
-    assert len(answer.json()["value"]) == 2
-    assert "odata.maxpagesize=2" in answer.headers["preference-applied"]
-    link = answer.json()["@odata.nextLink"]
+    response = await api.get(DELTA, prefer=f"{IMMUTABLE}, odata.maxpagesize=2", **WINDOW)
+    assert len(response.json()["value"]) == 2
+    assert "odata.maxpagesize=2" in response.headers["preference-applied"]
+    link = response.json()["@odata.nextLink"]
     rest = (await api.get(link, prefer="odata.maxpagesize=2")).json()
     assert len(rest["value"]) == 1 + 6
     assert rest["value"][0]["id"] == default_id("seed0000002")
@@ -245,9 +245,9 @@ async def test_an_expired_delta_link_answers_410(api: Api, spelling: str) -> Non
 
 async def test_a_fifth_request_at_a_time_is_throttled(api: Api) -> None:
     api.fake.latency = 0.05
-    answers = await asyncio.gather(*(api.get("/v1.0/me/calendars") for _ in range(5)))
-    throttled = [answer for answer in answers if answer.status_code == 429]
-    assert [code_of(answer) for answer in throttled] == [(429, "ApplicationThrottled")]
+    responses = await asyncio.gather(*(api.get("/v1.0/me/calendars") for _ in range(5)))
+    throttled = [response for response in responses if response.status_code == 429]
+    assert [code_of(response) for response in throttled] == [(429, "ApplicationThrottled")]
     assert throttled[0].headers["retry-after"] == "1"
     other = api.fake.add_mailbox("bob@example.com")
     assert other.in_flight == api.fake.mailbox().in_flight == 0
@@ -278,14 +278,14 @@ async def test_a_batch_answers_in_any_order_with_its_own_errors(api: Api) -> Non
             "url": "/me/calendarView?startDateTime=2026-11-20&endDateTime=2026-11-21",
         },
     ]
-    answers = (await api.send("POST", "/v1.0/$batch", {"requests": steps})).json()["responses"]
-    by_id = {answer["id"]: answer for answer in answers}
+    responses = (await api.send("POST", "/v1.0/$batch", {"requests": steps})).json()["responses"]
+    by_id = {response["id"]: response for response in responses}
     assert [by_id[id_]["status"] for id_ in "1234"] == [200, 404, 424, 200]
     assert by_id["1"]["body"]["subject"] == "One"
     assert len(by_id["4"]["body"]["value"]) == 1
     api.fake.batch_throttled = 2
-    answers = (await api.send("POST", "/v1.0/$batch", {"requests": steps})).json()["responses"]
-    assert sorted(answer["status"] for answer in answers) == [200, 424, 429, 429]
+    responses = (await api.send("POST", "/v1.0/$batch", {"requests": steps})).json()["responses"]
+    assert sorted(response["status"] for response in responses) == [200, 424, 429, 429]
     assert (await api.send("POST", "/v1.0/$batch", {"requests": steps * 6})).status_code == 400
 
 
@@ -304,9 +304,11 @@ def asked(**changes: str) -> dict[str, str]:
 
 
 async def authorize(api: Api, *, tenant: str = "common", **changes: str) -> dict[str, str]:
-    answer = await api.client.get(f"{api.url}/{tenant}/oauth2/v2.0/authorize", params=asked(**changes))
-    assert answer.status_code == 302
-    return {name: values[0] for name, values in parse_qs(urlsplit(answer.headers["location"]).query).items()}
+    response = await api.client.get(f"{api.url}/{tenant}/oauth2/v2.0/authorize", params=asked(**changes))
+    assert response.status_code == 302
+    return {
+        name: values[0] for name, values in parse_qs(urlsplit(response.headers["location"]).query).items()
+    }
 
 
 async def test_a_code_is_good_once_with_its_verifier(api: Api) -> None:
@@ -323,18 +325,18 @@ async def test_a_code_is_good_once_with_its_verifier(api: Api) -> None:
         back = await authorize(api, code_challenge=challenge, code_challenge_method="S256")
         assert back["state"] == "s1"
         for number in numbers:
-            answer = await api.token(**form, code=back["code"], code_verifier=attempt)
-            assert answer.json().get("error_codes", [None]) == [number]
+            response = await api.token(**form, code=back["code"], code_verifier=attempt)
+            assert response.json().get("error_codes", [None]) == [number]
             if number is None:
-                assert answer.json()["refresh_token"]
+                assert response.json()["refresh_token"]
     api.fake.denies_consent = True
     assert (await authorize(api))["error"] == "access_denied"
 
 
 async def test_a_single_tenant_app_is_not_usable_through_common(api: Api) -> None:
     api.fake.add_client("app", "secret", redirect_uris=[CALLBACK], tenant_id=api.fake.tenant_id)
-    answer = await api.client.get(f"{api.url}/common/oauth2/v2.0/authorize", params=asked())
-    assert (answer.status_code, "AADSTS50194" in answer.text) == (400, True)
+    response = await api.client.get(f"{api.url}/common/oauth2/v2.0/authorize", params=asked())
+    assert (response.status_code, "AADSTS50194" in response.text) == (400, True)
     assert "code" in await authorize(api, tenant=api.fake.tenant_id)
     token = api.fake.add_grant(client_id="app")
     form = {
@@ -352,8 +354,8 @@ async def test_a_refresh_may_ask_for_no_more_than_was_granted(api: Api) -> None:
     form = {"grant_type": "refresh_token", "refresh_token": api.fake.refresh_token}
     scope = "https://graph.microsoft.com/Calendars.Read offline_access"
     assert (await api.token(**form, scope=scope)).status_code == 200
-    answer = await api.token(**form, scope="Mail.Read")
-    assert (answer.json()["error"], answer.json()["suberror"]) == ("invalid_grant", "consent_required")
+    response = await api.token(**form, scope="Mail.Read")
+    assert (response.json()["error"], response.json()["suberror"]) == ("invalid_grant", "consent_required")
 
 
 async def test_a_spa_registration_ends_after_a_day_whatever_is_refreshed(api: Api) -> None:
@@ -362,8 +364,8 @@ async def test_a_spa_registration_ends_after_a_day_whatever_is_refreshed(api: Ap
     api.fake.now = lambda: NOW + 23 * HOUR
     token = (await api.token(grant_type="refresh_token", refresh_token=token)).json()["refresh_token"]
     api.fake.now = lambda: NOW + 25 * HOUR
-    answer = await api.token(grant_type="refresh_token", refresh_token=token)
-    assert answer.json()["error_codes"] == [700084]
+    response = await api.token(grant_type="refresh_token", refresh_token=token)
+    assert response.json()["error_codes"] == [700084]
 
 
 @pytest.mark.parametrize(
@@ -374,16 +376,16 @@ async def test_a_missing_or_unknown_access_token_is_refused(
     api: Api, headers: dict[str, str], message: str
 ) -> None:
     api.headers = headers
-    answer = await api.get("/v1.0/me")
-    assert code_of(answer) == (401, "InvalidAuthenticationToken")
-    assert message in answer.json()["error"]["message"]
+    response = await api.get("/v1.0/me")
+    assert code_of(response) == (401, "InvalidAuthenticationToken")
+    assert message in response.json()["error"]["message"]
 
 
 # --- subscriptions ---------------------------------------------------------------------------------------
 
 
 class Receiver:
-    """A notification endpoint. `answers` go out first; then it does as it should."""
+    """A notification endpoint. The responses in `answers` go out first; then it does as it should."""
 
     def __init__(self) -> None:
         self.answers: list[Response] = []
@@ -427,9 +429,9 @@ def subscription(url: str, **changes: Any) -> dict[str, Any]:
 
 
 async def subscribe(api: Api, url: str, **changes: Any) -> dict[str, Any]:
-    answer = await api.send("POST", "/v1.0/subscriptions", subscription(url, **changes))
-    assert answer.status_code == 201
-    created: dict[str, Any] = answer.json()
+    response = await api.send("POST", "/v1.0/subscriptions", subscription(url, **changes))
+    assert response.status_code == 201
+    created: dict[str, Any] = response.json()
     return created
 
 
@@ -487,8 +489,8 @@ async def test_a_subscription_that_graph_refuses_is_refused(
     api: Api, receiver: tuple[Receiver, str], changes: dict[str, Any], status: int
 ) -> None:
     _, url = receiver
-    answer = await api.send("POST", "/v1.0/subscriptions", subscription(url, **changes))
-    assert answer.status_code == status
+    response = await api.send("POST", "/v1.0/subscriptions", subscription(url, **changes))
+    assert response.status_code == status
 
 
 async def test_a_second_subscription_to_the_same_is_a_conflict_and_http_is_refused(
@@ -499,8 +501,8 @@ async def test_a_second_subscription_to_the_same_is_a_conflict_and_http_is_refus
     assert (await api.send("POST", "/v1.0/subscriptions", subscription(url))).status_code == 409
     await subscribe(api, url, changeType="deleted")
     api.fake.allow_http_push = False
-    answer = await api.send("POST", "/v1.0/subscriptions", subscription(url, changeType="created"))
-    assert answer.status_code == 400
+    response = await api.send("POST", "/v1.0/subscriptions", subscription(url, changeType="created"))
+    assert response.status_code == 400
 
 
 async def test_changes_are_told_to_the_subscriptions_of_their_calendar(
