@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 # A database that refuses connections, with a password that no output may show.
-NOWHERE = "postgresql://a user:hunter2@127.0.0.1:1/database"
+NOWHERE = "postgresql://ada:hunter2@127.0.0.1:1/database"
 
 
 def calbridge(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
