@@ -1,4 +1,4 @@
-"""What a worker repeats: its heartbeat, deleting what is kept only for a time, and long jobs batch by batch."""
+"""Work that a worker repeats: its heartbeat, deleting expired rows, and batches of long jobs."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""One worker process: work loops over PostgreSQL, housekeeping, and arq, which wakes and schedules them.
+"""One worker process: work loops over PostgreSQL, housekeeping, and arq, which wakes them.
 
 What is due is in PostgreSQL, under leases (docs/adr/0002-leases-in-postgresql-beside-arq.md). arq's jobs only make a loop
 look at once and not at its next tick. `calbridge worker` goes on without Redis; workers/main.py is for arq's command.
@@ -115,7 +115,7 @@ JOB_OPTIONS: dict[str, Any] = {
 
 @contextlib.asynccontextmanager
 async def running_loops(settings: Settings) -> AsyncIterator[Running]:
-    """Run all loops but arq's while the block runs, then finish what is being handled and close everything.
+    """Run all loops but arq's while the block runs, then finish the work in progress and close all.
 
     Raises SettingsError if a setting that a worker needs is missing.
     """
@@ -208,7 +208,7 @@ async def running_loops(settings: Settings) -> AsyncIterator[Running]:
 
 
 async def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
-    """Cancel tasks, twice if needed: before Python 3.12, a wait_for that is just done swallows a cancellation."""
+    """Cancel tasks, twice if needed: before Python 3.12, wait_for may swallow a cancellation."""
     pending = set(tasks)
     for _ in range(_CANCEL_TIMES):
         for task in pending:

@@ -39,7 +39,9 @@ async def create_bot(
     idempotent: Idempotent,
     body: BotCreate,
 ) -> Response:
-    """Schedules a bot for an event, which it then follows, or for a `meeting_url`; without `join_at` it joins that at once.
+    """Schedules a bot for an event, which it then follows, or for a `meeting_url`.
+
+    Without `join_at`, it joins the `meeting_url` at once.
 
     Fields that are not listed here are kept in `bot_settings` and handed to the runner.
     """
@@ -61,7 +63,10 @@ async def update_bot(
     bot_id: BotId,
     body: BotUpdate,
 ) -> BotRead:
-    """Changes a scheduled bot, with the fields of its creation; of a bot past `scheduled`, only the metadata."""
+    """Changes a scheduled bot, with the fields of its creation.
+
+    Of a bot past `scheduled`, only the metadata can be changed.
+    """
     return await service.update_bot(session, state.settings, project_id, bot_id, body)
 
 

@@ -243,7 +243,7 @@ def _order(bot: BotWithSettings, *, with_join_at: bool) -> dict[str, Any]:
 
 
 def _is_duplicate(response: Response) -> bool:
-    """Whether the runner already has a bot with this deduplication key (Attendee responds 400 with a text)."""
+    """Whether the runner already has a bot with this key (Attendee responds with a 400 and a text)."""
     words = response.body.lower()
     return response.status == 409 or (
         response.status == 400 and b"deduplication" in words and b"already" in words

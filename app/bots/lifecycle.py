@@ -1,4 +1,7 @@
-"""Pure: the state machine of a bot. It changes with its event, when it is due, and with the runner's response."""
+"""Pure: the state machine of a bot.
+
+It changes with its event, when it is due, and with the runner's response.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -68,7 +71,10 @@ class LogEntry:
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """One change of a bot. `after` is None if the bot is deleted, `entry` if clients do not see the change."""
+    """One change of a bot.
+
+    `after` is None if the bot is deleted, `entry` if clients do not see the change.
+    """
 
     before: BotState
     after: BotState | None
@@ -156,7 +162,7 @@ def follow(bot: BotState, now: datetime) -> Transition | None:
 def claim(
     bot: BotState, now: datetime, *, has_runner: bool, lease_token: str, lease_for: timedelta
 ) -> Transition:
-    """Return the transition of a due bot: `launching`, with a lease if there is a runner, or `fatal_error`."""
+    """Return the transition of a due bot: `fatal_error`, or `launching` (with a runner, under a lease)."""
     if bot.state == "scheduled":
         if bot.meeting_url is None:
             return _fatal(bot, "no_meeting_url")

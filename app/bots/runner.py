@@ -1,4 +1,7 @@
-"""Checks for what an Attendee-compatible runner refuses, so that clients learn of it when they schedule a bot."""
+"""Checks for what an Attendee-compatible runner refuses.
+
+Clients get the error when they schedule the bot, and not minutes before the meeting.
+"""
 
 from typing import Any
 
@@ -27,7 +30,10 @@ def drop_nulls(value: Any) -> Any:
 
 
 def check_setting(value: Any) -> Any:
-    """Return the setting without nulls. Raises ValueError for null in a list, where removing it moves the others."""
+    """Return the setting without nulls.
+
+    Raises ValueError for null in a list, where removing it moves the others.
+    """
     if _has_null_in_list(value):
         raise ValueError("A list may not have null in it.")
     return drop_nulls(value)
@@ -40,7 +46,10 @@ def _has_null_in_list(value: Any) -> bool:
 
 
 def platform_fault(meeting_url: str, settings: Settings, *, platform: str | None = None) -> str | None:
-    """Return a sentence that says why the runner cannot join there; None if it can. `platform`: if known already."""
+    """Return a sentence that says why the runner cannot join there; None if it can.
+
+    `platform`: if known already.
+    """
     platform = platform or find_platform(meeting_url, meeting_hosts(settings))
     joined = settings.bot_runner_platforms
     if platform in joined:

@@ -169,7 +169,7 @@ class BotUpdate(_BotInput, UpdateModel):
 
 
 class BotsQuery(ListQuery):
-    """`join_at_gte` and `join_at_lte` include the time itself, `join_at_after` and `join_at_before` do not."""
+    """Filters of bots. `_gte` and `_lte` include the time itself, `_after` and `_before` do not."""
 
     state: AskedState | None = None
     states: list[AskedState] = Field(default=[], max_length=30, description="Any of these; may be repeated.")

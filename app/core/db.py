@@ -97,7 +97,10 @@ def _system_tls(url: DatabaseUrl) -> ssl.SSLContext:
 def create_sessions(
     engine: AsyncEngine, *, after_commit: Callable[[Session], None] | None = None
 ) -> Sessions:
-    """Make sessions of an engine. `after_commit` runs after each committed `transaction`; it must not block or raise."""
+    """Make sessions of an engine.
+
+    `after_commit` runs after each committed `transaction`; it must not block or raise.
+    """
     return async_sessionmaker(engine, expire_on_commit=False, info={_AFTER_COMMIT: after_commit})
 
 
@@ -139,7 +142,7 @@ async def delete_in_batches(sessions: Sessions, table: str, condition: str, valu
 
 
 async def run_in_batches(sessions: Sessions, statement: TextClause, values: Mapping[str, Any]) -> int:
-    """Repeat a statement with the parameter `:limit` until it changes fewer rows than that; how many in all."""
+    """Repeat a statement until it changes fewer rows than its parameter `:limit`. Returns the total."""
     total = 0
     while True:
         async with transaction(sessions) as session:

@@ -1,4 +1,7 @@
-"""Rate limits in Redis, shared by all processes. While Redis is unavailable, each process counts for itself."""
+"""Rate limits in Redis, shared by all processes.
+
+While Redis is unavailable, each process counts for itself.
+"""
 
 import asyncio
 import math

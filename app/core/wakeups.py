@@ -67,7 +67,10 @@ class _Redis(ArqRedis):
 
 
 def connect_redis(url: str) -> ArqRedis:
-    """Make a client that connects when it is first used. `url` is `redis://...`, `rediss://...` or `unix:///path`."""
+    """Make a client that connects when it is first used.
+
+    `url` is `redis://...`, `rediss://...` or `unix:///path`.
+    """
     pool = ConnectionPool.from_url(url, socket_connect_timeout=2, socket_timeout=5, max_connections=50)
     return _Redis(
         connection_pool=pool,
@@ -97,7 +100,10 @@ def wake_after_commit(session: Session, queue: Queue, *, after: float = 0.0) -> 
 
 
 class WakeUps:
-    """Sends wake-ups. One per process; `create_sessions(engine, after_commit=wakeups.send_requested)` connects it."""
+    """Sends wake-ups.
+
+    One per process; `create_sessions(engine, after_commit=wakeups.send_requested)` connects it.
+    """
 
     def __init__(self, redis: ArqRedis) -> None:
         self._redis = redis
@@ -105,14 +111,17 @@ class WakeUps:
         self._sending: set[asyncio.Task[None]] = set()
 
     def send_requested(self, session: Session) -> None:
-        """Send what `wake_after_commit` collected on this session, in tasks: the caller does not wait for Redis."""
+        """Send what `wake_after_commit` collected on this session, in tasks that the caller does not await."""
         for queue, after in session.info.pop(_REQUESTED, ()):
             task = asyncio.create_task(self.wake(queue, after=after))
             self._sending.add(task)
             task.add_done_callback(self._sending.discard)
 
     async def wake(self, queue: Queue, *, after: float = 0.0) -> None:
-        """Wake one worker in `after` seconds. Takes half a second at most, and raises nothing if Redis is unavailable."""
+        """Wake one worker in `after` seconds.
+
+        Takes half a second at most, and raises nothing if Redis is unavailable.
+        """
         job_id, at = f"{JOB}:{queue}", None
         if after > 0:
             # One wake-up for each tenth of a second, at its end: everything that it is about is due by then.

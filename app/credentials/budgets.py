@@ -44,7 +44,7 @@ class Budgets:
 
 
 class MeteredTokens:
-    """A TokenSource that spends one request of the budget per call: providers call it before every request.
+    """A TokenSource that spends one request of the budget per call. Providers call it for each request.
 
     `account`: the address of its owner, so that one connected twice has one budget; where it is not known, what
     stands for the credentials.

@@ -71,7 +71,7 @@ class ParsedReply:
 
 
 def parse_reply(mail: bytes) -> ParsedReply | None:
-    """Return the reply in an RFC 5322 message; None if it has none (docs/reference/icalendar.md, "Replies").
+    """Return the reply in a mail; None if it has none (docs/reference/icalendar.md, "Replies").
 
     The reply is the first text/calendar part with METHOD:REPLY of at most 512 KiB in which the sender is an ATTENDEE.
     The ORGANIZER may be missing, as in replies of outlook.com, and so may the SEQUENCE, which is then 0.

@@ -1,4 +1,6 @@
-"""Opening, renewing and closing push channels in a worker. A failure here does not affect a calendar's sync.
+"""Opening, renewing and closing push channels in a worker.
+
+A failure here does not affect a calendar's sync.
 
 A channel's row is written before the request to the provider and again after its response; no transaction is open in
 between. If a worker dies there, it leaves an `opening` row, which the next attempt deletes after the lease has expired.
@@ -82,7 +84,10 @@ class PushChannelWorker:
         self._client = client
 
     async def claim(self, limit: int) -> Sequence[DueCalendar | ClosingChannel]:
-        """Claim up to `limit` channels. With push disabled only those that are to be closed; the others expire."""
+        """Claim up to `limit` channels.
+
+        With push disabled only those that are to be closed; the others expire.
+        """
         due: list[DueCalendar | ClosingChannel] = []
         async with transaction(self._sessions) as session:
             if self._settings.push_enabled:

@@ -271,7 +271,7 @@ _SCHEDULE_RENEWAL = text(
 async def schedule_renewal(
     session: Session, due: DueCalendar, expires_at: datetime, *, share: float, shortest_life: timedelta
 ) -> None:
-    """Give the lease back: the renewal is due after this share of the channel's life, by the database's clock."""
+    """Give the lease back. The renewal is due after this share of the channel's life."""
     await session.execute(
         _SCHEDULE_RENEWAL,
         {

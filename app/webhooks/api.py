@@ -103,7 +103,10 @@ async def rotate_secret(
     webhook_id: WebhookId,
     idempotent: Idempotent,
 ) -> Response:
-    """Makes a new secret, shown once. For 24 hours `webhook-signature` also has a signature by the old one."""
+    """Makes a new secret, shown once.
+
+    For 24 hours `webhook-signature` also has a signature by the old one.
+    """
     return await idempotent.once(
         lambda: service.rotate_secret(session, state.box, project_id, webhook_id), status_code=200
     )
@@ -158,7 +161,10 @@ async def replay(
     idempotent: Idempotent,
     body: ReplayRequest,
 ) -> Response:
-    """Sends everything since a time again, oldest first, with the same ids and bytes. Workers queue it in batches."""
+    """Sends everything since a time again, oldest first, with the same ids and bytes.
+
+    Workers queue it in batches.
+    """
 
     async def work() -> ReplayQueued:
         return ReplayQueued(count=await service.replay(session, project_id, webhook_id, body.since))

@@ -34,7 +34,10 @@ class EndpointSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryBacklog:
-    """All deliveries together. Those of disabled endpoints wait until they are enabled, and count in `on_hold` alone."""
+    """All deliveries together.
+
+    Those of disabled endpoints wait until they are enabled, and count in `on_hold` alone.
+    """
 
     total: Backlog
     on_hold: int

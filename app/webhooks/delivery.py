@@ -131,7 +131,10 @@ async def send(
     body: bytes,
     secrets: list[str],
 ) -> Attempt:
-    """Send one signed POST, with limits on its time and on the response. An endpoint's error is not raised."""
+    """Send one signed POST, with limits on its time and on the response.
+
+    An endpoint's error is not raised.
+    """
     at, started = utcnow(), time.perf_counter()
     # The settings may have become stricter since the URL was accepted.
     fault = url_fault(url, settings)
@@ -189,7 +192,9 @@ def _transport_fault(err: FetchFailed, settings: Settings) -> tuple[Outcome, str
 
 
 class Deliverer:
-    """Sends deliveries in a worker: `claim`, then `handle` each in a task of its own. An async context manager.
+    """Sends deliveries in a worker: `claim`, then `handle` each in a task of its own.
+
+    An async context manager.
 
     An endpoint has at most WEBHOOK_ENDPOINT_CONCURRENCY deliveries under way over all workers: half as many if it is
     slow, one if its last attempt failed. turns.py shares the worker's WEBHOOK_CONCURRENCY slots among projects and

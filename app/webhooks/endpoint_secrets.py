@@ -28,7 +28,9 @@ def create_secret(box: SecretBox, endpoint_id: str) -> tuple[str, bytes]:
 
 
 def rotate_secret(box: SecretBox, endpoint_id: str, sealed: bytes) -> tuple[str, bytes]:
-    """Create a new current secret; return it and all sealed secrets. The old one signs for another 24 hours.
+    """Create a new current secret; return it and all sealed secrets.
+
+    The old one signs for another 24 hours.
 
     Old secrets that can no longer be decrypted are dropped, so that rotation works after a lost encryption key.
     """

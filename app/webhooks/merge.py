@@ -44,7 +44,7 @@ def merge_changes(older: Sequence[Mapping[str, Any]], newer: Mapping[str, Any]) 
 
 
 def build_event_entries(changed_events: Iterable[ChangedEvent]) -> list[dict[str, Any]]:
-    """Return the entries of `data.events`: the event's fields, `change`, and `changed_fields` {name: {old, new}}."""
+    """Return the entries of `data.events`: fields, `change`, and `changed_fields` {name: {old, new}}."""
     return [
         {
             **changed.event,
@@ -59,7 +59,7 @@ def build_event_entries(changed_events: Iterable[ChangedEvent]) -> list[dict[str
 
 
 def with_events(data: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return `data` with `events` (as many as fit) and `truncated` (whether a change is missing from them)."""
+    """Return `data` with as many `events` as fit, and `truncated`: whether a change is missing."""
     events: list[Mapping[str, Any]] = []
     size = len(b"[]")
     for entry in entries:

@@ -1,4 +1,6 @@
-"""Pure: the triggers and the bodies of deliveries. openapi.py describes the same bodies in the OpenAPI document.
+"""Pure: the triggers and the bodies of deliveries.
+
+openapi.py describes the same bodies in the OpenAPI document.
 See docs/reference/http-api.md, "Payloads".
 
 A body is canonical JSON: keys sorted, separators `,` and `:`, UTF-8 not escaped, and only strings, integers, booleans
@@ -109,7 +111,7 @@ def build_body(
 
 
 def sample_body(*, idempotency_key: str, trigger: Trigger, now: datetime) -> bytes:
-    """Return the body that `POST /webhooks/{id}/test` sends: no object has its ids, and `data.test` is true."""
+    """Return the body of a test: no object has its ids, and `data.test` is true."""
     at = isoformat(now)
     state = {
         "state": "connected",

@@ -19,12 +19,15 @@ _SECRET_BYTES = 32
 
 
 def new_secret() -> str:
-    """Create a secret: base64 of 32 random bytes. Standard Webhooks libraries also take it with `whsec_` before it."""
+    """Create a secret: base64 of 32 random bytes.
+
+    Standard Webhooks libraries also take it with `whsec_` before it.
+    """
     return base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode()
 
 
 def body_signature(secret: str, body: bytes) -> str:
-    """Sign a body in Attendee's scheme: base64(HMAC-SHA256(base64-decoded secret, body)), padded, standard alphabet."""
+    """Sign a body in Attendee's scheme: base64(HMAC-SHA256(base64-decoded secret, body))."""
     key = base64.b64decode(secret.removeprefix(_PREFIX))
     return base64.b64encode(hmac.digest(key, body, hashlib.sha256)).decode()
 
@@ -32,7 +35,7 @@ def body_signature(secret: str, body: bytes) -> str:
 def signature_headers(
     keys: Sequence[str], *, message_id: str, attempted_at: datetime, body: bytes
 ) -> dict[str, str]:
-    """Return X-Webhook-Signature by the first (current) secret, and the Standard Webhooks headers by all secrets.
+    """Return X-Webhook-Signature by the first secret, and the Standard Webhooks headers by all.
 
     `attempted_at` is aware and in UTC: the library reads its wall clock as UTC, whatever its time zone.
     """

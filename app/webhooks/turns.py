@@ -23,7 +23,10 @@ _REMEMBERED = 20_000
 
 @dataclass(frozen=True, slots=True)
 class ReadyEndpoint:
-    """An endpoint with due deliveries. `room`: how many of them it may get now. `is_slow`: it fails or is slow."""
+    """An endpoint with due deliveries.
+
+    `room`: how many of them it may get now. `is_slow`: it fails or is slow.
+    """
 
     id: str
     project_id: str
@@ -57,7 +60,10 @@ class Slots:
         return self._held_slow.total() >= self._total_slow
 
     def share_out(self, endpoints: Iterable[ReadyEndpoint], limit: int) -> dict[str, int]:
-        """Return how many slots each endpoint gets, `limit` at most altogether. `take` then makes it hold them."""
+        """Return how many slots each endpoint gets, `limit` at most altogether.
+
+        `take` then makes it hold them.
+        """
         held, held_slow = Counter(self._held), Counter(self._held_slow)
         free_slow = self._total_slow - held_slow.total()
         given: Counter[str] = Counter()

@@ -1,5 +1,6 @@
 """The documentation names what there is: settings, endpoints, commands, metrics, files and headings."""
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -422,3 +423,17 @@ def test_the_example_of_a_signature_is_right() -> None:
     body = re.findall(r"^```\n(.*)\n```", text, re.MULTILINE)[0].encode()
     assert body_signature(secret, body) == signature
     assert canonical_json(json.loads(body)) == body
+
+
+# -- docstrings ---------------------------------------------------------------------------------------------
+
+
+def test_first_lines_of_docstrings_have_at_most_100_characters() -> None:
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    long = []
+    for path in sorted([*ROOT.glob("app/**/*.py"), *ROOT.glob("workers/**/*.py")]):
+        for node in ast.walk(ast.parse(path.read_text())):
+            first = (isinstance(node, documented) and ast.get_docstring(node)) or ""
+            if len(first.partition("\n")[0]) > 100:
+                long.append(f"{path.relative_to(ROOT)}: {first.partition(chr(10))[0]}")
+    assert long == []

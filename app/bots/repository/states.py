@@ -83,7 +83,10 @@ _LOCK_OF_CALENDAR = text(
 
 
 async def lock_bots_of_events(session: Session, event_ids: Sequence[str]) -> list[BotState]:
-    """Lock the bots that may have to follow these events. The caller holds the lock of the events' calendar."""
+    """Lock the bots that may have to follow these events.
+
+    The caller holds the lock of the events' calendar.
+    """
     rows = await session.execute(_LOCK_OF_EVENTS, {"event_ids": list(event_ids)})
     return [_state(row) for row in rows]
 

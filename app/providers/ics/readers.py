@@ -63,7 +63,10 @@ class FeedReaders:
         self._refused: OrderedDict[str, float] = OrderedDict()  # digest -> until when, by time.monotonic
 
     async def read(self, job: FeedJob, *, project_id: str, known_digest: str | None) -> FeedRead:
-        """Read a feed in a process. Raises Unavailable: with the codes of `Feed`, `feed_too_complex`, `feed_reader_died`, `timeout`."""
+        """Read a feed in a process.
+
+        Raises Unavailable: with the codes of `Feed`, `feed_too_complex`, `feed_reader_died`, `timeout`.
+        """
         async with self._turn(project_id):
             process = self._take_idle() or await _start()
             is_reusable = False

@@ -11,7 +11,10 @@ from app.core.db import AnySession
 
 @dataclass(frozen=True, slots=True)
 class EndpointBacklog:
-    """The unfinished and failed deliveries of one endpoint. The counts are explained in app/core/backlog.py."""
+    """The unfinished and failed deliveries of one endpoint.
+
+    The counts are explained in app/core/backlog.py.
+    """
 
     endpoint_id: str
     project_id: str

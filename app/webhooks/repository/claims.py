@@ -166,7 +166,9 @@ async def wake_due(session: Session, limit: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ReadyEndpoints:
-    """Endpoints with due deliveries. `slots`: how many deliveries each may have under way over all workers.
+    """Endpoints with due deliveries.
+
+    `slots`: how many deliveries each may have under way over all workers.
 
     `after`: the endpoint after which the next call continues.
     """
@@ -180,7 +182,10 @@ class ReadyEndpoints:
 async def find_ready(
     session: Session, *, after: str, limit: int, per_endpoint: int, held: Slots
 ) -> ReadyEndpoints:
-    """Find up to `limit` endpoints that may get a slot now, from `after` on and then from the first. Locks nothing."""
+    """Find up to `limit` endpoints that may get a slot now, from `after` on and then from the first.
+
+    Locks nothing.
+    """
     rows = (
         await session.execute(
             _FIND_READY,

@@ -104,7 +104,7 @@ async def set_slow(session: Session, endpoint_id: str, url: str, is_slow: bool) 
 async def note_failure(
     session: Session, endpoint_id: str, url: str, *, pause_seconds: float | None
 ) -> FailingEndpoint | None:
-    """Count a failed attempt and return the new state; None if the endpoint was deleted or has another URL."""
+    """Count a failed attempt. Return the new state; None if the endpoint is deleted or has a new URL."""
     pause = func.now() + func.make_interval(0, 0, 0, 0, 0, 0, pause_seconds)
     is_first = _sub.failing_since.is_(None)
     is_new_day = or_(is_first, func.coalesce(_sub.failing_day_at <= func.now() - _FAILING_DAY, True))

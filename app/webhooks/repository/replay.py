@@ -66,7 +66,10 @@ _REPLAY_BATCH = text(
 
 @dataclass(frozen=True, slots=True)
 class ReplayBatch:
-    """The result of one batch. `place`: (created_at, id) of its last delivery; None at the end of the replay."""
+    """The result of one batch.
+
+    `place`: (created_at, id) of its last delivery; None at the end of the replay.
+    """
 
     requeued: int
     place: tuple[datetime, str] | None
@@ -75,7 +78,7 @@ class ReplayBatch:
 async def replay_batch(
     session: Session, endpoint_id: str, place: tuple[datetime, str], until: datetime, limit: int
 ) -> ReplayBatch:
-    """Make up to `limit` deliveries after `place` due now, oldest first, at the start of the retry schedule.
+    """Make up to `limit` deliveries after `place` due now, oldest first, with a new retry schedule.
 
     Each is due since it was created. Deliveries that were merged into a newer one or are claimed stay as they are.
     """
