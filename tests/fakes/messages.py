@@ -118,7 +118,7 @@ class Incoming:
     is_spam: bool
     state: str = "held"
     wishes: dict[str, Any] = field(default_factory=dict)
-    answers: list[tuple[int, str]] = field(default_factory=list)
+    responses: list[tuple[int, str]] = field(default_factory=list)
 
 
 # What a body of a 2xx may ask for (Messages' docs/webhooks.md, "JSON action body").
@@ -187,17 +187,17 @@ class FakeMessages:
             incoming.state = "delivered"
             return
         blocks = channel.trigger != "message.delivered"
-        answer = await self._post(channel, incoming)
-        if answer is not None:
-            incoming.answers.append((answer.status_code, answer.text))
+        response = await self._post(channel, incoming)
+        if response is not None:
+            incoming.responses.append((response.status_code, response.text))
         if not blocks:
             incoming.state = "delivered"
             return
-        if answer is None or not 200 <= answer.status_code < 300:
+        if response is None or not 200 <= response.status_code < 300:
             return
         incoming.state = "delivered"
         try:
-            document = json.loads(answer.content)
+            document = json.loads(response.content)
         except ValueError:
             return
         if isinstance(document, dict):
@@ -255,7 +255,7 @@ class FakeMessages:
         if scope["type"] != "http":
             return
         request = Request(scope, receive)
-        response = await self._answer(request)
+        response = await self._respond(request)
         if response is None:
             send.__self__.transport.abort()  # uvicorn's: what a dying server looks like from outside
             return
@@ -263,7 +263,7 @@ class FakeMessages:
             self.refused.append((response.status_code, bytes(response.body).decode()))
         await response(scope, receive, send)
 
-    async def _answer(self, request: Request) -> Response | None:
+    async def _respond(self, request: Request) -> Response | None:
         path = request.url.path
         if path + "/" in {_SUBMIT, _MAILBOXES}:
             return RedirectResponse(path + "/", 301)
@@ -328,10 +328,10 @@ class FakeMessages:
         fault = self.faults.popleft() if self.faults else None
         if fault is not None and not fault.take:
             return await self._faulty(fault)
-        answer = self._take(request, raw)
+        response = self._take(request, raw)
         if fault is not None:
             return await self._faulty(fault)
-        return answer
+        return response
 
     def _take(self, request: Request, raw: bytes) -> Response:
         refusal = self._refusal(request, "messages:send")

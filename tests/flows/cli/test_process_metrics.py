@@ -73,17 +73,17 @@ def get(url: str) -> httpx.Response | None:
 
 
 def status_of(url: str) -> int | None:
-    answer = get(url)
-    return None if answer is None else answer.status_code
+    response = get(url)
+    return None if response is None else response.status_code
 
 
 def samples(url: str) -> dict[tuple[str, ...], float]:
-    answer = get(f"{url}/metrics")
-    assert answer is not None
-    assert answer.status_code == 200, answer.text
+    response = get(f"{url}/metrics")
+    assert response is not None
+    assert response.status_code == 200, response.text
     return {
         (sample.name, *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(answer.text)
+        for family in text_string_to_metric_families(response.text)
         for sample in family.samples
     }
 

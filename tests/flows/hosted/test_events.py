@@ -29,14 +29,14 @@ def event(calendar_id):
 
 
 async def create(api, body, **more):
-    answer = await api.post("/api/v1/calendar_events", json={**body, **more})
-    assert answer.status_code == 201, answer.text
-    return answer.json()
+    response = await api.post("/api/v1/calendar_events", json={**body, **more})
+    assert response.status_code == 201, response.text
+    return response.json()
 
 
 async def rows_of(api, calendar_id, **query):
-    answer = await api.get("/api/v1/calendar_events", params={"calendar_id": calendar_id, **query})
-    return answer.json()["results"]
+    response = await api.get("/api/v1/calendar_events", params={"calendar_id": calendar_id, **query})
+    return response.json()["results"]
 
 
 async def until(check, seconds: float = 10.0):
@@ -64,10 +64,10 @@ async def test_changes_are_told_like_those_of_a_sync(api, sessions, event, calen
 async def test_a_change_that_is_refused_tells_nothing(api, sessions, event):
     webhook = {"url": "https://127.0.0.1:9/", "triggers": ["calendar.events_update"]}
     assert (await api.post("/api/v1/webhooks", json=webhook)).status_code == 201
-    answer = await api.post(
+    response = await api.post(
         "/api/v1/calendar_events", json={**event, "attendees": [{"email": "b@example.org"}]}
     )
-    assert answer.status_code == 400  # no way out for the invitation
+    assert response.status_code == 400  # no way out for the invitation
     async with sessions() as session:
         assert (await session.scalars(select(WebhookDelivery))).all() == []
         for table in ("hosted_events", "calendar_events", "invitation_mails"):
@@ -201,8 +201,8 @@ async def test_an_answer_and_a_change_at_the_same_time_lose_neither(api, app, se
         ]
         body = {"name": "Algebra", "send_invitations": False}
         rename = api.patch(f"/api/v1/calendar_events/{made['id']}", json=body)
-        answers = await asyncio.gather(*clicks, rename)
-    assert {answer.status_code for answer in answers} == {200}
+        responses = await asyncio.gather(*clicks, rename)
+    assert {response.status_code for response in responses} == {200}
     found = (await api.get(f"/api/v1/calendar_events/{made['id']}")).json()
     assert found["name"] == "Algebra"
     assert {person["response_status"] for person in found["attendees"]} == {"accepted"}

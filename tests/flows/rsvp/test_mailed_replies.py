@@ -94,7 +94,7 @@ def reason(incoming):
     """The body of the last response, which must let the mail pass, and ask for nothing else."""
     assert incoming.state == "delivered"
     assert incoming.wishes == {}
-    status_code, body = incoming.answers[-1]
+    status_code, body = incoming.responses[-1]
     assert status_code == 200
     return body
 
@@ -220,7 +220,7 @@ async def test_while_the_senders_dns_is_away_the_mail_waits(api, messages, names
     names.is_broken = True
     incoming = await messages.deliver(box, signed(event))
     assert incoming.state == "held"
-    assert incoming.answers[-1][0] == 503
+    assert incoming.responses[-1][0] == 503
     names.is_broken = False
     await messages.sweep()
     assert "applied" in reason(incoming)
@@ -232,7 +232,7 @@ async def test_while_the_database_is_busy_the_mail_waits(api, sessions, messages
         await session.execute(text("LOCK TABLE inbound_replies IN ACCESS EXCLUSIVE MODE"))
         incoming = await messages.deliver(box, signed(event))
     assert incoming.state == "held"
-    assert incoming.answers[-1][0] == 503
+    assert incoming.responses[-1][0] == 503
     await messages.sweep()
     assert "applied" in reason(incoming)
     assert await bobs(api, event) == "accepted"
@@ -286,7 +286,7 @@ async def test_nothing_that_stays_wrong_holds_a_mail(api, messages, box, event):
     ]
     for mail in odd:
         assert '"ignored"' in reason(await messages.deliver(box, mail)), mail[-300:]
-    assert "larger than 25 MiB" in messages.incoming[-1].answers[-1][1]
+    assert "larger than 25 MiB" in messages.incoming[-1].responses[-1][1]
     stranger = messages.add_mailbox("eve@example.com", admin="eve@example.com")
     assert "another mailbox" in reason(await messages.deliver(stranger, signed(event, number=2)))
     assert set((await guest_statuses(api, event)).values()) == {"needs_action"}
@@ -329,7 +329,7 @@ async def test_a_wrong_secret_is_refused_and_the_mail_waits_until_it_is_right(
     settings.messages_webhook_secret = SecretStr("another-secret-of-a-webhook-channel")
     incoming = await messages.deliver(box, signed(event))
     assert incoming.state == "held"
-    assert incoming.answers[-1][0] == 401
+    assert incoming.responses[-1][0] == 401
     settings.messages_webhook_secret = right
     await messages.sweep()
     assert "applied" in reason(incoming)
@@ -358,11 +358,11 @@ async def test_a_channel_may_send_a_static_key(api, settings, messages, box, eve
     assert "applied" in reason(await messages.deliver(box, signed(event)))
     settings.messages_webhook_secret = SecretStr("whk_" + "0" * 64)
     incoming = await messages.deliver(box, signed(event, number=2))
-    assert incoming.answers[-1][0] == 401
+    assert incoming.responses[-1][0] == 401
     # A static key does not sign tokens.
     settings.messages_webhook_secret = SecretStr(messages.webhook.static_key)
     messages.webhook.auth_method, messages.webhook.secret = "jwt", messages.webhook.static_key
-    assert (await messages.deliver(box, signed(event, number=3))).answers[-1][0] == 401
+    assert (await messages.deliver(box, signed(event, number=3))).responses[-1][0] == 401
 
 
 async def test_an_application_passes_its_own_verdict_on(api, event):

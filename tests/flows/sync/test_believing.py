@@ -199,9 +199,9 @@ async def test_what_comes_back_in_time_was_never_gone(google: GoogleCalendarUnde
 async def test_a_second_answer_confirms_only_what_the_first_left_out(google: GoogleCalendarUnderTest) -> None:
     events = [google.add(f"event {n}") for n in range(10)]
     await google.sync()
-    for gone in (events[:6], events[6:]):
+    for removed in (events[:6], events[6:]):
         assert len(await google.names()) == 10
-        for event in gone:
+        for event in removed:
             google.fake.delete_event(event)
         google.fake.expire_tokens()
         await google.sync()
@@ -238,9 +238,9 @@ class Feed:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
             self.count += 1
-            await self.answer(Request(scope))(scope, receive, send)
+            await self.respond(Request(scope))(scope, receive, send)
 
-    def answer(self, _request: Request) -> Response:
+    def respond(self, _request: Request) -> Response:
         start = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=2)
         events = "".join(
             f"BEGIN:VEVENT\r\nUID:{name}\r\nDTSTAMP:20260101T000000Z\r\nDTSTART:{start:%Y%m%dT%H0000Z}\r\n"

@@ -401,10 +401,10 @@ async def test_our_own_database_is_no_fault_of_the_platform(
 async def test_a_new_feed_waits_only_a_moment_for_a_host_that_others_feeds_have_left(
     settings: Settings, sessions: Sessions, project: TestProject, other_project: TestProject
 ) -> None:
-    answers = {"/well": Response(_FEED, media_type="text/calendar")}
+    responses = {"/well": Response(_FEED, media_type="text/calendar")}
 
     async def host(scope: Any, receive: Any, send: Any) -> None:
-        await answers.get(scope["path"], Response(status_code=404))(scope, receive, send)
+        await responses.get(scope["path"], Response(status_code=404))(scope, receive, send)
 
     async with serve(host) as url, factories.sync_engine(settings, sessions) as syncs:
 

@@ -148,9 +148,11 @@ async def calbridge(google_settings, project):
 
 
 async def subscribe(calbridge, receiver: ReceiverProcess) -> dict[str, Any]:
-    answer = await calbridge.post("/api/v1/webhooks", json={"url": receiver.url, "triggers": list(TRIGGERS)})
-    assert answer.status_code == 201, answer.text
-    created: dict[str, Any] = answer.json()
+    response = await calbridge.post(
+        "/api/v1/webhooks", json={"url": receiver.url, "triggers": list(TRIGGERS)}
+    )
+    assert response.status_code == 201, response.text
+    created: dict[str, Any] = response.json()
     return created
 
 
@@ -174,20 +176,20 @@ async def test_it_takes_every_message_that_a_worker_delivers(
         google.add(f"event {number}")
     await make_due(google)
     await receiver.until(lambda: len(receiver.stored()["events"]) == 121)
-    gone = google.add("short-lived")
+    removed = google.add("short-lived")
     await make_due(google)
     await receiver.until(lambda: len(receiver.stored()["events"]) == 122)
-    google.fake.delete_event(gone)
+    google.fake.delete_event(removed)
     await make_due(google)
     await receiver.until(lambda: len(receiver.stored()["events"]) == 121)
 
     # A bot, which moves with its event.
     [event_id] = [id_ for id_, event in receiver.stored()["events"].items() if event["name"] == "first"]
-    answer = await calbridge.post(
+    response = await calbridge.post(
         "/api/v1/bots", json={"calendar_event_id": event_id, "bot_name": "Notetaker"}
     )
-    assert answer.status_code == 201, answer.text
-    bot_id = answer.json()["id"]
+    assert response.status_code == 201, response.text
+    bot_id = response.json()["id"]
     google.move(first, in_hours=30)
     await make_due(google)
     await receiver.until(lambda: receiver.stored()["bots"] == {bot_id: "scheduled"})
@@ -213,8 +215,8 @@ async def test_it_takes_every_message_that_a_worker_delivers(
     event = (await calbridge.post("/api/v1/calendar_events", json=body)).json()
     tokens = RsvpTokens(google_settings.fernet_keys)
     token = tokens.sign(Subject(calendar_id, event["ical_uid"], "", "bob@example.org"))
-    answered = await calbridge.post("/rsvp/", data={"token": token, "action": "accepted"})
-    assert answered.status_code == 200, answered.text
+    clicked = await calbridge.post("/rsvp/", data={"token": token, "action": "accepted"})
+    assert clicked.status_code == 200, clicked.text
 
     def accepted() -> bool:
         stored = receiver.stored()["events"].get(event["id"])

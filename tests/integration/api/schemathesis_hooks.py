@@ -51,12 +51,12 @@ _REFUSED_FOR = (
 )
 
 
-def _sentences(answer: Any) -> list[str]:
-    if not isinstance(answer, dict):
+def _sentences(response: Any) -> list[str]:
+    if not isinstance(response, dict):
         return []
     return [
         sentence
-        for value in answer.values()
+        for value in response.values()
         for sentence in (value if isinstance(value, list) else [value])
         if isinstance(sentence, str)
     ]

@@ -80,9 +80,9 @@ class Listed(BaseModel, Generic[Item]):
     results: list[Item]
 
 
-def read(model: type[BaseModel], answer: Any) -> Any:
-    assert answer.status_code in {200, 201}, answer.text
-    return model.model_validate_json(answer.content, strict=True)
+def read(model: type[BaseModel], response: Any) -> Any:
+    assert response.status_code in {200, 201}, response.text
+    return model.model_validate_json(response.content, strict=True)
 
 
 @pytest.mark.parametrize("stored", ["scheduled", "launching", "launched", "fatal_error"])

@@ -17,10 +17,10 @@ async def test_a_body_that_is_too_large_gets_json(api, size):
             yield b" " * 100_000
 
     content = b" " * size if size else chunks()
-    answer = await api.post("/api/v1/calendars", content=content)
-    assert answer.status_code == 413
-    assert answer.headers["content-type"] == "application/json"
-    assert list(answer.json()) == ["error"]
+    response = await api.post("/api/v1/calendars", content=content)
+    assert response.status_code == 413
+    assert response.headers["content-type"] == "application/json"
+    assert list(response.json()) == ["error"]
 
 
 @pytest.mark.parametrize(
@@ -32,9 +32,9 @@ async def test_a_body_that_is_too_large_gets_json(api, size):
     ],
 )
 async def test_a_wrong_method_is_told_which_ones_are_right(api, path, allowed):
-    answer = await api.put(path)
-    assert (answer.status_code, answer.json()) == (405, {"error": "Method not allowed"})
-    assert answer.headers["allow"] == allowed
+    response = await api.put(path)
+    assert (response.status_code, response.json()) == (405, {"error": "Method not allowed"})
+    assert response.headers["allow"] == allowed
 
 
 async def test_head_is_get_without_the_body(settings, project):
@@ -75,16 +75,16 @@ async def test_a_database_without_room_is_503_and_one_line_in_the_log(api, sessi
             text("CREATE TRIGGER no_room BEFORE INSERT ON calendars FOR EACH ROW EXECUTE FUNCTION no_room()")
         )
     with capture_logs() as logs:
-        answer = await api.post(
+        response = await api.post(
             "/api/v1/calendars", json={"platform": "ics", "feed_url": "https://calendar.invalid/feed.ics"}
         )
-    assert (answer.status_code, list(answer.json())) == (503, ["error"])
-    assert int(answer.headers["Retry-After"]) > 0
-    told = [log for log in logs if log["event"] != "request"]
-    assert [(log["event"], log["sqlstate"]) for log in told] == [("database_unavailable", sqlstate)]
+    assert (response.status_code, list(response.json())) == (503, ["error"])
+    assert int(response.headers["Retry-After"]) > 0
+    logged = [log for log in logs if log["event"] != "request"]
+    assert [(log["event"], log["sqlstate"]) for log in logged] == [("database_unavailable", sqlstate)]
 
 
 async def test_head_does_not_use_up_a_browsers_way_back_from_oauth(api):
-    answer = await api.head("/oauth/google/callback?state=x&code=y")
-    assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
+    response = await api.head("/oauth/google/callback?state=x&code=y")
+    assert (response.status_code, response.headers["allow"]) == (405, "GET")
     assert (await api.get("/oauth/google/callback?state=x&code=y")).status_code != 405

@@ -15,8 +15,8 @@ BODY = {"bot_name": "Notetaker", "meeting_url": "https://zoom.us/j/5551112222"}
 
 
 async def posts(api, count, **options):
-    answers = await asyncio.gather(*(api.post(URL, json=BODY, **options) for _ in range(count)))
-    return sorted(answer.status_code for answer in answers)
+    responses = await asyncio.gather(*(api.post(URL, json=BODY, **options) for _ in range(count)))
+    return sorted(response.status_code for response in responses)
 
 
 @pytest.mark.settings(api_posts_per_minute=5)

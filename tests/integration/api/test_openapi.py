@@ -83,7 +83,7 @@ async def _seed_hosted(api):
     event = {"calendar_id": calendar_id, "name": "Analysis", "send_invitations": False}
     times = {"start_time": "2031-01-31T09:00:00Z", "end_time": "2031-01-31T10:00:00Z"}
     made = [await api.post("/api/v1/calendar_events", json={**event, **times}) for _ in range(10)]
-    return {"calendar_id": calendar_id, "events": [answer.json()["id"] for answer in made]}
+    return {"calendar_id": calendar_id, "events": [response.json()["id"] for response in made]}
 
 
 def _config(known):

@@ -215,8 +215,8 @@ async def test_every_trigger_is_described_as_what_is_really_sent(document):
 
 
 async def test_the_start_page_leads_to_the_documentation(api):
-    answer = await api.get("/")
-    assert (answer.status_code, answer.headers["location"]) == (302, "/docs")
+    response = await api.get("/")
+    assert (response.status_code, response.headers["location"]) == (302, "/docs")
 
 
 async def test_the_documentation_loads_nothing_from_other_servers(api):

@@ -69,7 +69,7 @@ async def test_what_was_over_or_deleted_long_before_the_window_goes(
     sessions, settings, project, calendar_id, add_events
 ):
     recent = NOW - 90 * DAY
-    gone = await add_events(
+    expired = await add_events(
         calendar_id,
         {},
         {"end_time": None},
@@ -90,16 +90,16 @@ async def test_what_was_over_or_deleted_long_before_the_window_goes(
     )
     for event_id in kept[-2:]:
         await add_bot(sessions, project.id, event_id)
-    assert await clear_expired(sessions, settings) == len(gone)
+    assert await clear_expired(sessions, settings) == len(expired)
     assert await left(sessions) == set(kept)
 
 
 async def test_of_a_hosted_calendar_only_what_was_deleted_goes(sessions, settings, project, api, add_events):
-    answer = await api.post(
+    response = await api.post(
         "/api/v1/calendars",
         json={"platform": "local", "name": "Team", "owner_email": "o@example.com", "timezone": "UTC"},
     )
-    live, _ = await add_events(answer.json()["id"], {}, {"is_deleted": True})
+    live, _ = await add_events(response.json()["id"], {}, {"is_deleted": True})
     assert await clear_expired(sessions, settings) == 1
     assert await left(sessions) == {live}
 

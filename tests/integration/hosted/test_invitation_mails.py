@@ -53,9 +53,9 @@ async def test_an_uninvited_guest_does_not_read_that_the_event_is_off(api, event
     assert str(vevent.get("STATUS", "")) != "CANCELLED"
 
 
-async def test_who_stays_in_the_list_keeps_name_and_answer(api, event, outbox, answer):
+async def test_who_stays_in_the_list_keeps_name_and_answer(api, event, outbox, reply):
     made = await create(api, event, attendees=[{**BOB, "is_optional": True}])
-    await answer(made, BOB)
+    await reply(made, BOB)
     await outbox.new()
     path = f"/api/v1/calendar_events/{made['id']}"
     changed = (await api.patch(path, json={"attendees": [{"email": "BOB@Example.org"}, CY]})).json()

@@ -56,7 +56,7 @@ async def test_guests_of_one_instance_are_told_when_it_goes_with_its_series(api,
 
 
 async def test_a_change_of_the_series_mails_no_more_than_what_is_news(
-    api, series, calendar_id, outbox, answer
+    api, series, calendar_id, outbox, reply
 ):
     """No mail of instances that are over; of those with a reply of their own, only to their guest."""
     first = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=3)
@@ -67,7 +67,7 @@ async def test_a_change_of_the_series_mails_no_more_than_what_is_news(
     await api.patch(f"/api/v1/calendar_events/{rows[0]['id']}", json={"name": "Exam"})
     await api.patch(f"/api/v1/calendar_events/{rows[1]['id']}", json={"name": "Exam"})
     for row in rows[2:4]:
-        await answer(made, BOB, slot=row["platform_uuid"].rpartition("_")[2])
+        await reply(made, BOB, slot=row["platform_uuid"].rpartition("_")[2])
     await outbox.new()
     path = f"/api/v1/calendar_events/{rows[2]['id']}?scope=series"
     assert (await api.patch(path, json={"location": "Room 9"})).status_code == 200

@@ -334,12 +334,12 @@ async def test_secrets_that_the_api_stores_are_found(api, sessions, settings):
         ("/oauth/sessions", {"platform": "google", "redirect_uri": "https://example.com/"}),
     ]  # fmt: skip
     for path, body in calls:
-        answer = await api.post(
+        response = await api.post(
             f"/api/v1{path}",
             json=body,
             headers={"Idempotency-Key": f"{path} {body.get('platform')}"},
         )
-        assert answer.status_code == 201, answer.text
+        assert response.status_code == 201, response.text
     known = {str(column) for column in repository.sealed_columns()}
     found = set()
     async with sessions() as session:

@@ -157,12 +157,12 @@ async def test_a_redirect_is_not_followed_with_the_key(there):
 
 async def test_429_tells_how_long_to_wait(there):
     there.fake.faults.extend([Fault(429, {"Retry-After": "17"}), Fault(429)])
-    with pytest.raises(MessagesThrottled) as told:
+    with pytest.raises(MessagesThrottled) as stated:
         await submit(there)
-    assert told.value.retry_after == 17
-    with pytest.raises(MessagesThrottled) as untold:
+    assert stated.value.retry_after == 17
+    with pytest.raises(MessagesThrottled) as unstated:
         await submit(there)
-    assert untold.value.retry_after == 30
+    assert unstated.value.retry_after == 30
 
 
 @pytest.mark.parametrize(("status", "may_be_taken"), [(500, True), (502, False), (503, False), (504, True)])

@@ -61,8 +61,8 @@ def test_an_answer_is_read():
     "event", [EVENT, SERIES, replace(SERIES, recurrence_id=datetime(2026, 12, 1, 9, tzinfo=UTC))]
 )
 def test_our_own_answers_read_back(event):
-    answer: Guest = replace(BOB, response_status="declined")
-    reply = parse_reply(mail(build_reply(event, stamp=STAMP, replying=answer)))
+    guest: Guest = replace(BOB, response_status="declined")
+    reply = parse_reply(mail(build_reply(event, stamp=STAMP, replying=guest)))
     assert reply is not None
     assert (reply.uid, reply.sequence, reply.partstat, reply.dtstamp) == (event.uid, 3, "declined", STAMP)
     assert reply.recurrence_id == event.recurrence_id

@@ -326,14 +326,14 @@ def test_no_script_address_is_in_a_mail(address):
         assert address.partition(":")[0] + ":" not in body.replace("color-scheme:", "")
 
 
-@pytest.mark.parametrize("answer", ["accepted", "tentative", "declined"])
+@pytest.mark.parametrize("status", ["accepted", "tentative", "declined"])
 @pytest.mark.parametrize("locale", ["en", "fr"])
-def test_a_reply_says_who_answered_what(answer, locale):
-    rendered = render(EVENT, kind="reply", locale=locale, replying=replace(BOB, response_status=answer))
+def test_a_reply_says_who_answered_what(status, locale):
+    rendered = render(EVENT, kind="reply", locale=locale, replying=replace(BOB, response_status=status))
     word = {
         "en": {"accepted": "accepted", "tentative": "maybe", "declined": "declined"},
         "fr": {"accepted": "accepté", "tentative": "peut-être", "declined": "refusé"},
-    }[locale][answer]
+    }[locale][status]
     for body in (rendered.text, rendered.html):
         assert "Bob" in body
         assert word in body
