@@ -1,6 +1,6 @@
 """A fake Messages over real HTTP: the server-to-server API, with all rules of docs/reference/messages.md.
 
-Like the real one it does not deduplicate, answers HTML errors for what its web server refuses, compares look-ups
+Like the real one it does not deduplicate, returns HTML errors for what its web server refuses, compares look-ups
 with case, checks no user's role for a global key, sees groups of addresses inside quoted names, drops addresses that it
 does not believe in, keeps no second copy of a Message-ID in an inbox, threads by subject, and counts the recipients of
 each mailbox by itself. Incoming mails go through its webhook channel (`deliver`).
@@ -70,9 +70,9 @@ class Submitted:
 
 @dataclass
 class Fault:
-    """What the next call of a kind gets instead of an answer.
+    """What the next call of a kind gets instead of a response.
 
-    `take`: the mail is taken all the same. `hang`: no answer at all for so many seconds; `drop`: the connection is cut.
+    `take`: the mail is taken all the same. `hang`: no response for so many seconds. `drop`: the connection is cut.
     """
 
     status: int = 500
@@ -109,8 +109,8 @@ class WebhookChannel:
 class Incoming:
     """A mail on its way into a mailbox.
 
-    `state`: `held` until a webhook that blocks has answered with 2xx, then `delivered`, or `dropped` if it said so.
-    `wishes`: what the answer's body asked for beside; `answers`: (status code, body) of each post.
+    `state`: `held` until a webhook that blocks has returned 2xx, then `delivered`, or `dropped` if it said so.
+    `wishes`: what else the response's body asked for. `responses`: (status code, body) of each post.
     """
 
     mailbox: FakeMailbox
@@ -206,7 +206,7 @@ class FakeMessages:
             incoming.wishes = {name: document[name] for name in _WISHES if name in document}
 
     async def _post(self, channel: WebhookChannel, incoming: Incoming) -> Any:
-        """The answer; None where there was none."""
+        """The response; None where there was none."""
         if channel.format == "eml":
             content_type, body = "message/rfc822", incoming.raw
         else:

@@ -146,7 +146,7 @@ class PushService:
                     headers={"Content-Type": "text/plain; charset=utf-8"},
                 )
             except httpx.HTTPError:
-                problem = "the endpoint did not answer"
+                problem = "the endpoint did not respond"
             else:
                 content_type = response.headers.get("content-type", "").partition(";")[0].strip()
                 if response.status_code != 200:

@@ -1,4 +1,4 @@
-"""A webhook receiver: a real HTTP server that keeps what it got and answers as a test says."""
+"""A webhook receiver: a real HTTP server that keeps what it got and responds as a test says."""
 
 import asyncio
 import json
@@ -45,7 +45,10 @@ class Received:
 
 
 class Receiver:
-    """An ASGI app, at `url` once it is served. An answer is the path's own of `answers`, else the next of `script`, else `answer`."""
+    """An ASGI app, at `url` once it is served.
+
+    A response is the path's own in `responses`, else the next of `script`, else `response`.
+    """
 
     def __init__(self) -> None:
         self.received: list[Received] = []

@@ -39,7 +39,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens instead of the answer to a POST, before or after the bot was made.
+    """What happens instead of the response to a POST, before or after the bot was made.
 
     `status` None: the connection is reset. With `gate` the request waits for it first, and then goes on as usual.
     """

@@ -21,7 +21,7 @@ from cryptography.x509.oid import NameOID
 
 @dataclass
 class Sink:
-    """`mail_answer`, `rcpt_answer`, `data_answer`: what it says instead of taking a sender, a recipient, a mail.
+    """`mail_reply`, `rcpt_reply`, `data_reply`: what it says instead of taking a sender, a recipient, a mail.
 
     `rcpt_seconds`, `data_seconds`: how long it thinks before. `password`: that of the user `calendars@x`.
     `encrypted`: of each mail that was taken, whether it came by TLS.

@@ -186,7 +186,7 @@ async def test_a_worker_that_is_killed_during_a_hand_over_makes_no_second_bot(
     for died, duplicates, lists_bots in itertools.product(
         ("before the call", "during the call", "after the call"), get_args(Duplicates), (True, False)
     ):
-        case = f"{died}, duplicates {duplicates}, answers lists: {lists_bots}"
+        case = f"{died}, duplicates {duplicates}, lists bots: {lists_bots}"
         runner.duplicates = duplicates
         runner.lists_bots = lists_bots
         runner.forget()

@@ -1,4 +1,4 @@
-"""What running processes tell a monitor: `/metrics` and `/healthz` of a worker, `/metrics` of several API processes."""
+"""Metrics of running processes: `/metrics` and `/healthz` of a worker, `/metrics` of several API processes."""
 
 import asyncio
 import contextlib
@@ -88,7 +88,7 @@ def samples(url: str) -> dict[tuple[str, ...], float]:
     }
 
 
-async def test_a_worker_tells_of_its_loops_and_of_its_work(settings, tmp_path, api):
+async def test_a_worker_reports_its_loops_and_its_work(settings, tmp_path, api):
     created = await api.post(
         "/api/v1/calendars", json={"platform": "ics", "feed_url": "https://calendar.invalid/feed.ics"}
     )
@@ -213,7 +213,7 @@ async def test_every_loop_of_a_worker_comes_round_under_the_name_of_its_task(sta
     }
 
 
-def test_api_processes_give_the_same_totals_whichever_answers(settings, tmp_path):
+def test_all_api_processes_give_the_same_totals(settings, tmp_path):
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = ("-m", "app.cli.main", "api", "--workers", "2", "--port", str(port))
@@ -234,7 +234,7 @@ def test_api_processes_give_the_same_totals_whichever_answers(settings, tmp_path
         assert [total() for _ in range(20)] == [asked] * 20
         (directory,) = tmp_path.glob("calbridge-metrics-*")
         serving = {path.stem.rpartition("_")[2] for path in directory.glob("histogram_*.db")}
-        assert len(serving) == 2, "one process alone answered: nothing was shown"
+        assert len(serving) == 2, "one process alone responded: nothing was shown"
 
         # What a process counted before it died stays counted.
         victim = psutil.Process(int(serving.pop()))

@@ -57,7 +57,7 @@ class World:
 
 
 class _Front:
-    """Listens before the example exists, which must be told its own address."""
+    """Listens before the example exists, which needs its own address."""
 
     app: Any = None
 
@@ -128,7 +128,7 @@ async def test_a_person_connects_sees_changes_sends_a_bot_and_is_disconnected(wo
     response = await world.press("/connect/google")
     assert str(response.url) == f"{world.url}/", response.text
     assert "ada@example.com: connected" in response.text
-    page = await world.page_with("Weekly")  # brought by a webhook: nobody pressed Refresh
+    page = await world.page_with("Weekly")  # brought by a webhook, without a click on Refresh
 
     # Changes come by webhook too.
     world.add("Planning", hours=3)
@@ -221,7 +221,7 @@ async def test_a_first_webhook_that_comes_before_the_calendar_is_saved_loses_not
         response = await call(method, path, **options)
         if (method, path) == ("POST", "/calendars"):
             await synced_events(world, 1)
-            await _quiet(sessions)  # the webhook was delivered, and nobody knew the calendar
+            await _quiet(sessions)  # the webhook was delivered, and the calendar was unknown
         return response
 
     world.example.calbridge.call = slow_call
@@ -310,7 +310,7 @@ def test_the_example_finds_the_address_of_make_run_beside_its_key(tmp_path, monk
     assert load_example_settings().calbridge_url == "https://calbridge.example"
 
 
-async def test_a_calbridge_that_is_away_is_a_page_and_not_an_internal_error(tmp_path):
+async def test_a_calbridge_that_is_unavailable_is_a_page_and_not_an_internal_error(tmp_path):
     settings = ExampleSettings(
         calbridge_url="http://127.0.0.1:1",
         api_key="x",

@@ -45,7 +45,7 @@ async def until(check, seconds: float = 10.0):
             await asyncio.sleep(0.05)
 
 
-async def test_changes_are_told_like_those_of_a_sync(api, sessions, event, calendar_id):
+async def test_changes_are_announced_like_those_of_a_sync(api, sessions, event, calendar_id):
     webhook = {"url": "https://127.0.0.1:9/", "triggers": ["calendar.events_update"], "include_events": True}
     assert (await api.post("/api/v1/webhooks", json=webhook)).status_code == 201
     made = await create(api, event, recurrence=["RRULE:FREQ=DAILY;COUNT=3"])
@@ -61,7 +61,7 @@ async def test_changes_are_told_like_those_of_a_sync(api, sessions, event, calen
     assert [row["id"] for row in changed if row["is_deleted"]] == [made["id"]]
 
 
-async def test_a_change_that_is_refused_tells_nothing(api, sessions, event):
+async def test_a_change_that_is_refused_announces_nothing(api, sessions, event):
     webhook = {"url": "https://127.0.0.1:9/", "triggers": ["calendar.events_update"]}
     assert (await api.post("/api/v1/webhooks", json=webhook)).status_code == 201
     response = await api.post(
@@ -181,7 +181,7 @@ async def test_changes_keep_their_order_when_the_clock_goes_back(api, sessions, 
     assert made["updated_at"] > newest
 
 
-async def test_an_answer_and_a_change_at_the_same_time_lose_neither(api, app, settings, event, calendar_id):
+async def test_a_reply_and_a_change_at_the_same_time_are_both_kept(api, app, settings, event, calendar_id):
     from app.core.http import httpx
     from app.invitations.links import RsvpTokens, Subject
 

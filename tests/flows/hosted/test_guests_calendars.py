@@ -204,7 +204,7 @@ histories = st.fixed_dictionaries(
 )
 
 
-# The series was told while Bob was not invited to one of its instances, so that he has it in EXDATE.
+# The series was sent while Bob was not invited to one of its instances, so that he has it in EXDATE.
 INVITED_BACK = {
     "rule": "FREQ=DAILY;COUNT=6",
     "zone": "Europe/Paris",
@@ -340,7 +340,7 @@ def shown_to(guest: str, rows: Iterable[dict[str, Any]]) -> list[Shown]:
 
 
 def ahead(instances: Iterable[Shown]) -> list[Shown]:
-    """Nobody is told of what is over; today is left out, since days end at different moments."""
+    """No guest is notified of what is over; today is left out, since days end at different moments."""
     tomorrow = datetime.now(UTC) + timedelta(days=1)
     return [one for one in instances if one.end > tomorrow]
 

@@ -60,7 +60,7 @@ async def until(check, seconds: float = 20.0):
     return found
 
 
-async def test_from_the_invitation_to_the_answer(fake, api, app, worker, calendar):
+async def test_from_the_invitation_to_the_reply(fake, api, app, worker, calendar):
     assert calendar["sending_identity"]["email"] == ADA
     receiver = Receiver()
     async with serve(receiver) as receiver.url:
@@ -97,7 +97,7 @@ async def test_from_the_invitation_to_the_answer(fake, api, app, worker, calenda
     await until(all_sent)
 
 
-async def test_an_event_tells_whom_no_mail_has_reached(fake, api, worker, calendar):
+async def test_an_event_shows_whom_no_mail_has_reached(fake, api, worker, calendar):
     """The owner loses the mailbox: nothing goes out from another address, and the event says so until a mail got through."""
     (mailbox,) = fake.mailboxes.values()
     mailbox.users[ADA] = "viewer"

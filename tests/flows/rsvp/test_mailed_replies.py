@@ -201,7 +201,7 @@ async def test_the_operator_decides_what_unsigned_mails_are_worth(
     assert taken == believed
 
 
-async def test_a_version_of_messages_that_tells_no_verdict_is_no_way_in(api, messages, box, event):
+async def test_mails_from_a_version_of_messages_without_a_verdict_are_refused(api, messages, box, event):
     messages.webhook.stamps = False
     assert "no valid DKIM" in reason(await messages.deliver(box, reply(event), verdict="fail"))
     assert await bobs(api, event) == "needs_action"
@@ -216,7 +216,7 @@ async def test_only_mails_that_were_found_to_be_no_spam_count(api, messages, box
     assert "applied" in reason(await messages.deliver(box, signed(event)))
 
 
-async def test_while_the_senders_dns_is_away_the_mail_waits(api, messages, names, box, event):
+async def test_while_the_senders_dns_is_unavailable_the_mail_waits(api, messages, names, box, event):
     names.is_broken = True
     incoming = await messages.deliver(box, signed(event))
     assert incoming.state == "held"
@@ -294,7 +294,7 @@ async def test_nothing_that_stays_wrong_holds_a_mail(api, messages, box, event):
     assert "newer answer" in reason(await messages.deliver(box, signed(event, number=4, minutes=-30)))
 
 
-async def test_a_mail_that_is_far_too_large_is_sent_to_its_end_and_answered(app, messages, box):
+async def test_a_mail_that_is_far_too_large_is_read_to_its_end_and_gets_a_response(app, messages, box):
     """If the connection were cut, Messages would send it again every five minutes."""
     size = 80 * 1024 * 1024
     channel = messages.webhook
@@ -313,7 +313,7 @@ async def test_a_mail_that_is_far_too_large_is_sent_to_its_end_and_answered(app,
         writer.close()
 
 
-async def test_json_mails_of_a_channel_are_told_in_the_answer_and_hold_nothing(api, messages, box, event):
+async def test_json_mails_of_a_channel_are_named_in_the_response_and_hold_nothing(api, messages, box, event):
     for wrong in ("jmap", "jmap_metadata"):
         messages.webhook.format = wrong
         assert "format to eml" in reason(await messages.deliver(box, signed(event)))

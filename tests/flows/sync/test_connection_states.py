@@ -61,7 +61,7 @@ async def test_a_revoked_grant_disconnects_once_with_a_reason(google: GoogleCale
         ("token", 429, "rate_limit_exceeded"),
     ],
 )
-async def test_outages_limits_and_operator_faults_disconnect_nobody(
+async def test_outages_limits_and_operator_faults_disconnect_no_calendar(
     google: GoogleCalendarUnderTest, route: str, status: int, reason: str | None
 ) -> None:
     body = b"<html>Error</html>" if reason is None else None
@@ -178,7 +178,7 @@ async def test_secrets_are_not_in_the_database_in_clear(google: GoogleCalendarUn
         assert secret.encode().hex() not in dump
 
 
-async def test_a_spent_budget_waits_and_disconnects_nobody(
+async def test_a_spent_budget_waits_and_disconnects_no_calendar(
     google: GoogleCalendarUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(budgets._USER, "google", RateLimitItemPerMinute(2))
@@ -300,7 +300,7 @@ async def test_a_patch_reconnects_a_calendar_to_which_access_is_back(
     assert (await google.row()).state == "connected"
 
 
-async def test_a_patch_of_a_calendar_whose_grant_is_dead_changes_and_tells_nothing(
+async def test_a_patch_of_a_calendar_whose_grant_is_dead_changes_and_announces_nothing(
     google: GoogleCalendarUnderTest, api: httpx.AsyncClient
 ) -> None:
     await listen(google)

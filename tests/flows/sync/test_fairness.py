@@ -21,7 +21,7 @@ HANGING = 64
 
 
 class HangingHost:
-    """Accepts every connection and never answers."""
+    """Accepts every connection and never responds."""
 
     def __init__(self) -> None:
         self.open = 0
@@ -109,7 +109,7 @@ async def test_hanging_feeds_of_a_project_hold_up_neither_accounts_nor_feeds_of_
             )
         await until(lambda: has_synced(sessions, google.id))
         await until(lambda: has_synced(sessions, feed_id))
-    # They hang to this moment: nobody waited for one of them to end.
+    # They hang to this moment: no sync waited for one of them to end.
     assert hanging.open == hanging.accepted
     assert hanging.open <= 12
     assert [await has_synced(sessions, one) for one in held[:3]] == [False] * 3

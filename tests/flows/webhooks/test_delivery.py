@@ -90,7 +90,7 @@ async def test_a_change_at_the_provider_reaches_the_application_and_leads_it_to_
 
 
 @pytest.mark.settings(webhook_retry_schedule_seconds=(600.0, 600.0))
-async def test_an_endpoint_that_was_away_gets_one_message_that_tells_everything(
+async def test_an_endpoint_that_was_unavailable_gets_one_message_with_all_changes(
     google: GoogleCalendarUnderTest, api, receiver: Receiver, worker
 ) -> None:
     webhook = await subscribe(api, receiver, "calendar.events_update")
@@ -122,7 +122,7 @@ async def test_an_endpoint_that_was_away_gets_one_message_that_tells_everything(
     assert len(receiver.received) == 4
 
 
-async def test_a_disconnect_and_a_reconnect_are_told_once_each(
+async def test_a_disconnect_and_a_reconnect_are_announced_once_each(
     google: GoogleCalendarUnderTest, api, receiver: Receiver, worker
 ) -> None:
     webhook = await subscribe(api, receiver, "calendar.state_change")

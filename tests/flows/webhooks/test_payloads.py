@@ -56,7 +56,7 @@ async def described(api: httpx.AsyncClient) -> Described:
 
 
 async def _until_notified(receiver: Receiver, count: int) -> None:
-    """Both endpoints were told `count` times."""
+    """Wait until both endpoints were notified `count` times."""
     await receiver.wait_for(2 * count)
 
 
@@ -66,7 +66,7 @@ async def test_everything_that_is_sent_is_described(
 ) -> None:
     sync = f"/api/v1/calendars/{google.id}/sync"
     moving = google.add("moving", location=ZOOM, attendees=[{"email": "bob@example.org", "optional": True}])
-    removed = google.add("gone")
+    removed = google.add("removed")
     today = utcnow().date()
     google.fake.add_event(start=today + timedelta(days=2), end=today + timedelta(days=3), summary="a day")
     await api.post(sync)
@@ -89,7 +89,7 @@ async def test_everything_that_is_sent_is_described(
     google.fake.revoke_grant(google.fake.refresh_token)
     google.fake.expire_access_tokens()
     await api.post(sync)
-    await _until_notified(receiver, 8)  # the calendar, and its bot that is gone
+    await _until_notified(receiver, 8)  # the calendar, and its bot that is removed
     fresh = google.fake.add_grant()
     await api.patch(f"/api/v1/calendars/{google.id}", json={"refresh_token": fresh})
     await _until_notified(receiver, 9)
@@ -132,7 +132,7 @@ async def test_what_a_guests_click_sends_is_described(
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://testserver") as guest:
         page = await guest.post("/rsvp/", data={"token": token, "action": "accepted"})
     assert page.status_code == 200
-    await _until_notified(receiver, 3)  # the answer, and the events that it changed
+    await _until_notified(receiver, 3)  # the reply, and the events that it changed
     bodies = [received.json for received in receiver.received]
     assert {body["trigger"] for body in bodies} == {"calendar.events_update", "event.rsvp_update"}
     assert [fault for body in bodies for fault in described.faults(body)] == []

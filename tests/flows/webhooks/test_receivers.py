@@ -196,13 +196,13 @@ async def test_it_takes_every_message_that_a_worker_delivers(
 
     # The process dies, a change happens meanwhile, and it goes on where it was.
     receiver.kill()
-    google.add("while it was away")
+    google.add("while it was unavailable")
     await make_due(google)
     await receiver.start(*start)
     await calbridge.post(f"/api/v1/webhooks/{webhook['id']}/replay", json={"since": "2020-01-01T00:00:00Z"})
     await receiver.until(lambda: len(receiver.stored()["events"]) == 122)
 
-    # An answer of a guest of a hosted calendar.
+    # A reply of a guest of a hosted calendar.
     local = {"platform": "local", "name": "Lectures", "owner_email": "ada@example.com", "timezone": "Europe/Paris"}  # fmt: skip
     calendar_id = (await calbridge.post("/api/v1/calendars", json=local)).json()["id"]
     body = {
@@ -280,7 +280,7 @@ async def test_it_refuses_what_is_forged_recorded_or_unsigned(receiver) -> None:
         assert changed.status_code == 401
         no_text = await client.post(receiver.url, content=b"\xff", headers=headers(secret))
         assert no_text.status_code == 401
-        # A sender that goes away in the middle of the body does no harm.
+        # A sender that disconnects in the middle of the body does no harm.
         reader, writer = await asyncio.open_connection("127.0.0.1", receiver.port)
         writer.write(b"POST /webhook HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
         await writer.drain()
@@ -304,7 +304,7 @@ async def test_it_reads_no_more_of_a_body_than_a_delivery_may_have(receiver) -> 
             await writer.drain()
     status = b""
     async with asyncio.timeout(30):
-        # A connection that is closed with bytes unread may lose the answer.
+        # A connection that is closed with bytes unread may lose the response.
         with suppress(ConnectionError):
             status = await reader.readline()
     assert status == b"" or status.split()[1] == b"413"

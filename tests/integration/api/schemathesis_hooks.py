@@ -1,7 +1,7 @@
 """Loaded by schemathesis (test_openapi.py): what is valid by the document is taken, what is not is refused.
 
 JSON Schema cannot say everything. What a valid request may be refused for all the same stands in `_REFUSED_FOR`,
-by the sentence that the answer has; any other refusal is reported.
+by the sentence that the response has; any other refusal is reported.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A client that reads answers as strictly as one generated from Attendee's OpenAPI document does.
+"""A client that reads responses as strictly as one generated from Attendee's OpenAPI document does.
 
 The models have Attendee's fields and words alone; further fields are ignored, as such clients do.
 """
@@ -86,7 +86,7 @@ def read(model: type[BaseModel], response: Any) -> Any:
 
 
 @pytest.mark.parametrize("stored", ["scheduled", "launching", "launched", "fatal_error"])
-async def test_every_answer_can_be_read(api, sessions, project, stored) -> None:
+async def test_every_response_can_be_read(api, sessions, project, stored) -> None:
     body = {"platform": "google", "client_id": 1, "client_secret": "s", "refresh_token": "r"}
     calendar = read(AttendeeCalendar, await api.post("/api/v1/calendars", json=body))
     read(AttendeeCalendar, await api.patch(f"/api/v1/calendars/{calendar.id}", json={"metadata": {"a": "1"}}))

@@ -1,4 +1,4 @@
-"""Answers that the framework would give in its own form (docs/reference/http-api.md, "Errors")."""
+"""Responses that the framework would give in its own form (docs/reference/http-api.md, "Errors")."""
 
 import httpx
 import pytest
@@ -31,7 +31,7 @@ async def test_a_body_that_is_too_large_gets_json(api, size):
         ("/rsvp/", "GET, HEAD, POST"),
     ],
 )
-async def test_a_wrong_method_is_told_which_ones_are_right(api, path, allowed):
+async def test_a_response_to_a_wrong_method_names_the_right_ones(api, path, allowed):
     response = await api.put(path)
     assert (response.status_code, response.json()) == (405, {"error": "Method not allowed"})
     assert response.headers["allow"] == allowed
@@ -40,13 +40,13 @@ async def test_a_wrong_method_is_told_which_ones_are_right(api, path, allowed):
 async def test_head_is_get_without_the_body(settings, project):
     app = create_app(settings)
     headers = {"Authorization": f"Token {project.api_key}"}
-    # A real server: one that counts what it was told to send.
+    # A real server: one that counts what it sends.
     async with app.router.lifespan_context(app), serve(app) as url, httpx.AsyncClient(base_url=url) as client:
         for path, status in (
             ("/api/v1/calendars", 200),
             ("/api/v1/calendar_events?page_size=1", 200),
             ("/api/v1/bots/bot_aaaaaaaaaaaaaaaa", 404),
-            ("/api/v1/bots?state=gone", 400),
+            ("/api/v1/bots?state=lost", 400),
             ("/healthz", 200),
             ("/openapi.json", 200),
             ("/nothing", 404),

@@ -20,7 +20,7 @@ async def posts(api, count, **options):
 
 
 @pytest.mark.settings(api_posts_per_minute=5)
-async def test_posts_beyond_the_limit_are_told_to_wait(api, other_api, sessions, project) -> None:
+async def test_posts_beyond_the_limit_have_to_wait(api, other_api, sessions, project) -> None:
     assert await posts(api, 8) == [201] * 5 + [429] * 3
     refused = await api.post(URL, json=BODY)
     assert (refused.status_code, list(refused.json())) == (429, ["error"])

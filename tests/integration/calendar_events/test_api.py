@@ -84,7 +84,7 @@ PERSON = {
 }  # fmt: skip
 
 
-async def test_an_event_is_answered_with_exactly_the_contracts_fields(api, calendar_id, add_events):
+async def test_an_event_has_exactly_the_contracts_fields(api, calendar_id, add_events):
     (event_id,) = await add_events(
         calendar_id,
         {
@@ -376,7 +376,7 @@ async def test_a_page_takes_three_statements_at_most(api, calendar_id, add_event
         event.remove(Engine, "before_cursor_execute", note)
 
 
-async def test_an_event_that_is_gone_stays_in_the_list(api, calendar_id, add_events):
+async def test_a_deleted_event_stays_in_the_list(api, calendar_id, add_events):
     (event_id,) = await add_events(calendar_id, {"is_deleted": True})
     (shown,) = (await api.get(URL)).json()["results"]
     assert (shown["id"], shown["is_deleted"]) == (event_id, True)
@@ -437,7 +437,7 @@ async def exported(api, event_id):
     return vevent
 
 
-async def test_an_event_is_exported_with_people_places_and_answers(api, calendar_id, add_events):
+async def test_an_event_is_exported_with_people_places_and_replies(api, calendar_id, add_events):
     guest = {
         **PERSON,
         "email": "b@example.com",

@@ -171,7 +171,7 @@ def _clean(clean_environment, tmp_path):
     clean_environment.setenv("HOME", str(tmp_path))
 
 
-# Without TLS there is no answer.
+# It fails without TLS.
 _QUERY = "SELECT 1"
 
 
@@ -213,7 +213,7 @@ async def test_settings_of_the_session_come_with_the_url(secure):
     assert await _execute(url, "SELECT current_setting('statement_timeout')") == "30s"
 
 
-async def test_the_second_host_is_tried_when_the_first_is_away(secure):
+async def test_the_second_host_is_tried_when_the_first_is_unavailable(secure):
     url = secure.url(sslmode="require").replace("@localhost:", "@localhost:1,localhost:")
     assert await _execute(url, _QUERY) == 1
 

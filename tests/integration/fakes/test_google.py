@@ -178,7 +178,7 @@ async def test_filters_and_updated_min(api: Api) -> None:
     assert (await api.get(EVENTS, updatedMin="2026-09-20T11:00:00Z")).status_code == 410
 
 
-async def test_etags_answer_304_until_something_changes(api: Api) -> None:
+async def test_etags_return_304_until_something_changes(api: Api) -> None:
     api.fake.add_event(start=NOW, end=NOW + HOUR, event_id="a")
     for path in (EVENTS, f"{EVENTS}/a"):
         first = await api.get(path)
@@ -324,7 +324,7 @@ async def test_revoking_ends_the_whole_grant(api: Api) -> None:
 
 
 class Receiver:
-    """A notification endpoint. It responds with the statuses in `answers`, then with 204."""
+    """A notification endpoint. It responds with the statuses in `responses`, then with 204."""
 
     def __init__(self) -> None:
         self.address = ""
@@ -356,7 +356,7 @@ async def watch(api: Api, receiver: Receiver, **changes: Any) -> httpx.Response:
     return await api.post(f"{EVENTS}/watch", body)
 
 
-async def test_a_channel_tells_of_each_batch_of_changes_until_it_is_stopped(
+async def test_a_channel_notifies_of_each_batch_of_changes_until_it_is_stopped(
     api: Api, receiver: Receiver
 ) -> None:
     api.fake.sync_message_first = True

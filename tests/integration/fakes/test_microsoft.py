@@ -196,7 +196,7 @@ async def test_delta_strips_occurrences_and_sends_a_series_whole(api: Api) -> No
     assert (await api.delta(link))[0] == []
 
 
-async def test_delta_calls_removed_what_is_gone_or_out_of_the_window(api: Api) -> None:
+async def test_delta_calls_removed_what_is_deleted_or_out_of_the_window(api: Api) -> None:
     series = api.fake.add_series(start=NOW, end=NOW + HOUR, rrule="FREQ=DAILY;COUNT=3")
     single = api.fake.add_event(start=NOW, end=NOW + HOUR)
     _, link = await api.delta()
@@ -232,7 +232,7 @@ async def test_delta_links_belong_to_their_calendar_and_must_not_be_altered(api:
 
 
 @pytest.mark.parametrize("spelling", EXPIRED_SPELLINGS)
-async def test_an_expired_delta_link_answers_410(api: Api, spelling: str) -> None:
+async def test_an_expired_delta_link_returns_410(api: Api, spelling: str) -> None:
     _, link = await api.delta()
     await api.client.post(f"{api.url}/_fake/expire_delta", params={"spelling": spelling})
     assert code_of(await api.get(link)) == (410, spelling)
@@ -266,7 +266,7 @@ async def test_requests_are_counted_for_each_mailbox(api: Api) -> None:
     assert (await api.get("/v1.0/me")).status_code == 429
 
 
-async def test_a_batch_answers_in_any_order_with_its_own_errors(api: Api) -> None:
+async def test_a_batch_responds_in_any_order_with_its_own_errors(api: Api) -> None:
     event_id = api.fake.add_event(start=NOW, end=NOW + HOUR, subject="One")
     steps = [
         {"id": "1", "method": "GET", "url": f"/me/events/{event_id}", "headers": {"Prefer": IMMUTABLE}},
@@ -385,7 +385,7 @@ async def test_a_missing_or_unknown_access_token_is_refused(
 
 
 class Receiver:
-    """A notification endpoint. The responses in `answers` go out first; then it does as it should."""
+    """A notification endpoint. The responses in `responses` go out first; then it does as it should."""
 
     def __init__(self) -> None:
         self.responses: list[Response] = []
@@ -505,7 +505,7 @@ async def test_a_second_subscription_to_the_same_is_a_conflict_and_http_is_refus
     assert response.status_code == 400
 
 
-async def test_changes_are_told_to_the_subscriptions_of_their_calendar(
+async def test_subscriptions_are_notified_of_changes_in_their_calendar(
     api: Api, receiver: tuple[Receiver, str]
 ) -> None:
     hook, url = receiver
@@ -559,7 +559,7 @@ async def test_notifications_are_retried_and_can_be_lost_doubled_or_spoiled(
     assert await change() == ["secret", "secret"]
 
 
-async def test_lifecycle_events_are_told_and_have_their_consequences(
+async def test_lifecycle_events_are_sent_and_have_their_consequences(
     api: Api, receiver: tuple[Receiver, str]
 ) -> None:
     hook, url = receiver

@@ -55,7 +55,7 @@ async def gauges(visitor):
     }
 
 
-async def test_alive_is_answered_without_a_key(visitor):
+async def test_healthz_responds_without_a_key(visitor):
     response = await visitor.get("/healthz")
     assert (response.status_code, response.json()) == (200, {"status": "ok"})
 
@@ -137,7 +137,7 @@ async def test_without_redis_it_is_ready_but_degraded(visitor, api, sessions):
 
 
 @pytest.mark.settings(**NO_REDIS)
-async def test_what_is_away_is_logged_when_it_goes_and_when_it_comes_back(visitor, api, app, redis_url):
+async def test_an_outage_is_logged_when_it_begins_and_when_it_ends(visitor, api, app, redis_url):
     wakeups = app.state.calbridge.wakeups
     with capture_logs() as logs:
         for _ in range(3):
@@ -165,7 +165,7 @@ async def test_what_is_away_is_logged_when_it_goes_and_when_it_comes_back(visito
 
 
 @pytest.mark.settings(**NO_DATABASE)
-async def test_not_ready_without_a_database_and_nothing_is_told_of_its_address(visitor):
+async def test_not_ready_without_a_database_and_nothing_is_shown_of_its_address(visitor):
     response = await visitor.get("/readyz")
     assert (response.status_code, response.json()["status"]) == (503, "unavailable")
     checks = response.json()["checks"]
@@ -228,7 +228,7 @@ async def test_gauges_count_calendars_channels_and_workers(visitor, sessions, se
     assert found["calbridge_workers",] == 2
 
 
-async def test_gauges_tell_of_outages_and_of_the_calendars_that_wait_for_them(
+async def test_gauges_show_outages_and_the_calendars_that_wait_for_them(
     visitor, sessions, settings, project, monkeypatch
 ):
     def ago(seconds):
@@ -417,7 +417,7 @@ async def test_an_unknown_method_makes_no_label_of_its_own(visitor):
 
 
 @pytest.mark.settings(**NO_DATABASE)
-async def test_without_a_database_the_process_still_tells_of_itself(visitor):
+async def test_without_a_database_the_process_still_reports_itself(visitor):
     await visitor.get("/healthz")
     found = await gauges(visitor)
     assert found["calbridge_database_up",] == 0

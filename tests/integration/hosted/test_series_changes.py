@@ -62,7 +62,7 @@ async def test_a_series_that_moves_keeps_its_last_instance(api, series, calendar
         assert (await api.delete(path.replace(rows[2]["id"], moved["id"]))).status_code == 200
 
 
-async def test_the_answer_is_the_instance_that_was_named_where_it_is_now(api, series, calendar_id):
+async def test_the_response_is_the_instance_that_was_named_where_it_is_now(api, series, calendar_id):
     await create(api, series)
     rows = await rows_of(api, calendar_id)
     # The day's old instance keeps its id and is one of the moved series.

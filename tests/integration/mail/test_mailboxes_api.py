@@ -34,7 +34,7 @@ async def test_the_mailboxes_of_a_user_are_listed(fake, api):
 
 
 async def test_a_user_without_mailboxes_has_an_empty_list(fake, api):
-    response = await api.get(PATH, params={"user_email": "nobody@example.com"})
+    response = await api.get(PATH, params={"user_email": "unknown@example.com"})
     assert (response.status_code, response.json()) == (200, {"results": []})
 
 
@@ -44,7 +44,7 @@ async def test_a_messages_that_fails_is_502(fake, api):
     assert (response.status_code, response.json()) == (502, {"error": "Messages answered 500."})
 
 
-async def test_a_wrong_key_is_502_and_not_told(fake, api):
+async def test_a_wrong_key_is_502_and_not_shown(fake, api):
     fake.api_key = "another"
     response = await api.get(PATH, params={"user_email": OWNER})
     assert response.status_code == 502

@@ -52,7 +52,7 @@ async def test_an_app_is_created_read_changed_and_removed(api, settings, session
     assert (await api.get(APPS)).json()["results"] == []
 
 
-async def test_a_secret_is_in_no_answer(api):
+async def test_a_secret_is_in_no_response(api):
     made = await api.post(APPS, json=GOOGLE)
     responses = [made, await api.get(APPS), await api.get(f"{APPS}/google")]
     responses.append(await api.patch(f"{APPS}/google", json={"client_secret": "hidden-3"}))

@@ -13,7 +13,7 @@ from tests.integration.webhooks.deliveries import Webhooks
 async def test_a_410_switches_off_and_switching_on_again_delivers_what_waits(webhooks: Webhooks) -> None:
     subscription = await webhooks.subscribe()
     await webhooks.add(subscription, 3)
-    webhooks.receiver.response = Response(410, b"gone")
+    webhooks.receiver.response = Response(410, b"removed")
     with capture_logs() as logs:
         await webhooks.deliver(webhook_endpoint_concurrency=1)
     off = await webhooks.subscription(subscription)
@@ -108,7 +108,7 @@ async def test_an_endpoint_is_switched_off_by_failures_on_five_days_and_not_by_o
     assert (after.is_active, after.failing_days) == (True, 2)
 
 
-async def test_what_an_old_url_answers_is_not_held_against_a_new_one(webhooks: Webhooks) -> None:
+async def test_responses_of_an_old_url_do_not_count_for_a_new_one(webhooks: Webhooks) -> None:
     subscription = await webhooks.subscribe("/old")
     await webhooks.add(subscription)
     webhooks.receiver.script.append(Response(410, delay=0.2))

@@ -39,7 +39,7 @@ async def test_an_endpoints_deliveries_go_out_oldest_first(webhooks: Webhooks) -
     assert webhooks.receiver.ids == expected
 
 
-async def test_a_hanging_endpoint_delays_nobody_else(webhooks: Webhooks) -> None:
+async def test_a_hanging_endpoint_delays_no_other(webhooks: Webhooks) -> None:
     hanging, lively = await webhooks.subscribe("/hang"), await webhooks.subscribe("/lively")
     await webhooks.add(hanging, 40)
     await webhooks.add(lively, 10)
@@ -154,7 +154,7 @@ async def test_an_endpoint_that_takes_long_has_half_of_the_slots_until_it_is_qui
     assert claimed == [4, 2, 4]
 
 
-async def test_dead_and_hanging_endpoints_delay_nobody_else(
+async def test_dead_and_hanging_endpoints_delay_no_other(
     webhooks: Webhooks, other_project: TestProject
 ) -> None:
     with socket.socket() as closed:

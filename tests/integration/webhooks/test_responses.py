@@ -41,7 +41,7 @@ async def test_silent_and_dribbling_endpoints_are_cut_off_in_time(webhooks: Webh
         await webhooks.set_subscription(subscription, is_active=False)
 
 
-async def test_an_answer_without_end_is_read_in_part_only(webhooks: Webhooks) -> None:
+async def test_a_response_without_end_is_read_in_part_only(webhooks: Webhooks) -> None:
     sent = 0
 
     async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -16,7 +16,7 @@ from tests.fakes.receiver import Response
 from tests.integration.webhooks.webhooks_api import create, stored
 
 
-async def test_a_test_sends_a_signed_sample_and_answers_with_what_came_back(api, sessions, receiver) -> None:
+async def test_a_test_sends_a_signed_sample_and_returns_what_came_back(api, sessions, receiver) -> None:
     fake, url = receiver
     webhook = await create(api, url=url + "/hook", triggers=["calendar.state_change"])
     fake.script.append(Response(201, b"hello"))
@@ -37,7 +37,7 @@ async def test_a_test_sends_a_signed_sample_and_answers_with_what_came_back(api,
     assert await stored(sessions) == []
 
 
-async def test_a_test_tells_of_a_failure(api, receiver) -> None:
+async def test_a_test_reports_a_failure(api, receiver) -> None:
     fake, url = receiver
     webhook = await create(api, url=url, is_active=False)
     fake.script.append(Response(500, b"oops"))
@@ -61,7 +61,7 @@ async def test_no_transaction_is_open_while_a_test_waits_for_the_endpoint(api, s
     assert (await sending).json()["status"] == "success"
 
 
-async def test_a_secret_that_cannot_be_decrypted_is_said_and_mended_by_rotating(
+async def test_a_secret_that_cannot_be_decrypted_is_reported_and_fixed_by_rotating(
     api, sessions, receiver
 ) -> None:
     fake, url = receiver

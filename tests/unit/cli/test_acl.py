@@ -1,4 +1,4 @@
-"""Access control lists: one account may pass through a folder, and nobody else."""
+"""Access control lists: one account may pass through a folder, and no other."""
 
 import errno
 import os
@@ -27,7 +27,7 @@ def can_read(path: Path, uid: int) -> bool:
 
 @pytest.fixture
 def closed():
-    """A folder that is root's alone, with a file in it that anybody might read."""
+    """A folder that is root's alone, with a file in it that every account might read."""
     import shutil
     import tempfile
 
@@ -47,7 +47,7 @@ def allow(folder: Path, uid: int) -> bool:
         raise
 
 
-def test_one_account_may_pass_and_nobody_else(closed):
+def test_one_account_may_pass_and_no_other(closed):
     assert not can_read(closed / "file", ACCOUNT)
     assert allow(closed, ACCOUNT)
     assert can_read(closed / "file", ACCOUNT)

@@ -42,7 +42,7 @@ def test_an_unknown_event_without_a_start_is_kept() -> None:
     [event(starts_in_days=29), event(starts_in_days=-3), event(is_cancelled=True)],
     ids=["ahead of the window", "behind the window", "cancelled"],
 )
-def test_an_unknown_event_that_nobody_should_see_is_left_out(new: RemoteEvent) -> None:
+def test_an_unknown_event_that_should_stay_hidden_is_left_out(new: RemoteEvent) -> None:
     assert changes(new, None) == []
 
 

@@ -211,7 +211,7 @@ def test_a_cancel_of_one_instance_names_it_and_is_cancelled():
     assert "RRULE:FREQ=WEEKLY;COUNT=30" not in found
 
 
-def test_a_meetings_address_is_told_once():
+def test_a_meetings_address_is_written_once():
     event = replace(EVENT, description=f"Join: {EVENT.meeting_url}")
     _, found = read(build_request(event, stamp=STAMP))
     assert found["DESCRIPTION"] == event.description

@@ -1,4 +1,4 @@
-"""What Google and Microsoft may answer to the calls about push channels."""
+"""What Google and Microsoft may respond to the calls about push channels."""
 
 import json
 from collections.abc import AsyncIterator
@@ -118,7 +118,7 @@ async def test_a_google_channel_without_a_readable_end_has_the_one_asked_for(
         (200, {"resourceId": "nul\0"}, Unavailable),
     ],
 )
-async def test_what_google_may_answer_to_opening(
+async def test_what_google_may_respond_to_opening(
     world: World, status: int, body: object, error: type[ProviderError]
 ) -> None:
     world.respond(status, body)
@@ -187,7 +187,7 @@ async def test_microsoft_is_asked_for_almost_a_week(world: World) -> None:
         (201, {"id": "nul\0"}, Unavailable),
     ],
 )
-async def test_what_microsoft_may_answer_to_subscribing(
+async def test_what_microsoft_may_respond_to_subscribing(
     world: World, status: int, body: object, error: type[ProviderError]
 ) -> None:
     world.respond(status, body)
@@ -207,7 +207,7 @@ async def test_what_microsoft_may_answer_to_subscribing(
         (403, graph_error("ErrorAccessDenied"), AccessDenied),
     ],
 )
-async def test_what_microsoft_may_answer_to_a_renewal(
+async def test_what_microsoft_may_respond_to_a_renewal(
     world: World, status: int, body: object, error: type[ProviderError]
 ) -> None:
     world.respond(status, body)
