@@ -40,17 +40,17 @@ class FakeDns(asyncio.DatagramProtocol):
         query = dns.message.from_wire(data)
         name = query.question[0].name.to_text().lower()
         self.asked.append(name)
-        answer = dns.message.make_response(query)
-        answer.flags |= dns.flags.RA
+        response = dns.message.make_response(query)
+        response.flags |= dns.flags.RA
         text = self.texts.get(name)
         if self.is_broken:
-            answer.set_rcode(dns.rcode.SERVFAIL)
+            response.set_rcode(dns.rcode.SERVFAIL)
         elif text is None:
-            answer.set_rcode(dns.rcode.NXDOMAIN)
+            response.set_rcode(dns.rcode.NXDOMAIN)
         else:
             pieces = " ".join(f'"{text[start : start + 255]}"' for start in range(0, len(text), 255))
-            answer.answer.append(dns.rrset.from_text(name, 300, "IN", "TXT", pieces))
-        self._transport.sendto(answer.to_wire(), addr)
+            response.answer.append(dns.rrset.from_text(name, 300, "IN", "TXT", pieces))
+        self._transport.sendto(response.to_wire(), addr)
 
 
 @contextlib.asynccontextmanager

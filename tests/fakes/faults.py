@@ -38,7 +38,7 @@ class Fault:
     delay: float
     kind: str
 
-    def answer(self, error: Any) -> Response:
+    def to_response(self, error: Any) -> Response:
         """The response with its own body, else with `error` as JSON."""
         assert self.status is not None
         headers = dict(self.headers)
@@ -65,11 +65,11 @@ class Faulty(ABC):
         content_type: str | None = None,
         headers: Mapping[str, str] | None = None,
         delay: float = 0.0,
-        kind: str = "answer",
+        kind: str = "response",
     ) -> None:
         """The next `count` requests to `route` (`*`: to any), once `after` of them have passed, go wrong.
 
-        `answer`: `status` with the provider's error body for `reason`, or with `body`; without a status the request
+        `response`: `status` with the provider's error body for `reason`, or with `body`; without a status the request
         is only held up for `delay` seconds. `reset`: the connection is reset. `cut`: the response breaks off half way.
         `dribble`: one byte every 10 ms, without an end.
         """
@@ -81,8 +81,8 @@ class Faulty(ABC):
         self._faults.clear()
 
     @abstractmethod
-    def faulty_answer(self, fault: Fault) -> Response:
-        """`fault.answer` with the error body of the provider."""
+    def fault_response(self, fault: Fault) -> Response:
+        """The response of `fault.to_response` with the error body of the provider."""
 
     async def serve(self, app: Any, recorded: Recorded, scope: Any, receive: Any, send: Any) -> None:
         """Respond by `app` or as the next fault says, and note the response in `recorded`."""
@@ -106,7 +106,7 @@ class Faulty(ABC):
                 await app(scope, receive, _cutting(counting_send, send))
                 return
             if fault.status is not None:
-                await self.faulty_answer(fault)(scope, receive, counting_send)
+                await self.fault_response(fault)(scope, receive, counting_send)
                 return
         await app(scope, receive, counting_send)
 
@@ -136,13 +136,13 @@ def _reset_connection(send: Any) -> None:
 async def _dribble(receive: Any, send: Any) -> None:
     headers = [(b"content-type", b"application/json")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    gone = asyncio.create_task(_until_disconnected(receive))
+    disconnected = asyncio.create_task(_until_disconnected(receive))
     try:
-        while not gone.done():
+        while not disconnected.done():
             await send({"type": "http.response.body", "body": b" ", "more_body": True})
             await asyncio.sleep(0.01)
     finally:
-        gone.cancel()
+        disconnected.cancel()
 
 
 async def _until_disconnected(receive: Any) -> None:

@@ -26,7 +26,15 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 
 from tests.fakes.faults import Fault, Faulty, Recorded
-from tests.fakes.google_http import ApiError, OAuthError, bad, conditional, expired, json_answer, render_error
+from tests.fakes.google_http import (
+    ApiError,
+    OAuthError,
+    bad,
+    conditional,
+    expired,
+    json_response,
+    render_error,
+)
 from tests.fakes.google_identity import CALENDAR_SCOPE, EMAIL_SCOPE, IdentityPlatform
 from tests.fakes.google_lists import (
     COMMON_PARAMETERS,
@@ -296,7 +304,7 @@ class FakeGoogle(Faulty, IdentityPlatform, PushService):
 
         await self.serve(self._app, recorded, scope, receive, send)
 
-    def faulty_answer(self, fault: Fault) -> Response:
+    def fault_response(self, fault: Fault) -> Response:
         """With Google's error body."""
         if fault.route in {"token", "revoke"}:
             body = {"error": fault.reason, "error_description": "Bad Request"}
@@ -305,7 +313,7 @@ class FakeGoogle(Faulty, IdentityPlatform, PushService):
             body = ApiError(
                 fault.status or 500, fault.reason or "backendError", "Injected", domain=domain
             ).body
-        return fault.answer(body)
+        return fault.to_response(body)
 
     # --- Calendar v3 -------------------------------------------------------------------------------------
 
@@ -325,7 +333,7 @@ class FakeGoogle(Faulty, IdentityPlatform, PushService):
             document["nextPageToken"] = str(offset + size)
         else:
             document["nextSyncToken"] = "CPDA"
-        return json_answer(document)
+        return json_response(document)
 
     async def _get_event(self, request: Request) -> Response:
         self.check_calendar_token(request)
@@ -348,7 +356,7 @@ class FakeGoogle(Faulty, IdentityPlatform, PushService):
             the_round, number = self._rounds[page_token]
             if the_round.parameters != parameters_of(query, without={"pageToken"}):
                 raise bad("Page token does not belong to these parameters.", location="pageToken")
-        return self._answer_with_page(request, calendar, the_round, number)
+        return self._respond_with_page(request, calendar, the_round, number)
 
     def _calendar_of(self, request: Request) -> Calendar:
         try:
@@ -423,7 +431,7 @@ class FakeGoogle(Faulty, IdentityPlatform, PushService):
             sync_token=self._make_sync_token(calendar, query, window) if gives_token else None,
         )
 
-    def _answer_with_page(
+    def _respond_with_page(
         self, request: Request, calendar: Calendar, the_round: _Round, number: int
     ) -> Response:
         items = the_round.pages[number]

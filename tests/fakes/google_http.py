@@ -37,13 +37,13 @@ def expired() -> ApiError:
     return ApiError(410, "fullSyncRequired", text, domain="calendar", location="syncToken")
 
 
-def json_answer(document: Any, status: int = 200) -> Response:
+def json_response(document: Any, status: int = 200) -> Response:
     return Response(orjson.dumps(document), status, media_type="application/json")
 
 
 async def render_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError | OAuthError)
-    return json_answer(error.body, error.status)
+    return json_response(error.body, error.status)
 
 
 def redirect(uri: str, query: Mapping[str, str]) -> Response:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tests.fakes.google_http import ApiError, OAuthError, json_answer, redirect
+from tests.fakes.google_http import ApiError, OAuthError, json_response, redirect
 
 CALENDAR_SCOPE = "https://www.googleapis.com/auth/calendar.readonly"
 EMAIL_SCOPE = "https://www.googleapis.com/auth/userinfo.email"
@@ -124,13 +124,13 @@ class IdentityPlatform:
         if not secrets.compare_digest(client.secret, form.get("client_secret", "")):
             raise OAuthError(401, "invalid_client", "Unauthorized")
         if form.get("grant_type") == "refresh_token":
-            return self._answer_with_token(self._refreshed(form))
+            return self._token_response(self._refreshed(form))
         if form.get("grant_type") == "authorization_code":
             code = self._exchanged(form)
             extra = (
                 {"refresh_token": self._issue_refresh_token(code.grant)} if code.gives_refresh_token else {}
             )
-            return self._answer_with_token(code.grant, extra)
+            return self._token_response(code.grant, extra)
         raise OAuthError(400, "unsupported_grant_type", "Invalid grant_type.")
 
     def _refreshed(self, form: dict[str, str]) -> Grant:
@@ -159,8 +159,8 @@ class IdentityPlatform:
                 raise OAuthError(400, "invalid_grant", "Invalid code verifier.")
         return code
 
-    def _answer_with_token(self, grant: Grant, extra: Mapping[str, str] | None = None) -> Response:
-        return json_answer(
+    def _token_response(self, grant: Grant, extra: Mapping[str, str] | None = None) -> Response:
+        return json_response(
             {
                 "access_token": self._issue_access_token(grant, None),
                 "expires_in": int(self.access_token_ttl),
@@ -178,12 +178,12 @@ class IdentityPlatform:
             raise OAuthError(400, "invalid_token", "Token expired or revoked")
         for other in (*self._refresh_tokens.values(), grant):  # the whole grant of that person and client
             other.is_revoked = other.is_revoked or other.client_id == grant.client_id
-        return json_answer({})
+        return json_response({})
 
     async def userinfo(self, request: Request) -> Response:
         grant = self.check_token(request, lambda scope: scope in {EMAIL_SCOPE, "email"})
         user_id, email = grant.account or (self.user_id, self.email)
-        return json_answer({"id": user_id, "email": email, "verified_email": True, "picture": ""})
+        return json_response({"id": user_id, "email": email, "verified_email": True, "picture": ""})
 
     def _issue_refresh_token(self, grant: Grant) -> str:
         token = f"1//0{secrets.token_urlsafe(24)}"

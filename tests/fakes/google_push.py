@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from app.core.clock import utcnow
 from app.core.http import httpx, operator_client
-from tests.fakes.google_http import ApiError, bad, json_answer
+from tests.fakes.google_http import ApiError, bad, json_response
 from tests.fakes.google_identity import Grant
 from tests.fakes.google_store import Calendar
 
@@ -67,14 +67,14 @@ class PushService:
             await self._notify(channel, "sync", uri)
         else:
             self._send_soon(self._notify(channel, "sync", uri))
-        answer = {
+        response = {
             "kind": "api#channel",
             "id": channel.id,
             "resourceId": channel.resource_id,
             "resourceUri": uri,
             "expiration": str(int(channel.expires_at.timestamp() * 1000)),
         }
-        return json_answer(answer | ({"token": channel.token} if channel.token else {}))
+        return json_response(response | ({"token": channel.token} if channel.token else {}))
 
     def _read_channel(self, asked: dict[str, Any], calendar: Calendar, grant: Grant) -> Channel:
         channel_id, address, token = asked.get("id"), asked.get("address"), asked.get("token")
@@ -142,7 +142,7 @@ class PushService:
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
-    async def drain_notifications(self) -> None:
+    async def deliver_notifications(self) -> None:
         """Waits until every notification of the changes so far has been sent or given up."""
         await asyncio.sleep(0)
         while self._sending:
@@ -164,7 +164,7 @@ class PushService:
         async with operator_client(timeout=5.0) as client:
             for attempt in range(4):
                 with contextlib.suppress(httpx.HTTPError):
-                    answer = await client.post(channel.address, content=b"", headers=headers)
-                    if answer.status_code not in {500, 502, 503, 504}:
+                    response = await client.post(channel.address, content=b"", headers=headers)
+                    if response.status_code not in {500, 502, 503, 504}:
                         return
                 await asyncio.sleep(self.push_retry_seconds * 2**attempt)

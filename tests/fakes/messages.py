@@ -1,6 +1,6 @@
 """A fake Messages over real HTTP: the server-to-server API, with all rules of docs/reference/messages.md.
 
-Like the real one it does not deduplicate, answers HTML errors for what its web server refuses, compares look-ups
+Like the real one it does not deduplicate, returns HTML errors for what its web server refuses, compares look-ups
 with case, checks no user's role for a global key, sees groups of addresses inside quoted names, drops addresses that it
 does not believe in, keeps no second copy of a Message-ID in an inbox, threads by subject, and counts the recipients of
 each mailbox by itself. Incoming mails go through its webhook channel (`deliver`).
@@ -70,9 +70,9 @@ class Submitted:
 
 @dataclass
 class Fault:
-    """What the next call of a kind gets instead of an answer.
+    """What the next call of a kind gets instead of a response.
 
-    `take`: the mail is taken all the same. `hang`: no answer at all for so many seconds; `drop`: the connection is cut.
+    `take`: the mail is taken all the same. `hang`: no response for so many seconds. `drop`: the connection is cut.
     """
 
     status: int = 500
@@ -109,8 +109,8 @@ class WebhookChannel:
 class Incoming:
     """A mail on its way into a mailbox.
 
-    `state`: `held` until a webhook that blocks has answered with 2xx, then `delivered`, or `dropped` if it said so.
-    `wishes`: what the answer's body asked for beside; `answers`: (status code, body) of each post.
+    `state`: `held` until a webhook that blocks has returned 2xx, then `delivered`, or `dropped` if it said so.
+    `wishes`: what else the response's body asked for. `responses`: (status code, body) of each post.
     """
 
     mailbox: FakeMailbox
@@ -118,7 +118,7 @@ class Incoming:
     is_spam: bool
     state: str = "held"
     wishes: dict[str, Any] = field(default_factory=dict)
-    answers: list[tuple[int, str]] = field(default_factory=list)
+    responses: list[tuple[int, str]] = field(default_factory=list)
 
 
 # What a body of a 2xx may ask for (Messages' docs/webhooks.md, "JSON action body").
@@ -187,17 +187,17 @@ class FakeMessages:
             incoming.state = "delivered"
             return
         blocks = channel.trigger != "message.delivered"
-        answer = await self._post(channel, incoming)
-        if answer is not None:
-            incoming.answers.append((answer.status_code, answer.text))
+        response = await self._post(channel, incoming)
+        if response is not None:
+            incoming.responses.append((response.status_code, response.text))
         if not blocks:
             incoming.state = "delivered"
             return
-        if answer is None or not 200 <= answer.status_code < 300:
+        if response is None or not 200 <= response.status_code < 300:
             return
         incoming.state = "delivered"
         try:
-            document = json.loads(answer.content)
+            document = json.loads(response.content)
         except ValueError:
             return
         if isinstance(document, dict):
@@ -206,7 +206,7 @@ class FakeMessages:
             incoming.wishes = {name: document[name] for name in _WISHES if name in document}
 
     async def _post(self, channel: WebhookChannel, incoming: Incoming) -> Any:
-        """The answer; None where there was none."""
+        """The response; None where there was none."""
         if channel.format == "eml":
             content_type, body = "message/rfc822", incoming.raw
         else:
@@ -255,7 +255,7 @@ class FakeMessages:
         if scope["type"] != "http":
             return
         request = Request(scope, receive)
-        response = await self._answer(request)
+        response = await self._respond(request)
         if response is None:
             send.__self__.transport.abort()  # uvicorn's: what a dying server looks like from outside
             return
@@ -263,7 +263,7 @@ class FakeMessages:
             self.refused.append((response.status_code, bytes(response.body).decode()))
         await response(scope, receive, send)
 
-    async def _answer(self, request: Request) -> Response | None:
+    async def _respond(self, request: Request) -> Response | None:
         path = request.url.path
         if path + "/" in {_SUBMIT, _MAILBOXES}:
             return RedirectResponse(path + "/", 301)
@@ -328,10 +328,10 @@ class FakeMessages:
         fault = self.faults.popleft() if self.faults else None
         if fault is not None and not fault.take:
             return await self._faulty(fault)
-        answer = self._take(request, raw)
+        response = self._take(request, raw)
         if fault is not None:
             return await self._faulty(fault)
-        return answer
+        return response
 
     def _take(self, request: Request, raw: bytes) -> Response:
         refusal = self._refusal(request, "messages:send")

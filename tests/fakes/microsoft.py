@@ -28,7 +28,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 
 from tests.fakes.faults import Fault, Faulty, Recorded
-from tests.fakes.microsoft_http import GraphError, bad, json_answer
+from tests.fakes.microsoft_http import GraphError, bad, json_response
 from tests.fakes.microsoft_identity import Grant, IdentityPlatform, TokenError
 from tests.fakes.microsoft_push import PushService
 from tests.fakes.microsoft_reading import EXPIRED_SPELLINGS, GraphReader
@@ -299,9 +299,11 @@ class FakeMicrosoft(Faulty, IdentityPlatform, PushService, GraphReader):
 
     # --- faults -----------------------------------------------------------------------------------------
 
-    def faulty_answer(self, fault: Fault) -> Response:
+    def fault_response(self, fault: Fault) -> Response:
         """With Graph's error body. For errors of the token route see `fail_token`."""
-        return fault.answer(GraphError(fault.status or 500, fault.reason or "UnknownError", "Injected.").body)
+        return fault.to_response(
+            GraphError(fault.status or 500, fault.reason or "UnknownError", "Injected.").body
+        )
 
     def fail_token(
         self, error: str, number: int, *, status: int = 400, suberror: str | None = None, count: int = 1
@@ -421,17 +423,17 @@ class FakeMicrosoft(Faulty, IdentityPlatform, PushService, GraphReader):
         asked = (await request.json()).get("requests")
         if not isinstance(asked, list) or not 1 <= len(asked) <= 20:
             raise bad("Number of batch request steps must be between 1 and 20.", "BadRequest")
-        answers: dict[str, dict[str, Any]] = {}
+        responses: dict[str, dict[str, Any]] = {}
         for step in asked:
-            failed = [id_ for id_ in step.get("dependsOn", ()) if answers[id_]["status"] >= 400]
+            failed = [id_ for id_ in step.get("dependsOn", ()) if responses[id_]["status"] >= 400]
             if failed:
                 error = GraphError(424, "FailedDependency", "A request that this one depends on failed.")
-                answers[step["id"]] = {"id": step["id"], "status": 424, "headers": {}, "body": error.body}
+                responses[step["id"]] = {"id": step["id"], "status": 424, "headers": {}, "body": error.body}
             else:
-                answers[step["id"]] = await self._batch_step(request, step)
-        shuffled = list(answers.values())
+                responses[step["id"]] = await self._batch_step(request, step)
+        shuffled = list(responses.values())
         random.shuffle(shuffled)
-        return json_answer({"responses": shuffled})
+        return json_response({"responses": shuffled})
 
     async def _batch_step(self, request: Request, step: dict[str, Any]) -> dict[str, Any]:
         if self.batch_throttled > 0:
@@ -476,6 +478,6 @@ class FakeMicrosoft(Faulty, IdentityPlatform, PushService, GraphReader):
 
 async def _render_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, GraphError | TokenError)
-    response = json_answer(error.body, error.status)
+    response = json_response(error.body, error.status)
     response.headers.update({"request-id": str(uuid.uuid4()), **error.headers})
     return response

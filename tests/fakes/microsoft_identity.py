@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from app.core.clock import utcnow
-from tests.fakes.microsoft_http import GraphError, json_answer
+from tests.fakes.microsoft_http import GraphError, json_response
 from tests.fakes.microsoft_store import Mailbox
 
 CALENDAR_SCOPE = "Calendars.Read"
@@ -237,9 +237,9 @@ class IdentityPlatform:
             elif self.refresh_tokens_roll:
                 stored.expires_at = self.now() + self.refresh_token_life
             expires_at = None if self.refresh_tokens_roll else stored.expires_at
-            return self._answer_with_token(stored.grant, expires_at, rotates=self.refresh_tokens_rotate)
+            return self._token_response(stored.grant, expires_at, rotates=self.refresh_tokens_rotate)
         if form.get("grant_type") == "authorization_code":
-            return self._answer_with_token(self._exchange(form), None, rotates=True)
+            return self._token_response(self._exchange(form), None, rotates=True)
         raise TokenError(400, "unsupported_grant_type", 70003, "The grant type is not supported.")
 
     def _check_client(self, tenant: str, form: dict[str, str]) -> None:
@@ -302,9 +302,9 @@ class IdentityPlatform:
                 )
         return code.grant
 
-    def _answer_with_token(self, grant: Grant, expires_at: datetime | None, *, rotates: bool) -> Response:
+    def _token_response(self, grant: Grant, expires_at: datetime | None, *, rotates: bool) -> Response:
         shown = [_styled(scope, self.scope_style) for scope in grant.scopes if scope != "offline_access"]
-        answer = {
+        response = {
             "token_type": "Bearer",
             "scope": " ".join(shown),
             "expires_in": int(self.access_token_ttl),
@@ -312,8 +312,8 @@ class IdentityPlatform:
             "access_token": self._issue_access_token(grant, None),
         }
         if rotates and "offline_access" in grant.scopes and not self.omits_refresh_token:
-            answer["refresh_token"] = self._issue_refresh_token(grant, expires_at)
-        return json_answer(answer)
+            response["refresh_token"] = self._issue_refresh_token(grant, expires_at)
+        return json_response(response)
 
     def _issue_refresh_token(self, grant: Grant, expires_at: datetime | None = None) -> str:
         token = f"0.AX{secrets.token_urlsafe(48)}"

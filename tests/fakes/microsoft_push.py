@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from app.core.clock import utcnow
 from app.core.http import httpx, operator_client
-from tests.fakes.microsoft_http import GraphError, bad, json_answer, not_found, param, preferences_of
+from tests.fakes.microsoft_http import GraphError, bad, json_response, not_found, param, preferences_of
 from tests.fakes.microsoft_identity import Grant
 from tests.fakes.microsoft_store import Calendar, ChangeType, Mailbox, default_id, graph_time
 
@@ -114,7 +114,7 @@ class PushService:
             has_immutable_ids=preferences_of(request).has_immutable_ids,
         )
         self.subscriptions[subscription.id] = subscription
-        return json_answer(_subscription_entry(subscription), 201)
+        return json_response(_subscription_entry(subscription), 201)
 
     def _expiration(self, value: Any) -> datetime:
         try:
@@ -141,19 +141,19 @@ class PushService:
         problem = None
         async with operator_client(timeout=self.handshake_seconds) as client:
             try:
-                answer = await client.post(
+                response = await client.post(
                     f"{url}{separator}validationToken={quote_plus(token)}",
                     headers={"Content-Type": "text/plain; charset=utf-8"},
                 )
             except httpx.HTTPError:
-                problem = "the endpoint did not answer"
+                problem = "the endpoint did not respond"
             else:
-                content_type = answer.headers.get("content-type", "").partition(";")[0].strip()
-                if answer.status_code != 200:
-                    problem = f"HTTP status code {answer.status_code}"
+                content_type = response.headers.get("content-type", "").partition(";")[0].strip()
+                if response.status_code != 200:
+                    problem = f"HTTP status code {response.status_code}"
                 elif content_type != "text/plain":
                     problem = f"content type {content_type}"
-                elif answer.text != token:
+                elif response.text != token:
                     problem = "the body is not the validation token"
         if problem:
             text = f"Subscription validation request failed. Notification endpoint: {problem}."
@@ -182,10 +182,10 @@ class PushService:
             for subscription in self.subscriptions.values()
             if subscription.client_id == grant.client_id and subscription.mailbox is grant.mailbox
         ]
-        return json_answer({"value": own})
+        return json_response({"value": own})
 
     async def get_subscription(self, request: Request, grant: Grant) -> Response:
-        return json_answer(_subscription_entry(self._subscription_of(request, grant)))
+        return json_response(_subscription_entry(self._subscription_of(request, grant)))
 
     async def renew(self, request: Request, grant: Grant) -> Response:
         subscription = self._subscription_of(request, grant)
@@ -198,7 +198,7 @@ class PushService:
         if "expirationDateTime" in asked:
             subscription.expires_at = self._expiration(asked["expirationDateTime"])
             subscription.needs_reauthorization = False
-        return json_answer(_subscription_entry(subscription))
+        return json_response(_subscription_entry(subscription))
 
     async def reauthorize(self, request: Request, grant: Grant) -> Response:
         self._subscription_of(request, grant).needs_reauthorization = False
@@ -289,7 +289,7 @@ class PushService:
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
-    async def drain_notifications(self) -> None:
+    async def deliver_notifications(self) -> None:
         """Waits until every notification of the changes so far has been sent or given up."""
         await asyncio.sleep(0)
         while self._sending:
@@ -299,8 +299,8 @@ class PushService:
         async with operator_client(timeout=self.handshake_seconds) as client:
             for attempt in range(5):
                 with contextlib.suppress(httpx.HTTPError):
-                    answer = await client.post(url, json=document)
-                    if answer.is_success:
+                    response = await client.post(url, json=document)
+                    if response.is_success:
                         return
                 await asyncio.sleep(self.push_retry_seconds * 2**attempt)
 

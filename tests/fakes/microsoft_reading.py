@@ -21,7 +21,7 @@ from tests.fakes.microsoft_http import (
     applied,
     bad,
     integer,
-    json_answer,
+    json_response,
     not_found,
     param,
     preferences_of,
@@ -92,7 +92,7 @@ class GraphReader:
 
     async def me(self, _request: Request, grant: Grant) -> Response:
         mailbox = grant.mailbox
-        return json_answer(
+        return json_response(
             {
                 "@odata.context": "https://graph.microsoft.com/v1.0/$metadata#users/$entity",
                 "id": mailbox.user_id,
@@ -132,7 +132,7 @@ class GraphReader:
         document: dict[str, Any] = {"value": shown}
         if skip + size < len(entries):
             document["@odata.nextLink"] = self._next_skip(request, skip + size)
-        return self._answer(request, document)
+        return self._respond(request, document)
 
     def _calendar_of(self, request: Request, grant: Grant) -> Calendar:
         calendar_id = param(request, "calendar")
@@ -176,7 +176,7 @@ class GraphReader:
         }
         if skip + size < len(items):
             document["@odata.nextLink"] = self._next_skip(request, skip + size)
-        return self._answer(request, document, preferences)
+        return self._respond(request, document, preferences)
 
     async def get_event(self, request: Request, grant: Grant) -> Response:
         refuse_unknown(request, {"$select"})
@@ -185,7 +185,7 @@ class GraphReader:
         select = select_of(request, _EVENT_FIELDS | _DATES)
         resource = render(item.data(), preferences, select=select, all_day_style=self.all_day_style)
         context = "https://graph.microsoft.com/v1.0/$metadata#users('ada')/events/$entity"
-        return self._answer(request, {"@odata.context": context, **resource}, preferences)
+        return self._respond(request, {"@odata.context": context, **resource}, preferences)
 
     async def instances(self, request: Request, grant: Grant) -> Response:
         calendar, master = self._find_event(request, grant)
@@ -230,7 +230,7 @@ class GraphReader:
                 self._start_round(request, calendar, preferences, None, window_of(request)),
                 0,
             )
-        return self._answer(request, self._delta_page(request, the_round, number, preferences), preferences)
+        return self._respond(request, self._delta_page(request, the_round, number, preferences), preferences)
 
     def _start_round(
         self,
@@ -309,7 +309,7 @@ class GraphReader:
         query = {**request.query_params, "$skip": str(skip)}
         return f"{self._base(request)}{request.scope['path']}?{urlencode(query, safe='$,:/')}"
 
-    def _answer(
+    def _respond(
         self, request: Request, document: dict[str, Any], preferences: Preferences | None = None
     ) -> Response:
         body = orjson.dumps(document)

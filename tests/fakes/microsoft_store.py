@@ -150,7 +150,7 @@ class Calendar:
         resource = self._resource(event_id, start, end, fields)
         self.rev += 1
         self._put(resource)
-        self._tell("created", event_id)
+        self._notify("created", event_id)
         return event_id
 
     def put_raw(self, resource: dict[str, Any]) -> None:
@@ -158,7 +158,7 @@ class Calendar:
         event_id = resource["id"] if isinstance(resource.get("id"), str) else new_id()
         self.rev += 1
         self.items[event_id] = Item(event_id, orjson.dumps(resource), self.rev, EVERYWHERE)
-        self._tell("created", event_id)
+        self._notify("created", event_id)
 
     def update_event(self, event_id: str, fields: Mapping[str, Any]) -> None:
         """Sets members of a single event or of an occurrence, which becomes an exception."""
@@ -170,7 +170,7 @@ class Calendar:
             return
         self.rev += 1
         self._put(self._merged(item.data(), fields))
-        self._tell("updated", event_id)
+        self._notify("updated", event_id)
 
     def delete_event(self, event_id: str) -> None:
         """A single event leaves a tombstone; an occurrence vanishes, and its series changes ("Delta")."""
@@ -182,7 +182,7 @@ class Calendar:
             return
         self.rev += 1
         self.items[event_id] = dataclasses.replace(item, rev=self.rev, is_deleted=True)
-        self._tell("deleted", event_id)
+        self._notify("deleted", event_id)
 
     def add_series(
         self, *, series_id: str | None, start: Any, end: Any, rrule: str, fields: Mapping[str, Any]
@@ -222,7 +222,7 @@ class Calendar:
         self.rev += 1
         self.dead_series[series_id] = self.rev
         self._drop_occurrences(series_id)
-        self._tell("deleted", series_id)
+        self._notify("deleted", series_id)
 
     def seed(
         self,
@@ -251,7 +251,7 @@ class Calendar:
             }
             span = (at.timestamp(), (at + duration).timestamp())
             self.items[event_id] = Item(event_id, orjson.dumps(resource), self.rev, span)
-        self._tell("created", f"{prefix}{0:07d}")
+        self._notify("created", f"{prefix}{0:07d}")
 
     # --- reading -----------------------------------------------------------------------------------------
 
@@ -302,7 +302,7 @@ class Calendar:
         assert not item.is_deleted, f"{event_id} is deleted"
         return item
 
-    def _tell(self, change: ChangeType, event_id: str) -> None:
+    def _notify(self, change: ChangeType, event_id: str) -> None:
         self.owner.on_change(self, change, event_id)
 
     def _change_series(self, series: Series, change: ChangeType = "updated") -> None:
@@ -331,7 +331,7 @@ class Calendar:
             resource = self._resource(event_id, original, original + series.duration, fields)
             self._put(self._merged(resource, override or {}), series_id=series.id)
         # An edit of one occurrence is notified as a change of the master ("Subscriptions").
-        self._tell(change, series.id)
+        self._notify(change, series.id)
 
     def _drop_occurrences(self, series_id: str) -> None:
         for event_id in [item.id for item in self.items.values() if item.series_id == series_id]:

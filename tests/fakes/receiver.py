@@ -1,4 +1,4 @@
-"""A webhook receiver: a real HTTP server that keeps what it got and answers as a test says."""
+"""A webhook receiver: a real HTTP server that keeps what it got and responds as a test says."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ from standardwebhooks import Webhook
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """`delay`: seconds before it. `dribble`: one byte every so many seconds, without an end."""
 
     status: int = 200
@@ -45,14 +45,17 @@ class Received:
 
 
 class Receiver:
-    """An ASGI app, at `url` once it is served. An answer is the path's own of `answers`, else the next of `script`, else `answer`."""
+    """An ASGI app, at `url` once it is served.
+
+    A response is the path's own in `responses`, else the next of `script`, else `response`.
+    """
 
     def __init__(self) -> None:
         self.received: list[Received] = []
         self.url = ""
-        self.answer = Answer()
-        self.answers: dict[str, Answer] = {}
-        self.script: deque[Answer] = deque()
+        self.response = Response()
+        self.responses: dict[str, Response] = {}
+        self.script: deque[Response] = deque()
         self.under_way: list[str] = []
         self.most_at_once: dict[str, int] = {}
 
@@ -84,27 +87,27 @@ class Receiver:
             more = message.get("more_body", False)
         headers = {name.decode().lower(): value.decode() for name, value in scope["headers"]}
         received = Received(scope["path"], headers, body, scope["client"], time.monotonic())
-        answer = self._next_answer(received.path)
+        response = self._next_response(received.path)
         self.received.append(received)
         self.under_way.append(received.path)
         now = self.under_way.count(received.path)
         self.most_at_once[received.path] = max(now, self.most_at_once.get(received.path, 0))
         try:
-            await asyncio.sleep(answer.delay)
-            await _respond(answer, send)
+            await asyncio.sleep(response.delay)
+            await _respond(response, send)
         finally:
             self.under_way.remove(received.path)
 
-    def _next_answer(self, path: str) -> Answer:
-        if path in self.answers:
-            return self.answers[path]
-        return self.script.popleft() if self.script else self.answer
+    def _next_response(self, path: str) -> Response:
+        if path in self.responses:
+            return self.responses[path]
+        return self.script.popleft() if self.script else self.response
 
 
-async def _respond(answer: Answer, send: Any) -> None:
-    headers = [(name.encode(), value.encode()) for name, value in answer.headers.items()]
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    while answer.dribble:
+async def _respond(response: Response, send: Any) -> None:
+    headers = [(name.encode(), value.encode()) for name, value in response.headers.items()]
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    while response.dribble:
         await send({"type": "http.response.body", "body": b".", "more_body": True})
-        await asyncio.sleep(answer.dribble)
-    await send({"type": "http.response.body", "body": answer.body})
+        await asyncio.sleep(response.dribble)
+    await send({"type": "http.response.body", "body": response.body})

@@ -39,7 +39,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens instead of the answer to a POST, before or after the bot was made.
+    """What happens instead of the response to a POST, before or after the bot was made.
 
     `status` None: the connection is reset. With `gate` the request waits for it first, and then goes on as usual.
     """
@@ -61,7 +61,7 @@ class FakeRunner:
         self.requests: list[Request] = []
         self.faults: deque[Fault] = deque()
         self.is_down = False  # 503 to everything
-        self.answers_lists = True
+        self.lists_bots = True
         self.duplicates: Duplicates = "refused"
         self._under_way = 0
 
@@ -106,14 +106,14 @@ class FakeRunner:
         self.requests.append(request)
         query = scope["query_string"].decode()
         if self.is_down:
-            await _answer(send, 503, b"<html>503 Service Temporarily Unavailable</html>")
+            await _respond(send, 503, b"<html>503 Service Temporarily Unavailable</html>")
         elif headers.get("authorization") != f"Token {self.api_key}":
             await _json(send, 401, {"detail": "Invalid or disabled API key"})
         elif scope["path"] != "/api/v1/bots":
             await _json(send, 404, {"error": "Not found"})
         elif request.method == "POST":
             await self._post(request, send)
-        elif request.method == "GET" and self.answers_lists:
+        elif request.method == "GET" and self.lists_bots:
             key = query.removeprefix("deduplication_key=")
             found = [bot for bot in self.bots if bot["deduplication_key"] == key]
             await _json(send, 200, {"next": None, "previous": None, "results": found})
@@ -126,9 +126,9 @@ class FakeRunner:
             await fault.gate.wait()
             fault = None
         if fault is None or fault.makes_bot:
-            status, answer = self._make(request.body)
+            status, response = self._make(request.body)
             if fault is None:
-                await _answer(send, status, orjson.dumps(answer))
+                await _respond(send, status, orjson.dumps(response))
                 return
         if fault.status is None:
             transport = send.__self__.transport
@@ -136,7 +136,7 @@ class FakeRunner:
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             transport.abort()
             return
-        await _answer(send, fault.status, fault.body, fault.headers)
+        await _respond(send, fault.status, fault.body, fault.headers)
 
     def _make(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         for name in ("meeting_url", "bot_name"):
@@ -178,10 +178,10 @@ def _has_null(value: Any) -> bool:
 
 
 async def _json(send: Any, status: int, document: Any) -> None:
-    await _answer(send, status, orjson.dumps(document))
+    await _respond(send, status, orjson.dumps(document))
 
 
-async def _answer(send: Any, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
+async def _respond(send: Any, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
     pairs = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
     await send({"type": "http.response.start", "status": status, "headers": pairs})
     await send({"type": "http.response.body", "body": body})

@@ -21,7 +21,7 @@ from cryptography.x509.oid import NameOID
 
 @dataclass
 class Sink:
-    """`mail_answer`, `rcpt_answer`, `data_answer`: what it says instead of taking a sender, a recipient, a mail.
+    """`mail_reply`, `rcpt_reply`, `data_reply`: what it says instead of taking a sender, a recipient, a mail.
 
     `rcpt_seconds`, `data_seconds`: how long it thinks before. `password`: that of the user `calendars@x`.
     `encrypted`: of each mail that was taken, whether it came by TLS.
@@ -30,9 +30,9 @@ class Sink:
     port: int = 0
     mails: list[tuple[str, list[str], bytes]] = field(default_factory=list)
     encrypted: list[bool] = field(default_factory=list)
-    mail_answer: str | None = None
-    rcpt_answer: str | None = None
-    data_answer: str | None = None
+    mail_reply: str | None = None
+    rcpt_reply: str | None = None
+    data_reply: str | None = None
     rcpt_seconds: float = 0
     data_seconds: float = 0
     password: str = "p/w%"
@@ -46,8 +46,8 @@ class Sink:
     async def handle_MAIL(  # noqa: N802 - aiosmtpd's name
         self, _server: Any, _session: Any, envelope: Any, address: str, options: Any
     ) -> str:
-        if self.mail_answer is not None:
-            return self.mail_answer
+        if self.mail_reply is not None:
+            return self.mail_reply
         envelope.mail_from = address
         envelope.mail_options.extend(options)
         return "250 OK"
@@ -56,8 +56,8 @@ class Sink:
         self, _server: Any, _session: Any, envelope: Any, address: str, _options: Any
     ) -> str:
         await asyncio.sleep(self.rcpt_seconds)
-        if self.rcpt_answer is not None:
-            return self.rcpt_answer
+        if self.rcpt_reply is not None:
+            return self.rcpt_reply
         envelope.rcpt_tos.append(address)
         return "250 OK"
 
@@ -65,9 +65,9 @@ class Sink:
         await asyncio.sleep(self.data_seconds)
         self.encrypted.append(server.transport.get_extra_info("sslcontext") is not None)
         self.mails.append((envelope.mail_from, list(envelope.rcpt_tos), envelope.original_content))
-        if self.data_answer == "cut":
+        if self.data_reply == "cut":
             server.transport.abort()
-        return self.data_answer or "250 OK"
+        return self.data_reply or "250 OK"
 
 
 @contextlib.asynccontextmanager

@@ -19,7 +19,7 @@ def _content(event: CalendarEvent) -> dict[str, Any]:
 
 
 async def listen_to_changes(sessions: Sessions, project_id: str) -> None:
-    """Subscribes somebody to every change of the project, once."""
+    """Subscribe an endpoint to every change of the project, once."""
     async with sessions.begin() as session:
         await session.execute(
             text(
@@ -51,7 +51,7 @@ async def checked_sync(engine: SyncEngine, sessions: Sessions, calendar_id: str)
 
 
 async def _announced(sessions: Sessions, calendar_id: str) -> int:
-    """The sum of the `changes` that webhooks told of since the last time."""
+    """The sum of the `changes` that webhooks announced since the last time."""
     async with sessions.begin() as session:
         changes = await session.scalars(
             text(

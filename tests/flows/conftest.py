@@ -31,7 +31,7 @@ class GoogleCalendarUnderTest:
         await factories.sync_now(self.engine, self.sessions, self.id)
 
     async def disconnect(self) -> None:
-        """By an answer of the token endpoint that ends the grant; with the same credentials it would work again."""
+        """End the grant by a response of the token endpoint; with the same credentials it would work again."""
         self.fake.expire_access_tokens()
         self.fake.inject_fault("token", 400, "invalid_grant")
         await self.sync()

@@ -1,4 +1,4 @@
-"""Settings come from the environment; what is wrong is told by name, and never with the value."""
+"""Settings come from the environment; what is wrong is reported by name, and never with the value."""
 
 import pytest
 

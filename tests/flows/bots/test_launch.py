@@ -183,12 +183,12 @@ async def test_several_workers_hand_every_bot_over_once(
 async def test_a_worker_that_is_killed_during_a_hand_over_makes_no_second_bot(
     launcher: Launcher, runner: FakeRunner, sessions: Sessions, add_bot, load
 ) -> None:
-    for died, duplicates, answers_lists in itertools.product(
+    for died, duplicates, lists_bots in itertools.product(
         ("before the call", "during the call", "after the call"), get_args(Duplicates), (True, False)
     ):
-        case = f"{died}, duplicates {duplicates}, answers lists: {answers_lists}"
+        case = f"{died}, duplicates {duplicates}, lists bots: {lists_bots}"
         runner.duplicates = duplicates
-        runner.answers_lists = answers_lists
+        runner.lists_bots = lists_bots
         runner.forget()
         bot_id = await add_bot()
         (claimed,) = await launcher.claim(10)
@@ -211,7 +211,7 @@ async def test_a_worker_that_is_killed_during_a_hand_over_makes_no_second_bot(
         assert len(runner.bots) == 1, case
         assert bot.state == "launched", case
         assert entry_types(bot) == ["launching", "launched"], case
-        knows_the_id = answers_lists or duplicates == "same" or died != "after the call"
+        knows_the_id = lists_bots or duplicates == "same" or died != "after the call"
         assert bot.runner_bot_id == (runner.bots[0]["id"] if knows_the_id else None), case
 
 

@@ -139,7 +139,7 @@ async def test_a_hand_over_that_fails_while_the_event_changes_ends_where_the_eve
 async def test_a_move_is_followed_at_the_end_of_all_attempts_though_the_runner_listed_nothing(
     launcher: Launcher, runner: FakeRunner, sessions: Sessions, due_event, load
 ) -> None:
-    runner.answers_lists = False
+    runner.lists_bots = False
     runner.faults.extend([Fault(500), Fault(500)])
     event = await due_event()
     bot_id = await event.schedule()

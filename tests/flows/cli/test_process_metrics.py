@@ -1,4 +1,4 @@
-"""What running processes tell a monitor: `/metrics` and `/healthz` of a worker, `/metrics` of several API processes."""
+"""Metrics of running processes: `/metrics` and `/healthz` of a worker, `/metrics` of several API processes."""
 
 import asyncio
 import contextlib
@@ -73,22 +73,22 @@ def get(url: str) -> httpx.Response | None:
 
 
 def status_of(url: str) -> int | None:
-    answer = get(url)
-    return None if answer is None else answer.status_code
+    response = get(url)
+    return None if response is None else response.status_code
 
 
 def samples(url: str) -> dict[tuple[str, ...], float]:
-    answer = get(f"{url}/metrics")
-    assert answer is not None
-    assert answer.status_code == 200, answer.text
+    response = get(f"{url}/metrics")
+    assert response is not None
+    assert response.status_code == 200, response.text
     return {
         (sample.name, *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(answer.text)
+        for family in text_string_to_metric_families(response.text)
         for sample in family.samples
     }
 
 
-async def test_a_worker_tells_of_its_loops_and_of_its_work(settings, tmp_path, api):
+async def test_a_worker_reports_its_loops_and_its_work(settings, tmp_path, api):
     created = await api.post(
         "/api/v1/calendars", json={"platform": "ics", "feed_url": "https://calendar.invalid/feed.ics"}
     )
@@ -213,7 +213,7 @@ async def test_every_loop_of_a_worker_comes_round_under_the_name_of_its_task(sta
     }
 
 
-def test_api_processes_give_the_same_totals_whichever_answers(settings, tmp_path):
+def test_all_api_processes_give_the_same_totals(settings, tmp_path):
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = ("-m", "app.cli.main", "api", "--workers", "2", "--port", str(port))
@@ -234,7 +234,7 @@ def test_api_processes_give_the_same_totals_whichever_answers(settings, tmp_path
         assert [total() for _ in range(20)] == [asked] * 20
         (directory,) = tmp_path.glob("calbridge-metrics-*")
         serving = {path.stem.rpartition("_")[2] for path in directory.glob("histogram_*.db")}
-        assert len(serving) == 2, "one process alone answered: nothing was shown"
+        assert len(serving) == 2, "one process alone responded: nothing was shown"
 
         # What a process counted before it died stays counted.
         victim = psutil.Process(int(serving.pop()))

@@ -85,14 +85,14 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = READY_SE
         time.sleep(0.05)
 
 
-def are_gone(family: list[psutil.Process]) -> bool:
+def have_ended(family: list[psutil.Process]) -> bool:
     return not psutil.wait_procs(family, timeout=0)[1]
 
 
 def calendars_of(base_url, api_key):
-    answer = httpx.get(f"{base_url}/api/v1/calendars", headers={"Authorization": f"Token {api_key}"})
-    assert answer.status_code == 200, answer.text
-    return [calendar["id"] for calendar in answer.json()["results"]]
+    response = httpx.get(f"{base_url}/api/v1/calendars", headers={"Authorization": f"Token {api_key}"})
+    assert response.status_code == 200, response.text
+    return [calendar["id"] for calendar in response.json()["results"]]
 
 
 def metrics_of(base_url: str) -> str:
@@ -157,13 +157,13 @@ def test_it_brings_everything_and_goes_on_with_the_same_data_after_ctrl_c_and_af
         (postgres,) = (child for child in family if child.name() == "postgres" and "-D" in child.cmdline())
         api.kill()
         postgres.kill()
-        wait_for(lambda: are_gone([api, postgres]) and is_ready(base_url), "the API did not come back")
+        wait_for(lambda: have_ended([api, postgres]) and is_ready(base_url), "the API did not come back")
         assert calendars_of(base_url, api_key) == [calendar_id]
 
         family = up.family()
         assert len(family) >= 4
         assert up.end(signal.SIGINT) == (0, "")
-        assert are_gone(family)
+        assert have_ended(family)
         assert not (data_dir / "up.json").exists()
 
     with running(data_dir, "--port", "0", "--json") as up:
@@ -173,7 +173,7 @@ def test_it_brings_everything_and_goes_on_with_the_same_data_after_ctrl_c_and_af
         family = up.family()
         up.end(signal.SIGKILL)
         if sys.platform == "linux":
-            wait_for(lambda: are_gone(family), "children outlived their parent")
+            wait_for(lambda: have_ended(family), "children outlived their parent")
 
     port = free_port()
     with running(data_dir, "--port", str(port)) as up:
@@ -209,12 +209,12 @@ def paste(lines):
         check=True,
         env={"PATH": os.environ["PATH"]},
     )
-    answers, rest = [], done.stdout
+    responses, rest = [], done.stdout
     while rest:
-        answer, end = json.JSONDecoder().raw_decode(rest)
-        answers.append(answer)
+        response, end = json.JSONDecoder().raw_decode(rest)
+        responses.append(response)
         rest = rest[end:].lstrip()
-    return answers
+    return responses
 
 
 @pytest.mark.changes_schema

@@ -57,7 +57,7 @@ class World:
 
 
 class _Front:
-    """Listens before the example exists, which must be told its own address."""
+    """Listens before the example exists, which needs its own address."""
 
     app: Any = None
 
@@ -125,10 +125,10 @@ async def synced_events(world, count):
 
 async def test_a_person_connects_sees_changes_sends_a_bot_and_is_disconnected(world):
     first = world.add("Weekly", hours=2, link="https://meet.google.com/abc-defg-hij")
-    answer = await world.press("/connect/google")
-    assert str(answer.url) == f"{world.url}/", answer.text
-    assert "ada@example.com: connected" in answer.text
-    page = await world.page_with("Weekly")  # brought by a webhook: nobody pressed Refresh
+    response = await world.press("/connect/google")
+    assert str(response.url) == f"{world.url}/", response.text
+    assert "ada@example.com: connected" in response.text
+    page = await world.page_with("Weekly")  # brought by a webhook, without a click on Refresh
 
     # Changes come by webhook too.
     world.add("Planning", hours=3)
@@ -158,16 +158,16 @@ async def test_a_person_connects_sees_changes_sends_a_bot_and_is_disconnected(wo
         world.fake.revoke_grant(token)
     await world.calbridge.post(f"/calendars/{calendar_id}/sync")
     await world.page_with("disconnected")
-    answer = await world.press("/connect/google")
-    assert "ada@example.com: connected" in answer.text
+    response = await world.press("/connect/google")
+    assert "ada@example.com: connected" in response.text
     assert len((await world.calbridge.get("/calendars")).json()["results"]) == 1
 
 
 async def test_a_refusal_is_shown_to_the_person(world):
     world.fake.denies_consent = True
-    answer = await world.press("/connect/google")
-    assert answer.status_code == 400
-    assert "The permission to read the calendar was not given" in answer.text
+    response = await world.press("/connect/google")
+    assert response.status_code == 400
+    assert "The permission to read the calendar was not given" in response.text
 
 
 async def test_a_connection_that_another_browser_began_is_not_taken_over(world, sessions):
@@ -176,9 +176,9 @@ async def test_a_connection_that_another_browser_began_is_not_taken_over(world, 
     attacker, victim = world.browser, await world.make_browser()
     await world.page(victim)
     link = (await world.press("/connect/google", follow_redirects=False)).headers["location"]
-    answer = await victim.get(link)
-    assert answer.status_code == 403
-    assert "not begun in this browser" in answer.text
+    response = await victim.get(link)
+    assert response.status_code == 403
+    assert "not begun in this browser" in response.text
 
     # The victim has a session of their own under way: that does not help the attacker either.
     await world.press("/connect/google", browser=victim, follow_redirects=False)
@@ -209,8 +209,8 @@ async def test_coming_back_takes_both_the_attempt_and_the_person_that_began_it(w
 
 
 async def test_the_sample_calendar_needs_no_client(world):
-    answer = await world.press("/connect/sample")
-    assert "ics: connected" in answer.text
+    response = await world.press("/connect/sample")
+    assert "ics: connected" in response.text
     await world.page_with("Stand-up")
 
 
@@ -218,11 +218,11 @@ async def test_a_first_webhook_that_comes_before_the_calendar_is_saved_loses_not
     call = world.example.calbridge.call
 
     async def slow_call(method, path, **options):
-        answer = await call(method, path, **options)
+        response = await call(method, path, **options)
         if (method, path) == ("POST", "/calendars"):
             await synced_events(world, 1)
-            await _quiet(sessions)  # the webhook was delivered, and nobody knew the calendar
-        return answer
+            await _quiet(sessions)  # the webhook was delivered, and the calendar was unknown
+        return response
 
     world.example.calbridge.call = slow_call
     assert "Stand-up" in (await world.press("/connect/sample")).text
@@ -246,11 +246,11 @@ async def test_the_example_may_be_started_before_calbridge(world, project, tmp_p
         example = Example(settings)
         example.calbridge.base_url = "http://127.0.0.1:1/api/v1"
         beginning = asyncio.create_task(example.begin())
-        await told(caplog, "No connection")
+        await logged(caplog, "No connection")
         example.calbridge.base_url = f"{url}/api/v1"
-        await told(caplog, "503: starting")
+        await logged(caplog, "503: starting")
         front.app = world.app
-        await told(caplog, "401")
+        await logged(caplog, "401")
         assert not beginning.done()
         example.calbridge._http.headers["Authorization"] = f"Token {project.api_key}"
         async with asyncio.timeout(30):
@@ -259,7 +259,7 @@ async def test_the_example_may_be_started_before_calbridge(world, project, tmp_p
         await example.aclose()
 
 
-async def told(caplog, words):
+async def logged(caplog, words):
     async with asyncio.timeout(30):
         while words not in caplog.text:
             await asyncio.sleep(0.05)
@@ -271,12 +271,12 @@ async def test_a_failure_of_the_beginning_is_logged(world, caplog):
     task.add_done_callback(_log_failure)
     with pytest.raises(TypeError):
         await task
-    await told(caplog, "The beginning failed")
+    await logged(caplog, "The beginning failed")
 
 
 async def test_webhooks_that_calbridge_did_not_sign_are_refused(world):
-    answer = await world.press("/webhook", json={"calendar_id": "cal_x", "data": {}})
-    assert answer.status_code == 401
+    response = await world.press("/webhook", json={"calendar_id": "cal_x", "data": {}})
+    assert response.status_code == 401
 
 
 async def test_after_a_restart_what_was_missed_is_brought_over(world):
@@ -310,7 +310,7 @@ def test_the_example_finds_the_address_of_make_run_beside_its_key(tmp_path, monk
     assert load_example_settings().calbridge_url == "https://calbridge.example"
 
 
-async def test_a_calbridge_that_is_away_is_a_page_and_not_an_internal_error(tmp_path):
+async def test_a_calbridge_that_is_unavailable_is_a_page_and_not_an_internal_error(tmp_path):
     settings = ExampleSettings(
         calbridge_url="http://127.0.0.1:1",
         api_key="x",
@@ -324,6 +324,6 @@ async def test_a_calbridge_that_is_away_is_a_page_and_not_an_internal_error(tmp_
             transport=httpx.ASGITransport(app), base_url="http://testserver", cookies={"user": "u"}
         ) as browser,
     ):
-        answer = await browser.post("/connect/sample")
-    assert answer.status_code == 502
-    assert "calbridge at http://127.0.0.1:1 could not do this" in answer.text
+        response = await browser.post("/connect/sample")
+    assert response.status_code == 502
+    assert "calbridge at http://127.0.0.1:1 could not do this" in response.text

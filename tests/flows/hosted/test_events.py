@@ -29,14 +29,14 @@ def event(calendar_id):
 
 
 async def create(api, body, **more):
-    answer = await api.post("/api/v1/calendar_events", json={**body, **more})
-    assert answer.status_code == 201, answer.text
-    return answer.json()
+    response = await api.post("/api/v1/calendar_events", json={**body, **more})
+    assert response.status_code == 201, response.text
+    return response.json()
 
 
 async def rows_of(api, calendar_id, **query):
-    answer = await api.get("/api/v1/calendar_events", params={"calendar_id": calendar_id, **query})
-    return answer.json()["results"]
+    response = await api.get("/api/v1/calendar_events", params={"calendar_id": calendar_id, **query})
+    return response.json()["results"]
 
 
 async def until(check, seconds: float = 10.0):
@@ -45,7 +45,7 @@ async def until(check, seconds: float = 10.0):
             await asyncio.sleep(0.05)
 
 
-async def test_changes_are_told_like_those_of_a_sync(api, sessions, event, calendar_id):
+async def test_changes_are_announced_like_those_of_a_sync(api, sessions, event, calendar_id):
     webhook = {"url": "https://127.0.0.1:9/", "triggers": ["calendar.events_update"], "include_events": True}
     assert (await api.post("/api/v1/webhooks", json=webhook)).status_code == 201
     made = await create(api, event, recurrence=["RRULE:FREQ=DAILY;COUNT=3"])
@@ -61,13 +61,13 @@ async def test_changes_are_told_like_those_of_a_sync(api, sessions, event, calen
     assert [row["id"] for row in changed if row["is_deleted"]] == [made["id"]]
 
 
-async def test_a_change_that_is_refused_tells_nothing(api, sessions, event):
+async def test_a_change_that_is_refused_announces_nothing(api, sessions, event):
     webhook = {"url": "https://127.0.0.1:9/", "triggers": ["calendar.events_update"]}
     assert (await api.post("/api/v1/webhooks", json=webhook)).status_code == 201
-    answer = await api.post(
+    response = await api.post(
         "/api/v1/calendar_events", json={**event, "attendees": [{"email": "b@example.org"}]}
     )
-    assert answer.status_code == 400  # no way out for the invitation
+    assert response.status_code == 400  # no way out for the invitation
     async with sessions() as session:
         assert (await session.scalars(select(WebhookDelivery))).all() == []
         for table in ("hosted_events", "calendar_events", "invitation_mails"):
@@ -181,7 +181,7 @@ async def test_changes_keep_their_order_when_the_clock_goes_back(api, sessions, 
     assert made["updated_at"] > newest
 
 
-async def test_an_answer_and_a_change_at_the_same_time_lose_neither(api, app, settings, event, calendar_id):
+async def test_a_reply_and_a_change_at_the_same_time_are_both_kept(api, app, settings, event, calendar_id):
     from app.core.http import httpx
     from app.invitations.links import RsvpTokens, Subject
 
@@ -201,8 +201,8 @@ async def test_an_answer_and_a_change_at_the_same_time_lose_neither(api, app, se
         ]
         body = {"name": "Algebra", "send_invitations": False}
         rename = api.patch(f"/api/v1/calendar_events/{made['id']}", json=body)
-        answers = await asyncio.gather(*clicks, rename)
-    assert {answer.status_code for answer in answers} == {200}
+        responses = await asyncio.gather(*clicks, rename)
+    assert {response.status_code for response in responses} == {200}
     found = (await api.get(f"/api/v1/calendar_events/{made['id']}")).json()
     assert found["name"] == "Algebra"
     assert {person["response_status"] for person in found["attendees"]} == {"accepted"}

@@ -188,7 +188,7 @@ edits = st.one_of(
     st.tuples(st.just("series"), places, st.one_of(words, invited, times, both)),
     st.tuples(st.just("rule"), places, rules),
     st.tuples(st.just("cancel"), places, st.none()),
-    st.tuples(st.just("answer"), places, st.sampled_from(GUESTS)),
+    st.tuples(st.just("reply"), places, st.sampled_from(GUESTS)),
 )
 histories = st.fixed_dictionaries(
     {
@@ -204,7 +204,7 @@ histories = st.fixed_dictionaries(
 )
 
 
-# The series was told while Bob was not invited to one of its instances, so that he has it in EXDATE.
+# The series was sent while Bob was not invited to one of its instances, so that he has it in EXDATE.
 INVITED_BACK = {
     "rule": "FREQ=DAILY;COUNT=6",
     "zone": "Europe/Paris",
@@ -284,23 +284,23 @@ class History:
         if kind == "cancel":
             if len(rows) == 1:
                 return  # that would be the end
-            answer = await self.api.delete(path)
-        elif kind == "answer":
+            response = await self.api.delete(path)
+        elif kind == "reply":
             slot = row["platform_uuid"].removeprefix(self.uid).lstrip("_") if place % 2 else ""
             token = self.tokens.sign(Subject(self.calendar_id, self.uid, slot, what))
             # An address of its own, which has not asked too often.
             transport = httpx.ASGITransport(self.app, client=(f"192.0.2.{random.randrange(256)}", 1))
             async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as browser:
-                answer = await browser.post("/rsvp/", data={"token": token, "action": "accepted"})
-            assert answer.status_code < 500
+                response = await browser.post("/rsvp/", data={"token": token, "action": "accepted"})
+            assert response.status_code < 500
             return
         elif kind == "rule":
-            answer = await self.api.patch(f"{path}?scope=series", json={"recurrence": [f"RRULE:{what}"]})
+            response = await self.api.patch(f"{path}?scope=series", json={"recurrence": [f"RRULE:{what}"]})
         else:
             body = self._body(row, what)
             query = "?scope=series" if kind == "series" else ""
-            answer = await self.api.patch(f"{path}{query}", json=body)
-        assert answer.status_code in {200, 400}, answer.text
+            response = await self.api.patch(f"{path}{query}", json=body)
+        assert response.status_code in {200, 400}, response.text
 
     def _body(self, row: dict[str, Any], what: dict[str, Any]) -> dict[str, Any]:
         body: dict[str, Any] = {name: what[name] for name in ("location", "name", "timezone") if name in what}
@@ -323,8 +323,8 @@ class History:
     async def delete(self) -> None:
         rows = await self.rows()
         if rows:
-            answer = await self.api.delete(f"/api/v1/calendar_events/{rows[0]['id']}?scope=series")
-            assert answer.status_code == 200
+            response = await self.api.delete(f"/api/v1/calendar_events/{rows[0]['id']}?scope=series")
+            assert response.status_code == 200
 
 
 def shown_to(guest: str, rows: Iterable[dict[str, Any]]) -> list[Shown]:
@@ -340,7 +340,7 @@ def shown_to(guest: str, rows: Iterable[dict[str, Any]]) -> list[Shown]:
 
 
 def ahead(instances: Iterable[Shown]) -> list[Shown]:
-    """Nobody is told of what is over; today is left out, since days end at different moments."""
+    """No guest is notified of what is over; today is left out, since days end at different moments."""
     tomorrow = datetime.now(UTC) + timedelta(days=1)
     return [one for one in instances if one.end > tomorrow]
 
@@ -393,8 +393,8 @@ async def test_guests_calendars_end_with_what_the_api_shows(history, sessions, p
             for kind in (PerInstance, WholeSet):
                 for message in new:
                     calendars[guest, kind].take(message)
-                told = [(m.method, m.key, m.order[0]) for m in messages]
-                assert ahead(calendars[guest, kind].shows()) == expected, (kind.__name__, guest, edit, told)
+                sent = [(m.method, m.key, m.order[0]) for m in messages]
+                assert ahead(calendars[guest, kind].shows()) == expected, (kind.__name__, guest, edit, sent)
     for guest, messages in arrived.items():
         shuffled = list(messages)
         random.Random(plan["seed"]).shuffle(shuffled)

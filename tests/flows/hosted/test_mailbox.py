@@ -48,9 +48,9 @@ async def create(api, calendar, **more):
         "attendees": [BOB],
         **more,
     }
-    answer = await api.post("/api/v1/calendar_events", json=body)
-    assert answer.status_code == 201, answer.text
-    return answer.json()
+    response = await api.post("/api/v1/calendar_events", json=body)
+    assert response.status_code == 201, response.text
+    return response.json()
 
 
 async def until(check, seconds: float = 20.0):
@@ -60,7 +60,7 @@ async def until(check, seconds: float = 20.0):
     return found
 
 
-async def test_from_the_invitation_to_the_answer(fake, api, app, worker, calendar):
+async def test_from_the_invitation_to_the_reply(fake, api, app, worker, calendar):
     assert calendar["sending_identity"]["email"] == ADA
     receiver = Receiver()
     async with serve(receiver) as receiver.url:
@@ -84,8 +84,8 @@ async def test_from_the_invitation_to_the_answer(fake, api, app, worker, calenda
         (vevent,) = ics.walk("VEVENT")
         assert (ics["METHOD"], vevent["ATTENDEE"]) == ("REPLY", "mailto:bob@example.org")
         assert vevent["ATTENDEE"].params["PARTSTAT"] == "ACCEPTED"
-        (told,) = await receiver.wait_for(1)
-        assert told.json["calendar_event_id"] == event["id"]
+        (notified,) = await receiver.wait_for(1)
+        assert notified.json["calendar_event_id"] == event["id"]
 
     async def all_sent():
         listed = (await api.get(f"/api/v1/calendar_events/{event['id']}/invitations")).json()["results"]
@@ -97,7 +97,7 @@ async def test_from_the_invitation_to_the_answer(fake, api, app, worker, calenda
     await until(all_sent)
 
 
-async def test_an_event_tells_whom_no_mail_has_reached(fake, api, worker, calendar):
+async def test_an_event_shows_whom_no_mail_has_reached(fake, api, worker, calendar):
     """The owner loses the mailbox: nothing goes out from another address, and the event says so until a mail got through."""
     (mailbox,) = fake.mailboxes.values()
     mailbox.users[ADA] = "viewer"
@@ -142,16 +142,16 @@ async def test_a_mail_that_failed_can_be_sent_again(fake, api, other_api, worker
         found = (await api.get(path)).json()["raw"]["undelivered"]
         return sorted(one["email"] for one in found)
 
-    async def nobody_is_reached():
+    async def no_one_is_reached():
         return await unreached() == ["bob@example.org", "cy@example.org"]
 
     mails = {mail["recipient"]["email"]: mail for mail in await until(failed)}
-    await until(nobody_is_reached)
+    await until(no_one_is_reached)
     again = f"/api/v1/invitations/{mails['bob@example.org']['id']}/resend"
     assert (await other_api.post(again)).status_code == 404
     mailbox.users[ADA] = "admin"
-    answer = await api.post(again)
-    assert (answer.status_code, answer.json()["status"], answer.json()["last_error"]) == (
+    response = await api.post(again)
+    assert (response.status_code, response.json()["status"], response.json()["last_error"]) == (
         202,
         "pending",
         None,
@@ -209,9 +209,9 @@ async def test_an_invitation_that_is_not_true_any_more_is_not_sent_again(
     else:
         changed = await api.patch(path + scope, json={**body, "send_invitations": False})
         assert changed.status_code == 200, changed.text
-    answer = await api.post(again)
-    assert answer.status_code == 409
-    assert sentence in answer.json()["error"]
+    response = await api.post(again)
+    assert response.status_code == 409
+    assert sentence in response.json()["error"]
     assert fake.submitted == []
 
 
@@ -220,9 +220,9 @@ async def test_a_mail_of_another_sending_identity_is_not_sent_again(fake, api, w
     team = fake.add_mailbox("team@example.com", admin="Ada@Example.com")
     changed = await api.patch(f"/api/v1/calendars/{calendar['id']}", json={"sending_identity": team.id})
     assert changed.status_code == 200, changed.text
-    answer = await api.post(again)
-    assert answer.status_code == 409
-    assert "sends from team@example.com now" in answer.json()["error"]
+    response = await api.post(again)
+    assert response.status_code == 409
+    assert "sends from team@example.com now" in response.json()["error"]
     await api.patch(path, json={"location": "Room 2"})
     (mail,) = await fake.wait_for(1)
     assert mail.mailbox_id == team.id

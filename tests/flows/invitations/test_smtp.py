@@ -39,7 +39,7 @@ async def test_without_a_mailbox_mails_go_out_by_smtp(outbox, smtp):
     ],
 )
 async def test_a_mail_servers_refusal_is_final_or_not(outbox, smtp, rcpt, data, status):
-    smtp.rcpt_answer, smtp.data_answer = rcpt, data
+    smtp.rcpt_reply, smtp.data_reply = rcpt, data
     await outbox.queue()
     await outbox.process()
     row = await outbox.row()
@@ -48,7 +48,7 @@ async def test_a_mail_servers_refusal_is_final_or_not(outbox, smtp, rcpt, data, 
 
 
 async def test_a_mail_server_that_cuts_the_line_after_the_mail_leaves_it_open(outbox, smtp):
-    smtp.data_answer = "cut"
+    smtp.data_reply = "cut"
     await outbox.queue()
     await outbox.process()
     row = await outbox.row()
@@ -73,7 +73,7 @@ async def test_a_mail_server_that_is_slow_before_the_mail_has_not_taken_it(outbo
 
 
 async def test_a_mail_server_that_refuses_the_sender_is_the_operators_to_fix(outbox, smtp):
-    smtp.mail_answer = "553 not your address"
+    smtp.mail_reply = "553 not your address"
     await outbox.queue()
     await outbox.process()
     row = await outbox.row()
@@ -135,13 +135,13 @@ async def test_a_password_in_the_clear_is_warned_about(outbox, smtp):
 
 
 async def test_a_mail_server_that_wants_no_more_of_a_sender_holds_that_sender_alone(outbox, smtp):
-    smtp.mail_answer = "451 4.7.1 too many messages"
+    smtp.mail_reply = "451 4.7.1 too many messages"
     await outbox.queue()
     await outbox.process()
     assert await outbox.process() == 0
     row = await outbox.row()
     assert (row.status, row.last_error) == ("pending", "The mail server refuses the mail (451).")
-    smtp.mail_answer = None
+    smtp.mail_reply = None
     await outbox.queue(
         replace(EVENT, uid="another"), sender=replace(outbox.identity, owner_email="eve@example.com")
     )

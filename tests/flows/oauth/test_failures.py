@@ -44,7 +44,7 @@ async def test_a_wrong_client_secret_is_reported_without_being_shown(flow, sessi
 
 
 async def test_an_outage_of_the_token_endpoint_is_reported_and_the_next_attempt_works(flow, sessions):
-    for kind in ("answer", "reset", "html"):
+    for kind in ("response", "reset", "html"):
         if kind == "html":
             flow.fake.inject_fault("token", 400, body=b"<html>busy</html>", content_type="text/html")
         else:

@@ -44,7 +44,7 @@ async def opened(google: GoogleCalendarUnderTest, push: Push) -> Push:
     """A channel that is open and verified, of a calendar that has just been synced."""
     await google.sync()
     await push.work()
-    await google.fake.drain_notifications()
+    await google.fake.deliver_notifications()
     await google.sync()
     assert await push.sync_due_in() > LATER
     return push

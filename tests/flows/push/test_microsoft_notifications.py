@@ -45,11 +45,11 @@ async def test_graphs_notifications_make_the_calendar_due(microsoft: MicrosoftPu
     await microsoft.rest()
     microsoft.fake.mixes_in_unknown = True
     event_id = microsoft.add()
-    await microsoft.fake.drain_notifications()
+    await microsoft.fake.deliver_notifications()
     assert await microsoft.sync_due_in() < SOON
     await microsoft.rest()
     microsoft.fake.delete_event(event_id)
-    await microsoft.fake.drain_notifications()
+    await microsoft.fake.deliver_notifications()
     assert await microsoft.sync_due_in() < SOON
 
 
@@ -58,7 +58,7 @@ async def test_a_wrong_client_state_does_not_sync(microsoft: MicrosoftPushed) ->
     await microsoft.rest()
     microsoft.fake.wrong_client_states = 1
     microsoft.add()
-    await microsoft.fake.drain_notifications()
+    await microsoft.fake.deliver_notifications()
     assert await microsoft.sync_due_in() > LATER
 
 
@@ -66,7 +66,7 @@ async def test_lifecycle_reauthorization_causes_a_renewal(microsoft: MicrosoftPu
     await microsoft.work()
     await microsoft.rest()
     microsoft.fake.send_lifecycle("reauthorizationRequired")
-    await microsoft.fake.drain_notifications()
+    await microsoft.fake.deliver_notifications()
     assert await microsoft.push_due_in() < SOON
     assert await microsoft.sync_due_in() > LATER
     await microsoft.work()
@@ -77,7 +77,7 @@ async def test_lifecycle_removal_brings_a_new_subscription_and_a_sync(microsoft:
     await microsoft.work()
     await microsoft.rest()
     microsoft.fake.send_lifecycle("subscriptionRemoved")
-    await microsoft.fake.drain_notifications()
+    await microsoft.fake.deliver_notifications()
     assert await microsoft.channels() == []
     assert await microsoft.sync_due_in() < SOON
     await microsoft.work()
@@ -89,7 +89,7 @@ async def test_lifecycle_missed_syncs(microsoft: MicrosoftPushed) -> None:
     await microsoft.work()
     await microsoft.rest()
     microsoft.fake.send_lifecycle("missed")
-    await microsoft.fake.drain_notifications()
+    await microsoft.fake.deliver_notifications()
     assert await microsoft.sync_due_in() < SOON
     assert await microsoft.push_due_in() > 0.3 * WEEK
 
@@ -103,7 +103,7 @@ async def test_forged_lifecycle_events_change_nothing(microsoft: MicrosoftPushed
         microsoft.fake.wrong_client_states = 1
         microsoft.fake.subscriptions[subscription.id] = subscription
         microsoft.fake.send_lifecycle(event)
-        await microsoft.fake.drain_notifications()
+        await microsoft.fake.deliver_notifications()
     assert len(await microsoft.channels("open")) == 1
     assert await microsoft.push_due_in() > 0.3 * WEEK
     assert await microsoft.sync_due_in() > LATER

@@ -32,7 +32,7 @@ async def test_a_burst_makes_one_sync(google: GoogleCalendarUnderTest, opened: P
     for n in range(5):
         google.add(f"event {n}")
         await asyncio.sleep(0)
-    await google.fake.drain_notifications()
+    await google.fake.deliver_notifications()
     first_due_at = (await opened.calendar()).next_sync_at
     assert first_due_at - utcnow() < SOON
     for n in range(5, 20):
@@ -40,7 +40,7 @@ async def test_a_burst_makes_one_sync(google: GoogleCalendarUnderTest, opened: P
         await asyncio.sleep(0)
     google.fake.duplicate_notifications = True
     google.add("event 20")
-    await google.fake.drain_notifications()
+    await google.fake.deliver_notifications()
     # Later notifications do not postpone the sync, and do not add one.
     assert (await opened.calendar()).next_sync_at <= first_due_at
     before = len(google.fake.requests_to("events.list"))
@@ -57,7 +57,7 @@ async def test_a_change_while_a_sync_runs_makes_one_more(
     syncing = asyncio.create_task(google.sync())
     await until(lambda: _leased(opened))
     google.add("new")
-    await google.fake.drain_notifications()
+    await google.fake.deliver_notifications()
     assert not syncing.done()
     await syncing
     assert await opened.sync_due_in() < SOON
@@ -76,11 +76,11 @@ async def test_notifications_do_not_cut_a_backoff_short(
     syncing = asyncio.create_task(google.sync())
     await until(lambda: _leased(opened))
     google.add("while it runs")
-    await google.fake.drain_notifications()
+    await google.fake.deliver_notifications()
     await syncing
     assert await opened.sync_due_in() > timedelta(seconds=590)
     google.add("while it waits")
-    await google.fake.drain_notifications()
+    await google.fake.deliver_notifications()
     assert await opened.sync_due_in() > timedelta(seconds=590)
 
 

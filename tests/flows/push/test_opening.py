@@ -46,22 +46,22 @@ async def test_nothing_is_opened_before_a_sync_succeeds(google: GoogleCalendarUn
 @pytest.mark.parametrize(
     ("status", "reason", "kind"),
     [
-        (503, None, "answer"),
-        (403, "insufficientPermissions", "answer"),
-        (401, "webhookUrlUnauthorized", "answer"),
+        (503, None, "response"),
+        (403, "insufficientPermissions", "response"),
+        (401, "webhookUrlUnauthorized", "response"),
         (None, None, "cut"),
     ],
 )
 async def test_a_channel_that_fails_holds_up_no_sync(
     google: GoogleCalendarUnderTest, push: Push, status: int | None, reason: str | None, kind: str
 ) -> None:
-    body = b"<html>Error</html>" if kind == "answer" and reason is None else None
+    body = b"<html>Error</html>" if kind == "response" and reason is None else None
     google.fake.inject_fault("events.watch", status, reason, body=body, kind=kind, count=2)
     await google.sync()
     waits = []
     for _ in range(2):
         await push.work()
-        await google.fake.drain_notifications()
+        await google.fake.deliver_notifications()
         waits.append(await push.push_due_in())
         row = await push.calendar()
         assert (row.state, row.sync_failure_count, row.connection_failure_data) == ("connected", 0, None)

@@ -38,7 +38,7 @@ async def test_a_calendar_without_push_is_polled(google: GoogleCalendarUnderTest
 async def test_polling_is_slow_while_a_channel_is_open_that_has_reached_us(
     google: GoogleCalendarUnderTest, opened: Push
 ) -> None:
-    await google.fake.drain_notifications()
+    await google.fake.deliver_notifications()
     await google.sync()
     assert timedelta(hours=4) < await opened.sync_due_in() <= timedelta(hours=6)
 
@@ -54,7 +54,7 @@ async def test_polling_is_slow_while_a_channel_is_open_that_has_reached_us(
 async def test_polling_is_as_without_push_where_no_channel_can_be_trusted(
     google: GoogleCalendarUnderTest, opened: Push, change: str
 ) -> None:
-    await google.fake.drain_notifications()
+    await google.fake.deliver_notifications()
     async with transaction(opened.sessions) as session:
         await session.execute(text(f"UPDATE push_channels SET {change}"))
     await google.sync()
@@ -64,7 +64,7 @@ async def test_polling_is_as_without_push_where_no_channel_can_be_trusted(
 async def test_polling_goes_on_at_the_end_of_a_channel_that_is_not_renewed(
     google: GoogleCalendarUnderTest, opened: Push
 ) -> None:
-    await google.fake.drain_notifications()
+    await google.fake.deliver_notifications()
     async with transaction(opened.sessions) as session:
         await session.execute(text("UPDATE push_channels SET expires_at = now() + interval '1 hour'"))
     await google.sync()
@@ -74,7 +74,7 @@ async def test_polling_goes_on_at_the_end_of_a_channel_that_is_not_renewed(
 async def test_polling_is_as_without_push_once_push_is_switched_off(
     google: GoogleCalendarUnderTest, opened: Push
 ) -> None:
-    await google.fake.drain_notifications()
+    await google.fake.deliver_notifications()
     google.settings.calendar_push_enabled = False
     await google.sync()
     assert await opened.sync_due_in() <= timedelta(minutes=30)
@@ -83,7 +83,7 @@ async def test_polling_is_as_without_push_once_push_is_switched_off(
 async def test_a_new_channel_that_has_not_reached_us_brings_back_polling(
     google: GoogleCalendarUnderTest, opened: Push
 ) -> None:
-    await google.fake.drain_notifications()
+    await google.fake.deliver_notifications()
     await google.sync()
     opened.worker._settings.app_url = "http://127.0.0.1:1"
     await opened.make_due()

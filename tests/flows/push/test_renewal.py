@@ -17,7 +17,7 @@ async def test_a_channel_is_renewed_with_an_overlap(google: GoogleCalendarUnderT
     # Nothing was missed meanwhile, so no sync is asked for.
     assert await opened.sync_due_in() > LATER
     google.add("notified twice")
-    await google.fake.drain_notifications()
+    await google.fake.deliver_notifications()
     assert await opened.sync_due_in() < SOON
     await google.sync()
     await opened.work()
@@ -25,7 +25,7 @@ async def test_a_channel_is_renewed_with_an_overlap(google: GoogleCalendarUnderT
     [new] = google.fake.channels.values()
     assert [row.id for row in await opened.channels()] == [new.id]
     google.add("notified once")
-    await google.fake.drain_notifications()
+    await google.fake.deliver_notifications()
     assert await opened.sync_due_in() < SOON
 
 
@@ -87,7 +87,7 @@ async def test_channels_run_out_when_push_is_switched_off(
     await opened.make_due()
     assert await opened.work() == []
     google.add("still notified")
-    await google.fake.drain_notifications()
+    await google.fake.deliver_notifications()
     assert await opened.sync_due_in() < SOON
     google.settings.calendar_push_enabled = True
     await opened.work()

@@ -22,7 +22,7 @@ from tests.flows.rsvp.replies import (
 pytestmark = pytest.mark.settings(smtp_url="smtp://127.0.0.1:9", email_from="calendar@example.net")
 
 
-async def test_a_mailed_reply_is_applied_once_and_told(api, sessions, event, webhook):
+async def test_a_mailed_reply_is_applied_once_and_announced(api, sessions, event, webhook):
     mail = reply(event, partstat="TENTATIVE")
     assert await post_mail(api, mail) == "applied"
     assert (await guest_statuses(api, event))["bob@example.org"] == "tentative"
@@ -53,7 +53,7 @@ async def test_older_replies_are_stale(api, browser, event, token):
     assert (await guest_statuses(api, event))["bob@example.org"] == "declined"
 
 
-async def test_a_guest_may_answer_the_invitation_that_he_has_after_a_click(api, browser, event, token):
+async def test_a_guest_may_reply_to_the_mailed_invitation_after_a_click(api, browser, event, token):
     """Others got more mails than he did; his calendar's number is the one of his own invitation."""
     people = [{"email": "bob@example.org"}, {"email": "cy@example.org"}]
     path = f"/api/v1/calendar_events/{event['id']}"
@@ -65,7 +65,7 @@ async def test_a_guest_may_answer_the_invitation_that_he_has_after_a_click(api, 
     assert (await guest_statuses(api, event))["bob@example.org"] == "declined"
 
 
-async def test_a_sequence_that_was_never_sent_does_not_shut_out_later_answers(api, browser, event, token):
+async def test_a_sequence_that_was_never_sent_does_not_shut_out_later_replies(api, browser, event, token):
     assert await post_mail(api, reply(event, partstat="DECLINED", sequence=2**31 - 1, number=1)) == "applied"
     assert await post_mail(api, reply(event, partstat="TENTATIVE", minutes=1, number=2)) == "applied"
     # Its DTSTAMP is not of now: it is the time of the reply by the clock of a phone.
@@ -152,7 +152,7 @@ async def test_a_mailed_reply_to_one_instance(api, calendar_id):
     assert await instance_statuses(api, calendar_id) == ["declined", "tentative"]
 
 
-async def test_an_instance_of_thousands_of_years_from_now_is_not_answered(api, calendar_id):
+async def test_a_reply_to_an_instance_thousands_of_years_from_now_is_refused(api, calendar_id):
     body = {
         "calendar_id": calendar_id,
         "name": "Daily",
@@ -168,7 +168,7 @@ async def test_an_instance_of_thousands_of_years_from_now_is_not_answered(api, c
         assert await post_mail(api, mail) == expected
 
 
-async def test_one_mail_may_answer_the_series_and_single_instances(api, calendar_id, sessions, webhook):
+async def test_one_mail_may_reply_to_the_series_and_single_instances(api, calendar_id, sessions, webhook):
     body = {
         "calendar_id": calendar_id,
         "name": "Daily",
@@ -194,7 +194,7 @@ async def test_one_mail_may_answer_the_series_and_single_instances(api, calendar
     assert await post_mail(api, later.replace(b"<1@", b"<2@")) == "applied"  # the series' reply is the same
 
 
-async def test_a_reply_to_the_series_does_not_answer_an_instance_that_was_moved_meanwhile(
+async def test_a_reply_to_the_series_does_not_count_for_an_instance_that_was_moved_meanwhile(
     api, browser, settings, calendar_id
 ):
     body = {

@@ -50,7 +50,7 @@ async def test_an_event_that_is_over_has_its_page(browser, api, sessions, event,
     assert await post_mail(api, reply(event)) == "ignored"
 
 
-async def test_an_expired_link_has_its_page_which_tells_nothing_of_the_event(
+async def test_an_expired_link_has_its_page_which_shows_nothing_of_the_event(
     browser, api, sessions, event, token
 ):
     await set_times(sessions, event, 30)

@@ -94,7 +94,7 @@ def reason(incoming):
     """The body of the last response, which must let the mail pass, and ask for nothing else."""
     assert incoming.state == "delivered"
     assert incoming.wishes == {}
-    status_code, body = incoming.answers[-1]
+    status_code, body = incoming.responses[-1]
     assert status_code == 200
     return body
 
@@ -201,7 +201,7 @@ async def test_the_operator_decides_what_unsigned_mails_are_worth(
     assert taken == believed
 
 
-async def test_a_version_of_messages_that_tells_no_verdict_is_no_way_in(api, messages, box, event):
+async def test_mails_from_a_version_of_messages_without_a_verdict_are_refused(api, messages, box, event):
     messages.webhook.stamps = False
     assert "no valid DKIM" in reason(await messages.deliver(box, reply(event), verdict="fail"))
     assert await bobs(api, event) == "needs_action"
@@ -216,11 +216,11 @@ async def test_only_mails_that_were_found_to_be_no_spam_count(api, messages, box
     assert "applied" in reason(await messages.deliver(box, signed(event)))
 
 
-async def test_while_the_senders_dns_is_away_the_mail_waits(api, messages, names, box, event):
+async def test_while_the_senders_dns_is_unavailable_the_mail_waits(api, messages, names, box, event):
     names.is_broken = True
     incoming = await messages.deliver(box, signed(event))
     assert incoming.state == "held"
-    assert incoming.answers[-1][0] == 503
+    assert incoming.responses[-1][0] == 503
     names.is_broken = False
     await messages.sweep()
     assert "applied" in reason(incoming)
@@ -232,7 +232,7 @@ async def test_while_the_database_is_busy_the_mail_waits(api, sessions, messages
         await session.execute(text("LOCK TABLE inbound_replies IN ACCESS EXCLUSIVE MODE"))
         incoming = await messages.deliver(box, signed(event))
     assert incoming.state == "held"
-    assert incoming.answers[-1][0] == 503
+    assert incoming.responses[-1][0] == 503
     await messages.sweep()
     assert "applied" in reason(incoming)
     assert await bobs(api, event) == "accepted"
@@ -286,7 +286,7 @@ async def test_nothing_that_stays_wrong_holds_a_mail(api, messages, box, event):
     ]
     for mail in odd:
         assert '"ignored"' in reason(await messages.deliver(box, mail)), mail[-300:]
-    assert "larger than 25 MiB" in messages.incoming[-1].answers[-1][1]
+    assert "larger than 25 MiB" in messages.incoming[-1].responses[-1][1]
     stranger = messages.add_mailbox("eve@example.com", admin="eve@example.com")
     assert "another mailbox" in reason(await messages.deliver(stranger, signed(event, number=2)))
     assert set((await guest_statuses(api, event)).values()) == {"needs_action"}
@@ -294,7 +294,7 @@ async def test_nothing_that_stays_wrong_holds_a_mail(api, messages, box, event):
     assert "newer answer" in reason(await messages.deliver(box, signed(event, number=4, minutes=-30)))
 
 
-async def test_a_mail_that_is_far_too_large_is_sent_to_its_end_and_answered(app, messages, box):
+async def test_a_mail_that_is_far_too_large_is_read_to_its_end_and_gets_a_response(app, messages, box):
     """If the connection were cut, Messages would send it again every five minutes."""
     size = 80 * 1024 * 1024
     channel = messages.webhook
@@ -313,7 +313,7 @@ async def test_a_mail_that_is_far_too_large_is_sent_to_its_end_and_answered(app,
         writer.close()
 
 
-async def test_json_mails_of_a_channel_are_told_in_the_answer_and_hold_nothing(api, messages, box, event):
+async def test_json_mails_of_a_channel_are_named_in_the_response_and_hold_nothing(api, messages, box, event):
     for wrong in ("jmap", "jmap_metadata"):
         messages.webhook.format = wrong
         assert "format to eml" in reason(await messages.deliver(box, signed(event)))
@@ -329,7 +329,7 @@ async def test_a_wrong_secret_is_refused_and_the_mail_waits_until_it_is_right(
     settings.messages_webhook_secret = SecretStr("another-secret-of-a-webhook-channel")
     incoming = await messages.deliver(box, signed(event))
     assert incoming.state == "held"
-    assert incoming.answers[-1][0] == 401
+    assert incoming.responses[-1][0] == 401
     settings.messages_webhook_secret = right
     await messages.sweep()
     assert "applied" in reason(incoming)
@@ -358,11 +358,11 @@ async def test_a_channel_may_send_a_static_key(api, settings, messages, box, eve
     assert "applied" in reason(await messages.deliver(box, signed(event)))
     settings.messages_webhook_secret = SecretStr("whk_" + "0" * 64)
     incoming = await messages.deliver(box, signed(event, number=2))
-    assert incoming.answers[-1][0] == 401
+    assert incoming.responses[-1][0] == 401
     # A static key does not sign tokens.
     settings.messages_webhook_secret = SecretStr(messages.webhook.static_key)
     messages.webhook.auth_method, messages.webhook.secret = "jwt", messages.webhook.static_key
-    assert (await messages.deliver(box, signed(event, number=3))).answers[-1][0] == 401
+    assert (await messages.deliver(box, signed(event, number=3))).responses[-1][0] == 401
 
 
 async def test_an_application_passes_its_own_verdict_on(api, event):

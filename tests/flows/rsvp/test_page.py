@@ -18,7 +18,7 @@ from tests.flows.rsvp.replies import guest_statuses, instance_statuses, instance
 pytestmark = pytest.mark.settings(smtp_url="smtp://127.0.0.1:9", email_from="calendar@example.net")
 
 
-async def test_the_links_of_the_mail_lead_to_the_page_and_a_click_answers(
+async def test_the_links_of_the_mail_lead_to_the_page_and_a_click_replies(
     api, browser, sessions, event, webhook
 ):
     async with sessions() as session:
@@ -62,7 +62,7 @@ async def test_the_links_of_the_mail_lead_to_the_page_and_a_click_answers(
 
 
 @pytest.mark.usefixtures("webhook")
-async def test_the_last_answer_wins_and_the_same_one_again_is_silent(browser, api, sessions, event, token):
+async def test_the_last_reply_wins_and_the_same_one_again_is_silent(browser, api, sessions, event, token):
     for action in ("accepted", "accepted", "declined"):
         assert (await browser.post("/rsvp/", data={"token": token, "action": action})).status_code == 200
     assert (await guest_statuses(api, event))["bob@example.org"] == "declined"
@@ -74,7 +74,7 @@ async def test_the_last_answer_wins_and_the_same_one_again_is_silent(browser, ap
     assert "Declined" in str(message_from_bytes(reply.mail or b"")["Subject"])
 
 
-async def test_a_guest_who_answers_to_and_fro_does_not_flood_the_organizer(
+async def test_a_guest_who_changes_a_reply_many_times_does_not_flood_the_organizer(
     browser, api, sessions, settings, calendar_id, event, token
 ):
     async def click(action: str, who: str = token) -> None:
@@ -191,7 +191,7 @@ async def test_a_database_that_is_busy_has_a_page_too(browser, api, sessions, ev
 
 
 @pytest.mark.settings(redis_url="unix:///nowhere/redis.sock")
-async def test_with_redis_away_everybody_may_answer(browser, api, event, token):
+async def test_with_redis_unavailable_every_guest_may_reply(browser, api, event, token):
     assert (await browser.post("/rsvp/", data={"token": token, "action": "accepted"})).status_code == 200
     assert (await guest_statuses(api, event))["bob@example.org"] == "accepted"
 
@@ -207,7 +207,7 @@ async def test_a_changed_time_asks_again_and_a_changed_title_does_not(browser, a
     assert (await guest_statuses(api, event))["bob@example.org"] == "declined"
 
 
-async def test_an_answer_to_a_series_is_for_all_and_one_to_an_instance_for_it_alone(
+async def test_a_reply_to_a_series_is_for_all_and_one_to_an_instance_for_it_alone(
     browser, api, settings, calendar_id
 ):
     body = {

@@ -1,4 +1,4 @@
-"""What one answer from outside may and may not do: refusals, answers that leave out most events, and hiccups."""
+"""What one response of a provider may and may not do: refusals, responses without most events, and hiccups."""
 
 import time
 from collections.abc import AsyncIterator
@@ -35,7 +35,7 @@ async def age(google: GoogleCalendarUnderTest, column: str, seconds: float) -> N
 
 
 def confirm_at_once(calendar: GoogleCalendarUnderTest) -> None:
-    """From now on a second answer counts however soon it comes."""
+    """From now on a second response counts however soon it comes."""
     calendar.settings.calendar_shrink_confirm_seconds = 0
 
 
@@ -146,7 +146,7 @@ async def test_a_success_in_between_starts_the_count_anew(google: GoogleCalendar
     assert (await google.row()).state == "connected"
 
 
-# --- answers that leave out most events --------------------------------------------------------------------
+# --- responses that leave out most events --------------------------------------------------------------------
 
 
 async def test_a_full_round_that_leaves_out_most_events_is_believed_the_second_time(
@@ -176,7 +176,7 @@ async def test_a_full_round_that_leaves_out_most_events_is_believed_the_second_t
     assert row.sync_cursor is not None
 
 
-async def test_what_comes_back_in_time_was_never_gone(google: GoogleCalendarUnderTest) -> None:
+async def test_what_comes_back_in_time_was_never_removed(google: GoogleCalendarUnderTest) -> None:
     for n in range(3):
         google.add(f"event {n}")
     await google.sync()
@@ -196,17 +196,19 @@ async def test_what_comes_back_in_time_was_never_gone(google: GoogleCalendarUnde
     assert (await google.row()).held_back_ids is None
 
 
-async def test_a_second_answer_confirms_only_what_the_first_left_out(google: GoogleCalendarUnderTest) -> None:
+async def test_a_second_response_confirms_only_what_the_first_left_out(
+    google: GoogleCalendarUnderTest,
+) -> None:
     events = [google.add(f"event {n}") for n in range(10)]
     await google.sync()
-    for gone in (events[:6], events[6:]):
+    for removed in (events[:6], events[6:]):
         assert len(await google.names()) == 10
-        for event in gone:
+        for event in removed:
             google.fake.delete_event(event)
         google.fake.expire_tokens()
         await google.sync()
         confirm_at_once(google)
-    # The second answer left out everything: of the last four that is the first word.
+    # The second response left out everything, and was the first to leave out the last four.
     assert await google.names() == ["event 6", "event 7", "event 8", "event 9"]
     await google.sync()
     assert await google.names() == []
@@ -228,7 +230,7 @@ async def test_a_few_deletions_and_deletions_by_name_are_believed_at_once(
 
 
 class Feed:
-    """A feed server whose answer is set: a status, or the names of its events."""
+    """A feed server whose response is set: a status, or the names of its events."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -238,9 +240,9 @@ class Feed:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
             self.count += 1
-            await self.answer(Request(scope))(scope, receive, send)
+            await self.respond(Request(scope))(scope, receive, send)
 
-    def answer(self, _request: Request) -> Response:
+    def respond(self, _request: Request) -> Response:
         start = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=2)
         events = "".join(
             f"BEGIN:VEVENT\r\nUID:{name}\r\nDTSTAMP:20260101T000000Z\r\nDTSTART:{start:%Y%m%dT%H0000Z}\r\n"
@@ -294,7 +296,7 @@ async def test_a_feeds_refusal_is_believed_after_hours_of_it(
 async def test_a_hosts_few_feeds_are_disconnected_although_all_of_them_fail(
     settings: Settings, sessions: Sessions, project: TestProject, status: int
 ) -> None:
-    """Three may be all that there are: a breaker that is open for days must not hide that they are gone."""
+    """Three may be all that there are: a breaker that is open for days must not hide that they are removed."""
     server = Feed()
     server.status = status
     async with serve(server) as url, factories.sync_engine(settings, sessions) as engine:

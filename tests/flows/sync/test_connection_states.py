@@ -61,7 +61,7 @@ async def test_a_revoked_grant_disconnects_once_with_a_reason(google: GoogleCale
         ("token", 429, "rate_limit_exceeded"),
     ],
 )
-async def test_outages_limits_and_operator_faults_disconnect_nobody(
+async def test_outages_limits_and_operator_faults_disconnect_no_calendar(
     google: GoogleCalendarUnderTest, route: str, status: int, reason: str | None
 ) -> None:
     body = b"<html>Error</html>" if reason is None else None
@@ -178,7 +178,7 @@ async def test_secrets_are_not_in_the_database_in_clear(google: GoogleCalendarUn
         assert secret.encode().hex() not in dump
 
 
-async def test_a_spent_budget_waits_and_disconnects_nobody(
+async def test_a_spent_budget_waits_and_disconnects_no_calendar(
     google: GoogleCalendarUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(budgets._USER, "google", RateLimitItemPerMinute(2))
@@ -246,7 +246,7 @@ async def listen(google: GoogleCalendarUnderTest) -> None:
         )
 
 
-async def told(google: GoogleCalendarUnderTest) -> list[tuple[str, str]]:
+async def notified(google: GoogleCalendarUnderTest) -> list[tuple[str, str]]:
     """The trigger and state of each webhook since the last time."""
     async with transaction(google.sessions) as session:
         rows = await session.execute(
@@ -262,8 +262,8 @@ async def patch(google: GoogleCalendarUnderTest, api: httpx.AsyncClient) -> None
     """As if the last sync had been a while ago."""
     async with transaction(google.sessions) as session:
         await session.execute(text("UPDATE calendars SET sync_started_at = now() - interval '1 hour'"))
-    answer = await api.patch(f"/api/v1/calendars/{google.id}", json={"metadata": {"n": "1"}})
-    assert answer.status_code == 200
+    response = await api.patch(f"/api/v1/calendars/{google.id}", json={"metadata": {"n": "1"}})
+    assert response.status_code == 200
 
 
 async def run_due(google: GoogleCalendarUnderTest) -> int:
@@ -281,7 +281,7 @@ async def test_a_patch_reconnects_a_calendar_to_which_access_is_back(
     await google.sync()
     await google.disconnect()
     assert (await google.row()).state == "disconnected"
-    await told(google)
+    await notified(google)
     google.add("two")
     assert await run_due(google) == 0
     before = await google.row()
@@ -292,7 +292,7 @@ async def test_a_patch_reconnects_a_calendar_to_which_access_is_back(
     assert (row.state, row.connection_failure_data, row.sync_trial) == ("connected", None, False)
     assert row.updated_at > before.updated_at
     assert await google.names() == ["one", "two"]
-    assert await told(google) == [
+    assert await notified(google) == [
         ("calendar.state_change", "connected"),
         ("calendar.events_update", "connected"),
     ]
@@ -300,7 +300,7 @@ async def test_a_patch_reconnects_a_calendar_to_which_access_is_back(
     assert (await google.row()).state == "connected"
 
 
-async def test_a_patch_of_a_calendar_whose_grant_is_dead_changes_and_tells_nothing(
+async def test_a_patch_of_a_calendar_whose_grant_is_dead_changes_and_announces_nothing(
     google: GoogleCalendarUnderTest, api: httpx.AsyncClient
 ) -> None:
     await listen(google)
@@ -309,7 +309,7 @@ async def test_a_patch_of_a_calendar_whose_grant_is_dead_changes_and_tells_nothi
     google.fake.expire_access_tokens()
     await google.sync()
     before = await google.row()
-    await told(google)
+    await notified(google)
     await patch(google, api)
     asked = len(google.fake.requests_to("token"))
     assert await run_due(google) == 1
@@ -317,7 +317,7 @@ async def test_a_patch_of_a_calendar_whose_grant_is_dead_changes_and_tells_nothi
     row = await google.row()
     assert (row.state, row.sync_trial) == ("disconnected", False)
     assert row.connection_failure_data == before.connection_failure_data
-    assert await told(google) == []
+    assert await notified(google) == []
     # It is asked once for each request, and not again by itself.
     async with transaction(google.sessions) as session:
         await session.execute(text("UPDATE calendars SET next_sync_at = now()"))
@@ -394,8 +394,8 @@ async def test_many_patches_are_one_trial_a_minute(
     await google.sync()
     await google.disconnect()
     for n in range(3):
-        answer = await api.patch(f"/api/v1/calendars/{google.id}", json={"metadata": {"n": f"{n}"}})
-        assert answer.status_code == 200
+        response = await api.patch(f"/api/v1/calendars/{google.id}", json={"metadata": {"n": f"{n}"}})
+        assert response.status_code == 200
     assert await run_due(google) == 0
     row = await google.row()
     assert row.sync_started_at is not None

@@ -21,7 +21,7 @@ HANGING = 64
 
 
 class HangingHost:
-    """Accepts every connection and never answers."""
+    """Accepts every connection and never responds."""
 
     def __init__(self) -> None:
         self.open = 0
@@ -48,9 +48,9 @@ async def hanging() -> AsyncIterator[HangingHost]:
 
 
 @contextlib.asynccontextmanager
-async def feed_host(answer: Callable[[Request], bytes]) -> AsyncIterator[str]:
+async def feed_host(body_of: Callable[[Request], bytes]) -> AsyncIterator[str]:
     async def respond(scope, receive, send) -> None:
-        await Response(answer(Request(scope, receive)))(scope, receive, send)
+        await Response(body_of(Request(scope, receive)))(scope, receive, send)
 
     async with serve(respond) as url:
         # A host of its own: the hanging one is 127.0.0.1.
@@ -109,7 +109,7 @@ async def test_hanging_feeds_of_a_project_hold_up_neither_accounts_nor_feeds_of_
             )
         await until(lambda: has_synced(sessions, google.id))
         await until(lambda: has_synced(sessions, feed_id))
-    # They hang to this moment: nobody waited for one of them to end.
+    # They hang to this moment: no sync waited for one of them to end.
     assert hanging.open == hanging.accepted
     assert hanging.open <= 12
     assert [await has_synced(sessions, one) for one in held[:3]] == [False] * 3
@@ -127,11 +127,11 @@ async def test_feeds_that_cost_much_do_not_hold_up_those_of_others(
     other_project: TestProject,
     start_worker: StartWorker,
 ) -> None:
-    def answer(request: Request) -> bytes:
+    def body_of(request: Request) -> bytes:
         name = request.url.path.strip("/").partition(".")[0]
         return SMALL if name == "small" else calendar(ENDLESS, name=f"heavy{name}")
 
-    async with feed_host(answer) as url:
+    async with feed_host(body_of) as url:
         heavy = await hold_with(sessions, settings, other_project, url, 5)
         await start_worker()
 

@@ -182,7 +182,7 @@ async def test_what_is_stored_is_the_providers_window(
     short_pages: bool,
 ) -> None:
     monkeypatch.setattr(sync_engine, "_FULL_ROUND_AGAIN_AFTER", timedelta(0))
-    # Masses that an answer leaves out are believed at once here, and hiccups take no time.
+    # Masses that a response leaves out are believed at once here, and hiccups take no time.
     monkeypatch.setattr(deletions, "_SHRINKS_ALL_OF", 10**6)
     monkeypatch.setattr(deletions, "_SHRINKS_MOST_OF", 10**6)
     monkeypatch.setattr(failures, "_RETRY_WITHIN_SYNC_AFTER_SECONDS", 0)
@@ -193,7 +193,7 @@ async def test_what_is_stored_is_the_providers_window(
     fake.short_pages = short_pages
     await listen_to_changes(google.sessions, google.project_id)
     name = fake.add_calendar(new_id("cal").lower())
-    told = Story(fake, name, utcnow().replace(microsecond=0))
+    played = Story(fake, name, utcnow().replace(microsecond=0))
     google.id = await factories.add_calendar(
         google.sessions,
         google.settings,
@@ -207,7 +207,7 @@ async def test_what_is_stored_is_the_providers_window(
         if step[0] == "sync":
             await checked_sync(google.engine, google.sessions, google.id)
         else:
-            told.do(step)
+            played.do(step)
     fake.clear_faults()
     await checked_sync(google.engine, google.sessions, google.id)
 
@@ -228,6 +228,6 @@ async def test_what_is_stored_is_the_providers_window(
     }
     truth = {
         key: (title, datetime.fromisoformat(start).astimezone().isoformat())
-        for key, (title, start) in told.truth(row.window_start, row.window_end).items()
+        for key, (title, start) in played.truth(row.window_start, row.window_end).items()
     }
     assert stored == truth

@@ -82,17 +82,17 @@ async def test_an_expired_sync_token_deletes_nothing_that_is_still_there(
     google: GoogleCalendarUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sync_engine, "_FULL_ROUND_AGAIN_AFTER", timedelta(0))
-    kept, gone = google.add("kept"), google.add("gone")
+    kept, removed = google.add("kept"), google.add("removed")
     await google.sync()
     before = await google.events()
-    google.fake.delete_event(gone)
+    google.fake.delete_event(removed)
     google.add("new")
     google.fake.expire_tokens()
     await google.sync()
     after = await google.events()
     assert await google.names() == ["kept", "new"]
     assert after[kept].updated_at == before[kept].updated_at
-    assert after[gone].is_deleted
+    assert after[removed].is_deleted
 
 
 async def test_a_cursor_that_expires_soon_is_followed_by_a_full_round_once(
@@ -115,7 +115,7 @@ async def test_a_cursor_that_expires_soon_is_followed_by_a_full_round_once(
     assert row.state == "connected"
 
 
-async def test_an_answer_with_neither_token_is_no_end(google: GoogleCalendarUnderTest) -> None:
+async def test_a_response_with_neither_token_is_no_end(google: GoogleCalendarUnderTest) -> None:
     google.add("kept")
     await google.sync()
     google.fake.expire_tokens()
@@ -138,13 +138,13 @@ async def test_events_move_out_of_the_window_and_back(google: GoogleCalendarUnde
     await google.sync()
     google.move(event, in_hours=24 * 60)
     await google.sync()
-    away = (await google.events())[event]
-    assert not away.is_deleted
+    outside = (await google.events())[event]
+    assert not outside.is_deleted
     google.move(event, in_hours=48)
     await google.sync()
     back = (await google.events())[event]
     assert not back.is_deleted
-    assert back.id == away.id
+    assert back.id == outside.id
 
 
 async def test_of_several_links_an_event_gets_one_that_the_runner_can_join(
@@ -156,7 +156,7 @@ async def test_of_several_links_an_event_gets_one_that_the_runner_can_join(
     row = (await google.events())[event]
     assert (row.meeting_url, row.meeting_platform) == (meeting, "zoom")
     google.settings.bot_runner_platforms = frozenset({"webex"})
-    # Another runner tells no event as changed by itself; with its next change an event has the other link.
+    # Another runner changes no event by itself; with its next change an event has the other link.
     google.fake.update_event(event, summary="renamed")
     async with factories.sync_engine(google.settings, google.sessions) as engine:
         await factories.sync_now(engine, google.sessions, google.id)

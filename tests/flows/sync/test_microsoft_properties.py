@@ -144,7 +144,7 @@ async def test_what_is_stored_is_the_mailboxs_window(
     all_day_style,
 ) -> None:
     monkeypatch.setattr(sync_engine, "_FULL_ROUND_AGAIN_AFTER", timedelta(0))
-    # Masses that an answer leaves out are believed at once here, and hiccups take no time.
+    # Masses that a response leaves out are believed at once here, and hiccups take no time.
     monkeypatch.setattr(deletions, "_SHRINKS_ALL_OF", 10**6)
     monkeypatch.setattr(deletions, "_SHRINKS_MOST_OF", 10**6)
     monkeypatch.setattr(failures, "_RETRY_WITHIN_SYNC_AFTER_SECONDS", 0)

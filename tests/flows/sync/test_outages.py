@@ -1,4 +1,4 @@
-"""While many calendars of a platform fail alike: nobody is blamed, one probe at a time looks, all come back."""
+"""While many calendars of a platform fail alike: none is blamed, one probe at a time looks, all come back."""
 
 import asyncio
 import time
@@ -120,7 +120,7 @@ async def fleet(
         yield Fleet(fake_google[0], google_settings, sessions, syncs)
 
 
-# An outage that nobody is to be blamed for although each answer says so; and one where nothing answers.
+# Outages whose responses blame the calendar wrongly, and one without any response.
 OUTAGES: list[dict[str, Any]] = [
     {"status": 401, "reason": "authError"},
     {"status": 404, "reason": "notFound"},
@@ -131,7 +131,7 @@ OUTAGES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("outage", OUTAGES)
 @pytest.mark.settings(calendar_gone_confirm_seconds=0)
-async def test_an_outage_disconnects_nobody_and_all_come_back_soon_after_it(
+async def test_an_outage_disconnects_no_calendar_and_all_come_back_soon_after_it(
     fleet: Fleet, project: TestProject, other_project: TestProject, other_api: Any, outage: dict[str, Any]
 ) -> None:
     ids = await fleet.add(project, 12) + await fleet.add(other_project, 12)
@@ -196,7 +196,7 @@ async def test_a_probe_that_was_killed_is_followed_by_another(fleet: Fleet, proj
     assert not await fleet.is_open()
 
 
-async def test_a_release_that_was_cut_short_is_gone_on_with_by_any_worker(
+async def test_a_release_that_was_cut_short_is_continued_by_any_worker(
     fleet: Fleet, project: TestProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = await fleet.add(project, 8)
@@ -274,7 +274,7 @@ async def test_a_project_full_of_broken_calendars_does_not_keep_the_breaker_open
 ) -> None:
     broken = await fleet.add(project, 10, missing=True)
     await fleet.sync(broken)
-    # It was the only one that was active, so nobody knows better yet.
+    # It was the only active project, so no other one knows better yet.
     assert await fleet.is_open()
     [well] = await fleet.add(other_project, 1)
     await fleet.work([well])
@@ -303,7 +303,7 @@ async def test_probes_take_turns_between_projects(
 
 
 @pytest.mark.settings(calendar_gone_confirm_seconds=0)
-async def test_a_part_of_a_platform_that_fails_alike_disconnects_nobody(
+async def test_a_part_of_a_platform_that_fails_alike_disconnects_no_calendar(
     fleet: Fleet, project: TestProject
 ) -> None:
     """The others' successes keep the breaker closed."""
@@ -318,7 +318,9 @@ async def test_a_part_of_a_platform_that_fails_alike_disconnects_nobody(
     assert {row.state for row in await fleet.rows(broken)} == {"connected"}
 
 
-async def test_a_breaker_that_nobody_waits_for_closes(fleet: Fleet, project: TestProject, api: Any) -> None:
+async def test_a_breaker_that_no_calendar_waits_for_closes(
+    fleet: Fleet, project: TestProject, api: Any
+) -> None:
     broken = await fleet.add(project, 4, missing=True)
     await fleet.sync(broken)
     assert await fleet.is_open()
@@ -327,7 +329,7 @@ async def test_a_breaker_that_nobody_waits_for_closes(fleet: Fleet, project: Tes
     await fleet.shift("UPDATE sync_breakers SET next_probe_at = now(), probe_until = NULL")
     await breakers.Breakers(fleet.sessions).look()
     assert not await fleet.is_open()
-    # Nor does the next failure open it again by the votes of those that are gone.
+    # Nor does the next failure open it again by the votes of those that are deleted.
     await fleet.sync(await fleet.add(project, 1, missing=True))
     assert not await fleet.is_open()
 
@@ -354,7 +356,7 @@ async def test_a_project_that_cannot_be_asked_does_not_take_the_probes_turn(
 async def test_a_calendar_that_went_well_is_asked_before_those_that_fail(
     fleet: Fleet, project: TestProject, other_project: TestProject
 ) -> None:
-    """Whoever has many projects full of broken calendars has no more than a moment of the others' time."""
+    """Many projects full of broken calendars take no more than a moment of the others' time."""
     [well] = await fleet.add(other_project, 1)
     await fleet.sync([well])
     broken = []
@@ -401,10 +403,10 @@ async def test_our_own_database_is_no_fault_of_the_platform(
 async def test_a_new_feed_waits_only_a_moment_for_a_host_that_others_feeds_have_left(
     settings: Settings, sessions: Sessions, project: TestProject, other_project: TestProject
 ) -> None:
-    answers = {"/well": Response(_FEED, media_type="text/calendar")}
+    responses = {"/well": Response(_FEED, media_type="text/calendar")}
 
     async def host(scope: Any, receive: Any, send: Any) -> None:
-        await answers.get(scope["path"], Response(status_code=404))(scope, receive, send)
+        await responses.get(scope["path"], Response(status_code=404))(scope, receive, send)
 
     async with serve(host) as url, factories.sync_engine(settings, sessions) as syncs:
 
@@ -413,7 +415,7 @@ async def test_a_new_feed_waits_only_a_moment_for_a_host_that_others_feeds_have_
             return await factories.add_calendar(sessions, settings, owner.id, platform="ics", secrets=secrets)
 
         for n in range(3):
-            await factories.sync_now(syncs, sessions, await add(project, f"gone{n}"))
+            await factories.sync_now(syncs, sessions, await add(project, f"missing{n}"))
         async with transaction(sessions) as session:
             opened = await session.execute(
                 text(

@@ -16,7 +16,7 @@ from app.models import WebhookDelivery
 from app.settings import Settings
 from app.webhooks.outbox import announce
 from tests.conftest import FERNET_KEY, StartWorker, TestProject
-from tests.fakes.receiver import Answer, Receiver
+from tests.fakes.receiver import Receiver, Response
 from tests.fakes.server import serve
 from tests.flows.conftest import GoogleCalendarUnderTest
 
@@ -29,11 +29,11 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 
 async def subscribe(api: Any, receiver: Receiver, *triggers: str, **fields: Any) -> dict[str, Any]:
-    answer = await api.post(
+    response = await api.post(
         "/api/v1/webhooks", json={"url": receiver.url + "/hook", "triggers": list(triggers), **fields}
     )
-    assert answer.status_code == 201, answer.text
-    created: dict[str, Any] = answer.json()
+    assert response.status_code == 201, response.text
+    created: dict[str, Any] = response.json()
     return created
 
 
@@ -72,15 +72,15 @@ async def test_a_change_at_the_provider_reaches_the_application_and_leads_it_to_
     _, second = await receiver.wait_for(2)
     payload = second.verify(webhook["secret"])
     assert payload["data"]["changes"] == {"created": 0, "updated": 1, "deleted": 0}
-    (told,) = payload["data"]["events"]
-    assert told["change"] == "updated"
-    assert told["changed_fields"]["name"] == {"old": "before", "new": "after"}
-    answer = await api.get(
+    (notified,) = payload["data"]["events"]
+    assert notified["change"] == "updated"
+    assert notified["changed_fields"]["name"] == {"old": "before", "new": "after"}
+    response = await api.get(
         "/api/v1/calendar_events",
         params={"calendar_id": google.id, "updated_after": payload["data"]["updated_after"]},
     )
-    assert [row["name"] for row in answer.json()["results"]] == ["after"]
-    assert [row["id"] for row in answer.json()["results"]] == [told["id"]]
+    assert [row["name"] for row in response.json()["results"]] == ["after"]
+    assert [row["id"] for row in response.json()["results"]] == [notified["id"]]
     assert len(await until_delivered(api, webhook, 2)) == 2
 
     await api.post(f"/api/v1/calendars/{google.id}/sync")
@@ -90,17 +90,17 @@ async def test_a_change_at_the_provider_reaches_the_application_and_leads_it_to_
 
 
 @pytest.mark.settings(webhook_retry_schedule_seconds=(600.0, 600.0))
-async def test_an_endpoint_that_was_away_gets_one_message_that_tells_everything(
+async def test_an_endpoint_that_was_unavailable_gets_one_message_with_all_changes(
     google: GoogleCalendarUnderTest, api, receiver: Receiver, worker
 ) -> None:
     webhook = await subscribe(api, receiver, "calendar.events_update")
-    receiver.answer = Answer(503)
-    told_after = None
+    receiver.response = Response(503)
+    updated_after = None
     for number in range(3):
         google.add(f"event {number}")
         await api.post(f"/api/v1/calendars/{google.id}/sync")
         await receiver.wait_for(number + 1)
-        told_after = told_after or receiver.received[0].json["data"]["updated_after"]
+        updated_after = updated_after or receiver.received[0].json["data"]["updated_after"]
         async with asyncio.timeout(5):
             while not (await deliveries(api, webhook))[0]["attempts"]:
                 await asyncio.sleep(0.02)
@@ -109,20 +109,20 @@ async def test_an_endpoint_that_was_away_gets_one_message_that_tells_everything(
     assert rows[2]["merged_into"] == rows[1]["id"]
     assert rows[1]["merged_into"] == rows[0]["id"]
 
-    receiver.answer = Answer()
-    answer = await api.post(
+    receiver.response = Response()
+    response = await api.post(
         f"/api/v1/webhooks/{webhook['id']}/replay", json={"since": "2020-01-01T00:00:00Z"}
     )
-    assert answer.json() == {"count": 1}
+    assert response.json() == {"count": 1}
     last = (await receiver.wait_for(4))[3]
     data = last.verify(webhook["secret"])["data"]
     assert data["changes"] == {"created": 3, "updated": 0, "deleted": 0}
-    assert data["updated_after"] == told_after
+    assert data["updated_after"] == updated_after
     assert (await until_delivered(api, webhook, 1))[0]["id"] == rows[0]["id"]
     assert len(receiver.received) == 4
 
 
-async def test_a_disconnect_and_a_reconnect_are_told_once_each(
+async def test_a_disconnect_and_a_reconnect_are_announced_once_each(
     google: GoogleCalendarUnderTest, api, receiver: Receiver, worker
 ) -> None:
     webhook = await subscribe(api, receiver, "calendar.state_change")
@@ -135,15 +135,15 @@ async def test_a_disconnect_and_a_reconnect_are_told_once_each(
     assert data["connection_failure_data"]["error"]
 
     fresh = google.fake.add_grant()
-    answer = await api.patch(f"/api/v1/calendars/{google.id}", json={"refresh_token": fresh})
-    assert answer.status_code == 200
+    response = await api.patch(f"/api/v1/calendars/{google.id}", json={"refresh_token": fresh})
+    assert response.status_code == 200
     _, back = await receiver.wait_for(2)
     assert back.verify(webhook["secret"])["data"]["state"] == "connected"
     assert len(await until_delivered(api, webhook, 2)) == 2
     assert len(receiver.received) == 2
 
 
-async def tell(sessions: Sessions, project: TestProject) -> None:
+async def notify(sessions: Sessions, project: TestProject) -> None:
     async with transaction(sessions) as session:
         await announce(
             session,
@@ -164,8 +164,8 @@ async def test_a_worker_that_is_killed_while_sending_loses_nothing(
     start_worker: StartWorker,
 ) -> None:
     webhook = await subscribe(api, receiver, "calendar.state_change")
-    receiver.script.append(Answer(delay=30))
-    await tell(sessions, project)
+    receiver.script.append(Response(delay=30))
+    await notify(sessions, project)
     process = subprocess.Popen(
         [sys.executable, "-m", "app.cli.main", "worker"],
         env={
@@ -202,7 +202,7 @@ async def test_without_redis_everything_is_delivered_all_the_same(
 ) -> None:
     webhook = await subscribe(api, receiver, "calendar.state_change")
     for _ in range(10):
-        await tell(sessions, project)
+        await notify(sessions, project)
     assert len(await until_delivered(api, webhook, 10)) == 10
     assert len(set(receiver.ids)) == 10
 
@@ -212,12 +212,20 @@ async def test_whatever_an_endpoint_does_every_delivery_arrives_with_one_id_and_
     sessions: Sessions, project: TestProject, api, receiver: Receiver, start_worker: StartWorker
 ) -> None:
     webhook = await subscribe(api, receiver, "calendar.state_change")
-    moods = [Answer(), Answer(500), Answer(), Answer(delay=0.02), Answer(302), Answer(429), Answer(404)]
+    moods = [
+        Response(),
+        Response(500),
+        Response(),
+        Response(delay=0.02),
+        Response(302),
+        Response(429),
+        Response(404),
+    ]
     receiver.script.extend(moods * 12)
     for _ in range(2):
         await start_worker()
     for _ in range(30):
-        await tell(sessions, project)
+        await notify(sessions, project)
     await until_all_done(sessions)
     async with sessions() as session:
         rows = list(await session.scalars(select(WebhookDelivery)))

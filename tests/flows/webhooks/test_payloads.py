@@ -55,8 +55,8 @@ async def described(api: httpx.AsyncClient) -> Described:
     return Described((await api.get("/openapi.json")).json())
 
 
-async def _until_told(receiver: Receiver, count: int) -> None:
-    """Both endpoints were told `count` times."""
+async def _until_notified(receiver: Receiver, count: int) -> None:
+    """Wait until both endpoints were notified `count` times."""
     await receiver.wait_for(2 * count)
 
 
@@ -66,11 +66,11 @@ async def test_everything_that_is_sent_is_described(
 ) -> None:
     sync = f"/api/v1/calendars/{google.id}/sync"
     moving = google.add("moving", location=ZOOM, attendees=[{"email": "bob@example.org", "optional": True}])
-    gone = google.add("gone")
+    removed = google.add("removed")
     today = utcnow().date()
     google.fake.add_event(start=today + timedelta(days=2), end=today + timedelta(days=3), summary="a day")
     await api.post(sync)
-    await _until_told(receiver, 1)
+    await _until_notified(receiver, 1)
 
     event_id = (await google.events())[moving].id
     made = await api.post("/api/v1/bots", json={"calendar_event_id": event_id, "bot_name": "Notetaker"})
@@ -78,33 +78,33 @@ async def test_everything_that_is_sent_is_described(
     by_hand = {"bot_name": "B", "meeting_url": ZOOM, "join_at": isoformat(utcnow() + timedelta(days=2))}
     other = f"/api/v1/bots/{(await api.post('/api/v1/bots', json=by_hand)).json()['id']}"
     google.move(moving, in_hours=48)
-    google.fake.delete_event(gone)
+    google.fake.delete_event(removed)
     await api.post(sync)
-    await _until_told(receiver, 3)  # the events, and the bot that follows one of them
+    await _until_notified(receiver, 3)  # the events, and the bot that follows one of them
     assert (await api.patch(bot, json={"bot_name": "Other"})).status_code == 200
     assert (await api.patch(other, json={"metadata": {"a": "b"}})).status_code == 200
     assert (await api.delete(other)).status_code == 200
-    await _until_told(receiver, 6)
+    await _until_notified(receiver, 6)
 
     google.fake.revoke_grant(google.fake.refresh_token)
     google.fake.expire_access_tokens()
     await api.post(sync)
-    await _until_told(receiver, 8)  # the calendar, and its bot that is gone
+    await _until_notified(receiver, 8)  # the calendar, and its bot that is removed
     fresh = google.fake.add_grant()
     await api.patch(f"/api/v1/calendars/{google.id}", json={"refresh_token": fresh})
-    await _until_told(receiver, 9)
+    await _until_notified(receiver, 9)
 
     faults = {received.body: described.faults(received.json) for received in receiver.received}
     assert [fault for fault in faults.items() if fault[1]] == []
-    told = [received.json for received in receiver.received if received.path == "/with_events"]
-    assert {body["trigger"] for body in told} == {
+    bodies = [received.json for received in receiver.received if received.path == "/with_events"]
+    assert {body["trigger"] for body in bodies} == {
         "calendar.events_update",
         "calendar.state_change",
         "bot.state_change",
     }
-    changes = [event["change"] for body in told for event in body["data"].get("events", [])]
+    changes = [event["change"] for body in bodies for event in body["data"].get("events", [])]
     assert sorted(changes) == ["created", "created", "created", "deleted", "updated"]
-    assert {body["data"]["event_type"] for body in told if "bot_id" in body} == {
+    assert {body["data"]["event_type"] for body in bodies if "bot_id" in body} == {
         "event_changed",
         "updated",
         "deleted",
@@ -126,13 +126,13 @@ async def test_what_a_guests_click_sends_is_described(
         "recurrence": ["RRULE:FREQ=WEEKLY;COUNT=2"],
     }
     event = (await api.post("/api/v1/calendar_events", json=body)).json()
-    await _until_told(receiver, 1)
+    await _until_notified(receiver, 1)
     subject = Subject(calendar_id, event["ical_uid"], "", "bob@example.org")
     token = RsvpTokens(settings.fernet_keys).sign(subject)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://testserver") as guest:
         page = await guest.post("/rsvp/", data={"token": token, "action": "accepted"})
     assert page.status_code == 200
-    await _until_told(receiver, 3)  # the answer, and the events that it changed
+    await _until_notified(receiver, 3)  # the reply, and the events that it changed
     bodies = [received.json for received in receiver.received]
     assert {body["trigger"] for body in bodies} == {"calendar.events_update", "event.rsvp_update"}
     assert [fault for body in bodies for fault in described.faults(body)] == []
@@ -144,8 +144,8 @@ async def test_a_test_message_is_described(
 ) -> None:
     body = {"url": f"{receiver.url}/hook", "triggers": [trigger]}
     webhook = (await api.post("/api/v1/webhooks", json=body)).json()
-    answer = await api.post(f"/api/v1/webhooks/{webhook['id']}/test")
-    assert answer.json()["status"] == "success"
+    response = await api.post(f"/api/v1/webhooks/{webhook['id']}/test")
+    assert response.json()["status"] == "success"
     (received,) = receiver.received
     assert received.json["trigger"] == trigger
     assert described.faults(received.json) == []

@@ -148,9 +148,11 @@ async def calbridge(google_settings, project):
 
 
 async def subscribe(calbridge, receiver: ReceiverProcess) -> dict[str, Any]:
-    answer = await calbridge.post("/api/v1/webhooks", json={"url": receiver.url, "triggers": list(TRIGGERS)})
-    assert answer.status_code == 201, answer.text
-    created: dict[str, Any] = answer.json()
+    response = await calbridge.post(
+        "/api/v1/webhooks", json={"url": receiver.url, "triggers": list(TRIGGERS)}
+    )
+    assert response.status_code == 201, response.text
+    created: dict[str, Any] = response.json()
     return created
 
 
@@ -174,33 +176,33 @@ async def test_it_takes_every_message_that_a_worker_delivers(
         google.add(f"event {number}")
     await make_due(google)
     await receiver.until(lambda: len(receiver.stored()["events"]) == 121)
-    gone = google.add("short-lived")
+    removed = google.add("short-lived")
     await make_due(google)
     await receiver.until(lambda: len(receiver.stored()["events"]) == 122)
-    google.fake.delete_event(gone)
+    google.fake.delete_event(removed)
     await make_due(google)
     await receiver.until(lambda: len(receiver.stored()["events"]) == 121)
 
     # A bot, which moves with its event.
     [event_id] = [id_ for id_, event in receiver.stored()["events"].items() if event["name"] == "first"]
-    answer = await calbridge.post(
+    response = await calbridge.post(
         "/api/v1/bots", json={"calendar_event_id": event_id, "bot_name": "Notetaker"}
     )
-    assert answer.status_code == 201, answer.text
-    bot_id = answer.json()["id"]
+    assert response.status_code == 201, response.text
+    bot_id = response.json()["id"]
     google.move(first, in_hours=30)
     await make_due(google)
     await receiver.until(lambda: receiver.stored()["bots"] == {bot_id: "scheduled"})
 
     # The process dies, a change happens meanwhile, and it goes on where it was.
     receiver.kill()
-    google.add("while it was away")
+    google.add("while it was unavailable")
     await make_due(google)
     await receiver.start(*start)
     await calbridge.post(f"/api/v1/webhooks/{webhook['id']}/replay", json={"since": "2020-01-01T00:00:00Z"})
     await receiver.until(lambda: len(receiver.stored()["events"]) == 122)
 
-    # An answer of a guest of a hosted calendar.
+    # A reply of a guest of a hosted calendar.
     local = {"platform": "local", "name": "Lectures", "owner_email": "ada@example.com", "timezone": "Europe/Paris"}  # fmt: skip
     calendar_id = (await calbridge.post("/api/v1/calendars", json=local)).json()["id"]
     body = {
@@ -213,8 +215,8 @@ async def test_it_takes_every_message_that_a_worker_delivers(
     event = (await calbridge.post("/api/v1/calendar_events", json=body)).json()
     tokens = RsvpTokens(google_settings.fernet_keys)
     token = tokens.sign(Subject(calendar_id, event["ical_uid"], "", "bob@example.org"))
-    answered = await calbridge.post("/rsvp/", data={"token": token, "action": "accepted"})
-    assert answered.status_code == 200, answered.text
+    clicked = await calbridge.post("/rsvp/", data={"token": token, "action": "accepted"})
+    assert clicked.status_code == 200, clicked.text
 
     def accepted() -> bool:
         stored = receiver.stored()["events"].get(event["id"])
@@ -278,7 +280,7 @@ async def test_it_refuses_what_is_forged_recorded_or_unsigned(receiver) -> None:
         assert changed.status_code == 401
         no_text = await client.post(receiver.url, content=b"\xff", headers=headers(secret))
         assert no_text.status_code == 401
-        # A sender that goes away in the middle of the body does no harm.
+        # A sender that disconnects in the middle of the body does no harm.
         reader, writer = await asyncio.open_connection("127.0.0.1", receiver.port)
         writer.write(b"POST /webhook HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
         await writer.drain()
@@ -302,7 +304,7 @@ async def test_it_reads_no_more_of_a_body_than_a_delivery_may_have(receiver) -> 
             await writer.drain()
     status = b""
     async with asyncio.timeout(30):
-        # A connection that is closed with bytes unread may lose the answer.
+        # A connection that is closed with bytes unread may lose the response.
         with suppress(ConnectionError):
             status = await reader.readline()
     assert status == b"" or status.split()[1] == b"413"

@@ -1,7 +1,7 @@
 """Loaded by schemathesis (test_openapi.py): what is valid by the document is taken, what is not is refused.
 
 JSON Schema cannot say everything. What a valid request may be refused for all the same stands in `_REFUSED_FOR`,
-by the sentence that the answer has; any other refusal is reported.
+by the sentence that the response has; any other refusal is reported.
 """
 
 import json
@@ -51,12 +51,12 @@ _REFUSED_FOR = (
 )
 
 
-def _sentences(answer: Any) -> list[str]:
-    if not isinstance(answer, dict):
+def _sentences(response: Any) -> list[str]:
+    if not isinstance(response, dict):
         return []
     return [
         sentence
-        for value in answer.values()
+        for value in response.values()
         for sentence in (value if isinstance(value, list) else [value])
         if isinstance(sentence, str)
     ]

@@ -1,4 +1,4 @@
-"""A client that reads answers as strictly as one generated from Attendee's OpenAPI document does.
+"""A client that reads responses as strictly as one generated from Attendee's OpenAPI document does.
 
 The models have Attendee's fields and words alone; further fields are ignored, as such clients do.
 """
@@ -80,13 +80,13 @@ class Listed(BaseModel, Generic[Item]):
     results: list[Item]
 
 
-def read(model: type[BaseModel], answer: Any) -> Any:
-    assert answer.status_code in {200, 201}, answer.text
-    return model.model_validate_json(answer.content, strict=True)
+def read(model: type[BaseModel], response: Any) -> Any:
+    assert response.status_code in {200, 201}, response.text
+    return model.model_validate_json(response.content, strict=True)
 
 
 @pytest.mark.parametrize("stored", ["scheduled", "launching", "launched", "fatal_error"])
-async def test_every_answer_can_be_read(api, sessions, project, stored) -> None:
+async def test_every_response_can_be_read(api, sessions, project, stored) -> None:
     body = {"platform": "google", "client_id": 1, "client_secret": "s", "refresh_token": "r"}
     calendar = read(AttendeeCalendar, await api.post("/api/v1/calendars", json=body))
     read(AttendeeCalendar, await api.patch(f"/api/v1/calendars/{calendar.id}", json={"metadata": {"a": "1"}}))

@@ -1,4 +1,4 @@
-"""Answers that the framework would give in its own form (docs/reference/http-api.md, "Errors")."""
+"""Responses that the framework would give in its own form (docs/reference/http-api.md, "Errors")."""
 
 import httpx
 import pytest
@@ -17,10 +17,10 @@ async def test_a_body_that_is_too_large_gets_json(api, size):
             yield b" " * 100_000
 
     content = b" " * size if size else chunks()
-    answer = await api.post("/api/v1/calendars", content=content)
-    assert answer.status_code == 413
-    assert answer.headers["content-type"] == "application/json"
-    assert list(answer.json()) == ["error"]
+    response = await api.post("/api/v1/calendars", content=content)
+    assert response.status_code == 413
+    assert response.headers["content-type"] == "application/json"
+    assert list(response.json()) == ["error"]
 
 
 @pytest.mark.parametrize(
@@ -31,22 +31,22 @@ async def test_a_body_that_is_too_large_gets_json(api, size):
         ("/rsvp/", "GET, HEAD, POST"),
     ],
 )
-async def test_a_wrong_method_is_told_which_ones_are_right(api, path, allowed):
-    answer = await api.put(path)
-    assert (answer.status_code, answer.json()) == (405, {"error": "Method not allowed"})
-    assert answer.headers["allow"] == allowed
+async def test_a_response_to_a_wrong_method_names_the_right_ones(api, path, allowed):
+    response = await api.put(path)
+    assert (response.status_code, response.json()) == (405, {"error": "Method not allowed"})
+    assert response.headers["allow"] == allowed
 
 
 async def test_head_is_get_without_the_body(settings, project):
     app = create_app(settings)
     headers = {"Authorization": f"Token {project.api_key}"}
-    # A real server: one that counts what it was told to send.
+    # A real server: one that counts what it sends.
     async with app.router.lifespan_context(app), serve(app) as url, httpx.AsyncClient(base_url=url) as client:
         for path, status in (
             ("/api/v1/calendars", 200),
             ("/api/v1/calendar_events?page_size=1", 200),
             ("/api/v1/bots/bot_aaaaaaaaaaaaaaaa", 404),
-            ("/api/v1/bots?state=gone", 400),
+            ("/api/v1/bots?state=lost", 400),
             ("/healthz", 200),
             ("/openapi.json", 200),
             ("/nothing", 404),
@@ -75,16 +75,16 @@ async def test_a_database_without_room_is_503_and_one_line_in_the_log(api, sessi
             text("CREATE TRIGGER no_room BEFORE INSERT ON calendars FOR EACH ROW EXECUTE FUNCTION no_room()")
         )
     with capture_logs() as logs:
-        answer = await api.post(
+        response = await api.post(
             "/api/v1/calendars", json={"platform": "ics", "feed_url": "https://calendar.invalid/feed.ics"}
         )
-    assert (answer.status_code, list(answer.json())) == (503, ["error"])
-    assert int(answer.headers["Retry-After"]) > 0
-    told = [log for log in logs if log["event"] != "request"]
-    assert [(log["event"], log["sqlstate"]) for log in told] == [("database_unavailable", sqlstate)]
+    assert (response.status_code, list(response.json())) == (503, ["error"])
+    assert int(response.headers["Retry-After"]) > 0
+    logged = [log for log in logs if log["event"] != "request"]
+    assert [(log["event"], log["sqlstate"]) for log in logged] == [("database_unavailable", sqlstate)]
 
 
 async def test_head_does_not_use_up_a_browsers_way_back_from_oauth(api):
-    answer = await api.head("/oauth/google/callback?state=x&code=y")
-    assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
+    response = await api.head("/oauth/google/callback?state=x&code=y")
+    assert (response.status_code, response.headers["allow"]) == (405, "GET")
     assert (await api.get("/oauth/google/callback?state=x&code=y")).status_code != 405

@@ -22,7 +22,7 @@ async def count(sessions, model):
         return await session.scalar(select(func.count()).select_from(model))
 
 
-async def test_the_same_key_and_body_give_the_first_answer_again(api, sessions):
+async def test_the_same_key_and_body_give_the_first_response_again(api, sessions):
     first, second = await post(api, "k1"), await post(api, "k1")
     assert (first.status_code, second.status_code) == (201, 201)
     assert first.content == second.content
@@ -40,8 +40,8 @@ async def test_without_a_key_or_with_another_each_request_is_done(api, sessions)
 
 async def test_the_same_key_with_another_body_is_a_conflict(api, sessions):
     await post(api, "k1")
-    answer = await post(api, "k1", {**BODY, "client_id": "other"})
-    assert (answer.status_code, list(answer.json())) == (409, ["error"])
+    response = await post(api, "k1", {**BODY, "client_id": "other"})
+    assert (response.status_code, list(response.json())) == (409, ["error"])
     assert await count(sessions, Calendar) == 1
 
 
@@ -56,10 +56,10 @@ async def test_projects_do_not_share_keys(api, other_api, sessions):
     assert first.json()["id"] != second.json()["id"]
 
 
-async def test_of_requests_at_the_same_time_one_does_the_work_and_all_get_its_answer(api, sessions):
-    answers = await asyncio.gather(*(post(api, "k1") for _ in range(10)))
-    assert {answer.status_code for answer in answers} == {201}
-    assert len({answer.content for answer in answers}) == 1
+async def test_of_requests_at_the_same_time_one_does_the_work_and_all_get_its_response(api, sessions):
+    responses = await asyncio.gather(*(post(api, "k1") for _ in range(10)))
+    assert {response.status_code for response in responses} == {201}
+    assert len({response.content for response in responses}) == 1
     assert await count(sessions, Calendar) == 1
 
 
@@ -88,7 +88,9 @@ async def test_after_24_hours_the_key_is_new(api, sessions):
     assert await count(sessions, Calendar) == 2
 
 
-async def test_a_repeated_sync_request_is_answered_again_and_queued_once(api, sessions, settings, project):
+async def test_a_repeated_sync_request_gets_its_response_again_and_is_queued_once(
+    api, sessions, settings, project
+):
     calendar_id = await factories.add_calendar(sessions, settings, project.id, secrets={})
     url = f"{URL}/{calendar_id}/sync"
     assert (await post(api, "k1", None, url)).status_code == 202
@@ -102,11 +104,11 @@ async def test_a_repeated_sync_request_is_answered_again_and_queued_once(api, se
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "a\tb", "é"])
 async def test_a_key_that_cannot_be_one_is_refused(api, key):
-    answer = await api.post(URL, json=BODY, headers={"Idempotency-Key": key.encode("latin-1")})
-    assert (answer.status_code, list(answer.json())) == (400, ["error"])
+    response = await api.post(URL, json=BODY, headers={"Idempotency-Key": key.encode("latin-1")})
+    assert (response.status_code, list(response.json())) == (400, ["error"])
 
 
-async def test_kept_answers_are_sealed(api, sessions):
+async def test_stored_responses_are_sealed(api, sessions):
     await post(api, "k1")
     async with sessions() as session:
         body = await session.scalar(select(StoredResponse.body))

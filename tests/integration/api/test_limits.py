@@ -15,12 +15,12 @@ BODY = {"bot_name": "Notetaker", "meeting_url": "https://zoom.us/j/5551112222"}
 
 
 async def posts(api, count, **options):
-    answers = await asyncio.gather(*(api.post(URL, json=BODY, **options) for _ in range(count)))
-    return sorted(answer.status_code for answer in answers)
+    responses = await asyncio.gather(*(api.post(URL, json=BODY, **options) for _ in range(count)))
+    return sorted(response.status_code for response in responses)
 
 
 @pytest.mark.settings(api_posts_per_minute=5)
-async def test_posts_beyond_the_limit_are_told_to_wait(api, other_api, sessions, project) -> None:
+async def test_posts_beyond_the_limit_have_to_wait(api, other_api, sessions, project) -> None:
     assert await posts(api, 8) == [201] * 5 + [429] * 3
     refused = await api.post(URL, json=BODY)
     assert (refused.status_code, list(refused.json())) == (429, ["error"])

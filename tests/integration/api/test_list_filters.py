@@ -48,8 +48,8 @@ async def cost(connection, list_page):
     finally:
         event.remove(Engine, "before_cursor_execute", note)
     (statement, parameters) = seen[-1]
-    answer = await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", *parameters)
-    return [row.id for row in page.rows], sum(map(looked_at, nodes(orjson.loads(answer)[0]["Plan"])))
+    explained = await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", *parameters)
+    return [row.id for row in page.rows], sum(map(looked_at, nodes(orjson.loads(explained)[0]["Plan"])))
 
 
 def nodes(plan):

@@ -40,14 +40,14 @@ async def filled(api, sessions, settings, project):
         body = {"bot_name": name, "meeting_url": "https://zoom.us/j/5551112222"}
         assert (await api.post("/api/v1/bots", json=body)).status_code == 201
         hook = {"url": "https://example.com/", "triggers": ["calendar.events_update"]}
-        answer = await api.post("/api/v1/webhooks", json=hook)
-    return answer.json()["id"]
+        response = await api.post("/api/v1/webhooks", json=hook)
+    return response.json()["id"]
 
 
 async def listed(api, path, **query):
-    answer = await api.get(f"/api/v1/{path}", params=query)
-    assert answer.status_code == 200, answer.text
-    return answer.json()
+    response = await api.get(f"/api/v1/{path}", params=query)
+    assert response.status_code == 200, response.text
+    return response.json()
 
 
 async def test_a_filter_without_a_value_finds_nothing(api, filled) -> None:
@@ -63,9 +63,9 @@ async def test_a_filter_without_a_value_finds_nothing(api, filled) -> None:
 async def test_an_empty_time_is_refused(api, filled) -> None:
     for path, names in TIMES.items():
         for name in names:
-            answer = await api.get(f"/api/v1/{path}", params={name: ""})
-            assert answer.status_code == 400
-            assert answer.json()["error"].startswith(f"{name}: Not a date and time")
+            response = await api.get(f"/api/v1/{path}", params={name: ""})
+            assert response.status_code == 400
+            assert response.json()["error"].startswith(f"{name}: Not a date and time")
 
 
 async def test_parameters_of_attendees_clients_are_accepted_and_misspelt_ones_are_not(api, filled) -> None:
@@ -95,8 +95,8 @@ async def test_links_between_pages_are_app_urls_behind_a_tls_proxy(api, filled) 
         ("10.0.0.7:8000", "http://10.0.0.7:8000"),
         ("calendars.example.org.evil.example", "http://calendars.example.org.evil.example"),
     ):
-        answer = await api.get("/api/v1/bots", params={"page_size": "1"}, headers={"Host": host})
-        assert answer.json()["next"].startswith(f"{origin}/api/v1/bots?page_size=1&cursor="), host
+        response = await api.get("/api/v1/bots", params={"page_size": "1"}, headers={"Host": host})
+        assert response.json()["next"].startswith(f"{origin}/api/v1/bots?page_size=1&cursor="), host
 
 
 @pytest.mark.settings(app_url="http://calendars.example.org:9000")
@@ -105,5 +105,5 @@ async def test_the_port_of_app_url_counts(api, filled) -> None:
         ("calendars.example.org:9000", "http://calendars.example.org:9000"),
         ("calendars.example.org", "http://calendars.example.org"),
     ):
-        answer = await api.get("/api/v1/bots", params={"page_size": "1"}, headers={"Host": host})
-        assert answer.json()["next"].startswith(f"{origin}/api/v1/bots?"), host
+        response = await api.get("/api/v1/bots", params={"page_size": "1"}, headers={"Host": host})
+        assert response.json()["next"].startswith(f"{origin}/api/v1/bots?"), host

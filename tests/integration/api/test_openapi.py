@@ -1,4 +1,4 @@
-"""The API under schemathesis' fire: whatever is sent, the answer is one that the OpenAPI document describes.
+"""Schemathesis against the API: any request gets a response that the OpenAPI document describes.
 
 Schemathesis runs in a process of its own against a real server over HTTP, so that nothing between the socket
 and the database is left out.
@@ -31,12 +31,12 @@ unsupported_method.enabled = false
 positive_data_acceptance.enabled = false
 negative_data_rejection.enabled = false
 
-# Some of its answers are empty, and so of no type.
+# Some of its responses are empty, and so of no type.
 [[operations]]
 include-path = "/notifications/microsoft"
 checks.content_type_conformance.enabled = false
 
-# The provider behind it is away here, and it says so.
+# The provider behind it is unavailable here, and it says so.
 [[operations]]
 include-path = "/api/v1/calendars/{{calendar_id}}/remote_calendars"
 checks.not_a_server_error.expected-statuses = ["2xx", "4xx", 502]
@@ -83,7 +83,7 @@ async def _seed_hosted(api):
     event = {"calendar_id": calendar_id, "name": "Analysis", "send_invitations": False}
     times = {"start_time": "2031-01-31T09:00:00Z", "end_time": "2031-01-31T10:00:00Z"}
     made = [await api.post("/api/v1/calendar_events", json={**event, **times}) for _ in range(10)]
-    return {"calendar_id": calendar_id, "events": [answer.json()["id"] for answer in made]}
+    return {"calendar_id": calendar_id, "events": [response.json()["id"] for response in made]}
 
 
 def _config(known):
@@ -100,7 +100,7 @@ def _config(known):
     google_oauth_token_url="http://127.0.0.1:1/token",
     microsoft_oauth_token_url="http://127.0.0.1:1/token",
 )
-async def test_every_answer_is_one_that_the_document_describes(api, settings, sessions, project, tmp_path):
+async def test_every_response_is_one_that_the_document_describes(api, settings, sessions, project, tmp_path):
     (tmp_path / "schemathesis.toml").write_text(_config(await _seed(api, sessions, project.id)))
     async with serve(create_app(settings)) as url:
         command = [

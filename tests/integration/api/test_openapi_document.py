@@ -46,7 +46,7 @@ async def test_every_example_of_a_body_is_one(document):
 
 
 async def test_no_body_has_a_default_that_generated_clients_would_send(document):
-    """A generator believes `default`: it sends what nobody gave, or demands the field."""
+    """A generator believes `default`: it sends what the caller did not give, or demands the field."""
     bodies = {
         name
         for name in document["components"]["schemas"]
@@ -59,7 +59,7 @@ async def test_no_body_has_a_default_that_generated_clients_would_send(document)
     assert "Default: `true`." in json.dumps(document["components"]["schemas"]["WebhookCreate"])
 
 
-async def test_no_answer_is_declared_that_is_never_sent(document):
+async def test_no_response_is_declared_that_is_never_sent(document):
     for name, operation in _operations(document):
         assert "422" not in operation["responses"], name
     assert "HTTPValidationError" not in document["components"]["schemas"]
@@ -80,7 +80,7 @@ async def test_times_are_date_times(document):
                 assert "date-time" in json.dumps(shape), f"{name}.{field}"
 
 
-async def test_bad_input_is_an_answer_of_what_takes_input_alone(document):
+async def test_only_operations_that_take_input_declare_a_response_for_bad_input(document):
     # They refuse for the object's state.
     by_state = {"DELETE /api/v1/bots/{bot_id}", "GET /api/v1/calendar_events/{event_id}.ics"}
     by_state.add("GET /api/v1/calendars/{calendar_id}/remote_calendars")
@@ -215,8 +215,8 @@ async def test_every_trigger_is_described_as_what_is_really_sent(document):
 
 
 async def test_the_start_page_leads_to_the_documentation(api):
-    answer = await api.get("/")
-    assert (answer.status_code, answer.headers["location"]) == (302, "/docs")
+    response = await api.get("/")
+    assert (response.status_code, response.headers["location"]) == (302, "/docs")
 
 
 async def test_the_documentation_loads_nothing_from_other_servers(api):

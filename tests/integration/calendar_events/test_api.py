@@ -61,9 +61,9 @@ def add_events(sessions, project):
 
 
 async def ids(api, **query):
-    answer = await api.get(URL, params=query)
-    assert answer.status_code == 200, answer.text
-    return [result["id"] for result in answer.json()["results"]]
+    response = await api.get(URL, params=query)
+    assert response.status_code == 200, response.text
+    return [result["id"] for result in response.json()["results"]]
 
 
 async def walk(api, link, towards="next"):
@@ -84,7 +84,7 @@ PERSON = {
 }  # fmt: skip
 
 
-async def test_an_event_is_answered_with_exactly_the_contracts_fields(api, calendar_id, add_events):
+async def test_an_event_has_exactly_the_contracts_fields(api, calendar_id, add_events):
     (event_id,) = await add_events(
         calendar_id,
         {
@@ -133,8 +133,8 @@ async def test_raw_comes_back_as_the_very_text_that_was_stored(api, sessions, ca
 async def test_another_projects_event_is_not_found(api, other_api, calendar_id, add_events):
     (event_id,) = await add_events(calendar_id, {})
     for name in (event_id, f"{event_id}.ics"):
-        answer = await other_api.get(f"{URL}/{name}")
-        assert (answer.status_code, answer.json()) == (404, {"error": "Calendar event not found"})
+        response = await other_api.get(f"{URL}/{name}")
+        assert (response.status_code, response.json()) == (404, {"error": "Calendar event not found"})
     assert await ids(other_api) == []
     assert await ids(other_api, calendar_id=calendar_id) == []
     assert await ids(other_api, event_id=event_id) == []
@@ -151,8 +151,8 @@ async def test_what_cannot_be_an_id_is_not_found(api):
         "x.ics",
         "evt_0000000000000000.ics",
     ):
-        answer = await api.get(f"{URL}/{name}")
-        assert (answer.status_code, answer.json()) == (404, {"error": "Calendar event not found"}), name
+        response = await api.get(f"{URL}/{name}")
+        assert (response.status_code, response.json()) == (404, {"error": "Calendar event not found"}), name
 
 
 # -- lists --------------------------------------------------------------------------------------------------
@@ -243,15 +243,15 @@ async def test_times_in_queries_may_have_any_offset_or_none(api, calendar_id, ad
 
 async def test_each_filter_narrows_the_list(api, calendar_id, add_calendar, add_events):
     other = await add_calendar()
-    (early, late, gone) = await add_events(
+    (early, late, deleted) = await add_events(
         calendar_id,
         {"ical_uid": "x", "updated_at": START + 3 * HOUR},
         {"start_time": START + HOUR, "end_time": START + 2 * HOUR, "updated_at": START + 2 * HOUR},
         {"is_deleted": True, "start_time": None, "end_time": None, "updated_at": START + HOUR},
     )
     (elsewhere,) = await add_events(other, {"ical_uid": "x"})
-    assert await ids(api, calendar_id=calendar_id) == [early, late, gone]
-    assert await ids(api, calendar_deduplication_key="u1") == [early, late, gone]
+    assert await ids(api, calendar_id=calendar_id) == [early, late, deleted]
+    assert await ids(api, calendar_deduplication_key="u1") == [early, late, deleted]
     assert await ids(api, calendar_deduplication_key="u1", calendar_id=other) == []
     assert await ids(api, event_id=late) == [late]
     assert await ids(api, event_id=late, calendar_id=other) == []
@@ -259,7 +259,7 @@ async def test_each_filter_narrows_the_list(api, calendar_id, add_calendar, add_
     assert await ids(api, ical_uid="x", calendar_id=other) == [elsewhere]
     assert await ids(api, start_time_gte="2026-01-01T12:30:00Z") == [late]
     assert await ids(api, end_time_lte="2026-01-01T13:00:00Z") == [early, elsewhere]
-    assert await ids(api, is_deleted="true") == [gone]
+    assert await ids(api, is_deleted="true") == [deleted]
     assert await ids(api, is_deleted="False") == [early, late, elsewhere]
     for query in (
         {"calendar_id": "cal_0000000000000000"},
@@ -311,9 +311,9 @@ BAD_QUERIES = [
 
 async def test_bad_query_values_are_refused_with_a_sentence(api):
     for query, sentence in BAD_QUERIES:
-        answer = await api.get(f"{URL}?{query}")
-        assert answer.status_code == 400, query
-        assert answer.json()["error"].startswith(sentence), query
+        response = await api.get(f"{URL}?{query}")
+        assert response.status_code == 400, query
+        assert response.json()["error"].startswith(sentence), query
 
 
 async def test_no_cursor_however_made_up_is_an_error_of_the_server(api, calendar_id, add_events):
@@ -326,14 +326,14 @@ async def test_no_cursor_however_made_up_is_an_error_of_the_server(api, calendar
         _raw_cursor("-updated_at", "2026-01-01", "evt_1", False),
     ]
     for cursor in made_up:
-        answer = await api.get(URL, params={"cursor": cursor})
-        assert answer.status_code in {200, 400}, cursor
+        response = await api.get(URL, params={"cursor": cursor})
+        assert response.status_code in {200, 400}, cursor
 
 
 async def test_a_query_that_is_not_utf_8_is_no_error_of_the_server(api, calendar_id, add_events):
     await add_events(calendar_id, {}, {})
-    answer = await api.get(f"{URL}?page_size=1&ical_uid=%ff")
-    assert (answer.status_code, answer.json()["results"]) == (200, [])
+    response = await api.get(f"{URL}?page_size=1&ical_uid=%ff")
+    assert (response.status_code, response.json()["results"]) == (200, [])
 
 
 async def test_rows_that_an_older_change_in_flight_could_undercut_are_held_back_over_the_project(
@@ -376,7 +376,7 @@ async def test_a_page_takes_three_statements_at_most(api, calendar_id, add_event
         event.remove(Engine, "before_cursor_execute", note)
 
 
-async def test_an_event_that_is_gone_stays_in_the_list(api, calendar_id, add_events):
+async def test_a_deleted_event_stays_in_the_list(api, calendar_id, add_events):
     (event_id,) = await add_events(calendar_id, {"is_deleted": True})
     (shown,) = (await api.get(URL)).json()["results"]
     assert (shown["id"], shown["is_deleted"]) == (event_id, True)
@@ -392,11 +392,11 @@ async def test_a_providers_calendar_is_read_only_and_says_so(api, calendar_id, a
     sentence = "This is a google calendar, and access to it is read-only: change its events at Google."
     created = await api.post(URL, json={**NEW, "calendar_id": calendar_id})
     assert (created.status_code, created.json()) == (400, {"calendar_id": [sentence]})
-    for answer in (
+    for response in (
         await api.patch(f"{URL}/{event_id}", json={"name": "y"}),
         await api.delete(f"{URL}/{event_id}"),
     ):
-        assert (answer.status_code, answer.json()) == (400, {"non_field_errors": [sentence]})
+        assert (response.status_code, response.json()) == (400, {"non_field_errors": [sentence]})
     assert await ids(api) == [event_id]
 
 
@@ -404,11 +404,11 @@ async def test_writing_to_another_project_is_not_found(other_api, calendar_id, a
     (event_id,) = await add_events(calendar_id, {})
     created = await other_api.post(URL, json={**NEW, "calendar_id": calendar_id})
     assert (created.status_code, created.json()) == (404, {"error": "Calendar not found"})
-    for answer in (
+    for response in (
         await other_api.patch(f"{URL}/{event_id}", json={}),
         await other_api.delete(f"{URL}/{event_id}"),
     ):
-        assert (answer.status_code, answer.json()) == (404, {"error": "Calendar event not found"})
+        assert (response.status_code, response.json()) == (404, {"error": "Calendar event not found"})
 
 
 async def test_bad_fields_of_a_new_event_are_refused_by_name(api, calendar_id):
@@ -416,28 +416,28 @@ async def test_bad_fields_of_a_new_event_are_refused_by_name(api, calendar_id):
         "calendar_id": calendar_id, "start_time": "soon", "end_time": 5, "timezone": "Mars/Olympus", "attendees": [{"name": "x"}],
         "colour": "red",
     }  # fmt: skip
-    answer = await api.post(URL, json=body)
-    assert answer.status_code == 400
-    assert answer.json().keys() == {"name", "start_time", "end_time", "timezone", "attendees", "colour"}
-    assert answer.json()["attendees"] == ["0.email: This field is required."]
+    response = await api.post(URL, json=body)
+    assert response.status_code == 400
+    assert response.json().keys() == {"name", "start_time", "end_time", "timezone", "attendees", "colour"}
+    assert response.json()["attendees"] == ["0.email: This field is required."]
 
 
 # -- .ics ---------------------------------------------------------------------------------------------------
 
 
 async def exported(api, event_id):
-    answer = await api.get(f"{URL}/{event_id}.ics")
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["Content-Type"] == "text/calendar; charset=utf-8"
-    assert answer.headers["Content-Disposition"] == f'attachment; filename="{event_id}.ics"'
-    calendar = icalendar.Calendar.from_ical(answer.content)
+    response = await api.get(f"{URL}/{event_id}.ics")
+    assert response.status_code == 200, response.text
+    assert response.headers["Content-Type"] == "text/calendar; charset=utf-8"
+    assert response.headers["Content-Disposition"] == f'attachment; filename="{event_id}.ics"'
+    calendar = icalendar.Calendar.from_ical(response.content)
     assert (calendar["VERSION"], len(calendar.subcomponents)) == ("2.0", 1)
     (vevent,) = calendar.events
     assert vevent.errors == []
     return vevent
 
 
-async def test_an_event_is_exported_with_people_places_and_answers(api, calendar_id, add_events):
+async def test_an_event_is_exported_with_people_places_and_replies(api, calendar_id, add_events):
     guest = {
         **PERSON,
         "email": "b@example.com",
@@ -470,10 +470,10 @@ async def test_an_event_is_exported_with_people_places_and_answers(api, calendar
     )
     assert "RECURRENCE-ID" not in vevent
     assert (vevent["ORGANIZER"], vevent["ORGANIZER"].params["CN"]) == ("mailto:a@example.com", "Åsa")
-    answers = {
+    replies = {
         str(p): (p.params["PARTSTAT"], p.params["ROLE"], p.params["CUTYPE"]) for p in vevent["ATTENDEE"]
     }
-    assert answers == {
+    assert replies == {
         "mailto:a@example.com": ("ACCEPTED", "REQ-PARTICIPANT", "INDIVIDUAL"),
         "mailto:b@example.com": ("DECLINED", "OPT-PARTICIPANT", "INDIVIDUAL"),
     }
@@ -534,6 +534,6 @@ async def test_no_text_of_a_stranger_writes_lines_of_its_own(api, calendar_id, a
 
 async def test_an_event_without_a_start_has_no_file(api, calendar_id, add_events):
     (event_id,) = await add_events(calendar_id, {"start_time": None})
-    answer = await api.get(f"{URL}/{event_id}.ics")
+    response = await api.get(f"{URL}/{event_id}.ics")
     sentence = "The provider did not tell when this event starts, so there is no iCalendar file of it."
-    assert (answer.status_code, answer.json()) == (400, {"error": sentence})
+    assert (response.status_code, response.json()) == (400, {"error": sentence})

@@ -1,4 +1,4 @@
-"""Pages of events against plain Python, for any filters: over odd rows, while rows change, and with calendars gone."""
+"""Pages of events against plain Python, for any filters: over odd rows, while rows change, and with deleted calendars."""
 
 import random
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def _rows(chance: random.Random, project_id: str, calendar_ids: list[str]) -> It
     for n in range(400):
         start = None if chance.random() < 0.1 else _moment(chance)
         end = None if chance.random() < 0.2 else _moment(chance)
-        # As any provider's answer is read.
+        # As any provider's response is read.
         event = RemoteEvent(platform_uuid=str(n), raw="{}", start_time=start, end_time=end)
         yield {
             "id": f"evt_{chance.randrange(10**9)}x{n}",
@@ -95,7 +95,7 @@ async def test_pages_forth_and_back_have_each_row_that_fits_once(
     chance = random.Random(seed)
     rows = await _seed(sessions, project, chance)
     for _ in range(60):
-        # Small, so that both ways of finding rows are gone, and gone again further.
+        # Small, so that both ways of finding rows are taken, and taken again further.
         monkeypatch.setattr(repository, "_LOOK_AT", chance.choice([8, 20, 500]))
         filters, ordering = _filters(chance), chance.choice(get_args(OrderingName))
         limit = chance.choice([7, 40])

@@ -148,11 +148,11 @@ class Listing:
         for statement, parameters in seen:
             await self._explaining.execute(f"PREPARE listing AS {statement}")
             values = ", ".join(map(literal, parameters))
-            answer = await self._explaining.fetchval(
+            explained = await self._explaining.fetchval(
                 f"EXPLAIN (ANALYZE, TIMING OFF, BUFFERS, FORMAT JSON) EXECUTE listing({values})"
             )
             await self._explaining.execute("DEALLOCATE listing")
-            root = orjson.loads(answer)[0]["Plan"]
+            root = orjson.loads(explained)[0]["Plan"]
             scans = {n["Node Type"] for n in nodes(root) if n.get("Relation Name") == "calendar_events"}
             assert "Seq Scan" not in scans
             rows += looked_at(root)

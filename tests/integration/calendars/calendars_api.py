@@ -51,7 +51,7 @@ async def disconnect(sessions, *calendar_ids):
             .where(Calendar.id.in_(calendar_ids))
             .values(
                 state="disconnected",
-                connection_failure_data={"error": "gone", "code": "credentials_revoked"},
+                connection_failure_data={"error": "revoked", "code": "credentials_revoked"},
                 sync_failing_since=func.now(),
                 sync_failure_count=3,
                 sync_failure_code="credentials_revoked",

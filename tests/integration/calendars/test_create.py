@@ -15,7 +15,7 @@ from app.sync import repository as sync_repository
 from tests.integration.calendars.calendars_api import FEED, FIELDS, GOOGLE, URL, create, secrets_of
 
 
-async def test_a_created_google_calendar_is_answered_with_exactly_the_contracts_fields(api):
+async def test_a_created_google_calendar_has_exactly_the_contracts_fields(api):
     body = {
         **GOOGLE,
         "platform_uuid": "team@example.com",
@@ -172,7 +172,7 @@ async def test_of_requests_at_the_same_time_with_one_deduplication_key_one_succe
         assert await session.scalar(select(func.count()).select_from(Credentials)) == 1
 
 
-async def test_a_deduplication_key_is_free_again_when_its_calendar_is_gone(api):
+async def test_a_deduplication_key_is_free_again_when_its_calendar_is_deleted(api):
     first = await create(api, deduplication_key="u1")
     await api.delete(f"{URL}/{first['id']}")
     await create(api, deduplication_key="u1")

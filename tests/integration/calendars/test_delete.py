@@ -86,7 +86,7 @@ async def test_a_sync_that_is_under_way_cannot_write_to_a_deleted_calendar(api, 
             await sync_repository.lock_calendar(session, claim)
 
 
-async def test_a_calendar_that_stays_locked_answers_503_and_not_500(api, sessions) -> None:
+async def test_a_calendar_that_stays_locked_returns_503_and_not_500(api, sessions) -> None:
     body = {"platform": "google", "client_id": "c", "client_secret": "s", "refresh_token": "r"}
     calendar = (await api.post("/api/v1/calendars", json=body)).json()
     async with transaction(sessions) as session:

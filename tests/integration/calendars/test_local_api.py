@@ -156,7 +156,7 @@ async def test_an_outage_is_not_taken_for_no_mailbox(mailboxes, api):
     assert (await api.get("/api/v1/calendars")).json()["results"] == []
 
 
-async def test_an_answer_that_was_given_before_needs_no_messages(mailboxes, api, monkeypatch):
+async def test_a_stored_response_needs_no_messages(mailboxes, api, monkeypatch):
     monkeypatch.setattr("app.mail.lasuite.mailboxes._CACHE_SECONDS", 0)
     headers = {"Idempotency-Key": "one"}
     first = await api.post("/api/v1/calendars", json=BASE, headers=headers)

@@ -28,7 +28,7 @@ def test_wrong_settings_end_every_command_with_2_and_a_line_for_each(command):
     assert "hunter2" not in done.stderr
 
 
-def test_missing_settings_are_told_all_at_once():
+def test_missing_settings_are_reported_all_at_once():
     done = calbridge("api")
     assert done.returncode == 2
     assert [line.split()[0] for line in done.stderr.splitlines()] == [
@@ -39,7 +39,7 @@ def test_missing_settings_are_told_all_at_once():
 
 
 @pytest.mark.parametrize("command", [["migrate"], ["project", "create", "x"]])
-def test_a_database_that_is_away_is_a_sentence_and_1(command):
+def test_a_database_that_is_unavailable_is_a_sentence_and_1(command):
     done = calbridge(*command, DATABASE_URL=NOWHERE)
     assert done.returncode == 1
     assert done.stdout == ""
@@ -69,7 +69,7 @@ async def test_going_back_to_an_older_release_is_a_sentence(empty_database_url):
     )
 
 
-def test_up_says_at_once_that_redis_is_away(empty_database_url):
+def test_up_says_at_once_that_redis_is_unavailable(empty_database_url):
     done = calbridge(
         "up", "--port", "0", DATABASE_URL=empty_database_url, REDIS_URL="redis://:hunter2@127.0.0.1:1"
     )
@@ -101,7 +101,7 @@ def test_the_version_is_printed():
     assert (done.returncode, done.stdout) == (0, f"calbridge {version('calbridge')}\n")
 
 
-async def test_a_user_without_rights_is_told_the_grant(empty_database_url):
+async def test_a_user_without_rights_is_shown_the_grant(empty_database_url):
     engine = create_engine(empty_database_url)
     async with engine.begin() as connection:
         await connection.execute(text("CREATE ROLE plain LOGIN"))

@@ -105,7 +105,7 @@ async def test_doctor_finds_nothing_wrong_with_a_healthy_installation():
 
 
 @pytest.mark.usefixtures("outside")
-async def test_doctor_tells_everything_that_is_missing_and_ends_with_1(monkeypatch):
+async def test_doctor_reports_everything_that_is_missing_and_ends_with_1(monkeypatch):
     monkeypatch.setenv("GOOGLE_API_BASE_URL", "http://127.0.0.1:1")
     done = await asyncio.to_thread(calbridge, "doctor")
     assert done.returncode == 1
@@ -132,7 +132,7 @@ async def test_doctor_needs_no_provider_that_nothing_uses(monkeypatch, sessions,
 
 
 @pytest.mark.usefixtures("healthy")
-async def test_doctor_tells_which_calendars_fail_and_which_webhooks_are_dead(
+async def test_doctor_reports_which_calendars_fail_and_which_webhooks_are_dead(
     sessions, settings, project, other_project
 ):
     failing: dict[str, Any] = {"sync_failing_since": func.now(), "sync_failure_code": "invalid_client"}
@@ -232,9 +232,7 @@ async def test_doctor_looks_at_workers(sessions):
 
 
 @pytest.mark.usefixtures("healthy")
-async def test_doctor_tells_of_outages_of_failing_calendars_and_of_deletions_in_doubt(
-    sessions, settings, project
-):
+async def test_doctor_reports_outages_failing_calendars_and_deletions_in_doubt(sessions, settings, project):
     client = f"client:{project.id}:their-client"
     failing: dict[str, Any] = {"sync_failing_since": func.now(), "sync_failure_code": "unavailable"}
     cases: list[tuple[str | None, dict[str, Any]]] = [
@@ -301,7 +299,7 @@ async def test_doctor_opens_secrets_of_each_kind(monkeypatch, sessions, settings
 
 
 @pytest.mark.usefixtures("healthy")
-async def test_doctor_tells_whether_providers_can_notify(monkeypatch, tmp_path):
+async def test_doctor_reports_whether_providers_can_notify(monkeypatch, tmp_path):
     async def push():
         return next(str(finding) for finding in await examine() if finding.subject == "push")
 
@@ -348,7 +346,7 @@ async def test_doctor_tells_whether_providers_can_notify(monkeypatch, tmp_path):
 
 
 @pytest.mark.usefixtures("healthy")
-async def test_doctor_sees_servers_that_are_away(monkeypatch):
+async def test_doctor_sees_servers_that_are_unavailable(monkeypatch):
     monkeypatch.setenv("DATABASE_URL", NOWHERE)
     monkeypatch.setenv("REDIS_URL", "redis://:hunter2@127.0.0.1:1/0")
     found = wrong(await examine())
@@ -395,7 +393,7 @@ async def test_doctor_checks_both_scopes_of_messages_without_sending(outside):
         ),
     ],
 )
-async def test_doctor_tells_which_scope_of_messages_is_missing(
+async def test_doctor_reports_which_scope_of_messages_is_missing(
     outside, mailboxes_status, submit_status, subjects, says
 ):
     outside.mailboxes_status, outside.submit_status = mailboxes_status, submit_status
@@ -414,7 +412,7 @@ async def test_doctor_takes_no_page_for_messages(outside):
 
 @pytest.mark.usefixtures("messages_on")
 @pytest.mark.parametrize("key", ["hunter2\nX-Other: y", "hunter2é", "hunter2 "])
-async def test_doctor_tells_a_key_that_no_header_can_have_without_the_key(monkeypatch, key):
+async def test_doctor_reports_a_key_that_no_header_can_have_without_the_key(monkeypatch, key):
     monkeypatch.setenv("MESSAGES_API_KEY", key)
     found = await examine()
     assert [finding.subject for finding in found] == ["settings"]

@@ -37,19 +37,19 @@ def test_postgres_starts_on_what_earlier_runs_left(data_dir):
     (data_dir / "postgres.new").mkdir()
     (data_dir / "postgres.new" / "PG_VERSION").write_text("18\n")
     first = start_postgres(data_dir, durable=False)
-    ask(first.url, "CREATE TABLE kept AS SELECT 42 AS answer")
+    ask(first.url, "CREATE TABLE kept AS SELECT 42 AS number")
 
     # Its parent has ended, it has not: the next start takes over.
     second = start_postgres(data_dir, durable=False)
     assert first.process.wait(10) == 0
-    assert ask(second.url, "SELECT answer FROM kept") == "42"
+    assert ask(second.url, "SELECT number FROM kept") == "42"
     second.stop()
     assert second.process.returncode == 0
 
     # After a reboot its number may be that of any process, here of this one.
     (data_dir / "postgres" / "postmaster.pid").write_text(f"{os.getpid()}\n{data_dir / 'postgres'}\n")
     third = start_postgres(data_dir, durable=False)
-    assert ask(third.url, "SELECT answer FROM kept") == "42"
+    assert ask(third.url, "SELECT number FROM kept") == "42"
     third.stop()
 
 
@@ -64,13 +64,13 @@ def test_data_of_another_version_are_left_alone(data_dir):
 def test_redis_keeps_nothing_and_takes_over_from_one_left_behind(data_dir):
     first = start_redis(data_dir)
     with Redis.from_url(first.url) as client:
-        client.set("bell", "rung")
+        client.set("key", "value")
         assert client.config_get("save")["save"] == ""
         assert client.config_get("appendonly")["appendonly"] == "no"
     second = start_redis(data_dir)
     assert first.process.wait(10) == 0
     with Redis.from_url(second.url) as client:
-        assert client.get("bell") is None
+        assert client.get("key") is None
     second.stop()
 
 

@@ -87,7 +87,7 @@ async def test_projects_and_keys_are_listed_and_the_first_key_can_be_disabled(ap
         ("project", "create", "a\nb"),
     ],
 )
-def test_names_that_nobody_could_read_are_refused(database_url, command):
+def test_unreadable_names_are_refused(database_url, command):
     done = calbridge(*command, DATABASE_URL=database_url)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("name: A name ")

@@ -171,8 +171,8 @@ def _clean(clean_environment, tmp_path):
     clean_environment.setenv("HOME", str(tmp_path))
 
 
-# Without TLS there is no answer.
-_ANSWERS = "SELECT 1"
+# It fails without TLS.
+_QUERY = "SELECT 1"
 
 
 @pytest.mark.parametrize(
@@ -191,17 +191,17 @@ _ANSWERS = "SELECT 1"
 )
 async def test_each_mode_that_may_use_tls_does(secure, parameters):
     given = {name: str(secure.root) if value == "ROOT" else value for name, value in parameters.items()}
-    assert await _execute(secure.url(**given), _ANSWERS) == 1
+    assert await _execute(secure.url(**given), _QUERY) == 1
 
 
 async def test_a_system_authority_is_one_that_the_system_trusts(secure, monkeypatch):
     url = secure.url(sslmode="verify-full", sslrootcert="system")
     with pytest.raises(ConnectionError, match="certificate"):
-        await _execute(url, _ANSWERS)
+        await _execute(url, _QUERY)
     monkeypatch.setenv("SSL_CERT_FILE", str(secure.root))
-    assert await _execute(url, _ANSWERS) == 1
+    assert await _execute(url, _QUERY) == 1
     with pytest.raises(ConnectionError, match=r"127\.0\.0\.1"):
-        await _execute(secure.url("127.0.0.1", sslrootcert="system"), _ANSWERS)
+        await _execute(secure.url("127.0.0.1", sslrootcert="system"), _QUERY)
 
 
 async def test_settings_of_the_session_come_with_the_url(secure):
@@ -213,9 +213,9 @@ async def test_settings_of_the_session_come_with_the_url(secure):
     assert await _execute(url, "SELECT current_setting('statement_timeout')") == "30s"
 
 
-async def test_the_second_host_is_tried_when_the_first_is_away(secure):
+async def test_the_second_host_is_tried_when_the_first_is_unavailable(secure):
     url = secure.url(sslmode="require").replace("@localhost:", "@localhost:1,localhost:")
-    assert await _execute(url, _ANSWERS) == 1
+    assert await _execute(url, _QUERY) == 1
 
 
 async def _database_line() -> str:
@@ -253,7 +253,7 @@ async def test_what_does_not_fit_is_a_sentence_in_doctor_and_in_migrate(
 
 async def test_a_host_name_is_checked_by_verify_full_alone(secure):
     url = secure.url("127.0.0.1", sslmode="verify-ca", sslrootcert=str(secure.root))
-    assert await _execute(url, _ANSWERS) == 1
+    assert await _execute(url, _QUERY) == 1
 
 
 def _calbridge(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -69,7 +69,7 @@ async def test_what_was_over_or_deleted_long_before_the_window_goes(
     sessions, settings, project, calendar_id, add_events
 ):
     recent = NOW - 90 * DAY
-    gone = await add_events(
+    expired = await add_events(
         calendar_id,
         {},
         {"end_time": None},
@@ -90,16 +90,16 @@ async def test_what_was_over_or_deleted_long_before_the_window_goes(
     )
     for event_id in kept[-2:]:
         await add_bot(sessions, project.id, event_id)
-    assert await clear_expired(sessions, settings) == len(gone)
+    assert await clear_expired(sessions, settings) == len(expired)
     assert await left(sessions) == set(kept)
 
 
 async def test_of_a_hosted_calendar_only_what_was_deleted_goes(sessions, settings, project, api, add_events):
-    answer = await api.post(
+    response = await api.post(
         "/api/v1/calendars",
         json={"platform": "local", "name": "Team", "owner_email": "o@example.com", "timezone": "UTC"},
     )
-    live, _ = await add_events(answer.json()["id"], {}, {"is_deleted": True})
+    live, _ = await add_events(response.json()["id"], {}, {"is_deleted": True})
     assert await clear_expired(sessions, settings) == 1
     assert await left(sessions) == {live}
 
@@ -117,7 +117,7 @@ async def test_a_window_that_has_not_moved_on_keeps_its_rows(sessions, settings,
     assert await clear_expired(sessions, settings) == 0
 
 
-async def test_workers_share_the_clearing_and_pass_by_whoever_writes(
+async def test_workers_share_the_clearing_and_skip_calendars_that_are_written(
     sessions, settings, project, add_events, monkeypatch
 ):
     monkeypatch.setattr(retention, "_CALENDARS_AT_ONCE", 2)
@@ -194,7 +194,7 @@ async def test_a_step_that_fails_does_not_keep_the_others_from_theirs(
 # -- deleted calendars --------------------------------------------------------------------------------------
 
 
-async def test_a_deleted_calendars_events_are_gone_for_the_api_at_once(
+async def test_the_api_hides_a_deleted_calendars_events_at_once(
     sessions, settings, project, calendar_id, api, add_events, monkeypatch
 ):
     event_id, *_ = await add_events(calendar_id, *({"start_time": NOW} for _ in range(30)))

@@ -157,8 +157,8 @@ async def test_an_edited_series_keeps_its_exceptions_and_cancels_what_is_left_ou
         "daily_20261121T120000Z": "Other",
         "daily_20261122T120000Z": "New",
     }
-    gone = {item["id"] for item in items if item["status"] == "cancelled"}
-    assert gone == {"daily_20261120T120000Z", "daily_20261123T120000Z"}
+    cancelled = {item["id"] for item in items if item["status"] == "cancelled"}
+    assert cancelled == {"daily_20261120T120000Z", "daily_20261123T120000Z"}
 
 
 async def test_filters_and_updated_min(api: Api) -> None:
@@ -178,7 +178,7 @@ async def test_filters_and_updated_min(api: Api) -> None:
     assert (await api.get(EVENTS, updatedMin="2026-09-20T11:00:00Z")).status_code == 410
 
 
-async def test_etags_answer_304_until_something_changes(api: Api) -> None:
+async def test_etags_return_304_until_something_changes(api: Api) -> None:
     api.fake.add_event(start=NOW, end=NOW + HOUR, event_id="a")
     for path in (EVENTS, f"{EVENTS}/a"):
         first = await api.get(path)
@@ -324,18 +324,18 @@ async def test_revoking_ends_the_whole_grant(api: Api) -> None:
 
 
 class Receiver:
-    """A notification endpoint. It responds with the statuses in `answers`, then with 204."""
+    """A notification endpoint. It responds with the statuses in `responses`, then with 204."""
 
     def __init__(self) -> None:
         self.address = ""
         self.got: list[dict[str, str]] = []
-        self.answers: list[int] = []
+        self.responses: list[int] = []
         self.app = Starlette(routes=[Route("/hook", self._receive, methods=["POST"])])
 
     async def _receive(self, request: Request) -> Response:
         assert await request.body() == b""
         self.got.append(dict(request.headers))
-        return Response(status_code=self.answers.pop(0) if self.answers else 204)
+        return Response(status_code=self.responses.pop(0) if self.responses else 204)
 
     def states(self) -> list[str]:
         return [headers["x-goog-resource-state"] for headers in self.got]
@@ -348,7 +348,7 @@ async def receiver(api: Api) -> AsyncIterator[Receiver]:
     async with serve(found.app) as url:
         found.address = f"{url}/hook"
         yield found
-        await api.fake.drain_notifications()
+        await api.fake.deliver_notifications()
 
 
 async def watch(api: Api, receiver: Receiver, **changes: Any) -> httpx.Response:
@@ -356,7 +356,7 @@ async def watch(api: Api, receiver: Receiver, **changes: Any) -> httpx.Response:
     return await api.post(f"{EVENTS}/watch", body)
 
 
-async def test_a_channel_tells_of_each_batch_of_changes_until_it_is_stopped(
+async def test_a_channel_notifies_of_each_batch_of_changes_until_it_is_stopped(
     api: Api, receiver: Receiver
 ) -> None:
     api.fake.sync_message_first = True
@@ -366,12 +366,12 @@ async def test_a_channel_tells_of_each_batch_of_changes_until_it_is_stopped(
     assert receiver.got[0]["x-goog-channel-token"] == "secret"
     api.fake.add_event(start=NOW, end=NOW + HOUR, event_id="a")
     api.fake.delete_event("a")
-    await api.fake.drain_notifications()
+    await api.fake.deliver_notifications()
     assert receiver.states() == ["sync", "exists"]
     assert int(receiver.got[1]["x-goog-message-number"]) > 1
     api.fake.revoke_grant(api.fake.refresh_token)
     api.fake.seed(3, start=NOW)
-    await api.fake.drain_notifications()
+    await api.fake.deliver_notifications()
     assert receiver.states() == ["sync", "exists", "exists"]
     other = api.fake.add_grant()
     api.headers = {"Authorization": f"Bearer {api.fake.issue_access_token(refresh_token=other)}"}
@@ -380,33 +380,33 @@ async def test_a_channel_tells_of_each_batch_of_changes_until_it_is_stopped(
     assert (await api.post("/calendar/v3/channels/stop", stop)).status_code == 204
     assert (await api.post("/calendar/v3/channels/stop", stop)).status_code == 404
     api.fake.seed(3, start=NOW, prefix="more")
-    await api.fake.drain_notifications()
+    await api.fake.deliver_notifications()
     assert len(receiver.got) == 3
 
 
 async def test_notifications_are_retried_doubled_and_lost(api: Api, receiver: Receiver) -> None:
-    receiver.answers = [503, 500]
+    receiver.responses = [503, 500]
     await watch(api, receiver)
-    await api.fake.drain_notifications()
+    await api.fake.deliver_notifications()
     assert receiver.states() == ["sync"] * 3
-    receiver.answers = [404]
+    receiver.responses = [404]
     api.fake.duplicate_notifications = True
     api.fake.seed(1, start=NOW)
-    await api.fake.drain_notifications()
+    await api.fake.deliver_notifications()
     assert receiver.states() == ["sync"] * 3 + ["exists"] * 2
     api.fake.lost_notifications = 1
     api.fake.seed(1, start=NOW)
-    await api.fake.drain_notifications()
+    await api.fake.deliver_notifications()
     assert len(receiver.got) == 5
 
 
 async def test_an_expired_channel_is_silent_and_unknown(api: Api, receiver: Receiver) -> None:
     channel = (await watch(api, receiver, params={"ttl": "9999999"})).json()
-    await api.fake.drain_notifications()
+    await api.fake.deliver_notifications()
     assert int(channel["expiration"]) == int((NOW + timedelta(days=7)).timestamp() * 1000)
     api.fake.now = lambda: NOW + timedelta(days=8)
     api.fake.seed(1, start=NOW)
-    await api.fake.drain_notifications()
+    await api.fake.deliver_notifications()
     assert receiver.states() == ["sync"]
     stop = {"id": channel["id"], "resourceId": channel["resourceId"]}
     assert (await api.post("/calendar/v3/channels/stop", stop)).status_code == 404

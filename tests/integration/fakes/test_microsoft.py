@@ -55,11 +55,11 @@ class Api:
     async def delta(self, link: str | None = None, *, prefer: str = IMMUTABLE) -> tuple[list[Any], str]:
         """One round: its entries, and the delta link."""
         entries: list[Any] = []
-        answer = await self.get(link or DELTA, prefer=prefer, **({} if link else WINDOW))
-        while "@odata.nextLink" in answer.json():
-            entries += answer.json()["value"]
-            answer = await self.get(answer.json()["@odata.nextLink"], prefer=prefer)
-        return entries + answer.json()["value"], answer.json()["@odata.deltaLink"]
+        response = await self.get(link or DELTA, prefer=prefer, **({} if link else WINDOW))
+        while "@odata.nextLink" in response.json():
+            entries += response.json()["value"]
+            response = await self.get(response.json()["@odata.nextLink"], prefer=prefer)
+        return entries + response.json()["value"], response.json()["@odata.deltaLink"]
 
 
 @pytest.fixture
@@ -70,8 +70,8 @@ async def api() -> AsyncIterator[Api]:
         yield Api(fake, client, url)
 
 
-def code_of(answer: httpx.Response) -> tuple[int, str]:
-    return answer.status_code, answer.json()["error"]["code"]
+def code_of(response: httpx.Response) -> tuple[int, str]:
+    return response.status_code, response.json()["error"]["code"]
 
 
 # --- reading ---------------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ async def test_delta_strips_occurrences_and_sends_a_series_whole(api: Api) -> No
     assert (await api.delta(link))[0] == []
 
 
-async def test_delta_calls_removed_what_is_gone_or_out_of_the_window(api: Api) -> None:
+async def test_delta_calls_removed_what_is_deleted_or_out_of_the_window(api: Api) -> None:
     series = api.fake.add_series(start=NOW, end=NOW + HOUR, rrule="FREQ=DAILY;COUNT=3")
     single = api.fake.add_event(start=NOW, end=NOW + HOUR)
     _, link = await api.delta()
@@ -232,7 +232,7 @@ async def test_delta_links_belong_to_their_calendar_and_must_not_be_altered(api:
 
 
 @pytest.mark.parametrize("spelling", EXPIRED_SPELLINGS)
-async def test_an_expired_delta_link_answers_410(api: Api, spelling: str) -> None:
+async def test_an_expired_delta_link_returns_410(api: Api, spelling: str) -> None:
     _, link = await api.delta()
     await api.client.post(f"{api.url}/_fake/expire_delta", params={"spelling": spelling})
     assert code_of(await api.get(link)) == (410, spelling)
@@ -266,7 +266,7 @@ async def test_requests_are_counted_for_each_mailbox(api: Api) -> None:
     assert (await api.get("/v1.0/me")).status_code == 429
 
 
-async def test_a_batch_answers_in_any_order_with_its_own_errors(api: Api) -> None:
+async def test_a_batch_responds_in_any_order_with_its_own_errors(api: Api) -> None:
     event_id = api.fake.add_event(start=NOW, end=NOW + HOUR, subject="One")
     steps = [
         {"id": "1", "method": "GET", "url": f"/me/events/{event_id}", "headers": {"Prefer": IMMUTABLE}},
@@ -385,17 +385,17 @@ async def test_a_missing_or_unknown_access_token_is_refused(
 
 
 class Receiver:
-    """A notification endpoint. The responses in `answers` go out first; then it does as it should."""
+    """A notification endpoint. The responses in `responses` go out first; then it does as it should."""
 
     def __init__(self) -> None:
-        self.answers: list[Response] = []
+        self.responses: list[Response] = []
         self.handshakes: list[Request] = []
         self.received: list[dict[str, Any]] = []
         self.app = Starlette(routes=[Route("/{path:path}", self.take, methods=["POST"])])
 
     async def take(self, request: Request) -> Response:
-        if self.answers:
-            return self.answers.pop(0)
+        if self.responses:
+            return self.responses.pop(0)
         if "validationToken" in request.query_params:
             self.handshakes.append(request)
             return PlainTextResponse(request.query_params["validationToken"])
@@ -453,7 +453,7 @@ async def test_a_subscription_starts_with_a_handshake_with_both_addresses(
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
         Response(status_code=500),
         Response("{}", media_type="application/json"),
@@ -462,10 +462,10 @@ async def test_a_subscription_starts_with_a_handshake_with_both_addresses(
     ],
 )
 async def test_a_failed_handshake_creates_nothing(
-    api: Api, receiver: tuple[Receiver, str], answer: Response
+    api: Api, receiver: tuple[Receiver, str], response: Response
 ) -> None:
     hook, url = receiver
-    hook.answers.append(answer)
+    hook.responses.append(response)
     refused = await api.send("POST", "/v1.0/subscriptions", subscription(url))
     assert code_of(refused) == (400, "ValidationError")
     assert api.fake.subscriptions == {}
@@ -505,7 +505,7 @@ async def test_a_second_subscription_to_the_same_is_a_conflict_and_http_is_refus
     assert response.status_code == 400
 
 
-async def test_changes_are_told_to_the_subscriptions_of_their_calendar(
+async def test_subscriptions_are_notified_of_changes_in_their_calendar(
     api: Api, receiver: tuple[Receiver, str]
 ) -> None:
     hook, url = receiver
@@ -516,17 +516,17 @@ async def test_changes_are_told_to_the_subscriptions_of_their_calendar(
     )
     series = api.fake.add_series(start=NOW, end=NOW + HOUR, rrule="FREQ=DAILY;COUNT=3")
     there = api.fake.add_event(start=NOW, end=NOW + HOUR, calendar_id=team)
-    await api.fake.drain_notifications()
+    await api.fake.deliver_notifications()
     assert len(hook.received) == 1, "changes of one moment for one address go out together"
     api.fake.update_event(occurrence_id(series, NOW), subject="Other")
-    await api.fake.drain_notifications()
+    await api.fake.deliver_notifications()
     api.fake.delete_event(there, calendar_id=team)
-    await api.fake.drain_notifications()
-    told = [
+    await api.fake.deliver_notifications()
+    notified = [
         (item["subscriptionId"], item["changeType"], item["resourceData"]["id"], item["clientState"])
         for item in hook.items
     ]
-    assert told == [
+    assert notified == [
         (mine["id"], "created", series, "secret"),
         (theirs["id"], "created", there, "other"),
         (mine["id"], "updated", series, "secret"),
@@ -543,10 +543,10 @@ async def test_notifications_are_retried_and_can_be_lost_doubled_or_spoiled(
     async def change() -> list[str | None]:
         hook.received.clear()
         api.fake.add_event(start=NOW, end=NOW + HOUR)
-        await api.fake.drain_notifications()
+        await api.fake.deliver_notifications()
         return [item["clientState"] for item in hook.items]
 
-    hook.answers += [Response(status_code=503), Response(status_code=404)]
+    hook.responses += [Response(status_code=503), Response(status_code=404)]
     assert await change() == ["secret"]
     api.fake.lost_notifications = 1
     assert await change() == []
@@ -559,7 +559,7 @@ async def test_notifications_are_retried_and_can_be_lost_doubled_or_spoiled(
     assert await change() == ["secret", "secret"]
 
 
-async def test_lifecycle_events_are_told_and_have_their_consequences(
+async def test_lifecycle_events_are_sent_and_have_their_consequences(
     api: Api, receiver: tuple[Receiver, str]
 ) -> None:
     hook, url = receiver
@@ -569,7 +569,7 @@ async def test_lifecycle_events_are_told_and_have_their_consequences(
     async def change() -> int:
         hook.received.clear()
         api.fake.add_event(start=NOW, end=NOW + HOUR)
-        await api.fake.drain_notifications()
+        await api.fake.deliver_notifications()
         return len(hook.items)
 
     for renew in (
@@ -577,7 +577,7 @@ async def test_lifecycle_events_are_told_and_have_their_consequences(
         api.send("POST", f"{one}/reauthorize"),
     ):
         api.fake.send_lifecycle("reauthorizationRequired")
-        await api.fake.drain_notifications()
+        await api.fake.deliver_notifications()
         assert hook.items[-1]["lifecycleEvent"] == "reauthorizationRequired"
         assert await change() == 0
         assert (await renew).is_success
@@ -594,5 +594,5 @@ async def test_a_subscription_ends_when_it_is_not_renewed(api: Api, receiver: tu
     assert created["expirationDateTime"] == "2026-11-20T12:45:00.0000000Z"
     api.fake.now = lambda: NOW + HOUR
     api.fake.add_event(start=NOW, end=NOW + HOUR)
-    await api.fake.drain_notifications()
+    await api.fake.deliver_notifications()
     assert (hook.received, api.fake.subscriptions) == ([], {})

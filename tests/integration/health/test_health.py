@@ -45,19 +45,19 @@ async def beat(sessions, age=timedelta(0)):
 
 
 async def gauges(visitor):
-    answer = await visitor.get("/metrics")
-    assert answer.status_code == 200
-    assert answer.headers["Content-Type"].startswith("text/plain; version=")
+    response = await visitor.get("/metrics")
+    assert response.status_code == 200
+    assert response.headers["Content-Type"].startswith("text/plain; version=")
     return {
         (sample.name, *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(answer.text)
+        for family in text_string_to_metric_families(response.text)
         for sample in family.samples
     }
 
 
-async def test_alive_is_answered_without_a_key(visitor):
-    answer = await visitor.get("/healthz")
-    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+async def test_healthz_responds_without_a_key(visitor):
+    response = await visitor.get("/healthz")
+    assert (response.status_code, response.json()) == (200, {"status": "ok"})
 
 
 @pytest.mark.settings(**NO_REDIS, **NO_DATABASE)
@@ -66,8 +66,8 @@ async def test_alive_needs_neither_database_nor_redis(visitor):
 
 
 async def ask(visitor, path="/readyz"):
-    answer = await visitor.get(path)
-    return answer.status_code, answer.json()
+    response = await visitor.get(path)
+    return response.status_code, response.json()
 
 
 async def test_ready_when_all_is_there(visitor, sessions):
@@ -137,7 +137,7 @@ async def test_without_redis_it_is_ready_but_degraded(visitor, api, sessions):
 
 
 @pytest.mark.settings(**NO_REDIS)
-async def test_what_is_away_is_logged_when_it_goes_and_when_it_comes_back(visitor, api, app, redis_url):
+async def test_an_outage_is_logged_when_it_begins_and_when_it_ends(visitor, api, app, redis_url):
     wakeups = app.state.calbridge.wakeups
     with capture_logs() as logs:
         for _ in range(3):
@@ -154,8 +154,8 @@ async def test_what_is_away_is_logged_when_it_goes_and_when_it_comes_back(visito
         await wakeups.flush()
         await ask(visitor)
         await unavailable.aclose(close_connection_pool=True)
-    told = [log["event"] for log in logs if log["event"] != "request"]
-    assert told == [
+    logged = [log["event"] for log in logs if log["event"] != "request"]
+    assert logged == [
         "check_failed",
         "rate_limit_not_shared",
         "wakeup_not_sent",
@@ -165,15 +165,15 @@ async def test_what_is_away_is_logged_when_it_goes_and_when_it_comes_back(visito
 
 
 @pytest.mark.settings(**NO_DATABASE)
-async def test_not_ready_without_a_database_and_nothing_is_told_of_its_address(visitor):
-    answer = await visitor.get("/readyz")
-    assert (answer.status_code, answer.json()["status"]) == (503, "unavailable")
-    checks = answer.json()["checks"]
+async def test_not_ready_without_a_database_and_nothing_is_shown_of_its_address(visitor):
+    response = await visitor.get("/readyz")
+    assert (response.status_code, response.json()["status"]) == (503, "unavailable")
+    checks = response.json()["checks"]
     assert checks["redis"] == "ok"
     for name in ("database", "migrations", "worker"):
         assert checks[name].startswith("No answer (")
-    assert "127.0.0.1" not in answer.text
-    assert "nobody" not in answer.text
+    assert "127.0.0.1" not in response.text
+    assert "nobody" not in response.text
 
 
 # -- metrics ------------------------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ async def test_gauges_count_calendars_channels_and_workers(visitor, sessions, se
     assert found["calbridge_workers",] == 2
 
 
-async def test_gauges_tell_of_outages_and_of_the_calendars_that_wait_for_them(
+async def test_gauges_show_outages_and_the_calendars_that_wait_for_them(
     visitor, sessions, settings, project, monkeypatch
 ):
     def ago(seconds):
@@ -417,7 +417,7 @@ async def test_an_unknown_method_makes_no_label_of_its_own(visitor):
 
 
 @pytest.mark.settings(**NO_DATABASE)
-async def test_without_a_database_the_process_still_tells_of_itself(visitor):
+async def test_without_a_database_the_process_still_reports_itself(visitor):
     await visitor.get("/healthz")
     found = await gauges(visitor)
     assert found["calbridge_database_up",] == 0

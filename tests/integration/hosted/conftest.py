@@ -40,7 +40,7 @@ def outbox(sessions):
 
 
 @pytest.fixture
-async def answer(app, settings):
+async def reply(app, settings):
     """A function that clicks "accepted" for a guest; `slot` names an instance."""
     tokens = RsvpTokens(settings.fernet_keys)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://testserver") as browser:

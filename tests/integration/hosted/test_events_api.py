@@ -40,8 +40,8 @@ async def test_an_event_is_created_read_changed_and_deleted(api, event, calendar
     cleared = (await api.patch(path, json={"location": None, "attendees": []})).json()
     assert (cleared["location"], cleared["attendees"]) == (None, [])
     assert (await api.delete(path)).content == b""
-    gone = (await api.get(path)).json()
-    assert gone["is_deleted"] is True
+    deleted = (await api.get(path)).json()
+    assert deleted["is_deleted"] is True
     assert (await api.delete(path)).status_code == 200
     assert (await api.patch(path, json={"name": "x"})).status_code == 400
     assert await rows_of(api, calendar_id) == []

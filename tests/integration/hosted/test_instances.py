@@ -36,7 +36,7 @@ async def test_a_patch_changes_one_instance_and_leaves_the_others(api, series, c
     assert "scope=series" in refused.json()["recurrence"][0]
 
 
-async def test_the_links_in_the_mail_of_an_instance_answer_it_alone(
+async def test_the_links_in_the_mail_of_an_instance_reply_to_it_alone(
     api, series, calendar_id, outbox, settings
 ):
     made = await create(api, series, attendees=[BOB])
@@ -121,10 +121,10 @@ async def test_an_instance_over_a_change_of_the_clocks_ends_when_it_did(api, ser
     assert (changed["start_time"], changed["end_time"]) == (night["start_time"], night["end_time"])
 
 
-async def test_an_answer_to_the_series_reaches_instances_that_were_changed(api, series, calendar_id, answer):
+async def test_a_reply_to_the_series_reaches_instances_that_were_changed(api, series, calendar_id, reply):
     made = await create(api, series, attendees=[BOB])
     rows = await rows_of(api, calendar_id)
     await api.patch(f"/api/v1/calendar_events/{rows[2]['id']}", json={"name": "Exam"})
-    await answer(made, BOB)
+    await reply(made, BOB)
     after = await rows_of(api, calendar_id)
     assert [row["attendees"][0]["response_status"] for row in after] == ["accepted"] * 5

@@ -53,9 +53,9 @@ async def test_an_uninvited_guest_does_not_read_that_the_event_is_off(api, event
     assert str(vevent.get("STATUS", "")) != "CANCELLED"
 
 
-async def test_who_stays_in_the_list_keeps_name_and_answer(api, event, outbox, answer):
+async def test_who_stays_in_the_list_keeps_name_and_reply(api, event, outbox, reply):
     made = await create(api, event, attendees=[{**BOB, "is_optional": True}])
-    await answer(made, BOB)
+    await reply(made, BOB)
     await outbox.new()
     path = f"/api/v1/calendar_events/{made['id']}"
     changed = (await api.patch(path, json={"attendees": [{"email": "BOB@Example.org"}, CY]})).json()
@@ -64,7 +64,7 @@ async def test_who_stays_in_the_list_keeps_name_and_answer(api, event, outbox, a
     assert await outbox.new() == [("REQUEST", "cy@example.org", 1)]
 
 
-async def test_a_delete_without_invitations_tells_nobody(api, event, outbox):
+async def test_a_delete_without_invitations_mails_no_guest(api, event, outbox):
     made = await create(api, event, attendees=[BOB])
     await outbox.new()
     await api.delete(f"/api/v1/calendar_events/{made['id']}?send_invitations=false")
@@ -81,7 +81,7 @@ async def test_without_a_way_out_invitations_are_refused_and_nothing_is_written(
     await create(api, event, attendees=[BOB], send_invitations=False)
 
 
-async def test_nobody_is_told_of_what_is_over(api, event, series, outbox):
+async def test_no_guest_is_notified_of_what_is_over(api, event, series, outbox):
     past = {"start_time": text(soon(-3)), "end_time": text(soon(-3, 10))}
     made = await create(api, {**event, **past}, attendees=[BOB])
     await change(api, made, name="Algebra")

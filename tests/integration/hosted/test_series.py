@@ -119,8 +119,8 @@ async def test_an_event_becomes_a_series_and_a_series_one_event(api, event, cale
     assert [mail[0::2] for mail in await outbox.new()] == [("REQUEST", 1), ("REQUEST", 2)]
 
 
-async def test_a_series_without_an_instance_is_off(api, series, calendar_id, answer):
+async def test_a_series_without_an_instance_is_off(api, series, calendar_id, reply):
     made = await create(api, series, attendees=[BOB])
     for row in await rows_of(api, calendar_id):
         assert (await api.delete(f"/api/v1/calendar_events/{row['id']}")).status_code == 200
-    assert (await answer(made, BOB, is_ok=False)).status_code == 410
+    assert (await reply(made, BOB, is_ok=False)).status_code == 410

@@ -62,7 +62,7 @@ async def test_a_series_that_moves_keeps_its_last_instance(api, series, calendar
         assert (await api.delete(path.replace(rows[2]["id"], moved["id"]))).status_code == 200
 
 
-async def test_the_answer_is_the_instance_that_was_named_where_it_is_now(api, series, calendar_id):
+async def test_the_response_is_the_instance_that_was_named_where_it_is_now(api, series, calendar_id):
     await create(api, series)
     rows = await rows_of(api, calendar_id)
     # The day's old instance keeps its id and is one of the moved series.
@@ -160,13 +160,13 @@ async def test_what_was_in_the_past_stays_when_a_series_changes_and_goes_with_it
     ],
 )
 async def test_a_longer_or_shorter_series_keeps_its_changed_and_deleted_instances(
-    api, event, calendar_id, outbox, answer, sessions, rule, longer, days
+    api, event, calendar_id, outbox, reply, sessions, rule, longer, days
 ):
     made = await create(api, event, timezone="UTC", recurrence=[f"RRULE:{rule}"], attendees=[BOB, CY])
     rows = await rows_of(api, calendar_id)
     await api.delete(f"/api/v1/calendar_events/{rows[1]['id']}")
     await change(api, rows[2], start_time=text(soon(5, 14)), location="Room 2")
-    await answer(made, BOB)
+    await reply(made, BOB)
     await outbox.new()
     webhook = {"url": "https://127.0.0.1:9/", "triggers": ["calendar.events_update"], "include_events": True}
     await api.post("/api/v1/webhooks", json=webhook)
@@ -197,15 +197,15 @@ async def test_a_longer_or_shorter_series_keeps_its_changed_and_deleted_instance
 
 
 async def test_another_rule_asks_again_and_keeps_the_changed_instances_that_it_still_has(
-    api, series, calendar_id, outbox, answer
+    api, series, calendar_id, outbox, reply
 ):
     made = await create(api, series, attendees=[BOB])
     rows = await rows_of(api, calendar_id)
     await change(api, rows[1], location="Room 2")
     await change(api, rows[2], location="Room 3")
     await api.delete(f"/api/v1/calendar_events/{rows[4]['id']}")
-    await answer(made, BOB)
-    await answer(made, BOB, slot=f"{soon(5):%Y%m%dT%H%M%SZ}")
+    await reply(made, BOB)
+    await reply(made, BOB, slot=f"{soon(5):%Y%m%dT%H%M%SZ}")
     await change(api, rows[0], scope="series", recurrence=["RRULE:FREQ=DAILY;INTERVAL=2;COUNT=4"])
     found = [
         (row["start_time"], row["location"], row["attendees"][0]["response_status"])

@@ -22,7 +22,9 @@ async def test_deleting_the_series_cancels_all_with_one_mail(api, series, calend
     assert await outbox.new() == [("CANCEL", "bob@example.org", 1)]
 
 
-async def test_guests_of_one_instance_are_told_when_it_goes_with_its_series(api, series, calendar_id, outbox):
+async def test_guests_of_one_instance_are_notified_when_it_goes_with_its_series(
+    api, series, calendar_id, outbox
+):
     dan = {"email": "dan@example.org"}
     await create(api, series, attendees=[BOB])
     rows = await rows_of(api, calendar_id)
@@ -56,7 +58,7 @@ async def test_guests_of_one_instance_are_told_when_it_goes_with_its_series(api,
 
 
 async def test_a_change_of_the_series_mails_no_more_than_what_is_news(
-    api, series, calendar_id, outbox, answer
+    api, series, calendar_id, outbox, reply
 ):
     """No mail of instances that are over; of those with a reply of their own, only to their guest."""
     first = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=3)
@@ -67,7 +69,7 @@ async def test_a_change_of_the_series_mails_no_more_than_what_is_news(
     await api.patch(f"/api/v1/calendar_events/{rows[0]['id']}", json={"name": "Exam"})
     await api.patch(f"/api/v1/calendar_events/{rows[1]['id']}", json={"name": "Exam"})
     for row in rows[2:4]:
-        await answer(made, BOB, slot=row["platform_uuid"].rpartition("_")[2])
+        await reply(made, BOB, slot=row["platform_uuid"].rpartition("_")[2])
     await outbox.new()
     path = f"/api/v1/calendar_events/{rows[2]['id']}?scope=series"
     assert (await api.patch(path, json={"location": "Room 9"})).status_code == 200
@@ -83,7 +85,9 @@ async def test_a_change_of_the_series_mails_no_more_than_what_is_news(
     }
 
 
-async def test_guests_of_an_instance_that_is_over_are_not_told_that_it_goes(api, series, calendar_id, outbox):
+async def test_guests_of_an_instance_that_is_over_are_not_notified_that_it_goes(
+    api, series, calendar_id, outbox
+):
     first = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=3)
     times = {"start_time": text(first), "end_time": text(first + timedelta(hours=1))}
     made = await create(api, {**series, **times}, attendees=[BOB])
@@ -142,7 +146,7 @@ async def test_who_was_taken_off_one_instance_does_not_get_it_back(api, series, 
     assert excluded == {"bob@example.org": [soon(4)], "cy@example.org": []}
 
 
-async def test_many_changed_instances_are_told_in_the_mail_of_their_series(api, event, calendar_id, outbox):
+async def test_many_changed_instances_are_listed_in_the_mail_of_their_series(api, event, calendar_id, outbox):
     rule = {"timezone": "UTC", "recurrence": ["RRULE:FREQ=DAILY;COUNT=14"]}
     await create(api, event, **rule, attendees=[BOB, CY], description="x" * 7900)
     rows = await rows_of(api, calendar_id)

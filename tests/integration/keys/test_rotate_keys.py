@@ -202,7 +202,7 @@ async def test_everything_is_under_the_first_key_then_and_a_second_run_changes_n
     assert SecretBox([NEW]).open(context_of("cred_1"), credentials.sealed) == {"refresh_token": "hunter2"}
 
 
-async def test_what_no_key_opens_is_told_and_left_alone(sessions, settings, project):
+async def test_what_no_key_opens_is_reported_and_left_alone(sessions, settings, project):
     lost = SecretBox([Fernet.generate_key().decode()])
     await make_one_of_each(sessions, project.id, SecretBox([OLD]))
     async with transaction(sessions) as session:
@@ -223,7 +223,7 @@ async def test_what_no_key_opens_is_told_and_left_alone(sessions, settings, proj
 
 
 async def test_a_newer_value_is_never_overwritten(sessions, settings, project):
-    """Somebody holds the row while the keys are rotated, and writes another value."""
+    """Another transaction holds the row while the keys are rotated, and writes another value."""
     old, both = SecretBox([OLD]), SecretBox([NEW, OLD])
     await make_one_of_each(sessions, project.id, old)
     async with transaction(sessions) as session:
@@ -334,12 +334,12 @@ async def test_secrets_that_the_api_stores_are_found(api, sessions, settings):
         ("/oauth/sessions", {"platform": "google", "redirect_uri": "https://example.com/"}),
     ]  # fmt: skip
     for path, body in calls:
-        answer = await api.post(
+        response = await api.post(
             f"/api/v1{path}",
             json=body,
             headers={"Idempotency-Key": f"{path} {body.get('platform')}"},
         )
-        assert answer.status_code == 201, answer.text
+        assert response.status_code == 201, response.text
     known = {str(column) for column in repository.sealed_columns()}
     found = set()
     async with sessions() as session:

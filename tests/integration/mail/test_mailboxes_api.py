@@ -17,9 +17,9 @@ async def test_the_mailboxes_of_a_user_are_listed(fake, api):
     own = fake.add_mailbox(OWNER, name="Ada", admin=OWNER)
     team = fake.add_mailbox("team@example.com", editor=OWNER)
     fake.add_mailbox("eve@example.com", admin="eve@example.com")
-    answer = await api.get(PATH, params={"user_email": "ADA@example.com"})
-    assert answer.status_code == 200
-    assert answer.json() == {
+    response = await api.get(PATH, params={"user_email": "ADA@example.com"})
+    assert response.status_code == 200
+    assert response.json() == {
         "results": [
             {"mailbox_id": own.id, "email": OWNER, "name": "Ada", "role": "admin", "can_send": True},
             {
@@ -34,49 +34,49 @@ async def test_the_mailboxes_of_a_user_are_listed(fake, api):
 
 
 async def test_a_user_without_mailboxes_has_an_empty_list(fake, api):
-    answer = await api.get(PATH, params={"user_email": "nobody@example.com"})
-    assert (answer.status_code, answer.json()) == (200, {"results": []})
+    response = await api.get(PATH, params={"user_email": "unknown@example.com"})
+    assert (response.status_code, response.json()) == (200, {"results": []})
 
 
 async def test_a_messages_that_fails_is_502(fake, api):
     fake.look_up_faults.append(Fault(500))
-    answer = await api.get(PATH, params={"user_email": OWNER})
-    assert (answer.status_code, answer.json()) == (502, {"error": "Messages answered 500."})
+    response = await api.get(PATH, params={"user_email": OWNER})
+    assert (response.status_code, response.json()) == (502, {"error": "Messages answered 500."})
 
 
-async def test_a_wrong_key_is_502_and_not_told(fake, api):
+async def test_a_wrong_key_is_502_and_not_shown(fake, api):
     fake.api_key = "another"
-    answer = await api.get(PATH, params={"user_email": OWNER})
-    assert answer.status_code == 502
-    assert "MESSAGES_API_KEY" in answer.json()["error"]
-    assert "messages-key-" not in answer.text
+    response = await api.get(PATH, params={"user_email": OWNER})
+    assert response.status_code == 502
+    assert "MESSAGES_API_KEY" in response.json()["error"]
+    assert "messages-key-" not in response.text
 
 
 async def test_a_throttled_messages_is_429(fake, api):
     fake.look_up_faults.append(Fault(429, {"Retry-After": "9"}))
-    answer = await api.get(PATH, params={"user_email": OWNER})
-    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "9")
+    response = await api.get(PATH, params={"user_email": OWNER})
+    assert (response.status_code, response.headers["Retry-After"]) == (429, "9")
 
 
 async def test_with_the_feature_off_it_is_404_with_the_reason(api):
-    answer = await api.get(PATH, params={"user_email": OWNER})
-    assert answer.status_code == 404
-    assert "FEATURE_MESSAGES_INTEGRATION" in answer.json()["error"]
+    response = await api.get(PATH, params={"user_email": OWNER})
+    assert response.status_code == 404
+    assert "FEATURE_MESSAGES_INTEGRATION" in response.json()["error"]
 
 
 @pytest.mark.parametrize(
     "query", [{}, {"user_email": ""}, {"user_email": "no address"}, {"user_email": OWNER, "x": "y"}]
 )
 async def test_a_bad_query_is_400(fake, api, query):
-    answer = await api.get(PATH, params=query)
-    assert answer.status_code == 400
-    assert list(answer.json()) == ["error"]
+    response = await api.get(PATH, params=query)
+    assert response.status_code == 400
+    assert list(response.json()) == ["error"]
     assert fake.look_ups == []
 
 
 async def test_it_needs_an_api_key(fake, api):
-    answer = await api.get(PATH, params={"user_email": OWNER}, headers={"Authorization": ""})
-    assert answer.status_code == 401
+    response = await api.get(PATH, params={"user_email": OWNER}, headers={"Authorization": ""})
+    assert response.status_code == 401
 
 
 async def test_a_mailbox_with_a_name_that_cannot_be_shown_is_listed_without_it(fake, api):

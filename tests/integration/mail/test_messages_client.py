@@ -78,7 +78,7 @@ async def test_the_own_mailbox_is_the_one_with_the_users_address(there):
     there.fake.mailboxes.clear()
     there.fake.add_mailbox("team@example.com", admin=OWNER)
     assert await there.messages.own_mailbox(OWNER) is None
-    assert await there.messages.own_mailbox("nobody@example.com") is None
+    assert await there.messages.own_mailbox("unknown@example.com") is None
 
 
 async def test_mailboxes_are_kept_for_a_minute(there, monkeypatch):
@@ -127,7 +127,7 @@ async def test_a_mail_is_handed_over(there):
     ],
     ids=["key", "channel", "scope", "address"],
 )
-async def test_a_wrong_setting_is_told_with_what_to_mend(there, change, sentence):
+async def test_a_wrong_setting_is_reported_with_its_fix(there, change, sentence):
     change(there)
     with pytest.raises(MessagesRefused) as refused:
         await there.messages.list_mailboxes(OWNER)
@@ -155,14 +155,14 @@ async def test_a_redirect_is_not_followed_with_the_key(there):
         await submit(there)
 
 
-async def test_429_tells_how_long_to_wait(there):
+async def test_429_says_how_long_to_wait(there):
     there.fake.faults.extend([Fault(429, {"Retry-After": "17"}), Fault(429)])
-    with pytest.raises(MessagesThrottled) as told:
+    with pytest.raises(MessagesThrottled) as stated:
         await submit(there)
-    assert told.value.retry_after == 17
-    with pytest.raises(MessagesThrottled) as untold:
+    assert stated.value.retry_after == 17
+    with pytest.raises(MessagesThrottled) as unstated:
         await submit(there)
-    assert untold.value.retry_after == 30
+    assert unstated.value.retry_after == 30
 
 
 @pytest.mark.parametrize(("status", "may_be_taken"), [(500, True), (502, False), (503, False), (504, True)])
@@ -174,7 +174,7 @@ async def test_errors_with_html_bodies_are_outages(there, status, may_be_taken):
     assert failed.value.may_be_taken is may_be_taken
 
 
-async def test_a_missing_answer_may_be_a_mail_taken(there, monkeypatch):
+async def test_a_missing_response_may_be_a_mail_taken(there, monkeypatch):
     monkeypatch.setattr(client_module, "SUBMIT_TIMEOUT_SECONDS", 0.1)
     there.fake.faults.extend([Fault(take=True, drop=True), Fault(take=True, hang=0.3)])
     for _ in range(2):

@@ -8,9 +8,9 @@ SAFE_LINK = "https://eur01.safelinks.protection.outlook.com/?url=https%3A%2F%2Fz
 
 
 async def parse(api, text):
-    answer = await api.post(URL, json={"text": text})
-    assert answer.status_code == 200, answer.text
-    return answer.json()
+    response = await api.post(URL, json={"text": text})
+    assert response.status_code == 200, response.text
+    return response.json()
 
 
 async def test_every_link_is_shown_with_what_became_of_it(api) -> None:
@@ -59,8 +59,8 @@ async def test_a_long_text_is_read_and_a_longer_one_refused(api) -> None:
     seen = await parse(api, text)
     assert len(text) < 100_000
     assert seen["meeting_url"] == ZOOM
-    answer = await api.post(URL, json={"text": "x" * 100_001})
-    assert (answer.status_code, answer.json()) == (400, {"text": ["Longer than 100000 characters."]})
+    response = await api.post(URL, json={"text": "x" * 100_001})
+    assert (response.status_code, response.json()) == (400, {"text": ["Longer than 100000 characters."]})
 
 
 async def test_bad_bodies_are_named(api) -> None:
@@ -70,9 +70,9 @@ async def test_bad_bodies_are_named(api) -> None:
         ({"text": "x", "url": "y"}, "url"),
         ({"text": "\x00"}, "text"),
     ):
-        answer = await api.post(URL, json=body)
-        assert answer.status_code == 400
-        assert list(answer.json()) == [field]
+        response = await api.post(URL, json=body)
+        assert response.status_code == 400
+        assert list(response.json()) == [field]
 
 
 async def test_a_key_is_needed_and_the_text_is_not_logged(api, capsys) -> None:

@@ -24,9 +24,9 @@ CALENDAR = {
 
 
 async def create(api, **fields):
-    answer = await api.post(APPS, json={**GOOGLE, **fields})
-    assert answer.status_code == 201, answer.text
-    return answer.json()
+    response = await api.post(APPS, json={**GOOGLE, **fields})
+    assert response.status_code == 201, response.text
+    return response.json()
 
 
 async def test_an_app_is_created_read_changed_and_removed(api, settings, sessions):
@@ -46,24 +46,24 @@ async def test_an_app_is_created_read_changed_and_removed(api, settings, session
     opened = SecretBox(settings.fernet_keys).open(f"oauth_apps:{stored.id}", stored.sealed)
     assert opened == {"client_secret": "hidden-9"}
 
-    gone = await api.delete(f"{APPS}/{made['id']}")
-    assert (gone.status_code, gone.content) == (200, b"")
+    deleted = await api.delete(f"{APPS}/{made['id']}")
+    assert (deleted.status_code, deleted.content) == (200, b"")
     assert (await api.get(f"{APPS}/google")).status_code == 404
     assert (await api.get(APPS)).json()["results"] == []
 
 
-async def test_a_secret_is_in_no_answer(api):
+async def test_a_secret_is_in_no_response(api):
     made = await api.post(APPS, json=GOOGLE)
-    answers = [made, await api.get(APPS), await api.get(f"{APPS}/google")]
-    answers.append(await api.patch(f"{APPS}/google", json={"client_secret": "hidden-3"}))
-    answers.append(await api.post(SESSIONS, json={"platform": "google", "redirect_uri": RETURN}))
-    assert all("hidden" not in answer.text for answer in answers)
+    responses = [made, await api.get(APPS), await api.get(f"{APPS}/google")]
+    responses.append(await api.patch(f"{APPS}/google", json={"client_secret": "hidden-3"}))
+    responses.append(await api.post(SESSIONS, json={"platform": "google", "redirect_uri": RETURN}))
+    assert all("hidden" not in response.text for response in responses)
 
 
 async def test_a_project_has_one_app_for_each_platform(api, other_api):
-    answers = await asyncio.gather(*(api.post(APPS, json=GOOGLE) for _ in range(5)))
-    assert sorted(answer.status_code for answer in answers) == [201, 400, 400, 400, 400]
-    refused = next(answer for answer in answers if answer.status_code == 400)
+    responses = await asyncio.gather(*(api.post(APPS, json=GOOGLE) for _ in range(5)))
+    assert sorted(response.status_code for response in responses) == [201, 400, 400, 400, 400]
+    refused = next(response for response in responses if response.status_code == 400)
     assert refused.json() == {
         "platform": ["This project has an OAuth app for this platform: change it with PATCH."]
     }
@@ -74,16 +74,16 @@ async def test_a_project_has_one_app_for_each_platform(api, other_api):
 async def test_another_projects_app_is_not_there(api, other_api):
     made = await create(api)
     for name in (made["id"], "google", "microsoft", "oapp_0000000000000000", "nonsense"):
-        for answer in (
+        for response in (
             await other_api.get(f"{APPS}/{name}"),
             await other_api.patch(f"{APPS}/{name}", json={"client_id": "x"}),
             await other_api.delete(f"{APPS}/{name}"),
         ):
-            assert answer.status_code == 404
-            assert answer.json() == {"error": "OAuth app not found"}
+            assert response.status_code == 404
+            assert response.json() == {"error": "OAuth app not found"}
     assert (await other_api.get(APPS)).json()["results"] == []
-    answer = await other_api.post(SESSIONS, json={"platform": "google", "redirect_uri": RETURN})
-    assert answer.status_code == 400
+    response = await other_api.post(SESSIONS, json={"platform": "google", "redirect_uri": RETURN})
+    assert response.status_code == 400
     assert (await api.get(f"{APPS}/google")).json() == made
 
 
@@ -94,9 +94,9 @@ async def test_a_redirect_address_must_be_an_absolute_web_address(api):
         "https://app.example.com/x#here", "https://app.example.com/a b", "https://app.example.com\\@evil.com",
         "https://app.example.com/\r\nX: y", "https://[::1", "https://a.com:99999/", "x" * 3000,
     ):  # fmt: skip
-        answer = await api.post(APPS, json={**GOOGLE, "redirect_uris": [RETURN, address]})
-        assert answer.status_code == 400, address
-        assert answer.json().keys() == {"redirect_uris"}
+        response = await api.post(APPS, json={**GOOGLE, "redirect_uris": [RETURN, address]})
+        assert response.status_code == 400, address
+        assert response.json().keys() == {"redirect_uris"}
 
 
 async def test_bad_input_about_an_app_names_its_field(api):
@@ -110,9 +110,9 @@ async def test_bad_input_about_an_app_names_its_field(api):
         ({"redirect_uris": ["https://a.com"] * 51}, "redirect_uris"),
         ({"tenant": "x"}, "tenant"),
     ):
-        answer = await api.post(APPS, json={**GOOGLE, **change})
-        assert answer.status_code == 400, change
-        assert answer.json().keys() == {field}
+        response = await api.post(APPS, json={**GOOGLE, **change})
+        assert response.status_code == 400, change
+        assert response.json().keys() == {field}
 
 
 async def test_an_app_is_changed_as_strictly_as_it_is_made(api):
@@ -124,21 +124,21 @@ async def test_an_app_is_changed_as_strictly_as_it_is_made(api):
         ({"redirect_uris": []}, "redirect_uris"),
         ({"redirect_uris": ["/x"]}, "redirect_uris"),
     ):
-        answer = await api.patch(f"{APPS}/google", json=change)
-        assert answer.status_code == 400
-        assert answer.json().keys() == {field}
+        response = await api.patch(f"{APPS}/google", json=change)
+        assert response.status_code == 400
+        assert response.json().keys() == {field}
     assert (await api.get(f"{APPS}/google")).json() == made
 
 
 async def test_the_same_idempotency_key_makes_one_app_and_one_session(api, sessions):
     headers = {"Idempotency-Key": "k-1"}
-    answers = [await api.post(APPS, json=GOOGLE, headers=headers) for _ in range(2)]
-    assert [answer.status_code for answer in answers] == [201, 201]
-    assert answers[0].json() == answers[1].json()
+    responses = [await api.post(APPS, json=GOOGLE, headers=headers) for _ in range(2)]
+    assert [response.status_code for response in responses] == [201, 201]
+    assert responses[0].json() == responses[1].json()
     headers = {"Idempotency-Key": "k-2"}
     body = {"platform": "google", "redirect_uri": RETURN}
-    answers = [await api.post(SESSIONS, json=body, headers=headers) for _ in range(2)]
-    assert answers[0].json() == answers[1].json()
+    responses = [await api.post(SESSIONS, json=body, headers=headers) for _ in range(2)]
+    assert responses[0].json() == responses[1].json()
     async with sessions() as session:
         assert await session.scalar(select(func.count()).select_from(OAuthSession)) == 1
 
@@ -157,9 +157,9 @@ async def test_bad_input_about_a_session_names_its_field(api):
         ({"login_hint": "x" * 321}, "login_hint"),
         ({"scope": "everything"}, "scope"),
     ):
-        answer = await api.post(SESSIONS, json={"platform": "google", "redirect_uri": RETURN, **change})
-        assert answer.status_code == 400, change
-        assert answer.json().keys() == {field}
+        response = await api.post(SESSIONS, json={"platform": "google", "redirect_uri": RETURN, **change})
+        assert response.status_code == 400, change
+        assert response.json().keys() == {field}
 
 
 async def test_a_session_that_could_not_end_well_is_refused_at_once(api):
@@ -168,17 +168,17 @@ async def test_a_session_that_could_not_end_well_is_refused_at_once(api):
     await api.post(CALENDARS, json=feed)
     await api.post(CALENDARS, json={**CALENDAR, "deduplication_key": "one"})
     body = {"platform": "google", "redirect_uri": RETURN}
-    answer = await api.post(SESSIONS, json={**body, "deduplication_key": "feed"})
-    assert answer.status_code == 400
-    assert answer.json() == {
+    response = await api.post(SESSIONS, json={**body, "deduplication_key": "feed"})
+    assert response.status_code == 400
+    assert response.json() == {
         "deduplication_key": ["The calendar with this deduplication key is of platform ics."]
     }
-    answer = await api.post(SESSIONS, json={**body, "deduplication_key": "one", "platform_uuid": "two"})
-    assert answer.status_code == 400
-    assert answer.json().keys() == {"platform_uuid"}
+    response = await api.post(SESSIONS, json={**body, "deduplication_key": "one", "platform_uuid": "two"})
+    assert response.status_code == 400
+    assert response.json().keys() == {"platform_uuid"}
     for right in ({}, {"platform_uuid": "one"}):
-        answer = await api.post(SESSIONS, json={**body, "deduplication_key": "one", **right})
-        assert answer.status_code == 201
+        response = await api.post(SESSIONS, json={**body, "deduplication_key": "one", **right})
+        assert response.status_code == 201
 
 
 async def test_sessions_long_past_are_forgotten(api, sessions):
@@ -209,9 +209,9 @@ async def test_deleting_an_app_ends_its_sessions_and_leaves_its_calendars(api, s
 
 
 async def test_the_seeds_own_way_still_works(api):
-    answer = await api.post(CALENDARS, json=CALENDAR)
-    assert answer.status_code == 201
-    assert answer.json()["owner_email"] is None
+    response = await api.post(CALENDARS, json=CALENDAR)
+    assert response.status_code == 201
+    assert response.json()["owner_email"] is None
 
 
 async def test_a_second_calendar_shares_the_credentials_of_the_first(api, sessions):
@@ -245,27 +245,27 @@ async def test_credentials_of_must_name_a_connected_calendar_of_this_project(api
         ({"credentials_of": first["id"], "platform": "ics"}, "platform"),
         ({"credentials_of": first["id"], "refresh_token": "r"}, "refresh_token"),
     ):
-        answer = await api.post(CALENDARS, json=body)
-        assert answer.status_code == 400, body
-        assert answer.json().keys() == {field}
+        response = await api.post(CALENDARS, json=body)
+        assert response.status_code == 400, body
+        assert response.json().keys() == {field}
     async with transaction(sessions) as session:
         await session.execute(update(Calendar).where(Calendar.id == first["id"]).values(state="disconnected"))
-    answer = await api.post(CALENDARS, json={"credentials_of": first["id"], "platform": "google"})
-    assert answer.status_code == 400
-    assert "reconnect" in answer.json()["credentials_of"][0]
+    response = await api.post(CALENDARS, json={"credentials_of": first["id"], "platform": "google"})
+    assert response.status_code == 400
+    assert "reconnect" in response.json()["credentials_of"][0]
 
 
 async def test_only_calendars_of_accounts_have_siblings_to_list(api, other_api):
     feed = (
         await api.post(CALENDARS, json={"platform": "ics", "feed_url": "https://example.com/x.ics"})
     ).json()
-    answer = await api.get(f"{CALENDARS}/{feed['id']}/remote_calendars")
-    assert answer.status_code == 400
-    assert answer.json().keys() == {"error"}
+    response = await api.get(f"{CALENDARS}/{feed['id']}/remote_calendars")
+    assert response.status_code == 400
+    assert response.json().keys() == {"error"}
     first = (await api.post(CALENDARS, json=CALENDAR)).json()
-    answer = await other_api.get(f"{CALENDARS}/{first['id']}/remote_calendars")
-    assert answer.status_code == 404
-    assert answer.json() == {"error": "Calendar not found"}
+    response = await other_api.get(f"{CALENDARS}/{first['id']}/remote_calendars")
+    assert response.status_code == 404
+    assert response.json() == {"error": "Calendar not found"}
 
 
 async def test_every_route_but_the_callback_wants_an_api_key(app, api):

@@ -77,7 +77,7 @@ async def until_reading() -> psutil.Process:
             await asyncio.sleep(0.02)
 
 
-async def until_gone(process: psutil.Process) -> None:
+async def until_ended(process: psutil.Process) -> None:
     async with asyncio.timeout(30):
         while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
             await asyncio.sleep(0.05)
@@ -144,7 +144,7 @@ async def test_an_idle_process_that_was_killed_fails_no_feed(readers):
     await read(readers)
     (child,) = children()
     child.kill()
-    await until_gone(child)
+    await until_ended(child)
     await asyncio.sleep(0.2)
     assert (await read(readers)).pages
 
@@ -154,7 +154,7 @@ async def test_a_reader_that_is_cancelled_leaves_no_process_behind(readers):
     busy = await until_reading()
     heavy.cancel()
     await asyncio.wait([heavy])
-    await until_gone(busy)
+    await until_ended(busy)
     assert (await read(readers)).pages
 
 
@@ -183,7 +183,7 @@ async def test_the_processes_are_limited_and_know_no_secret(readers, monkeypatch
     assert (await read(readers)).pages
     assert children() == [child], "the worker ends it, not a signal to the group"
     await readers.aclose()
-    await until_gone(child)
+    await until_ended(child)
 
 
 _READS_FOR_EVER = """

@@ -38,7 +38,7 @@ SECRET = "s3cret-t0ken"
 
 
 class FeedServer:
-    """Answers every path with what `respond` gives, and remembers the requests."""
+    """Returns what `respond` gives for every path, and remembers the requests."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
@@ -220,13 +220,13 @@ async def test_compressed_feeds_are_read(server, client):
         (GOOGLE.replace(b"END:VEVENT\r\n", b"", 1), "feed_truncated"),
     ],
 )
-async def test_an_answer_that_is_no_complete_calendar_is_unavailable(server, client, body, code):
+async def test_a_response_that_is_no_complete_calendar_is_unavailable(server, client, body, code):
     server.respond = lambda _: Response(body)
     err = await failure(feed(client, server.url))
     assert (type(err), err.code) == (Unavailable, code)
 
 
-async def test_an_answer_that_breaks_off_is_unavailable(server, client):
+async def test_a_response_that_breaks_off_is_unavailable(server, client):
     async def cut() -> AsyncIterator[bytes]:
         yield GOOGLE[:1000]
         raise ConnectionResetError
@@ -264,7 +264,7 @@ async def test_feeds_over_the_limit_are_refused_before_they_fill_the_memory(
         nonlocal sent
         while True:
             sent += 65_536
-            await asyncio.sleep(0)  # nothing else lets go of the loop once the client has gone
+            await asyncio.sleep(0)  # nothing else lets go of the loop once the client has disconnected
             yield b"\n" * 65_536
 
     server.respond = lambda _: (

@@ -62,7 +62,7 @@ async def claim(sessions: Sessions, limit: int = ALL, **options: Any) -> list[Cl
 
 
 class Worker:
-    """Claims as a worker's drainer does."""
+    """Claims as a worker's loop does."""
 
     def __init__(self, sessions: Sessions, kind: Kind = "account", slots: int = 16) -> None:
         self._sessions = sessions

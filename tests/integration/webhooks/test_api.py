@@ -38,7 +38,7 @@ async def test_secrets_are_stored_encrypted_only(api, sessions) -> None:
         assert base64.b64decode(secret) not in sealed
 
 
-async def test_an_idempotency_key_gives_the_first_answer_with_its_secret_again(api) -> None:
+async def test_an_idempotency_key_gives_the_first_response_with_its_secret_again(api) -> None:
     body = {"url": URL, "triggers": ["calendar.events_update"]}
     first, again = [
         await api.post("/api/v1/webhooks", json=body, headers={"Idempotency-Key": "a"}) for _ in range(2)
@@ -127,7 +127,7 @@ async def test_a_webhook_is_changed_in_part(api) -> None:
     assert (await api.get(path)).json() == changed
 
 
-async def test_a_deleted_webhook_is_gone_with_its_deliveries(api, sessions, project) -> None:
+async def test_a_webhook_is_deleted_with_its_deliveries(api, sessions, project) -> None:
     webhook, other = await create(api), await create(api)
     assert await announce_change(sessions, project) == 2
     response = await api.delete(f"/api/v1/webhooks/{webhook['id']}")

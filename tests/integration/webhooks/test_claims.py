@@ -13,7 +13,7 @@ from app.core.clock import utcnow
 from app.core.db import transaction
 from app.webhooks.delivery import Deliverer
 from app.webhooks.repository import claims
-from tests.fakes.receiver import Answer
+from tests.fakes.receiver import Response
 from tests.integration.webhooks.deliveries import Webhooks, deliver_due
 
 
@@ -22,7 +22,7 @@ async def test_a_worker_that_dies_while_sending_leaves_a_delivery_that_goes_out_
 ) -> None:
     subscription = await webhooks.subscribe()
     (delivery,) = await webhooks.add(subscription)
-    webhooks.receiver.script.append(Answer(delay=30))
+    webhooks.receiver.script.append(Response(delay=30))
     async with webhooks.deliverer() as deliverer:
         (claimed,) = await deliverer.claim(10)
         sending = asyncio.create_task(deliverer.handle(claimed))
@@ -46,7 +46,7 @@ async def test_a_worker_that_dies_while_sending_leaves_a_delivery_that_goes_out_
 async def test_one_whose_lease_ran_out_records_nothing_over_its_successor(webhooks: Webhooks) -> None:
     subscription = await webhooks.subscribe()
     (delivery,) = await webhooks.add(subscription)
-    webhooks.receiver.script.append(Answer(500, delay=0.3))
+    webhooks.receiver.script.append(Response(500, delay=0.3))
     async with webhooks.deliverer() as slow, webhooks.deliverer() as quick:
         (claimed,) = await slow.claim(10)
         sending = asyncio.create_task(slow.handle(claimed))
@@ -77,7 +77,7 @@ async def test_several_workers_share_the_work_and_never_send_one_delivery_twice_
     paths = [f"/{number}" for number in range(5)]
     for path in paths:
         await webhooks.add(await webhooks.subscribe(path), 12)
-    webhooks.receiver.answer = Answer(delay=0.02)
+    webhooks.receiver.response = Response(delay=0.02)
 
     async def work(deliverer: Deliverer) -> None:
         async with asyncio.timeout(15):
@@ -142,7 +142,7 @@ async def test_endpoints_that_have_nothing_due_are_not_looked_at(webhooks: Webho
         await webhooks.add(waiting, 2)
         await webhooks.add(off, 2)
         await webhooks.set_subscription(off, is_active=False)
-    webhooks.receiver.answer = Answer(500)
+    webhooks.receiver.response = Response(500)
     await webhooks.deliver(webhook_retry_schedule_seconds=(7200.0,))
     async with transaction(webhooks.sessions) as session:
         await session.execute(claims._USE_INDEXES)

@@ -9,14 +9,14 @@ from datetime import datetime, timedelta
 from app.core.clock import utcnow
 from app.core.db import transaction
 from app.webhooks import service
-from tests.fakes.receiver import Answer
+from tests.fakes.receiver import Response
 from tests.integration.webhooks.deliveries import Webhooks, deliver_due
 
 
 async def test_a_delivery_is_signed_in_both_schemes_and_recorded(webhooks: Webhooks) -> None:
     subscription = await webhooks.subscribe("/hook")
     await webhooks.announce()
-    webhooks.receiver.answer = Answer(202, b"tha\x00nks " + "ä".encode() * 600)
+    webhooks.receiver.response = Response(202, b"tha\x00nks " + "ä".encode() * 600)
     await webhooks.deliver()
     (got,) = webhooks.receiver.received
     (row,) = await webhooks.rows()
@@ -76,7 +76,7 @@ async def test_connections_are_kept_and_used_again(webhooks: Webhooks) -> None:
 async def test_a_delivery_deleted_while_it_is_sent_ends_quietly(webhooks: Webhooks) -> None:
     subscription = await webhooks.subscribe()
     await webhooks.add(subscription)
-    webhooks.receiver.answer = Answer(delay=0.1)
+    webhooks.receiver.response = Response(delay=0.1)
     async with webhooks.deliverer() as deliverer:
         (claimed,) = await deliverer.claim(1)
         sending = asyncio.create_task(deliverer.handle(claimed))

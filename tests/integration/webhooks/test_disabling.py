@@ -6,14 +6,14 @@ from datetime import timedelta
 from structlog.testing import capture_logs
 
 from app.core.clock import utcnow
-from tests.fakes.receiver import Answer
+from tests.fakes.receiver import Response
 from tests.integration.webhooks.deliveries import Webhooks
 
 
 async def test_a_410_switches_off_and_switching_on_again_delivers_what_waits(webhooks: Webhooks) -> None:
     subscription = await webhooks.subscribe()
     await webhooks.add(subscription, 3)
-    webhooks.receiver.answer = Answer(410, b"gone")
+    webhooks.receiver.response = Response(410, b"removed")
     with capture_logs() as logs:
         await webhooks.deliver(webhook_endpoint_concurrency=1)
     off = await webhooks.subscription(subscription)
@@ -24,7 +24,7 @@ async def test_a_410_switches_off_and_switching_on_again_delivers_what_waits(web
     assert (line["webhook_id"], line["reason"]) == (subscription, off.disabled_reason)
     assert len(webhooks.receiver.received) == 1
     assert {row.status for row in await webhooks.rows()} == {"pending"}
-    webhooks.receiver.answer = Answer()
+    webhooks.receiver.response = Response()
     await webhooks.patch(subscription, is_active=True)
     await webhooks.deliver()
     assert len(webhooks.receiver.received) == 4
@@ -56,7 +56,7 @@ async def test_an_endpoint_that_failed_everything_for_five_days_is_switched_off(
     for subscription in (dead, recovering):
         await webhooks.set_subscription(subscription, failing_since=utcnow() - timedelta(days=4, hours=23))
         await webhooks.add(subscription)
-    webhooks.receiver.answer = Answer(500)
+    webhooks.receiver.response = Response(500)
     await webhooks.deliver(webhook_retry_schedule_seconds=(3600.0, 3600.0))
     assert (await webhooks.subscription(dead)).is_active
 
@@ -67,7 +67,7 @@ async def test_an_endpoint_that_failed_everything_for_five_days_is_switched_off(
     async with webhooks.deliverer(webhook_retry_schedule_seconds=(3600.0, 3600.0)) as deliverer:
         for claimed in await deliverer.claim(10):
             failing = claimed.due.endpoint_id == dead
-            webhooks.receiver.answer = Answer(500 if failing else 200)
+            webhooks.receiver.response = Response(500 if failing else 200)
             with capture_logs() as logs:
                 await deliverer.handle(claimed)
             assert ("webhook_disabled" in [line["event"] for line in logs]) is failing
@@ -93,7 +93,7 @@ async def _a_day_passes(webhooks: Webhooks, subscription: str, days: int = 1) ->
 async def test_an_endpoint_is_switched_off_by_failures_on_five_days_and_not_by_one_then_and_one_now(
     webhooks: Webhooks,
 ) -> None:
-    webhooks.receiver.answer = Answer(500)
+    webhooks.receiver.response = Response(500)
     quiet, dead = await webhooks.subscribe("/quiet"), await webhooks.subscribe("/dead")
     for day in range(6):
         assert (await webhooks.subscription(dead)).is_active
@@ -108,10 +108,10 @@ async def test_an_endpoint_is_switched_off_by_failures_on_five_days_and_not_by_o
     assert (after.is_active, after.failing_days) == (True, 2)
 
 
-async def test_what_an_old_url_answers_is_not_held_against_a_new_one(webhooks: Webhooks) -> None:
+async def test_responses_of_an_old_url_do_not_count_for_a_new_one(webhooks: Webhooks) -> None:
     subscription = await webhooks.subscribe("/old")
     await webhooks.add(subscription)
-    webhooks.receiver.script.append(Answer(410, delay=0.2))
+    webhooks.receiver.script.append(Response(410, delay=0.2))
     async with webhooks.deliverer() as deliverer:
         (claimed,) = await deliverer.claim(10)
         sending = asyncio.create_task(deliverer.handle(claimed))

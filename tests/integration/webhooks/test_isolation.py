@@ -10,7 +10,7 @@ from typing import Any
 
 from app.core.clock import utcnow
 from tests.conftest import TestProject
-from tests.fakes.receiver import Answer, Receiver
+from tests.fakes.receiver import Receiver, Response
 from tests.integration.webhooks.deliveries import Webhooks, deliver_due
 from workers.work_loop import WorkLoop
 
@@ -39,11 +39,11 @@ async def test_an_endpoints_deliveries_go_out_oldest_first(webhooks: Webhooks) -
     assert webhooks.receiver.ids == expected
 
 
-async def test_a_hanging_endpoint_delays_nobody_else(webhooks: Webhooks) -> None:
+async def test_a_hanging_endpoint_delays_no_other(webhooks: Webhooks) -> None:
     hanging, lively = await webhooks.subscribe("/hang"), await webhooks.subscribe("/lively")
     await webhooks.add(hanging, 40)
     await webhooks.add(lively, 10)
-    webhooks.receiver.answers["/hang"] = Answer(delay=30)
+    webhooks.receiver.responses["/hang"] = Response(delay=30)
     async with webhooks.deliverer() as deliverer:
         tasks = []
         async with asyncio.timeout(5):
@@ -104,7 +104,7 @@ async def test_a_hundred_slow_endpoints_of_a_project_do_not_delay_another_projec
 ) -> None:
     for number in range(40):
         path = f"/slow/{number}"
-        webhooks.receiver.answers[path] = Answer(delay=60)  # and then 200
+        webhooks.receiver.responses[path] = Response(delay=60)  # and then 200
         await webhooks.add(await webhooks.subscribe(path), 4)
     others = dataclasses.replace(webhooks, project_id=other_project.id)
     fast = await others.subscribe("/fast")
@@ -123,12 +123,12 @@ async def test_slow_endpoints_do_not_delay_a_fast_one_of_the_same_project(
     monkeypatch.setattr("app.webhooks.delivery._SLOW_SECONDS", 0.1)
     slow = [await webhooks.subscribe(f"/slow/{number}") for number in range(20)]
     for number, subscription in enumerate(slow):
-        webhooks.receiver.answers[f"/slow/{number}"] = Answer(delay=0.15)
+        webhooks.receiver.responses[f"/slow/{number}"] = Response(delay=0.15)
         await webhooks.add(subscription)
     await webhooks.deliver()
     for number, subscription in enumerate(slow):
         assert (await webhooks.subscription(subscription)).is_slow
-        webhooks.receiver.answers[f"/slow/{number}"] = Answer(delay=60)
+        webhooks.receiver.responses[f"/slow/{number}"] = Response(delay=60)
         await webhooks.add(subscription, 4)
     fast = await webhooks.subscribe("/fast")
     async with working(webhooks):
@@ -147,14 +147,14 @@ async def test_an_endpoint_that_takes_long_has_half_of_the_slots_until_it_is_qui
     claimed = []
     async with webhooks.deliverer() as deliverer:
         for delay in (0.25, 0, 0):
-            webhooks.receiver.answer = Answer(delay=delay)
+            webhooks.receiver.response = Response(delay=delay)
             due = await deliverer.claim(10)
             claimed.append(len(due))
             await asyncio.gather(*(deliverer.handle(delivery) for delivery in due))
     assert claimed == [4, 2, 4]
 
 
-async def test_dead_and_hanging_endpoints_delay_nobody_else(
+async def test_dead_and_hanging_endpoints_delay_no_other(
     webhooks: Webhooks, other_project: TestProject
 ) -> None:
     with socket.socket() as closed:
@@ -162,7 +162,7 @@ async def test_dead_and_hanging_endpoints_delay_nobody_else(
         dead = f"http://127.0.0.1:{closed.getsockname()[1]}/"
         for number in range(30):
             path = f"/hangs/{number}"
-            webhooks.receiver.answers[path] = Answer(delay=60)
+            webhooks.receiver.responses[path] = Response(delay=60)
             await webhooks.add(await webhooks.subscribe(path), 4)
             await webhooks.add(await webhooks.subscribe(url=dead), 4)
         others = dataclasses.replace(webhooks, project_id=other_project.id)
@@ -180,7 +180,7 @@ async def test_a_failing_endpoint_is_tried_with_one_delivery_at_a_time_until_it_
 ) -> None:
     subscription = await webhooks.subscribe()
     await webhooks.add(subscription, 12)
-    webhooks.receiver.script.extend([Answer(503)] * 4)
+    webhooks.receiver.script.extend([Response(503)] * 4)
     async with webhooks.deliverer(webhook_retry_schedule_seconds=(3600.0,)) as deliverer:
         first = await deliverer.claim(10)
         await asyncio.gather(*(deliverer.handle(claimed) for claimed in first))
@@ -207,6 +207,6 @@ async def test_failing_endpoints_use_half_of_a_worker_at_most(webhooks: Webhooks
         assert await deliverer.claim(2) == []
         await webhooks.add(healthy, 2)
         assert [claimed.due.endpoint_id for claimed in await deliverer.claim(2)] == [healthy, healthy]
-        webhooks.receiver.answer = Answer(500)
+        webhooks.receiver.response = Response(500)
         await asyncio.gather(*(deliverer.handle(claimed) for claimed in probes))
         assert len(await deliverer.claim(4)) == 2

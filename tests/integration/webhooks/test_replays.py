@@ -110,7 +110,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_batches")
-async def test_a_large_replay_is_answered_at_once_and_done_in_batches(api, sessions) -> None:
+async def test_a_large_replay_gets_its_response_at_once_and_is_done_in_batches(api, sessions) -> None:
     webhook = await create(api, triggers=["calendar.state_change"])
     await _finished(sessions, webhook["id"], 95)
     path = f"/api/v1/webhooks/{webhook['id']}"

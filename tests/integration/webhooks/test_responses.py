@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.receiver import Answer
+from tests.fakes.receiver import Response
 from tests.integration.webhooks.deliveries import Webhooks, last_attempt
 
 
 async def test_redirects_are_failures_and_not_followed(webhooks: Webhooks) -> None:
     (delivery,) = await webhooks.add(await webhooks.subscribe("/from"))
-    webhooks.receiver.answer = Answer(307, headers={"Location": webhooks.url + "/to"})
+    webhooks.receiver.response = Response(307, headers={"Location": webhooks.url + "/to"})
     async with webhooks.deliverer() as deliverer:
         (claimed,) = await deliverer.claim(1)
         await deliverer.handle(claimed)
@@ -27,9 +27,9 @@ async def test_redirects_are_failures_and_not_followed(webhooks: Webhooks) -> No
 @pytest.mark.settings(webhook_timeout_seconds=0.3)
 async def test_silent_and_dribbling_endpoints_are_cut_off_in_time(webhooks: Webhooks) -> None:
     silent, dribbling = await webhooks.subscribe("/silent"), await webhooks.subscribe("/dribbling")
-    for subscription, response in ((silent, Answer(delay=30)), (dribbling, Answer(dribble=0.02))):
+    for subscription, response in ((silent, Response(delay=30)), (dribbling, Response(dribble=0.02))):
         (delivery,) = await webhooks.add(subscription)
-        webhooks.receiver.answer = response
+        webhooks.receiver.response = response
         async with webhooks.deliverer() as deliverer:
             (claimed,) = await deliverer.claim(1)
             async with asyncio.timeout(5):
@@ -41,7 +41,7 @@ async def test_silent_and_dribbling_endpoints_are_cut_off_in_time(webhooks: Webh
         await webhooks.set_subscription(subscription, is_active=False)
 
 
-async def test_an_answer_without_end_is_read_in_part_only(webhooks: Webhooks) -> None:
+async def test_a_response_without_end_is_read_in_part_only(webhooks: Webhooks) -> None:
     sent = 0
 
     async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -5,14 +5,14 @@ from datetime import timedelta
 from structlog.testing import capture_logs
 
 from app.core.clock import utcnow
-from tests.fakes.receiver import Answer
+from tests.fakes.receiver import Response
 from tests.integration.webhooks.deliveries import Webhooks, last_attempt
 
 
 async def test_retries_carry_the_same_id_and_bytes_and_the_last_one_fails(webhooks: Webhooks) -> None:
     subscription = await webhooks.subscribe()
     (delivery,) = await webhooks.add(subscription)
-    webhooks.receiver.answer = Answer(500, b"down")
+    webhooks.receiver.response = Response(500, b"down")
     for number, wait in enumerate((60, 600, 6000), 1):
         await webhooks.deliver(webhook_retry_schedule_seconds=(60.0, 600.0, 6000.0))
         row = await webhooks.row(delivery)
@@ -60,7 +60,7 @@ async def test_retry_after_is_honoured_for_the_endpoint_within_a_day(webhooks: W
     for status, value, seconds in ((429, "7200", 7200), (503, "999999999", 86_400)):
         subscription = await webhooks.subscribe()
         delivery, *_ = await webhooks.add(subscription, 5)
-        webhooks.receiver.script.append(Answer(status, headers={"Retry-After": value}))
+        webhooks.receiver.script.append(Response(status, headers={"Retry-After": value}))
         async with webhooks.deliverer() as deliverer:
             (claimed,) = await deliverer.claim(1)
             await deliverer.handle(claimed)
@@ -79,8 +79,8 @@ async def test_the_schedule_holds_where_retry_after_is_shorter_or_given_with_ano
 ) -> None:
     subscription = await webhooks.subscribe()
     await webhooks.add(subscription, 2)
-    webhooks.receiver.script.append(Answer(500, headers={"Retry-After": "7200"}))
-    webhooks.receiver.script.append(Answer(429, headers={"Retry-After": "1"}))
+    webhooks.receiver.script.append(Response(500, headers={"Retry-After": "7200"}))
+    webhooks.receiver.script.append(Response(429, headers={"Retry-After": "1"}))
     await webhooks.deliver(webhook_retry_schedule_seconds=(600.0,), webhook_endpoint_concurrency=1)
     await webhooks.set_subscription(subscription, paused_until=None)
     for row in await webhooks.rows():

@@ -12,14 +12,14 @@ from sqlalchemy import select, text, update
 from app.core.db import transaction
 from app.models import WebhookSubscription
 from app.webhooks import samples
-from tests.fakes.receiver import Answer
+from tests.fakes.receiver import Response
 from tests.integration.webhooks.webhooks_api import create, stored
 
 
-async def test_a_test_sends_a_signed_sample_and_answers_with_what_came_back(api, sessions, receiver) -> None:
+async def test_a_test_sends_a_signed_sample_and_returns_what_came_back(api, sessions, receiver) -> None:
     fake, url = receiver
     webhook = await create(api, url=url + "/hook", triggers=["calendar.state_change"])
-    fake.script.append(Answer(201, b"hello"))
+    fake.script.append(Response(201, b"hello"))
     response = await api.post(f"/api/v1/webhooks/{webhook['id']}/test")
     assert response.status_code == 200
     result = response.json()
@@ -37,10 +37,10 @@ async def test_a_test_sends_a_signed_sample_and_answers_with_what_came_back(api,
     assert await stored(sessions) == []
 
 
-async def test_a_test_tells_of_a_failure(api, receiver) -> None:
+async def test_a_test_reports_a_failure(api, receiver) -> None:
     fake, url = receiver
     webhook = await create(api, url=url, is_active=False)
-    fake.script.append(Answer(500, b"oops"))
+    fake.script.append(Response(500, b"oops"))
     result = (await api.post(f"/api/v1/webhooks/{webhook['id']}/test")).json()
     assert (result["status"], result["status_code"], result["response"]) == ("failed", 500, "oops")
     assert result["error"].startswith("status: ")
@@ -49,7 +49,7 @@ async def test_a_test_tells_of_a_failure(api, receiver) -> None:
 async def test_no_transaction_is_open_while_a_test_waits_for_the_endpoint(api, sessions, receiver) -> None:
     fake, url = receiver
     webhook = await create(api, url=url)
-    fake.answer = Answer(delay=0.3)
+    fake.response = Response(delay=0.3)
     sending = asyncio.create_task(api.post(f"/api/v1/webhooks/{webhook['id']}/test"))
     await fake.wait_for(1)
     open_ones = text(
@@ -61,7 +61,7 @@ async def test_no_transaction_is_open_while_a_test_waits_for_the_endpoint(api, s
     assert (await sending).json()["status"] == "success"
 
 
-async def test_a_secret_that_cannot_be_decrypted_is_said_and_mended_by_rotating(
+async def test_a_secret_that_cannot_be_decrypted_is_reported_and_fixed_by_rotating(
     api, sessions, receiver
 ) -> None:
     fake, url = receiver
@@ -100,7 +100,7 @@ async def test_tests_are_held_to_a_rate_by_project(api, other_api, receiver, mon
 @pytest.mark.settings(redis_url="unix:///nonexistent/redis.sock")
 async def test_few_tests_are_under_way_at_once_also_without_redis(api, other_api, receiver) -> None:
     fake, url = receiver
-    fake.answer = Answer(delay=0.5)
+    fake.response = Response(delay=0.5)
     path = f"/api/v1/webhooks/{(await create(api, url=url))['id']}/test"
     theirs = f"/api/v1/webhooks/{(await create(other_api, url=url))['id']}/test"
     responses = await asyncio.gather(*(api.post(path) for _ in range(8)), other_api.post(theirs))

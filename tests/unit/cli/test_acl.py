@@ -1,4 +1,4 @@
-"""Access control lists: one account may pass through a folder, and nobody else."""
+"""Access control lists: one account may pass through a folder, and no other."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ import pytest
 
 from app.cli.devserver.acl import let_pass
 
-NOBODY, OTHER = 65534, 65533
+ACCOUNT, OTHER = 65534, 65533
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0, reason="takes root, as what it tests does"
@@ -27,7 +27,7 @@ def can_read(path: Path, uid: int) -> bool:
 
 @pytest.fixture
 def closed():
-    """A folder that is root's alone, with a file in it that anybody might read."""
+    """A folder that is root's alone, with a file in it that every account might read."""
     import shutil
     import tempfile
 
@@ -47,26 +47,26 @@ def allow(folder: Path, uid: int) -> bool:
         raise
 
 
-def test_one_account_may_pass_and_nobody_else(closed):
-    assert not can_read(closed / "file", NOBODY)
-    assert allow(closed, NOBODY)
-    assert can_read(closed / "file", NOBODY)
+def test_one_account_may_pass_and_no_other(closed):
+    assert not can_read(closed / "file", ACCOUNT)
+    assert allow(closed, ACCOUNT)
+    assert can_read(closed / "file", ACCOUNT)
     assert not can_read(closed / "file", OTHER)
     assert stat.S_IMODE(closed.stat().st_mode) & 0o007 == 0
     listed = subprocess.run(
-        ["ls", str(closed)], user=NOBODY, group=NOBODY, extra_groups=[], capture_output=True, check=False
+        ["ls", str(closed)], user=ACCOUNT, group=ACCOUNT, extra_groups=[], capture_output=True, check=False
     )
     assert listed.returncode != 0  # to pass through is all that is allowed
 
 
 def test_a_second_time_changes_nothing(closed):
-    assert allow(closed, NOBODY)
-    assert not allow(closed, NOBODY)
+    assert allow(closed, ACCOUNT)
+    assert not allow(closed, ACCOUNT)
 
 
 def test_other_entries_are_kept(closed):
-    assert allow(closed, NOBODY)
+    assert allow(closed, ACCOUNT)
     assert allow(closed, OTHER)
-    assert can_read(closed / "file", NOBODY)
+    assert can_read(closed / "file", ACCOUNT)
     assert can_read(closed / "file", OTHER)
     assert closed.stat().st_mode & 0o700 == 0o700

@@ -33,7 +33,7 @@ def _clean(clean_environment, tmp_path):
         ("postgres://u:p@h/db?ssl=prefer", "postgresql://u:p@h/db?sslmode=prefer"),
         ("postgresql://u:p@h/db?keepalives=1&keepalives_idle=30", "postgresql://u:p@h/db"),
         ("postgresql://u:p@h/?dbname=db&sslmode=", "postgresql://u:p@h/?dbname=db"),
-        # Told twice, in any order: the stricter one.
+        # Given twice, in any order: the stricter one.
         ("postgresql://u:p@h/db?sslmode=require&sslmode=disable", "postgresql://u:p@h/db?sslmode=require"),
         ("postgresql://u:p@h/db?sslmode=require&ssl=false", "postgresql://u:p@h/db?sslmode=require"),
         ("postgresql://u:p@h/db?ssl=true&sslmode=prefer", "postgresql://u:p@h/db?sslmode=require"),

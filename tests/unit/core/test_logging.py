@@ -24,7 +24,7 @@ for log in (structlog.get_logger(), logging.getLogger("uvicorn.error")):
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_a_traceback_tells_where_and_holds_no_variables(form):
+def test_a_traceback_says_where_and_holds_no_variables(form):
     done = subprocess.run([sys.executable, "-c", _PROGRAM, form], capture_output=True, text=True, check=True)
     # Quoted source lines of a program on the command line are none: only variables could hold it.
     assert "hunter2" not in done.stderr

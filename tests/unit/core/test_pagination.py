@@ -124,7 +124,7 @@ def test_rows_without_a_key_stand_last():
 
 
 def fetch(keys, cursor, limit):
-    """What the database answers to `seek` over rows (None, key) in ascending order."""
+    """What the database returns for `seek` over rows (None, key) in ascending order."""
     if cursor is None:
         found = keys
     elif cursor.backward:
@@ -157,7 +157,7 @@ def test_pages_cover_the_list_forwards_and_backwards(count, limit):
     assert back == chunks[-2::-1]
 
 
-def test_a_page_behind_which_everything_is_gone_is_empty_and_has_no_links():
+def test_a_page_behind_which_everything_is_deleted_is_empty_and_has_no_links():
     page: Page[str] = page_of(
         [], UPDATED, Cursor("updated_at", AT, "evt_1"), 10, place=lambda row: (None, row)
     )

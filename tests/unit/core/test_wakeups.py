@@ -1,4 +1,4 @@
-"""A Redis that stops answering costs no connection for good."""
+"""A Redis that stops responding costs no connection for good."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,7 +10,7 @@ from app.core.wakeups import WakeUps, connect_redis
 
 
 class Mute:
-    """Answers every command with OK, until `is_mute`."""
+    """Responds to every command with OK, until `is_mute`."""
 
     def __init__(self) -> None:
         self.url = ""

@@ -42,7 +42,7 @@ def test_an_unknown_event_without_a_start_is_kept() -> None:
     [event(starts_in_days=29), event(starts_in_days=-3), event(is_cancelled=True)],
     ids=["ahead of the window", "behind the window", "cancelled"],
 )
-def test_an_unknown_event_that_nobody_should_see_is_left_out(new: RemoteEvent) -> None:
+def test_an_unknown_event_that_should_stay_hidden_is_left_out(new: RemoteEvent) -> None:
     assert changes(new, None) == []
 
 
@@ -85,9 +85,9 @@ def test_an_event_that_is_moved_out_of_the_window_goes_on_with_its_new_time(days
 
 
 def test_an_event_that_lives_beyond_the_window_is_no_deleted_one() -> None:
-    away = event(starts_in_days=40)
-    assert changes(away, stored(away, is_deleted=True)) == [("created", False)]
-    assert changes(event(), stored(away)) == [("updated", False)]
+    distant = event(starts_in_days=40)
+    assert changes(distant, stored(distant, is_deleted=True)) == [("created", False)]
+    assert changes(event(), stored(distant)) == [("updated", False)]
 
 
 def test_an_edit_of_a_past_event_does_not_delete_it() -> None:

@@ -137,7 +137,7 @@ def test_texts_are_cut_at_their_limits():
         ("ATTENDEE:MAILTO:Ada@example.com", "Ada@example.com", None),
         ("ATTENDEE;CN=Ada^'s:mailto:ada%2Bx@example.com?subject=x", "ada+x@example.com", 'Ada"s'),
         ("ATTENDEE;EMAIL=ada@example.com:urn:uuid:5", "ada@example.com", None),
-        ("ATTENDEE;CN=Nobody:invalid:nomail", None, "Nobody"),
+        ("ATTENDEE;CN=Carol:invalid:nomail", None, "Carol"),
         ("ATTENDEE:ada@example.com", "ada@example.com", None),
         ("ATTENDEE;CN=", None, None),
     ],

@@ -184,8 +184,8 @@ def test_one_instance_has_the_original_start_and_no_rule():
 
 
 def test_a_reply_has_exactly_one_attendee_and_the_same_sequence():
-    answer = replace(BOB, response_status="declined")
-    calendar, event = read(build_reply(EVENT, stamp=STAMP, replying=answer))
+    guest = replace(BOB, response_status="declined")
+    calendar, event = read(build_reply(EVENT, stamp=STAMP, replying=guest))
     assert calendar["METHOD"] == "REPLY"
     assert event["ATTENDEE"] == "mailto:bob@example.org"
     assert event["ATTENDEE"].params["PARTSTAT"] == "DECLINED"
@@ -211,7 +211,7 @@ def test_a_cancel_of_one_instance_names_it_and_is_cancelled():
     assert "RRULE:FREQ=WEEKLY;COUNT=30" not in found
 
 
-def test_a_meetings_address_is_told_once():
+def test_a_meetings_address_is_written_once():
     event = replace(EVENT, description=f"Join: {EVENT.meeting_url}")
     _, found = read(build_request(event, stamp=STAMP))
     assert found["DESCRIPTION"] == event.description

@@ -1,4 +1,4 @@
-"""Answers that come by mail."""
+"""Replies that come by mail."""
 
 import time
 from dataclasses import replace
@@ -38,7 +38,7 @@ def mail(
     message = EmailMessage(policy=SMTP)
     message["From"] = sender
     message["To"] = "ada@example.com"
-    message["Message-ID"] = "<answer@example.org>"
+    message["Message-ID"] = "<reply@example.org>"
     for name, value in headers.items():
         message[name] = value
     message.set_content("Bob has accepted.")
@@ -47,22 +47,22 @@ def mail(
     return message.as_bytes()
 
 
-def test_an_answer_is_read():
+def test_a_reply_is_read():
     reply = parse_reply(mail())
     assert reply is not None
     assert (reply.uid, reply.sequence, reply.partstat) == ("uid-1", 2, "accepted")
     assert reply.dtstamp == datetime(2026, 11, 20, 10, tzinfo=UTC)
     assert (reply.attendee_email, reply.from_email) == ("bob@example.org", "bob@example.org")
-    assert (reply.organizer_email, reply.message_id) == ("ada@example.com", "<answer@example.org>")
+    assert (reply.organizer_email, reply.message_id) == ("ada@example.com", "<reply@example.org>")
     assert reply.recurrence_id is None
 
 
 @pytest.mark.parametrize(
     "event", [EVENT, SERIES, replace(SERIES, recurrence_id=datetime(2026, 12, 1, 9, tzinfo=UTC))]
 )
-def test_our_own_answers_read_back(event):
-    answer: Guest = replace(BOB, response_status="declined")
-    reply = parse_reply(mail(build_reply(event, stamp=STAMP, replying=answer)))
+def test_our_own_replies_read_back(event):
+    guest: Guest = replace(BOB, response_status="declined")
+    reply = parse_reply(mail(build_reply(event, stamp=STAMP, replying=guest)))
     assert reply is not None
     assert (reply.uid, reply.sequence, reply.partstat, reply.dtstamp) == (event.uid, 3, "declined", STAMP)
     assert reply.recurrence_id == event.recurrence_id
@@ -166,7 +166,7 @@ def in_utf_16() -> EmailMessage:
 
 
 @pytest.mark.parametrize("write", [of_gmail, of_outlook, of_apple_mail, of_thunderbird, in_utf_16])
-def test_answers_as_clients_write_them_are_read(write):
+def test_replies_as_clients_write_them_are_read(write):
     message = write()
     message["From"] = "Bób Doe <bob@example.org>"
     reply = parse_reply(message.as_bytes())
@@ -193,7 +193,7 @@ def test_answers_as_clients_write_them_are_read(write):
         ("RECURRENCE-ID;VALUE=DATE:20261201", datetime(2026, 12, 1, tzinfo=UTC), True),
     ],
 )
-def test_an_answer_to_one_instance_names_it(line, instance, is_date):
+def test_a_reply_to_one_instance_names_it(line, instance, is_date):
     reply = parse_reply(mail(REPLY.replace("SEQUENCE:2", f"SEQUENCE:2\n{line}")))
     assert reply is not None
     assert (reply.recurrence_id, reply.recurrence_is_date) == (instance, is_date)
@@ -217,7 +217,7 @@ def test_an_answer_to_one_instance_names_it(line, instance, is_date):
         ("END:VEVENT\nEND:VCALENDAR\n", ""),
     ],
 )
-def test_what_is_no_answer_of_the_sender_does_not_count(old, new):
+def test_what_is_no_reply_of_the_sender_does_not_count(old, new):
     assert old in REPLY
     assert parse_reply(mail(REPLY.replace(old, new))) is None
 
@@ -225,11 +225,11 @@ def test_what_is_no_answer_of_the_sender_does_not_count(old, new):
 @pytest.mark.parametrize(
     "sender", ["eve@example.org", "bob@example.org, eve@example.org", "nobody", "bob@example.org.evil.com"]
 )
-def test_somebody_elses_mail_does_not_count(sender):
+def test_another_persons_mail_does_not_count(sender):
     assert parse_reply(mail(sender=sender)) is None
 
 
-def test_an_answer_in_plain_text_does_not_count():
+def test_a_reply_in_plain_text_does_not_count():
     assert parse_reply(mail().replace(b"text/calendar", b"text/x-calendar")) is None
     assert parse_reply(mail().replace(b"text/calendar", b"text/plain")) is None
 
@@ -302,7 +302,7 @@ def test_a_mailto_may_be_percent_encoded(written):
 @pytest.mark.parametrize(
     "email", ["100%25@example.org", "a?subject=b&c#d@example.org", "bob+tag@example.org"]
 )
-def test_our_own_answers_read_back_with_any_address(email):
+def test_our_own_replies_read_back_with_any_address(email):
     reply = parse_reply(
         mail(build_reply(EVENT, stamp=STAMP, replying=replace(BOB, email=email)), sender=email)
     )
@@ -316,7 +316,7 @@ def test_our_own_answers_read_back_with_any_address(email):
         ([], None),
         (["X-StMsg-Sender-Auth: none"], "none"),
         (["x-stmsg-sender-auth:  FAIL "], "fail"),
-        (["X-StMsg-Sender-Auth: pass"], None),  # anybody's word
+        (["X-StMsg-Sender-Auth: pass"], None),  # any sender could write it
         (["X-StMsg-Sender-Auth: pass", "X-StMsg-Sender-Auth: fail"], "fail"),
         (["X-StMsg-Sender-Auth: fail", "X-StMsg-Sender-Auth: pass"], "fail"),
         (["X-StMsg-Sender-Auth: none", "X-StMsg-Sender-Auth: fail"], "fail"),
@@ -343,7 +343,7 @@ def test_a_part_that_is_too_large_does_not_count():
     assert parse_reply(mail(REPLY.replace("BEGIN:VEVENT\n", f"BEGIN:VEVENT\n{long}"))) is None
 
 
-def test_a_forwarded_answer_is_not_the_forwarders():
+def test_a_forwarded_reply_is_not_the_forwarders():
     message = EmailMessage(policy=SMTP)
     message["From"] = "bob@example.org"
     message.set_content("What is this?")
@@ -352,7 +352,7 @@ def test_a_forwarded_answer_is_not_the_forwarders():
     assert parse_reply(message.as_bytes()) is None
 
 
-def test_one_mail_may_answer_the_series_and_single_instances():
+def test_one_mail_may_reply_to_the_series_and_single_instances():
     series = REPLY[REPLY.index("BEGIN:VEVENT") : REPLY.index("END:VCALENDAR")]
     instance = series.replace("SEQUENCE:2", "SEQUENCE:2\nRECURRENCE-ID:20261201T090000Z").replace(
         "PARTSTAT=ACCEPTED", "PARTSTAT=DECLINED"
@@ -366,7 +366,7 @@ def test_one_mail_may_answer_the_series_and_single_instances():
     assert other.recurrence_id == datetime(2026, 12, 1, 9, tzinfo=UTC)
 
 
-def test_the_first_part_with_an_answer_counts():
+def test_the_first_part_with_a_reply_counts():
     message = EmailMessage(policy=SMTP)
     message["From"] = "bob@example.org"
     message.set_content("x")
@@ -404,7 +404,7 @@ WHOLE = mail()
     + b"b\nEND:VCALENDAR"
 )
 @example(b"From: a@b\nContent-Type: text/calendar; charset=punycode\n\nBEGIN:VCALENDAR\n-" + b"z" * 500_000)
-def test_garbage_is_no_answer_and_no_error(garbage):
+def test_garbage_is_no_reply_and_no_error(garbage):
     assert parse_reply(garbage) is None
 
 
@@ -422,5 +422,5 @@ def test_a_zone_of_rules_that_never_come_true_takes_no_time(frequency):
 
 
 @given(st.integers(0, len(WHOLE)), st.binary(max_size=20), st.integers(0, 20))
-def test_a_damaged_answer_never_raises(at, patch, cut):
+def test_a_damaged_reply_never_raises(at, patch, cut):
     parse_reply(WHOLE[:at] + patch + WHOLE[at + cut :])

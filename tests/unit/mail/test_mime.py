@@ -183,7 +183,7 @@ def test_an_encoded_word_holds_whole_characters():
 
 @pytest.mark.parametrize("length", [60, 75, 76, 80, 120, 180])
 @pytest.mark.parametrize("name", ["Bob, Eve <eve@evil.test>", "Bob; eve@evil.test", "Bob"])
-def test_a_program_on_the_way_that_writes_the_header_anew_adds_nobody(name, length):
+def test_a_program_on_the_way_that_writes_the_header_anew_adds_no_address(name, length):
     """With a line over 78 characters, Python's does: python/cpython#80222."""
     rest = length - len("bob@") - len(".example")
     address = f"bob@{'.'.join('d' * min(60, rest - at) for at in range(0, rest, 61))}.example"
@@ -284,7 +284,7 @@ OLD_MAIL = compose(MAILING)
         (b"Content-Type: text/html", b"Content-Type: text/html\r\nContent-Type: text/html", "exactly one"),
     ],
 )
-def test_a_mail_that_could_reach_anybody_else_is_found(old, new, reason):
+def test_a_mail_that_could_reach_another_address_is_found(old, new, reason):
     """What releases before this one wrote, and worse."""
     assert OLD_MAIL.count(old) >= 1
     check_mail(OLD_MAIL, sender_email="ADA@example.com", recipient_email="bob@EXAMPLE.org")
@@ -326,21 +326,21 @@ def test_no_script_address_is_in_a_mail(address):
         assert address.partition(":")[0] + ":" not in body.replace("color-scheme:", "")
 
 
-@pytest.mark.parametrize("answer", ["accepted", "tentative", "declined"])
+@pytest.mark.parametrize("status", ["accepted", "tentative", "declined"])
 @pytest.mark.parametrize("locale", ["en", "fr"])
-def test_a_reply_says_who_answered_what(answer, locale):
-    rendered = render(EVENT, kind="reply", locale=locale, replying=replace(BOB, response_status=answer))
+def test_a_reply_says_who_replied_what(status, locale):
+    rendered = render(EVENT, kind="reply", locale=locale, replying=replace(BOB, response_status=status))
     word = {
         "en": {"accepted": "accepted", "tentative": "maybe", "declined": "declined"},
         "fr": {"accepted": "accepté", "tentative": "peut-être", "declined": "refusé"},
-    }[locale][answer]
+    }[locale][status]
     for body in (rendered.text, rendered.html):
         assert "Bob" in body
         assert word in body
     assert "Bob" in rendered.subject
 
 
-def test_times_are_told_with_their_zone():
+def test_times_are_written_with_their_zone():
     assert when_text(EVENT, "en") == "Tuesday 24 November 2026, 10:00 – 11:00 (Europe/Paris, CET)"
     assert when_text(EVENT, "fr") == "mardi 24 novembre 2026, 10:00 – 11:00 (Europe/Paris, CET)"
     assert when_text(replace(EVENT, timezone="UTC"), "en").endswith("09:00 – 10:00 (UTC)")
@@ -381,7 +381,7 @@ def test_an_all_day_event_names_its_days():
         ("FREQ=MONTHLY;BYDAY=-1FR", "Repeats", "Se répète"),
     ],
 )
-def test_a_series_is_told_in_words(rule, english, french):
+def test_a_series_is_described_in_words(rule, english, french):
     series = replace(EVENT, recurrence=(f"RRULE:{rule}",))
     assert repeats_text(series, "en") == english
     assert repeats_text(series, "fr") == french

@@ -191,7 +191,7 @@ def test_the_zone_is_the_one_in_which_the_event_was_made(name: Any, expected: st
         # As its creator's midnight, in UTC.
         ("2026-11-23T23:00:00.0000000", "Romance Standard Time", utc(2026, 11, 23, 23)),
         ("2026-11-24T08:00:00.0000000", "Pacific Standard Time", utc(2026, 11, 24, 8)),
-        # As the midnight of a zone that nothing tells of: the nearest day.
+        # As the midnight of an unknown zone: the nearest day.
         ("2026-11-23T22:00:00.0000000", "UTC", utc(2026, 11, 24)),
         ("2026-11-24T05:00:00.0000000", "UTC", utc(2026, 11, 24)),
     ],
@@ -228,7 +228,7 @@ def test_an_all_day_event_across_a_clock_change_is_25_hours_long() -> None:
         ({"originalStart": None, "seriesMasterId": None, "type": "singleInstance"}, None),
     ],
 )
-def test_the_original_start_tells_an_occurrence_from_its_siblings(
+def test_the_original_start_distinguishes_an_occurrence_from_its_siblings(
     changes: dict[str, Any], expected: datetime | None
 ) -> None:
     assert parse(**changes).original_start_time == expected
@@ -467,7 +467,7 @@ def test_every_error_of_the_contract_has_its_class(
 
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize("challenge", ['Bearer claims="eyJ9"', 'Bearer error="insufficient_claims"'])
-def test_a_claims_challenge_is_for_the_person_to_answer(status: int, challenge: str) -> None:
+def test_a_claims_challenge_needs_the_person(status: int, challenge: str) -> None:
     error = classify_error(status, error_body("ErrorAccessDenied"), {"WWW-Authenticate": challenge})
     assert (type(error), error.code) == (CredentialsRevoked, "conditional_access")
 
@@ -520,7 +520,7 @@ def test_no_message_repeats_what_the_server_wrote() -> None:
         ({}, Unavailable, "unavailable"),
     ],
 )  # fmt: skip
-def test_token_errors_are_told_by_word_and_number(
+def test_token_errors_are_recognized_by_word_and_number(
     fields: dict[str, Any], expected: type[ProviderError], code: str
 ) -> None:
     error = classify_token_error(400, fields, {})

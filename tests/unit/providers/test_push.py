@@ -1,4 +1,4 @@
-"""What Google and Microsoft may answer to the calls about push channels."""
+"""What Google and Microsoft may respond to the calls about push channels."""
 
 import json
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ from app.providers.base import (
 from app.providers.google.push import GooglePush
 from app.providers.microsoft.push import MicrosoftPush
 from app.providers.push import ChannelExists, ChannelUnknown, PushRefused
-from tests.fakes.receiver import Answer, Receiver
+from tests.fakes.receiver import Receiver, Response
 from tests.fakes.server import serve
 
 ADDRESS = "https://calbridge.example/notifications/x"
@@ -53,9 +53,9 @@ class World:
             client=self.client, tokens=self.tokens, base_url=self.provider.url, calendar_id=calendar_id
         )
 
-    def answer(self, status: int, body: object = b"") -> None:
+    def respond(self, status: int, body: object = b"") -> None:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.provider.script.append(Answer(status, content))
+        self.provider.script.append(Response(status, content))
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def graph_error(code: str, message: str = "secret") -> dict[str, object]:
 
 
 async def test_google_is_asked_for_a_week_of_a_channel(world: World) -> None:
-    world.answer(200, {"resourceId": "ret08u3", "expiration": "1764240000000"})
+    world.respond(200, {"resourceId": "ret08u3", "expiration": "1764240000000"})
     opened = await world.google("a/b@group.calendar.google.com").open(
         channel_id="chan-1", secret="s3cret", address=ADDRESS
     )
@@ -95,7 +95,7 @@ async def test_google_is_asked_for_a_week_of_a_channel(world: World) -> None:
 async def test_a_google_channel_without_a_readable_end_has_the_one_asked_for(
     world: World, expiration: object
 ) -> None:
-    world.answer(200, {"resourceId": "ret08u3", "expiration": expiration})
+    world.respond(200, {"resourceId": "ret08u3", "expiration": expiration})
     opened = await world.google().open(channel_id="chan-1", secret="s3cret", address=ADDRESS)
     assert abs(opened.expires_at - utcnow() - timedelta(days=7)) < timedelta(minutes=1)
 
@@ -118,10 +118,10 @@ async def test_a_google_channel_without_a_readable_end_has_the_one_asked_for(
         (200, {"resourceId": "nul\0"}, Unavailable),
     ],
 )
-async def test_what_google_may_answer_to_opening(
+async def test_what_google_may_respond_to_opening(
     world: World, status: int, body: object, error: type[ProviderError]
 ) -> None:
-    world.answer(status, body)
+    world.respond(status, body)
     with pytest.raises(error) as caught:
         await world.google().open(channel_id="chan-1", secret="s3cret", address=ADDRESS)
     assert type(caught.value) is error
@@ -131,7 +131,7 @@ async def test_what_google_may_answer_to_opening(
 
 async def test_a_token_that_is_refused_is_renewed_once(world: World) -> None:
     for _ in range(2):
-        world.answer(401, google_error("authError"))
+        world.respond(401, google_error("authError"))
     with pytest.raises(CredentialsRevoked):
         await world.google().open(channel_id="chan-1", secret="s3cret", address=ADDRESS)
     assert world.tokens.asked == [None, "token1"]
@@ -141,7 +141,7 @@ async def test_a_token_that_is_refused_is_renewed_once(world: World) -> None:
 async def test_stopping_a_google_channel(
     world: World, status: int, error: type[ProviderError] | None
 ) -> None:
-    world.answer(status, google_error("notFound") if status == 404 else HTML)
+    world.respond(status, google_error("notFound") if status == 404 else HTML)
     closing = world.google().close(channel_id="chan-1", provider_id=None, resource_id="ret08u3")
     if error is None:
         await closing
@@ -154,7 +154,7 @@ async def test_stopping_a_google_channel(
 
 
 async def test_microsoft_is_asked_for_almost_a_week(world: World) -> None:
-    world.answer(201, {"id": "sub-1", "expirationDateTime": "2026-11-27T08:00:00.1234567Z"})
+    world.respond(201, {"id": "sub-1", "expirationDateTime": "2026-11-27T08:00:00.1234567Z"})
     opened = await world.microsoft("AQMk+/b=").open(channel_id="chan-1", secret="s3cret", address=ADDRESS)
     assert (opened.provider_id, opened.resource_id) == ("sub-1", None)
     assert opened.expires_at == datetime(2026, 11, 27, 8, 0, 0, 123456, tzinfo=UTC)
@@ -187,10 +187,10 @@ async def test_microsoft_is_asked_for_almost_a_week(world: World) -> None:
         (201, {"id": "nul\0"}, Unavailable),
     ],
 )
-async def test_what_microsoft_may_answer_to_subscribing(
+async def test_what_microsoft_may_respond_to_subscribing(
     world: World, status: int, body: object, error: type[ProviderError]
 ) -> None:
-    world.answer(status, body)
+    world.respond(status, body)
     with pytest.raises(error) as caught:
         await world.microsoft().open(channel_id="chan-1", secret="s3cret", address=ADDRESS)
     assert type(caught.value) is error
@@ -207,10 +207,10 @@ async def test_what_microsoft_may_answer_to_subscribing(
         (403, graph_error("ErrorAccessDenied"), AccessDenied),
     ],
 )
-async def test_what_microsoft_may_answer_to_a_renewal(
+async def test_what_microsoft_may_respond_to_a_renewal(
     world: World, status: int, body: object, error: type[ProviderError]
 ) -> None:
-    world.answer(status, body)
+    world.respond(status, body)
     with pytest.raises(error):
         await world.microsoft().renew("sub-1", address=ADDRESS)
     assert world.provider.received[0].path == "/subscriptions/sub-1"
@@ -226,13 +226,13 @@ async def test_equal_subscriptions_are_found_over_all_pages(world: World) -> Non
         None,
         {**equal},
     ]
-    world.answer(200, {"value": items, "@odata.nextLink": link})
-    world.answer(200, {"value": [{"id": "ours too", **equal}]})
+    world.respond(200, {"value": items, "@odata.nextLink": link})
+    world.respond(200, {"value": [{"id": "ours too", **equal}]})
     assert await world.microsoft().find_equal(address=ADDRESS) == ["ours", "ours too"]
 
 
 async def test_a_list_of_subscriptions_does_not_lead_the_token_elsewhere(world: World) -> None:
     for link in (f"{world.provider.url}.evil.example/subscriptions", "https://evil.example/subscriptions?a"):
-        world.answer(200, {"value": [], "@odata.nextLink": link})
+        world.respond(200, {"value": [], "@odata.nextLink": link})
         assert await world.microsoft().find_equal(address=ADDRESS) == []
     assert len(world.provider.received) == 2

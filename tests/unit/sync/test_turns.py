@@ -35,14 +35,14 @@ def test_alone_a_project_has_most_slots_but_not_all(slots: int, most: int) -> No
 
 
 @given(st.integers(2, 40), st.lists(st.integers(1, 60), min_size=1, max_size=8))
-def test_whoever_has_nothing_under_way_finds_a_slot(slots: int, counts: list[int]) -> None:
+def test_a_project_with_nothing_under_way_finds_a_slot(slots: int, counts: list[int]) -> None:
     turns = Turns(slots)
     got = fill(turns, [due(n, f"p{project}") for project, count in enumerate(counts) for n in range(count)])
     assert got.total() <= slots
     assert len(got) == min(len(counts), slots)
     if len(counts) < slots:
         assert fill(turns, [due(999, "late")]) == {"late": 1}
-    # Whoever has less has it because it wants no more.
+    # A project that has less wants no more.
     for project, count in enumerate(counts):
         if got[f"p{project}"] < count:
             assert got[f"p{project}"] >= max(got.values()) - 1

@@ -208,7 +208,7 @@ def test_events_that_the_caller_left_out_count_as_truncated() -> None:
     assert with_events({"changes": {"created": 2}}, build_event_entries([changed(1)]))["truncated"] is True
 
 
-def test_merged_data_tells_what_every_message_told() -> None:
+def test_merged_data_says_what_every_message_said() -> None:
     def data(state: str, created: int, minute: int) -> dict:
         after = datetime(2026, 1, 1, 0, minute, tzinfo=UTC)
         changes = {"created": created, "updated": 1, "deleted": 0}

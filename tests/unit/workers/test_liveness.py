@@ -19,7 +19,7 @@ def test_a_loop_that_reports_is_not_late() -> None:
     assert liveness.late() == {}
 
 
-def test_a_loop_that_stays_away_is_late() -> None:
+def test_a_loop_without_a_heartbeat_is_late() -> None:
     liveness.report("syncs", within_seconds=60)
     liveness.report("mails", within_seconds=-1)
     assert set(liveness.late()) == {"mails"}

@@ -1,4 +1,4 @@
-"""Whoever stops a process kills it after a while: ending must not take that long."""
+"""A supervisor kills a process that does not stop in time: ending must not take that long."""
 
 import re
 from pathlib import Path
