@@ -132,7 +132,10 @@ class EventComponent:
 
     @property
     def is_exact(self) -> bool:
-        """Whether `length` is elapsed time, because the clocks go back and the end is not later than the start there."""
+        """Whether `length` is elapsed time.
+
+        It is where the clocks go back during the component, so that its end does not look later than its start.
+        """
         return not self.is_all_day and self.local(self.end) <= self.local(self.start)
 
     @property

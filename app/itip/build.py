@@ -235,7 +235,7 @@ def _end(event: MailedEvent) -> date | datetime:
 
 
 def _ends_earlier_on_the_clock(event: MailedEvent) -> bool:
-    """Whether the clocks go back in between, so that DTEND would not be later than DTSTART (RFC 5545 section 3.8.2.2)."""
+    """Whether the clocks go back in between: DTEND would not be later than DTSTART (RFC 5545 3.8.2.2)."""
     start, end = (_local(event, at).replace(tzinfo=None) for at in (event.start, event.end))
     return _is_zoned(event) and end <= start
 
