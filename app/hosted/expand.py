@@ -1,6 +1,6 @@
 """Expand the components of a hosted event to the rows that applications see.
 
-docs/adr/0010-expansion-of-hosted-series.md says which rows there are, and why they are stored.
+docs/adr/0004-expansion-of-hosted-series.md says which rows there are, and why they are stored.
 Feeds and hosted series use app/ical/series.py, so recurrence keys, clock changes and identities agree.
 """
 

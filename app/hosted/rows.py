@@ -19,7 +19,7 @@ from app.meeting_urls.hosts import meeting_hosts
 from app.settings import Settings
 from app.webhooks.payloads import CalendarFacts
 
-# docs/adr/0010-expansion-of-hosted-series.md has the reasons.
+# docs/adr/0004-expansion-of-hosted-series.md has the reasons.
 _EXPANSION_MARGIN = timedelta(days=2)
 _EXPAND_EVERY = timedelta(days=1)
 

@@ -1,6 +1,6 @@
 """Keep the rows of hosted events up to date as time goes on.
 
-The margins are explained in docs/adr/0010-expansion-of-hosted-series.md.
+The margins are explained in docs/adr/0004-expansion-of-hosted-series.md.
 """
 
 from datetime import timedelta

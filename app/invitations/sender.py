@@ -2,7 +2,7 @@
 
 A submit can end without a known result: the response is lost, or this process dies. The same bytes are then submitted
 once more after ten minutes. If the second submit has no result either, the mail ends as `unknown` and is never sent
-again. docs/adr/0011-mail-outbox-and-lanes.md says why, and what lanes and holds are.
+again. docs/adr/0005-mail-outbox-and-lanes.md says why, and what lanes and holds are.
 """
 
 import asyncio

@@ -22,7 +22,7 @@ class CalendarEvent(Base):
     - `updated_at`: set under the calendar's row lock. It is unique within a calendar and always grows.
 
     Rows of up to 8 kB are stored in one piece and uncompressed. That halves PostgreSQL's time to write them and to read
-    a page of them, and takes half as much disk space again.
+    a page of them, and takes half as much disk space again (docs/adr/0007-uncompressed-event-rows.md).
     """
 
     __tablename__ = "calendar_events"

@@ -1,4 +1,4 @@
-"""The lanes in which mails wait: their leases and holds (docs/adr/0011-mail-outbox-and-lanes.md)."""
+"""The lanes in which mails wait: their leases and holds (docs/adr/0005-mail-outbox-and-lanes.md)."""
 
 from datetime import timedelta
 

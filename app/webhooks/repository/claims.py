@@ -1,6 +1,6 @@
 """Claiming due deliveries, and recording their attempts.
 
-docs/adr/0012-webhook-outbox-and-fair-turns.md explains the walk over endpoints and the planner settings.
+docs/adr/0006-webhook-outbox-and-fair-turns.md explains the walk over endpoints and the planner settings.
 """
 
 from collections.abc import Mapping, Sequence
