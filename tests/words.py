@@ -1,8 +1,7 @@
 """Find the words of docs/words.toml that this project does not use, in names, comments, strings and pages.
 
-`python -m tests.words` checks everything but the paths in `unchecked`, as `make lint` does. With paths, it checks
-these, whether they are in `unchecked` or not: `python -m tests.words app/sync docs/bots.md`. With `--unchecked`, it
-counts what is left to do in each of them.
+`python -m tests.words` checks everything, as `make lint` does. With paths, it checks these:
+`python -m tests.words app/sync docs/bots.md`.
 """
 
 import io
@@ -83,7 +82,6 @@ class WordList:
     words: tuple[Word, ...]
     identifiers: frozenset[str]
     checked: tuple[str, ...]
-    unchecked: tuple[str, ...]
     exempt: frozenset[str] = frozenset()
 
     @classmethod
@@ -94,7 +92,6 @@ class WordList:
             words=tuple(words),
             identifiers=frozenset(values["identifiers"]),
             checked=tuple(values["checked"]),
-            unchecked=tuple(values["unchecked"]),
             exempt=frozenset(values["exempt"]),
         )
 
@@ -102,9 +99,6 @@ class WordList:
     def kept(self) -> re.Pattern[str]:
         names = "|".join(re.escape(name) for name in sorted(self.identifiers, key=len, reverse=True))
         return re.compile(rf"(?<![A-Za-z0-9_])(?:{names})(?![A-Za-z0-9_])")
-
-    def is_unchecked(self, path: str) -> bool:
-        return path.startswith(self.unchecked)
 
     def find(self, path: str, text: str) -> list[Finding]:
         """All findings in a file, by line. `path` is relative to the repository."""
@@ -177,16 +171,9 @@ def check(words: WordList, files: Sequence[str]) -> list[Finding]:
 def main(arguments: Sequence[str]) -> int:
     words = WordList.load()
     files = list_files(words)
-    if "--unchecked" in arguments:
-        for prefix in words.unchecked:
-            findings = check(words, [name for name in files if name.startswith(prefix)])
-            print(f"{len(findings):5} {prefix}")
-        return 0
     if arguments:
         wanted = tuple(Path(name).resolve().relative_to(ROOT).as_posix() for name in arguments)
         files = [name for name in files if any(Path(name).is_relative_to(path) for path in wanted)]
-    else:
-        files = [name for name in files if not words.is_unchecked(name)]
     findings = check(words, files)
     print(*findings, sep="\n" if findings else "", end="\n" if findings else "")
     return 1 if findings else 0

@@ -10,21 +10,17 @@ LISTED = WordList.load()
 
 def sample(**fields: object) -> WordList:
     values = {"forms": ("told", "again_at"), "write": "notified", **fields}
-    return WordList((Word(**values),), frozenset({"told_at"}), ("app",), ("app/old/",))  # type: ignore[arg-type]
+    return WordList((Word(**values),), frozenset({"told_at"}), ("app",))  # type: ignore[arg-type]
 
 
 def found(text: str, path: str = "app/x.py", **fields: object) -> list[tuple[int, str]]:
     return [(finding.line, finding.text) for finding in sample(**fields).find(path, text)]
 
 
-def test_the_tree_has_none_of_the_words_outside_of_what_does_not_follow_yet() -> None:
-    files = [name for name in words.list_files(LISTED) if not LISTED.is_unchecked(name)]
+def test_the_tree_has_none_of_the_words() -> None:
+    files = words.list_files(LISTED)
     assert files
     assert [str(finding) for finding in words.check(LISTED, files)] == []
-
-
-def test_what_does_not_follow_yet_is_a_list_of_paths_in_order() -> None:
-    assert list(LISTED.unchecked) == sorted(set(LISTED.unchecked))
 
 
 def test_every_word_says_what_to_write() -> None:
@@ -79,13 +75,9 @@ def test_exceptions_are_texts_and_paths() -> None:
     assert found("x = 1  # I was told so\n", unless=("was told so",)) == []
     assert found("x = 1  # I was told it\n", unless=("was told so",)) == [(1, "told")]
     assert found("told = 1\n", path="app/rsvp/texts.py", allowed_in=("app/rsvp/",)) == []
-    assert sample().is_unchecked("app/old/x.py")
-    assert not sample().is_unchecked("app/older.py")
 
 
 def test_the_command_checks_what_it_is_given(capsys: pytest.CaptureFixture[str]) -> None:
     assert words.main([]) == 0
     assert capsys.readouterr().out == ""
-    assert words.main([str(LIST.parent / "glossary.md")]) in {0, 1}
-    assert words.main(["--unchecked"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) >= len(LISTED.unchecked)
+    assert words.main([str(LIST.parent / "glossary.md")]) == 0
