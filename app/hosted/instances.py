@@ -1,6 +1,7 @@
 """Instances of a series: find them, and apply the series' changes to them. No database."""
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -61,12 +62,29 @@ def find_component(components: Mapping[str, EventComponent], recurrence_key: str
     return instance_from_series(series, at, recurrence_key)
 
 
+def mailed_by_key(
+    series: EventComponent, mailed: Mapping[str, AbstractSet[datetime]]
+) -> dict[str, dict[str, datetime]]:
+    """Return the original starts that a guest had mails about, by folded address and recurrence key.
+
+    An all-day series may have had another zone when a mail was written. Its starts are midnights of the present zone.
+    """
+    present: dict[datetime, tuple[str, datetime]] = {}
+    for written in set().union(*mailed.values()):
+        at = _present_start(series, written)
+        present[written] = recurrence_key_of(series, at), at
+    return {address: dict(present[written] for written in starts) for address, starts in mailed.items()}
+
+
+def _present_start(series: EventComponent, written: datetime) -> datetime:
+    if not series.is_all_day:
+        return written
+    # The day whose midnight this was, in the zone that the series had when the mail was written.
+    return instant(midnight(wall(written, series.timezone) + _DAY / 2), series.timezone)
+
+
 def unchanged_instance(series: EventComponent, original_start: datetime) -> EventComponent | None:
     """Return the instance with that original start as the series has it, if it has one."""
-    if series.is_all_day:
-        # The day whose midnight this was, in the zone that the series had when the mail was written.
-        day = midnight(wall(original_start, series.timezone) + _DAY / 2)
-        original_start = instant(day, series.timezone)
     key = recurrence_key_of(series, original_start)
     return instance_from_series(series, original_start, key) if has_instance(series, key) else None
 

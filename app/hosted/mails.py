@@ -10,7 +10,6 @@ they are not invited are in EXDATE.
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
@@ -132,16 +131,16 @@ def plan_series(
     after: EventComponent,
     instances: Sequence[tuple[EventComponent, EventComponent]],
     *,
-    mailed: Mapping[str, AbstractSet[datetime]],
+    mailed: Mapping[str, Mapping[str, datetime]],
     unchanged: Callable[[datetime], EventComponent | None],
     organizer_emails: Sequence[str],
     now: datetime,
 ) -> list[PlannedMail]:
     """Return the mails of a change of a series or single event: its own, then those of its instances.
 
-    `instances` are the changed instances, before and after. `mailed`: by folded address, the original starts of the
-    instances about which this guest had a mail. `unchanged`: returns the instance of an original start as the series
-    has it, or None. Guests who are removed from the series get one CANCEL, for its instances too.
+    `instances` are the changed instances, before and after. `mailed`: by folded address and recurrence key, the
+    original starts of the instances about which this guest had a mail. `unchanged`: returns the instance of an original
+    start as the series has it, or None. Guests who are removed from the series get one CANCEL, for its instances too.
     """
     own = [
         replace(mail, excluded=(), overrides=())
@@ -161,18 +160,18 @@ def plan_series(
         for one in _except(new.attendees, organizer_emails):
             key = fold_address(one.email)
             if key in reached_keys:
-                again = has_changes or one.has_own_reply or new.recurrence_id in mailed.get(key, ())
+                again = has_changes or one.has_own_reply or new.recurrence_key in mailed.get(key, {})
             else:
                 again = has_news and key not in in_series
             if again:
                 people.append(one)
         plan.append((new, people))
     # Instances that were changed before and are like the series now: some calendars keep the earlier change.
-    known = {new.recurrence_id for _, new in instances}
+    known = {new.recurrence_key for _, new in instances}
     once: dict[datetime, list[Attendee]] = defaultdict(list)
     for one in reached:
-        for at in mailed.get(fold_address(one.email), ()):
-            if at not in known and at + after.length > now:
+        for recurrence_key, at in mailed.get(fold_address(one.email), {}).items():
+            if recurrence_key not in known and at + after.length > now:
                 once[at].append(one)
     for at, people in once.items():
         instance = unchanged(at)

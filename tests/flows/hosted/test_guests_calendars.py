@@ -225,6 +225,29 @@ INVITED_BACK = {
     "seed": 1,
 }
 
+# Guests had mails about an instance of an all-day series before the series got another zone, and after.
+OTHER_MIDNIGHTS: dict[str, Any] = {
+    "rule": "FREQ=DAILY;COUNT=4",
+    "zone": "UTC",
+    "first_day": 3,
+    "is_all_day": True,
+    "people": [*GUESTS, OWNER],
+    "edits": [
+        ("instance", 2, {"location": "Room 1"}),
+        ("series", 0, {"timezone": "America/New_York"}),
+        ("instance", 1, {"attendees": GUESTS[:1]}),
+        ("instance", 2, {"location": "Room 2"}),
+        ("instance", 1, {"attendees": GUESTS[:2]}),
+        ("series", 0, {"name": "Algebra"}),
+        # The instance is like the series again.
+        ("instance", 2, {"location": None}),
+        ("series", 0, {"timezone": "Europe/Paris"}),
+        ("series", 0, {"location": "Room 1"}),
+    ],
+    "is_deleted": True,
+    "seed": 1,
+}
+
 
 def text(at: datetime) -> str:
     return at.strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -374,6 +397,7 @@ def history(app, api):
 )
 @given(plan=histories)
 @example(plan=INVITED_BACK)
+@example(plan=OTHER_MIDNIGHTS)
 async def test_guests_calendars_end_with_what_the_api_shows(history, sessions, plan):
     played = history()
     if not await played.begin(plan):
