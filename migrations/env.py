@@ -10,8 +10,8 @@ from alembic import context
 from alembic.util import CommandError
 from sqlalchemy import Connection, text
 
-from app.cli.environment import command_settings
 from app.core.db import create_migration_engine
+from app.environment import command_settings
 from app.models import Base
 from app.settings import SettingsError
 from migrations.revisions import is_known

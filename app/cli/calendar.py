@@ -9,12 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from app.calendars.errors import CalendarDisconnected
-from app.cli.environment import command_settings, in_transaction, with_database
+from app.cli.database import in_transaction, with_database
 from app.cli.errors import CommandFailed
 from app.cli.output import OneJsonLine, duration, moment, print_fields, print_json
 from app.core.db import Session, Sessions, reading, transaction
 from app.core.errors import NotFound
 from app.core.wakeups import REDIS_UNAVAILABLE, WakeUps, connect_redis
+from app.environment import command_settings
 from app.settings import Settings
 
 _LOOK_EVERY_SECONDS = 0.2

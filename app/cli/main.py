@@ -17,18 +17,18 @@ from typing import Annotated, Any
 import typer
 
 from app.cli.calendar import calendar_cli
-from app.cli.environment import (
-    DEFAULT_DATA_DIR,
-    command_settings,
-    in_transaction,
-    use_running_servers,
-    warn_about_misspelt_settings,
-)
+from app.cli.database import in_transaction
 from app.cli.errors import CommandFailed, database_failures
 from app.cli.outbox import outbox
 from app.cli.output import AsJson, print_rows
 from app.core.db import Session
 from app.core.errors import AppError
+from app.environment import (
+    DEFAULT_DATA_DIR,
+    command_settings,
+    use_running_servers,
+    warn_about_misspelt_settings,
+)
 from app.settings import SettingsError
 
 

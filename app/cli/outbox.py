@@ -6,10 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.environment import command_settings, in_transaction
+from app.cli.database import in_transaction
 from app.cli.errors import CommandFailed
 from app.cli.output import OneJsonLine, moment, print_json, print_table
 from app.core.db import Session
+from app.environment import command_settings
 
 
 def outbox(

@@ -12,10 +12,9 @@ from contextlib import suppress
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from app.cli.devserver.embedded import postgres_binaries, redis_binary
-from app.cli.devserver.up import running_up
-from app.cli.environment import DEFAULT_DATA_DIR
 from app.cli.errors import CommandFailed
 from app.core.database_url import parse_database_url
+from app.environment import DEFAULT_DATA_DIR, running_up
 from app.settings import Settings, SettingsError, load_settings
 
 # A program with its arguments, and variables to add to its environment. Passwords are passed in a variable, since every

@@ -33,13 +33,11 @@ from app.cli.shared_metrics import empty_directory
 from app.core.db import create_engine, create_sessions, transaction
 from app.core.wakeups import REDIS_UNAVAILABLE, WakeUps, connect_redis
 from app.demo.api import PATH as DEMO_FEED_PATH
+from app.environment import LOCK_FILE, RUNNING_FILE, Running
 from app.projects.service import create_project, find_live_key
 from app.settings import Settings, load_settings
 from migrations.revisions import NEWER_SCHEMA, upgrade_to_head
 
-# Files in the data folder. All except the lock hold secrets, and only their owner can read them.
-_LOCK_FILE = "up.lock"
-_RUNNING_FILE = "up.json"
 _KEYS_FILE = "credentials_encryption_keys"
 _DEMO_FILE = "demo_project.json"
 _METRICS_FOLDER = "metrics"
@@ -50,20 +48,6 @@ _SERVERS_END_WITHIN_SECONDS = 30
 # Shorter than at the end: the next process does interrupted work again.
 _PROGRAMS_RELOAD_WITHIN_SECONDS = 5
 _LOOK_EVERY_SECONDS = 0.2
-
-
-@dataclass(frozen=True)
-class Running:
-    """The servers and keys of a running `calbridge up`."""
-
-    pid: int
-    base_url: str
-    database_url: str
-    redis_url: str
-    credentials_encryption_keys: str
-    # An `up` of an older release does not write these.
-    app_url: str | None = None
-    demo_feed_url: str | None = None
 
 
 @dataclass
@@ -132,7 +116,7 @@ def run_up(*, host: str, port: int, data_dir: Path, as_json: bool, reloads: bool
         finally:
             _signals_ignored()
             children.end()
-            (data_dir / _RUNNING_FILE).unlink(missing_ok=True)
+            (data_dir / RUNNING_FILE).unlink(missing_ok=True)
             with suppress(OSError):
                 socket_folder(data_dir).rmdir()
 
@@ -149,16 +133,6 @@ def _code_changes(*, reloads: bool) -> Iterator[list[Path]]:
     while True:
         time.sleep(_LOOK_EVERY_SECONDS)
         yield []
-
-
-def running_up(data_dir: Path) -> Running | None:
-    """Return the `calbridge up` that runs on this data folder and whose database is ready, or None."""
-    with suppress(OSError), (data_dir / _LOCK_FILE).open() as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return Running(**json.loads((data_dir / _RUNNING_FILE).read_text()))
-    return None
 
 
 def check_port(host: str, port: int, *, names: tuple[str, str] = ("--host", "--port")) -> int:
@@ -196,7 +170,7 @@ def _make_data_dir(data_dir: Path) -> Path:
 @contextmanager
 def _only_one(data_dir: Path) -> Iterator[None]:
     """Hold the folder's lock, which the system releases however this process ends. Raises CommandFailed."""
-    with (data_dir / _LOCK_FILE).open("a") as lock:
+    with (data_dir / LOCK_FILE).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -328,7 +302,7 @@ def _write_running(data_dir: Path, settings: Settings, base_url: str) -> None:
         app_url=settings.app_url,
         demo_feed_url=settings.demo_feed_url,
     )
-    _write_secret(data_dir / _RUNNING_FILE, json.dumps(asdict(running)))
+    _write_secret(data_dir / RUNNING_FILE, json.dumps(asdict(running)))
 
 
 def _write_secret(path: Path, text: str) -> None:

@@ -159,7 +159,7 @@ def test_commands_beside_a_running_up_need_no_settings(tmp_path, database_url, r
         assert json.loads(done.stdout)["project_id"].startswith("proj_")
         assert str(head_revision()) in alembic("current").stdout
         # A worker beside it reads the same feed, and mails links to the same API.
-        print_settings = "from app.cli.environment import command_settings; s = command_settings('fernet_keys'); print(s.app_url, s.demo_feed_url)"
+        print_settings = "from app.cli.database import command_settings; s = command_settings('fernet_keys'); print(s.app_url, s.demo_feed_url)"
         reported = subprocess.run(
             [sys.executable, "-c", print_settings], capture_output=True, text=True, check=True
         ).stdout

@@ -1,19 +1,43 @@
-"""The environment of a command: settings, the servers of a running `calbridge up`, and the database."""
+"""The settings of commands: those of the environment, or the servers of a running `calbridge up`."""
 
-import asyncio
+import fcntl
+import json
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from app.cli.errors import database_failures
-from app.core.db import Session, Sessions, create_engine, create_sessions, transaction
 from app.settings import Settings, SettingsError, load_settings, misspelt_settings
 
 DEFAULT_DATA_DIR = Path(".data")
+# Files in the data folder of `calbridge up`. RUNNING_FILE holds secrets, and only its owner can read it.
+LOCK_FILE = "up.lock"
+RUNNING_FILE = "up.json"
 
-Result = TypeVar("Result")
+
+@dataclass(frozen=True)
+class Running:
+    """The servers and keys of a running `calbridge up`."""
+
+    pid: int
+    base_url: str
+    database_url: str
+    redis_url: str
+    credentials_encryption_keys: str
+    # An `up` of an older release does not write these.
+    app_url: str | None = None
+    demo_feed_url: str | None = None
+
+
+def running_up(data_dir: Path) -> Running | None:
+    """Return the `calbridge up` that runs on this data folder and whose database is ready, or None."""
+    with suppress(OSError), (data_dir / LOCK_FILE).open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return Running(**json.loads((data_dir / RUNNING_FILE).read_text()))
+    return None
 
 
 def command_settings(*needed: str) -> Settings:
@@ -43,8 +67,6 @@ def warn_about_misspelt_settings() -> None:
 
 def use_running_servers() -> None:
     """Use the servers of a running `calbridge up` if no settings name others."""
-    from app.cli.devserver.up import running_up
-
     try:
         settings = load_settings()
     except SettingsError:
@@ -63,27 +85,3 @@ def use_running_servers() -> None:
             os.environ["APP_URL"] = found.app_url
         if not settings.fernet_keys:
             os.environ["CREDENTIALS_ENCRYPTION_KEYS"] = found.credentials_encryption_keys
-
-
-def with_database(settings: Settings, work: Callable[[Sessions], Awaitable[Result]]) -> Result:
-    """Run `work` in its own event loop. Raises CommandFailed if the database cannot be used."""
-
-    async def run() -> Result:
-        engine = create_engine(settings.required_database_url(), pool_size=1)
-        try:
-            return await work(create_sessions(engine))
-        finally:
-            await engine.dispose()
-
-    with database_failures():
-        return asyncio.run(run())
-
-
-def in_transaction(work: Callable[[Session], Awaitable[Result]]) -> Result:
-    """Run `work` in one transaction."""
-
-    async def run(sessions: Sessions) -> Result:
-        async with transaction(sessions) as session:
-            return await work(session)
-
-    return with_database(command_settings("database_url"), run)
