@@ -62,6 +62,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line("markers", "settings(**values): values of the `settings` fixture for this test")
     config.addinivalue_line("markers", "clients: generates clients; `make test-clients` runs these")
+    config.addinivalue_line("markers", "processor_time: bounds processor time, which `make cov` multiplies")
     config.addinivalue_line("markers", "browser: drives a Chromium; `make test-browser` runs these")
 
 

@@ -112,6 +112,7 @@ def test_endless_series_give_what_is_in_the_window():
     assert sum(name.startswith("minus_") for name in events) == 25
 
 
+@pytest.mark.processor_time
 def test_absurd_rules_neither_hang_nor_hide_the_others():
     with capture_logs() as logs:
         events = read_file("absurd_rules.ics")

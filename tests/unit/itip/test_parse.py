@@ -408,6 +408,7 @@ def test_garbage_is_no_reply_and_no_error(garbage):
     assert parse_reply(garbage) is None
 
 
+@pytest.mark.processor_time
 @pytest.mark.parametrize("frequency", ["DAILY", "YEARLY"])
 def test_a_zone_of_rules_that_never_come_true_takes_no_time(frequency):
     rules = (
