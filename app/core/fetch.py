@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 import orjson
 
+from app.core.backoff import LONGEST_RETRY_AFTER_SECONDS
 from app.core.clock import utcnow
 from app.core.http import TargetRefused, httpx
 
-_LONGEST_RETRY_AFTER_SECONDS = 86_400.0
 _CONNECT_SECONDS = 10.0
 _LAST_PORT = 65_535
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
@@ -264,7 +264,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     """
     value = headers.get("Retry-After", "").strip()
     if value.isascii() and value.isdigit():
-        return min(float(value), _LONGEST_RETRY_AFTER_SECONDS)
+        return min(float(value), LONGEST_RETRY_AFTER_SECONDS)
     try:
         until = parsedate_to_datetime(value)
     except ValueError:
@@ -277,4 +277,4 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     seconds = (
         until.replace(tzinfo=until.tzinfo or UTC) - now.replace(tzinfo=now.tzinfo or UTC)
     ).total_seconds()
-    return min(max(seconds, 0.0), _LONGEST_RETRY_AFTER_SECONDS)
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER_SECONDS)

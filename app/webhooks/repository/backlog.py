@@ -6,15 +6,13 @@ from datetime import datetime
 
 from sqlalchemy import ARRAY, Text, bindparam, text
 
+from app.core.backlog import Backlog
 from app.core.db import AnySession
 
 
-@dataclass(frozen=True, slots=True)
-class EndpointBacklog:
-    """The unfinished and failed deliveries of one endpoint.
-
-    The counts are explained in app/core/backlog.py.
-    """
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointBacklog(Backlog):
+    """The unfinished and failed deliveries of one endpoint."""
 
     endpoint_id: str
     project_id: str
@@ -22,12 +20,6 @@ class EndpointBacklog:
     is_active: bool
     failing_since: datetime | None
     paused_until: datetime | None
-    pending: int
-    in_flight: int
-    failed: int
-    failed_last_day: int
-    oldest_at: datetime | None
-    next_attempt_at: datetime | None
 
 
 # A merged delivery is closed as `failed`, but the newer one carries its changes: nothing failed.
