@@ -6,6 +6,21 @@ import orjson
 from sqlalchemy import select
 
 from app.models import InvitationMail, WebhookDelivery
+from tests.factories import at
+
+
+async def create_series(api, calendar_id: str, rule: str) -> dict:
+    """Create a recurring event that Bob is invited to; its first instance is in two days."""
+    body = {
+        "calendar_id": calendar_id,
+        "name": "Daily",
+        "start_time": at(2),
+        "end_time": at(2.1),
+        "recurrence": [f"RRULE:{rule}"],
+        "attendees": [{"email": "bob@example.org"}],
+    }
+    series: dict = (await api.post("/api/v1/calendar_events", json=body)).json()
+    return series
 
 
 async def guest_statuses(api, event) -> dict[str, str]:

@@ -9,7 +9,7 @@ from sqlalchemy import update
 from app.invitations.links import RsvpTokens, Subject
 from app.models import HostedEvent
 from tests.factories import at
-from tests.flows.rsvp.replies import guest_statuses, instances, post_mail, reply
+from tests.flows.rsvp.replies import create_series, guest_statuses, instances, post_mail, reply
 
 pytestmark = pytest.mark.settings(smtp_url="smtp://127.0.0.1:9", email_from="calendar@example.net")
 
@@ -96,15 +96,7 @@ async def test_who_saw_the_former_time_is_shown_the_new_one_and_asked_again(brow
 async def test_links_of_cancelled_instances_and_of_instances_of_a_cancelled_series(
     browser, api, settings, calendar_id
 ):
-    body = {
-        "calendar_id": calendar_id,
-        "name": "Daily",
-        "start_time": at(2),
-        "end_time": at(2.1),
-        "recurrence": ["RRULE:FREQ=DAILY;COUNT=3"],
-        "attendees": [{"email": "bob@example.org"}],
-    }
-    series = (await api.post("/api/v1/calendar_events", json=body)).json()
+    series = await create_series(api, calendar_id, "FREQ=DAILY;COUNT=3")
     rows = await instances(api, calendar_id)
     tokens = RsvpTokens(settings.fernet_keys)
     links = []
@@ -122,15 +114,7 @@ async def test_links_of_cancelled_instances_and_of_instances_of_a_cancelled_seri
 
 
 async def test_a_series_whose_instances_were_all_deleted_has_its_page(browser, api, settings, calendar_id):
-    body = {
-        "calendar_id": calendar_id,
-        "name": "Daily",
-        "start_time": at(2),
-        "end_time": at(2.1),
-        "recurrence": ["RRULE:FREQ=DAILY;COUNT=2"],
-        "attendees": [{"email": "bob@example.org"}],
-    }
-    series = (await api.post("/api/v1/calendar_events", json=body)).json()
+    series = await create_series(api, calendar_id, "FREQ=DAILY;COUNT=2")
     rows = await api.get("/api/v1/calendar_events", params={"calendar_id": calendar_id})
     for row in rows.json()["results"]:
         assert (await api.delete(f"/api/v1/calendar_events/{row['id']}")).status_code == 200

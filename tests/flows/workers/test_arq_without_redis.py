@@ -1,9 +1,6 @@
 """arq's own command when it has to stop: Redis ends, a setting is missing, or one of its loops ends."""
 
 import asyncio
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -13,12 +10,7 @@ from sqlalchemy import text
 from app.cli.devserver.embedded import start_redis
 from tests.conftest import FERNET_KEY
 from tests.flows.cli.test_process_metrics import running
-from tests.flows.workers.test_arq_command import (
-    COMMAND,
-    RARE_TICKS,
-    connect,
-    feed,  # noqa: F401 - a fixture
-)
+from tests.flows.workers.arq_command import COMMAND, RARE_TICKS, connect, run_to_its_end
 
 
 @pytest.fixture
@@ -36,7 +28,7 @@ async def test_what_is_being_handled_is_finished_when_redis_ends(
     tmp_path,
     api,
     sessions,
-    feed,  # noqa: F811 - a fixture
+    feed,
     own_redis,
 ):
     url, requests, gate = feed
@@ -57,18 +49,11 @@ async def test_what_is_being_handled_is_finished_when_redis_ends(
 
 
 def test_a_missing_setting_is_the_only_error_of_the_start(redis_url, tmp_path):
-    done = subprocess.run(
-        [sys.executable, *COMMAND],
-        env={
-            **{name: value for name, value in os.environ.items() if name != "DATABASE_URL"},
-            "CREDENTIALS_ENCRYPTION_KEYS": FERNET_KEY,
-            "REDIS_URL": redis_url,
-        },
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        cwd=tmp_path,
+    done = run_to_its_end(
+        tmp_path,
+        without={"DATABASE_URL"},
+        CREDENTIALS_ENCRYPTION_KEYS=FERNET_KEY,
+        REDIS_URL=redis_url,
     )
     assert done.returncode != 0
     assert "DATABASE_URL" in done.stderr
