@@ -35,6 +35,9 @@ FIELDS = tuple(CalendarEventRead.model_fields)
 TIMES = tuple(name for name in FIELDS if name in _TABLE and isinstance(_TABLE[name].type, DateTime))
 JSON_TEXTS = tuple(name for name in FIELDS if name in _TABLE and isinstance(_TABLE[name].type, JSON))
 
+# Rows that were written before these columns existed have none (app/models/calendar_event.py).
+_DEFAULTS = {"busy_status": "busy", "visibility": "default", "event_type": "default"}
+
 
 def _selected(event: FromClause, name: str) -> ColumnElement[Any]:
     """Select JSON as the text that it is stored as, and times naive in UTC: both are cheaper to write out."""
@@ -44,6 +47,8 @@ def _selected(event: FromClause, name: str) -> ColumnElement[Any]:
         return cast(event.c[name], Text).label(name)
     if name in TIMES:
         return func.timezone(literal_column("'UTC'"), event.c[name]).label(name)
+    if name in _DEFAULTS:
+        return func.coalesce(event.c[name], _DEFAULTS[name]).label(name)
     return event.c[name]
 
 

@@ -13,6 +13,7 @@ from app.api.fields import (
 from app.api.pages import ListQuery, ShortText
 from app.api.schemas import InputTime, OutputTime
 from app.bots.schemas import BotRead
+from app.events.data import BusyStatus, EventType, Visibility
 
 OrderingName = Literal[
     "-updated_at",
@@ -86,3 +87,7 @@ class CalendarEventRead(BaseModel):
     response_status: ResponseStatus | None = Field(description="Of the calendar's owner.")
     recurring_event_id: str | None
     original_start_time: OutputTime | None
+    busy_status: BusyStatus = Field(description="Whether the time counts as busy (see `/free_busy`).")
+    visibility: Visibility
+    event_type: EventType
+    etag: str | None = Field(description="The provider's version of the event. Null where it has none.")

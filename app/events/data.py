@@ -5,6 +5,9 @@ from datetime import datetime
 from typing import Literal, Protocol
 
 ResponseStatus = Literal["needs_action", "accepted", "tentative", "declined"]
+BusyStatus = Literal["free", "tentative", "busy", "out_of_office", "working_elsewhere"]
+Visibility = Literal["default", "public", "private", "confidential"]
+EventType = Literal["default", "out_of_office", "focus_time", "working_location", "birthday"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,10 @@ class RemoteEvent:
     original_start_time: datetime | None = None
     meeting_url: str | None = None
     meeting_platform: str | None = None
+    busy_status: BusyStatus = "busy"
+    visibility: Visibility = "default"
+    event_type: EventType = "default"
+    etag: str | None = None
     is_cancelled: bool = False
 
     def __post_init__(self) -> None:

@@ -37,8 +37,9 @@ _ALWAYS_HASHED = (
     "meeting_url",
     "meeting_platform",
 )
-# Rows are found by `platform_uuid`. `raw` is hashed by itself (app/events/diff.py).
-_NOT_HASHED = frozenset({"platform_uuid", "raw"})
+# Rows are found by `platform_uuid`. `raw` is hashed by itself (app/events/diff.py), and the others are read from it:
+# an event that was stored before they existed keeps its hash.
+_NOT_HASHED = frozenset({"platform_uuid", "raw", "busy_status", "visibility", "event_type", "etag"})
 # The fields whose old and new values `include_events` webhooks state.
 _NOTIFIED = frozenset(
     {

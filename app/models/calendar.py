@@ -37,7 +37,9 @@ class Calendar(Base):
     - `held_back_since`: when such a response came first.
     - `outage_scope`: the scope whose outage may have caused the failures, or whose breaker the calendar waits for
       (app/outages/breakers.py).
+    - `window_past_days`, `window_future_days`: the sync window that a client chose; null for the settings' window.
     - `window_start`, `window_end`: the range of time that the cursor covers.
+    - `covered_from`, `covered_until`: the range of time that the last successful sync covered.
     - `sync_started_at`: when the last sync was claimed.
     - `sync_forced`: a client asked for the next sync, which would not be due yet otherwise.
     - `sync_trial`: the calendar is disconnected and is synced once, to find out whether access is back.
@@ -127,8 +129,12 @@ class Calendar(Base):
     held_back_ids: Mapped[list[str] | None] = mapped_column(ARRAY(Text()))
     held_back_since: Mapped[datetime | None]
     outage_scope: Mapped[str | None]
+    window_past_days: Mapped[int | None]
+    window_future_days: Mapped[int | None]
     window_start: Mapped[datetime | None]
     window_end: Mapped[datetime | None]
+    covered_from: Mapped[datetime | None]
+    covered_until: Mapped[datetime | None]
     next_sync_at: Mapped[CreatedAt]
     lease_token: Mapped[str | None]
     lease_until: Mapped[datetime | None]

@@ -19,6 +19,8 @@ class CalendarEvent(Base):
     - `content_hash`: covers everything that an application sees, so that one comparison finds a changed row.
     - `attendees`, `organizer`, `raw`: JSON and not JSONB, so that the text that was written is returned unchanged.
     - `recurring_event_id`, `original_start_time`: the series of an instance, and the start that it has in the series.
+    - `busy_status`, `visibility`, `event_type`: null in rows that were written before these columns existed, until a
+      sync or a worker has read them from `raw`.
     - `updated_at`: set under the calendar's row lock. It is unique within a calendar and always grows.
 
     Rows of up to 8 kB are stored in one piece and uncompressed. That halves PostgreSQL's time to write them and to read
@@ -49,6 +51,10 @@ class CalendarEvent(Base):
     original_start_time: Mapped[datetime | None]
     meeting_url: Mapped[str | None]
     meeting_platform: Mapped[str | None]
+    busy_status: Mapped[str | None]
+    visibility: Mapped[str | None]
+    event_type: Mapped[str | None]
+    etag: Mapped[str | None]
     raw: Mapped[Any] = mapped_column(JSON, server_default="{}")
     created_at: Mapped[CreatedAt]
     updated_at: Mapped[CreatedAt]

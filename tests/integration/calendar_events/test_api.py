@@ -92,7 +92,8 @@ async def test_an_event_has_exactly_the_contracts_fields(api, calendar_id, add_e
             "name": "Café ☕", "description": "<b>x</b>", "location": "Room", "ical_uid": "uid-1",
             "organizer": {"email": "a@example.com", "name": None}, "attendees": [PERSON], "response_status": "tentative",
             "recurring_event_id": "series", "original_start_time": START - HOUR, "meeting_url": "https://zoom.us/j/1",
-            "meeting_platform": "zoom", "raw": {"id": "p1"},
+            "meeting_platform": "zoom", "busy_status": "free", "visibility": "private", "event_type": "focus_time",
+            "etag": '"1"', "raw": {"id": "p1"},
         },
     )  # fmt: skip
     expected = {
@@ -102,7 +103,8 @@ async def test_an_event_has_exactly_the_contracts_fields(api, calendar_id, add_e
         "created_at": "2026-01-01T12:00:00.000000Z", "updated_at": "2026-01-01T12:00:00.000000Z", "is_all_day": False,
         "timezone": "Europe/Paris", "location": "Room", "description": "<b>x</b>",
         "organizer": {"email": "a@example.com", "name": None}, "response_status": "tentative", "recurring_event_id": "series",
-        "original_start_time": "2026-01-01T11:00:00.000000Z",
+        "original_start_time": "2026-01-01T11:00:00.000000Z", "busy_status": "free", "visibility": "private",
+        "event_type": "focus_time", "etag": '"1"',
     }  # fmt: skip
     assert expected.keys() == FIELDS
     one = await api.get(f"{URL}/{event_id}")
@@ -118,7 +120,10 @@ async def test_what_is_not_known_of_an_event_is_null(api, calendar_id, add_event
     assert nulls == {
         "meeting_url", "meeting_platform", "start_time", "end_time", "ical_uid", "name", "timezone", "location",
         "description", "organizer", "response_status", "recurring_event_id", "original_start_time",
+        "etag",
     }  # fmt: skip
+    # A row that was written before these columns existed.
+    assert (shown["busy_status"], shown["visibility"], shown["event_type"]) == ("busy", "default", "default")
 
 
 async def test_raw_comes_back_as_the_very_text_that_was_stored(api, sessions, calendar_id, add_events):
