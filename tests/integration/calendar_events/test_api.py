@@ -20,7 +20,7 @@ URL = "/api/v1/calendar_events"
 FIELDS = {
     "id", "calendar_id", "platform_uuid", "meeting_url", "meeting_platform", "start_time", "end_time", "is_deleted",
     "attendees", "ical_uid", "name", "raw", "bots", "created_at", "updated_at", "is_all_day", "timezone", "location",
-    "description", "organizer", "response_status", "recurring_event_id", "original_start_time",
+    "description", "organizer", "response_status", "recurring_event_id", "original_start_time", "busy_status", "visibility", "event_type", "etag",
 }  # fmt: skip
 START = datetime(2026, 1, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
