@@ -14,10 +14,11 @@ from sqlalchemy import JSON
 from sqlalchemy.dialects import postgresql
 
 from app.events.data import RemoteEvent
+from app.events.derived import Derived
 from app.models import CalendarEvent
 
-# `is_cancelled` decides what is written (app/events/diff.py), and has no column.
-_NOT_STORED = frozenset({"is_cancelled"})
+# They decide what is written (app/events/diff.py), and have no column.
+_NOT_STORED = frozenset({"is_cancelled", "is_raw_cut"})
 # The values of these are hashed in this order. Another order, or another name in the list, changes the hash of every
 # stored event: each would be written and announced as changed.
 _ALWAYS_HASHED = (
@@ -37,9 +38,9 @@ _ALWAYS_HASHED = (
     "meeting_url",
     "meeting_platform",
 )
-# Rows are found by `platform_uuid`. `raw` is hashed by itself (app/events/diff.py), and the others are read from it:
-# an event that was stored before they existed keeps its hash.
-_NOT_HASHED = frozenset({"platform_uuid", "raw", "busy_status", "visibility", "event_type", "etag"})
+# Rows are found by `platform_uuid`. `raw` is hashed by itself (app/events/diff.py), and the derived fields are read
+# from it: events that were stored before they existed keep their hash.
+_NOT_HASHED = frozenset({"platform_uuid", "raw", *Derived._fields})
 # The fields whose old and new values `include_events` webhooks state.
 _NOTIFIED = frozenset(
     {

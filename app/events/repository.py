@@ -14,7 +14,7 @@ from app.events.fields import EVENT_FIELDS, NOTIFIED_FIELDS, stored_values
 
 _STORED = text(
     """
-    SELECT e.id, e.platform_uuid, e.content_hash, e.is_deleted
+    SELECT e.id, e.platform_uuid, e.content_hash, e.is_deleted, e.busy_status, e.visibility, e.event_type, e.etag
     FROM unnest(:platform_uuids) AS i(platform_uuid)
     JOIN calendar_events e ON e.calendar_id = :calendar_id AND e.platform_uuid = i.platform_uuid
     """
@@ -28,7 +28,7 @@ async def load_stored(
     rows = await session.execute(
         _STORED, {"calendar_id": calendar_id, "platform_uuids": list(platform_uuids)}
     )
-    return {row.platform_uuid: StoredEvent(*row) for row in rows}
+    return {row[1]: StoredEvent(row[0], row[1], row[2], row[3], row[4:]) for row in map(tuple, rows)}
 
 
 _LIVE_REMOVED = text(
@@ -179,6 +179,31 @@ async def write_events(
         columns = dict(zip(_COLUMNS, map(list, zip(*known, strict=True)), strict=True))
         await session.execute(_UPDATE, columns)
     return [row[0] for row in rows]
+
+
+_REFRESH = text(
+    """
+    UPDATE calendar_events AS e
+    SET busy_status = i.busy_status, visibility = i.visibility, event_type = i.event_type, etag = i.etag
+    FROM unnest(:ids, :busy_statuses, :visibilities, :event_types, :etags)
+        AS i(id, busy_status, visibility, event_type, etag)
+    WHERE e.id = i.id
+    """
+).bindparams(
+    *(
+        bindparam(name, type_=ARRAY(Text()))
+        for name in ("ids", "busy_statuses", "visibilities", "event_types", "etags")
+    )
+)
+
+
+async def write_derived(session: Session, values: Mapping[str, Sequence[str | None]]) -> None:
+    """Write the derived fields of rows, by event id. `updated_at` stays: it is no change of the events."""
+    columns = list(zip(*values.values(), strict=True))
+    names = ("busy_statuses", "visibilities", "event_types", "etags")
+    await session.execute(
+        _REFRESH, {"ids": list(values), **dict(zip(names, map(list, columns), strict=True))}
+    )
 
 
 _LOAD_CONTENT = (

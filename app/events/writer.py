@@ -16,6 +16,7 @@ from app.core.db import Session
 from app.events import repository
 from app.events.changes import describe_changes
 from app.events.data import CalendarRef, RemoteEvent, Unannounced, Window
+from app.events.derived import derived_of
 from app.events.diff import content_hash, diff_events
 from app.events.visibility import enter_as_writer
 from app.webhooks.outbox import announce, wants_events
@@ -48,7 +49,8 @@ async def apply_changes(
     """Write the rows that differ from `events`, and mark the `removed` rows as deleted.
 
     The caller holds the calendar's row lock. Each changed row gets an `updated_at` of its own, larger than all
-    earlier ones of the calendar. The bots of changed events follow them.
+    earlier ones of the calendar. The bots of changed events follow them. Rows whose derived fields alone differ are
+    written without a new `updated_at`, and not announced.
 
     `window`: unknown events outside it are not written. `removed`: ids of live rows, none of which is in `events`,
     each with the cancelled event's `raw` or None. `earlier`: changes of earlier transactions that are not announced.
@@ -56,7 +58,9 @@ async def apply_changes(
     """
     hashes = {event.platform_uuid: content_hash(event) for event in events}
     stored = await repository.load_stored(session, calendar.calendar_id, list(hashes)) if hashes else {}
-    writes = diff_events(events, hashes, stored, window)
+    writes, refreshes = diff_events(events, hashes, stored, window)
+    if refreshes:
+        await repository.write_derived(session, {one.stored_id: derived_of(one.event) for one in refreshes})
     if not writes and not removed:
         return WrittenChanges(earlier, [])
     removed_ids = list(removed)

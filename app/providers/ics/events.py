@@ -1,13 +1,21 @@
 """The instances of a feed as events in the form that all providers share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import unquote
 
 import structlog
 
 from app.events import limits
-from app.events.data import RemoteAttendee, RemoteEvent, RemoteOrganizer, ResponseStatus
+from app.events.data import (
+    BusyStatus,
+    RemoteAttendee,
+    RemoteEvent,
+    RemoteOrganizer,
+    ResponseStatus,
+    Visibility,
+)
+from app.events.derived import Derived, meaning
 from app.events.raw import dump_raw
 from app.ical.components import Component, Line
 from app.ical.event_times import EventTimes
@@ -29,6 +37,36 @@ _CONFERENCES = (
 # instances with each instance.
 _LEFT_OUT_OF_RAW = frozenset({"DTSTAMP", "LAST-MODIFIED", "EXDATE", "RDATE"})
 _LONGEST_SEARCHED_TEXT = 32_000
+# Outlook's own words, which say more than TRANSP and STATUS.
+_BUSY_STATUSES: dict[str, BusyStatus] = {
+    "free": "free",
+    "tentative": "tentative",
+    "busy": "busy",
+    "oof": "out_of_office",
+    "workingelsewhere": "working_elsewhere",
+}
+_TRANSPARENCIES: dict[str, BusyStatus] = {"transparent": "free"}
+_STATUSES: dict[str, BusyStatus] = {"tentative": "tentative"}
+_CLASSES: dict[str, Visibility] = {
+    "public": "public",
+    "private": "private",
+    "confidential": "confidential",
+}
+
+
+def read_derived(first: Mapping[str, Line]) -> Derived:
+    """Read the derived fields of a VEVENT from the first line of each property. It never fails."""
+
+    def text(name: str) -> str | None:
+        return first[name].text if name in first else None
+
+    return Derived(
+        busy_status=meaning(_BUSY_STATUSES, text("X-MICROSOFT-CDO-BUSYSTATUS"))
+        or meaning(_TRANSPARENCIES, text("TRANSP"))
+        or meaning(_STATUSES, text("STATUS"))
+        or "busy",
+        visibility=meaning(_CLASSES, text("CLASS")) or "default",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +98,10 @@ class Reader:
             title=_searched(title),
             hosts=self.hosts,
         )
+        raw, is_raw_cut = _raw(lines, first)
         return RemoteEvent(
             platform_uuid=platform_uuid,
-            raw=_raw(lines, first),
+            raw=raw,
             name=limits.cut(title, limits.TITLE),
             description=limits.cut(description, limits.DESCRIPTION),
             location=limits.cut(location, limits.LOCATION),
@@ -71,6 +110,8 @@ class Reader:
             response_status=self._own_response(attendees, organizer_email),
             meeting_url=link.url if link else None,
             meeting_platform=link.platform if link else None,
+            is_raw_cut=is_raw_cut,
+            **read_derived(first)._asdict(),
         )
 
     def _own_response(
@@ -133,15 +174,16 @@ def _searched(text: str | None) -> str | None:
     return text[:_LONGEST_SEARCHED_TEXT] if text else None
 
 
-def _raw(lines: Sequence[Line], first: dict[str, Line]) -> str:
-    written = [
+def _raw(lines: Sequence[Line], first: dict[str, Line]) -> tuple[str, bool]:
+    """The value of `raw`, and whether lines are missing from it."""
+    written = "\r\n".join(
         f"{line.name}{';' if line.parameters else ''}{line.parameters}:{line.value}"
         for line in lines
         if line.name not in _LEFT_OUT_OF_RAW
-    ]
-    return dump_raw(
+    )
+    raw = dump_raw(
         {
-            "ics": limits.cut("\r\n".join(written), limits.RAW_TEXT),
+            "ics": limits.cut(written, limits.RAW_TEXT),
             **{
                 name.lower().replace("-", "_"): limits.cut(first[name].text, limits.RAW_TEXT)
                 for name in ("UID", "SEQUENCE", "STATUS", "RECURRENCE-ID")
@@ -149,6 +191,7 @@ def _raw(lines: Sequence[Line], first: dict[str, Line]) -> str:
             },
         }
     )
+    return raw, len(written) > limits.RAW_TEXT
 
 
 def _organizer(line: Line | None) -> RemoteOrganizer | None:

@@ -48,7 +48,7 @@ def test_the_hash_of_stored_events_stays() -> None:
 
 def test_the_table_has_a_column_for_each_field_and_a_few_of_its_own() -> None:
     own = {"id", "project_id", "calendar_id", "content_hash", "is_deleted", "created_at", "updated_at"}
-    declared = {field.name for field in fields(RemoteEvent)} - {"is_cancelled"}
+    declared = {field.name for field in fields(RemoteEvent)} - {"is_cancelled", "is_raw_cut"}
     assert {field.name for field in EVENT_FIELDS} == declared
     assert {column.name for column in CalendarEvent.__table__.columns} == declared | own
 
