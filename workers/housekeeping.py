@@ -16,6 +16,7 @@ from app.hosted.retention import prune_inbound_replies
 from app.hosted.service import rewrite_due_events
 from app.invitations.retention import prune_idle_lanes, prune_mail_contents
 from app.settings import Settings
+from app.sync.backfill import fill_old_events
 from app.webhooks.requeue import requeue_next
 from app.webhooks.retention import prune_deliveries
 from workers import liveness
@@ -29,6 +30,7 @@ _PRUNE_EXPIRED_SECONDS = 3600.0
 _PRUNE_DELETED_SECONDS = 5.0
 _EXTEND_SERIES_SECONDS = 5.0
 _REPLAYS_SECONDS = 1.0
+_FILL_EVENTS_SECONDS = 60.0
 _BACKLOG_TIMEOUT_SECONDS = 3600.0  # a backlog is worked off in many short transactions
 
 
@@ -123,6 +125,16 @@ def continue_replays(sessions: Sessions) -> Repeater:
             pass
 
     return Repeater("continue_replays", requeue_all, every_seconds=_REPLAYS_SECONDS)
+
+
+def fill_events(sessions: Sessions) -> Repeater:
+    """Fills columns of events that an earlier release wrote without them."""
+
+    async def fill() -> None:
+        if filled := await fill_old_events(sessions):
+            log.info("events_filled", count=filled)
+
+    return Repeater("fill_events", fill, every_seconds=_FILL_EVENTS_SECONDS)
 
 
 def extend_series(sessions: Sessions, settings: Settings) -> Repeater:

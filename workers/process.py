@@ -190,6 +190,7 @@ async def running_loops(settings: Settings) -> AsyncIterator[Running]:
             housekeeping.prune_deleted(sessions),
             housekeeping.extend_series(sessions, settings),
             housekeeping.continue_replays(sessions),
+            housekeeping.fill_events(sessions),
         ):
             running.start(repeater.name, repeater.run())
         running.start("event_loop", liveness.watch_event_loop())

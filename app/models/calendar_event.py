@@ -95,6 +95,13 @@ Index(
     _event.ical_uid,
     _event.calendar_id,
 )
+# Rows from before these columns existed (app/events/backfill.py).
+Index(
+    "ix_calendar_events_to_fill",
+    _event.calendar_id,
+    _event.id,
+    postgresql_where=_event.event_type.is_(None),
+)
 Index(
     "ix_calendar_events_calendar_id_recurring_event_id",
     _event.calendar_id,

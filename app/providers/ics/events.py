@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 from urllib.parse import unquote
 
 import structlog
@@ -17,7 +18,7 @@ from app.events.data import (
 )
 from app.events.derived import Derived, meaning
 from app.events.raw import dump_raw
-from app.ical.components import Component, Line
+from app.ical.components import Component, Line, parse_lines
 from app.ical.event_times import EventTimes
 from app.ical.feed import Instance
 from app.ical.participation import parse_partstat
@@ -67,6 +68,18 @@ def read_derived(first: Mapping[str, Line]) -> Derived:
         or "busy",
         visibility=meaning(_CLASSES, text("CLASS")) or "default",
     )
+
+
+def read_derived_from_raw(raw: Mapping[str, Any]) -> tuple[str | None, ...]:
+    """Read the derived fields from a stored `raw`. Of one that lacks lines, only those that no line changes."""
+    text = raw.get("ics")
+    lines = text if isinstance(text, str) else ""
+    if len(lines) >= limits.RAW_TEXT:
+        return (None, None, *Derived()[2:])
+    first: dict[str, Line] = {}
+    for line in parse_lines(lines.replace("\r\n", "\n").encode("utf-8", "replace")):
+        first.setdefault(line.name, line)
+    return read_derived(first)
 
 
 @dataclass(frozen=True, slots=True)
