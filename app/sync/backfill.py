@@ -25,5 +25,5 @@ _SOURCES = {
 
 
 async def fill_old_events(sessions: Sessions) -> int:
-    """Fill `busy_status`, `visibility`, `event_type` and `etag` of events of earlier releases; returns how many."""
+    """Fill the derived fields of events that an earlier release wrote; returns how many."""
     return await fill_derived(sessions, _SOURCES)

@@ -71,7 +71,10 @@ def read_derived(first: Mapping[str, Line]) -> Derived:
 
 
 def read_derived_from_raw(raw: Mapping[str, Any]) -> tuple[str | None, ...]:
-    """Read the derived fields from a stored `raw`. Of one that lacks lines, only those that no line changes."""
+    """Read the derived fields from a stored `raw`.
+
+    From one that was cut, `busy_status` and `visibility` cannot be read: they are None.
+    """
     text = raw.get("ics")
     lines = text if isinstance(text, str) else ""
     if len(lines) >= limits.RAW_TEXT:

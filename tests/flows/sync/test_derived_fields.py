@@ -303,7 +303,7 @@ async def test_what_only_the_text_behind_the_cut_says_is_a_change(worded_feed, a
 
 
 @pytest.mark.parametrize("kind", [PLAIN, FREE, PRIVATE])
-async def test_what_an_older_process_left_behind_is_mended_silently(kinds: Kinds, kind: str) -> None:
+async def test_what_an_older_process_left_behind_is_repaired_silently(kinds: Kinds, kind: str) -> None:
     """It changes rows without these columns, and inserts rows without them."""
     story = kinds.story
     await story.sync()
@@ -337,7 +337,7 @@ async def test_an_etag_that_moves_alone_is_stored_and_no_change(
 
 async def test_a_single_read_has_the_fields_too(kinds: Kinds) -> None:
     story = kinds.story
-    for days in range(12):  # one of many may move away without being asked for twice
+    for days in range(12):  # few of many events may be missing at once
         if kinds.words is not WORDS["feed"]:
             story.add(in_days(days + 0.5))
     await story.sync()
