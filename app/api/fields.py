@@ -121,6 +121,8 @@ ClientId = Annotated[str, Field(min_length=1, max_length=1024), Trimmed, shape(p
 Secret = Annotated[str, Field(min_length=1, max_length=10_000), Trimmed, shape(pattern=NOT_BLANK)]
 
 ResponseStatus = Literal["needs_action", "accepted", "tentative", "declined"]
+BusyStatus = Literal["free", "tentative", "busy", "out_of_office", "working_elsewhere"]
+Visibility = Literal["default", "public", "private", "confidential"]
 
 
 class OrganizerRead(BaseModel):

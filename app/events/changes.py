@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from app.core.clock import isoformat
+from app.events.derived import Derived
 from app.events.diff import EventWrite
 from app.events.fields import NOTIFIED_FIELDS, notified_values
 from app.webhooks.payloads import ChangedEvent
@@ -12,6 +13,7 @@ from app.webhooks.payloads import ChangedEvent
 MOST = 50
 
 _FIELDS = (*NOTIFIED_FIELDS, "is_deleted")
+_DEFAULTS = {name: value for name, value in Derived()._asdict().items() if name in NOTIFIED_FIELDS}
 
 
 def _plain(value: Any) -> Any:
@@ -24,8 +26,15 @@ def _after(write: EventWrite) -> dict[str, Any]:
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     return {
-        name: (_plain(before[name]), _plain(after[name])) for name in _FIELDS if before[name] != after[name]
+        name: (_plain(before[name]), _plain(after[name]))
+        for name in _FIELDS
+        if before[name] != after[name] and not _is_unknown(name, before)
     }
+
+
+def _is_unknown(name: str, stored: Mapping[str, Any]) -> bool:
+    """Whether a row is from before the column existed, so that the old value is not known."""
+    return stored[name] is None and name in _DEFAULTS
 
 
 def describe_changes(
@@ -52,7 +61,8 @@ def describe_changes(
         )
     for event_id in deleted_ids[: MOST - len(described)]:
         old = before[event_id]
-        after = {**old, "is_deleted": True}
+        known = {name: default for name, default in _DEFAULTS.items() if _is_unknown(name, old)}
+        after = {**old, **known, "is_deleted": True}
         described.append(
             ChangedEvent(
                 id=event_id,

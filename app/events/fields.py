@@ -54,6 +54,8 @@ _NOTIFIED = frozenset(
         "meeting_url",
         "response_status",
         "attendees",
+        "busy_status",
+        "visibility",
     }
 )
 

@@ -8,6 +8,7 @@ from sqlalchemy import ARRAY, JSON, Text, bindparam, text
 
 from app.core.db import Session
 from app.core.ids import new_id
+from app.events import limits
 from app.events.data import CalendarRef, KnownEvent, Unannounced, Window
 from app.events.diff import EventWrite, StoredEvent
 from app.events.fields import EVENT_FIELDS, NOTIFIED_FIELDS, stored_values
@@ -222,7 +223,11 @@ async def load_content(session: Session, ids: Sequence[str]) -> dict[str, dict[s
 _MARK_DELETED = text(
     """
     UPDATE calendar_events e
-    SET is_deleted = true, updated_at = i.updated_at, raw = coalesce(CAST(i.raw AS json), e.raw)
+    SET is_deleted = true, updated_at = i.updated_at, raw = coalesce(CAST(i.raw AS json), e.raw),
+        -- The etag is that of `raw`, where `raw` has it (Google).
+        etag = CASE WHEN json_typeof(CAST(i.raw AS json) -> 'etag') = 'string'
+                         AND octet_length(CAST(i.raw AS json) ->> 'etag') BETWEEN 1 AND :longest
+                    THEN CAST(i.raw AS json) ->> 'etag' ELSE e.etag END
     FROM unnest(:ids, CAST(:times AS timestamptz[]), :raws) AS i(id, updated_at, raw)
     WHERE e.id = i.id
     """
@@ -237,7 +242,7 @@ async def mark_deleted(
 ) -> None:
     """Mark rows as deleted. `raws`: new values of `raw` by id, for those that do not keep theirs."""
     values = {"ids": list(ids), "times": list(times), "raws": [(raws or {}).get(one) for one in ids]}
-    await session.execute(_MARK_DELETED, values)
+    await session.execute(_MARK_DELETED, {**values, "longest": limits.PLATFORM_UUID})
 
 
 _RECORD_UNANNOUNCED = text(

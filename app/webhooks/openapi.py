@@ -5,7 +5,7 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.fields import AttendeeRead, ResponseStatus
+from app.api.fields import AttendeeRead, BusyStatus, ResponseStatus, Visibility
 from app.api.schemas import OutputTime
 from app.models.bot import EntryType
 from app.models.bot import State as BotState
@@ -80,6 +80,8 @@ class ChangedEventData(_Payload):
     meeting_url: str | None
     response_status: ResponseStatus | None
     attendees: list[AttendeeRead]
+    busy_status: BusyStatus
+    visibility: Visibility
     is_deleted: bool
 
 

@@ -3,14 +3,23 @@
 import json
 from dataclasses import fields, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from app.api import fields as api_fields
 from app.api.fields import AttendeeRead, OrganizerRead
 from app.calendar_events.repository import JSON_TEXTS, TIMES
 from app.calendar_events.schemas import CalendarEventRead
-from app.events.data import RemoteAttendee, RemoteEvent, RemoteOrganizer
+from app.events.data import (
+    BusyStatus,
+    RemoteAttendee,
+    RemoteEvent,
+    RemoteOrganizer,
+    ResponseStatus,
+    Visibility,
+)
+from app.events.derived import Derived
 from app.events.diff import content_hash
 from app.events.fields import EVENT_FIELDS, NOTIFIED_FIELDS, EventField, stored_values
 from app.models import CalendarEvent
@@ -66,6 +75,12 @@ def test_webhooks_state_fields_that_are_there() -> None:
     assert {field.name for field in EVENT_FIELDS} >= set(NOTIFIED_FIELDS)
 
 
+def test_the_api_and_the_events_know_the_same_words() -> None:
+    assert get_args(api_fields.BusyStatus) == get_args(BusyStatus)
+    assert get_args(api_fields.Visibility) == get_args(Visibility)
+    assert get_args(api_fields.ResponseStatus) == get_args(ResponseStatus)
+
+
 OTHER: dict[str, Any] = {
     "BOOLEAN": True,
     "TEXT": "other",
@@ -74,8 +89,7 @@ OTHER: dict[str, Any] = {
 OTHER_JSON: dict[str, Any] = {"raw": "{}", "organizer": None, "attendees": ()}
 
 
-READ_FROM_RAW = {"busy_status", "visibility", "event_type", "etag"}
-HASHED = [field for field in EVENT_FIELDS if field.name not in {"platform_uuid", *READ_FROM_RAW}]
+HASHED = [field for field in EVENT_FIELDS if field.name not in {"platform_uuid", *Derived._fields}]
 
 
 @pytest.mark.parametrize("field", HASHED, ids=lambda field: field.name)
