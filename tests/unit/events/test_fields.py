@@ -98,6 +98,16 @@ def test_every_field_of_its_own_moves_the_hash(field: EventField) -> None:
     assert content_hash(replace(SAMPLE, **{field.name: other})) != content_hash(SAMPLE)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{"busy_status": "free"}, {"visibility": "private"}, {"event_type": "birthday"}, {"etag": "2"}, {"is_raw_cut": True}],
+    ids=lambda fields: next(iter(fields)),
+)  # fmt: skip
+def test_what_is_read_from_raw_does_not_move_the_hash(fields: dict[str, Any]) -> None:
+    """If it did, an upgrade from before these fields would announce every event that has them."""
+    assert content_hash(replace(SAMPLE, **fields)) == content_hash(SAMPLE)
+
+
 def test_json_is_written_as_the_api_shows_it() -> None:
     values = dict(zip((field.name for field in EVENT_FIELDS), stored_values(SAMPLE), strict=True))
     assert values["raw"] == SAMPLE.raw
