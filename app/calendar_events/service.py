@@ -88,6 +88,8 @@ async def get_exported(session: AnySession, project_id: str, event_id: str) -> E
         attendees=[_exported_person(person) for person in orjson.loads(row.attendees)],
         created_at=row.created_at.replace(tzinfo=UTC),
         updated_at=row.updated_at.replace(tzinfo=UTC),
+        busy_status=row.busy_status,
+        visibility=row.visibility,
     )
 
 
