@@ -244,7 +244,7 @@ async def test_when_a_requested_sync_has_ended(sessions, settings, project):
         if values:
             await change(sessions, calendar_id, **values)
         async with transaction(sessions) as session:
-            return (await find_sync_result(session, calendar_id, requested))[0]
+            return (await find_sync_result(session, settings, calendar_id, requested))[0]
 
     before, after = requested.now - timedelta(seconds=1), requested.now + timedelta(seconds=1)
     later = func.now() + timedelta(hours=1)
@@ -271,4 +271,4 @@ async def test_a_calendar_that_is_deleted_meanwhile(sessions, settings, project)
         await session.delete(await session.get_one(Calendar, calendar_id))
     async with transaction(sessions) as session:
         with pytest.raises(NotFound):
-            await find_sync_result(session, calendar_id, requested)
+            await find_sync_result(session, settings, calendar_id, requested)
