@@ -99,6 +99,7 @@ async def test_a_calendar_that_syncs_well(sessions, settings, project):
         "failure_count": 0,
         "held_back_events": 0,
         "push_verified": False,
+        "window": {"past_days": 1, "future_days": 28},
         "events": 2,
         "deleted_events": 1,
     }
