@@ -14,6 +14,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import NamedTuple
 
 import structlog
@@ -30,7 +31,9 @@ from app.ical.values import wall_of
 log = structlog.get_logger(__name__)
 
 MAX_VEVENTS = 100_000
+# Of one series: so many, or in a window of months so many a day.
 MAX_INSTANCES_OF_SERIES = 2_000
+MAX_INSTANCES_A_DAY = 24
 MAX_INSTANCES = 50_000
 # Processor time of one feed. Real feeds take 2 s at 20 MB.
 MAX_CPU_SECONDS = 3.0
@@ -67,12 +70,15 @@ class Instance(NamedTuple):
 class Feed:
     """A complete calendar. `digest` does not depend on DTSTAMP and LAST-MODIFIED.
 
+    `complete_until`: set by `select` where there were too many instances. Some that start later are left out.
+
     Raises CalendarUnreadable (`feed_empty`, `feed_not_ics`, `feed_truncated`, `feed_too_large`). Takes long: call it in a
     thread.
     """
 
     def __init__(self, body: bytes) -> None:
         text = normalize(body)
+        self.complete_until: datetime | None = None
         self.digest = hashlib.sha256(_VOLATILE.sub(b"", text)).hexdigest()
         self._components = []
         for component in split(text):
@@ -91,7 +97,10 @@ class Feed:
 
         Raises CalendarUnreadable (`feed_too_complex`). Takes long: call it in a thread.
         """
-        return _Selector(self._zones(), window.start, window.end, window=window).select(self._events())
+        selector = _Selector(self._zones(), window.start, window.end, window=window)
+        instances = selector.select(self._events())
+        self.complete_until = selector.complete_until
+        return instances
 
     def find(self, wanted: Sequence[InstanceRef]) -> list[Instance]:
         """Return these events and instances, at any time, without those that the feed no longer has.
@@ -130,6 +139,8 @@ class _Selector:
         self._end = end
         self._window = window
         self._wanted = wanted
+        self._most_of_series = max(MAX_INSTANCES_OF_SERIES, MAX_INSTANCES_A_DAY * ((end - start).days + 1))
+        self.complete_until: datetime | None = None
         self._problems: Counter[str] = Counter()
         self._started = time.thread_time()
 
@@ -147,10 +158,10 @@ class _Selector:
         for group in groups.values():
             self._check_time()
             instances.extend(self._safe_instances(group))
-            if len(instances) > MAX_INSTANCES:
-                log.warning("ics.too_many_events", kept=MAX_INSTANCES)
-                del instances[MAX_INSTANCES:]
-                break
+            if len(instances) > 2 * MAX_INSTANCES:
+                instances = self._nearest(instances)
+        if len(instances) > MAX_INSTANCES:
+            instances = self._nearest(instances)
         if self._problems or self._zones.unknown_names:
             log.warning(
                 "ics.problems",
@@ -158,6 +169,23 @@ class _Selector:
                 unknown_zones=self._zones.unknown_names[:_MOST_LOGGED],
             )
         return instances
+
+    def _nearest(self, instances: list[Instance]) -> list[Instance]:
+        """Return as many instances as may be kept, those that start first. What starts later is not looked for any more."""
+        latest = sorted(instance.start for instance in instances if instance.start)[MAX_INSTANCES:]
+        if not latest:
+            return instances[:MAX_INSTANCES]
+        end = latest[0]
+        if self.complete_until is None or self._end > end:
+            log.warning("ics.too_many_events", kept=MAX_INSTANCES, until=end.isoformat())
+        self._cut_at(end)
+        self._end = min(self._end, end)
+        kept = [instance for instance in instances if instance.start is None or instance.start < end]
+        same = (instance for instance in instances if instance.start == end)
+        return kept + list(islice(same, max(MAX_INSTANCES - len(kept), 0)))
+
+    def _cut_at(self, end: datetime) -> None:
+        self.complete_until = end if self.complete_until is None else min(self.complete_until, end)
 
     def _check_time(self) -> None:
         if time.thread_time() - self._started > MAX_CPU_SECONDS:
@@ -251,6 +279,14 @@ class _Selector:
             key = original.recurrence_key
             if key in seen or original in excluded:
                 continue
+            if count >= self._most_of_series:
+                # Only a rule alone gives its starts in order.
+                is_ordered = len(master.rules) == 1 and not master.added
+                until = original.utc + min(shifts) if is_ordered else self._start
+                if until < self._end:
+                    self._note("ics.series_with_too_many_instances", master.uid)
+                    self._cut_at(until)
+                return
             seen.add(key)
             event, at = master, original
             for change in changes:
@@ -261,9 +297,6 @@ class _Selector:
             for instance in self._instance(event, f"{master.uid}_{key}", at, original, length):
                 yield instance
                 count += 1
-            if count >= MAX_INSTANCES_OF_SERIES:
-                self._note("ics.series_with_too_many_instances", master.uid)
-                return
 
     def _starts(
         self, master: EventTimes, start: Moment, first: datetime, last: datetime

@@ -218,8 +218,11 @@ class SyncEngine:
                 absent = None
                 complete_until = None
                 if page.is_snapshot:
-                    absent = await self._find_absent(attempt, provider, batch, seen, window)
                     complete_until = page.complete_until or window.end
+                    listed = Window(window.start, complete_until)
+                    absent = await self._find_absent(
+                        attempt, provider, batch, seen, window=window, listed=listed
+                    )
                 await self._finish(
                     attempt,
                     batch,
@@ -237,9 +240,19 @@ class SyncEngine:
         raise Unavailable("The provider's response ended early.", code="round_incomplete")
 
     async def _find_absent(
-        self, attempt: Attempt, provider: CalendarProvider, batch: Batch, seen: set[str], window: Window
+        self,
+        attempt: Attempt,
+        provider: CalendarProvider,
+        batch: Batch,
+        seen: set[str],
+        *,
+        window: Window,
+        listed: Window,
     ) -> Absent:
-        """Ask for each live row that a full round did not list. Those that moved are put into the batch."""
+        """Ask for each live row that a full round did not list. Those that moved are put into the batch.
+
+        `listed`: the part of the window whose events were all listed. What exists outside of it counts as moved.
+        """
         async with transaction(self._sessions) as session:
             missing = await stored_events.find_live_missing(session, attempt.claim.calendar_id, window, seen)
         # What the provider has named as removed is not asked for.
@@ -250,7 +263,7 @@ class SyncEngine:
         }
         if not missing:
             return Absent()
-        absent = sort_absent(missing, await provider.reread(list(missing.values())), window)
+        absent = sort_absent(missing, await provider.reread(list(missing.values())), listed)
         batch.events.update({event.platform_uuid: event for event in absent.moved})
         log.info(
             "sync_reread",

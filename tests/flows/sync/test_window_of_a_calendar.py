@@ -299,3 +299,28 @@ async def test_an_unchanged_feed_is_expanded_again_for_another_window(
             counts.append(len(await story.live()))
     assert feed.statuses == [200, 200, 304, 200, 200]
     assert counts == [10, 700, 700, 700, 700]
+
+
+async def test_of_a_series_with_too_many_instances_it_is_said_how_far_they_go(feed_calendar: Story) -> None:
+    story = feed_calendar
+    start = in_days(1)
+    series = story.add_series(start, "FREQ=MINUTELY")
+    kept, deleted = story.add(in_days(20)), story.add(in_days(21))
+    story.engine._settings.calendar_shrink_confirm_seconds = 0
+    await sync(story)
+    end = start + timedelta(minutes=2000)
+    assert (await show(story))["covered_until"] == isoformat(end)
+    assert {kept, deleted} <= await story.live()
+    # Nothing has changed: that is as far as it went before.
+    await sync(story)
+    assert (await show(story))["covered_until"] == isoformat(end)
+    # What comes later is compared all the same.
+    story.delete(deleted)
+    await sync(story)
+    assert kept in await story.live()
+    assert deleted not in await story.live()
+    story.change_rule(series, "FREQ=DAILY")
+    for _ in range(3):
+        await sync(story)
+    assert covers(await show(story), 1, 28)
+    assert len(await story.live()) == 29
