@@ -55,9 +55,9 @@ _CLEAR = text(
 
 
 async def clear_expired(sessions: Sessions, settings: Settings) -> int:
-    """Delete events that were over, or were deleted, EVENT_RETENTION_DAYS before their calendar's window began.
+    """Delete events that were over, or were deleted, long before their calendar's window began.
 
-    Returns how many.
+    That is EVENT_RETENTION_DAYS before. Returns how many.
     Events that a bot refers to stay, and so do live events of hosted calendars. It works in short transactions, and
     any number of workers may do it at once.
     """

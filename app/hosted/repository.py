@@ -213,7 +213,7 @@ async def find_to_expand(session: AnySession, limit: int) -> list[tuple[str, str
 
 
 async def find_first_due(session: AnySession) -> datetime:
-    """Return when the first series of all calendars is or was due to be rewritten; now, if that is later or never."""
+    """Return since when a series of any calendar is due to be rewritten; now, if none is."""
     first = select(func.min(HostedEvent.expand_at)).where(HostedEvent.expand_at.is_not(None))
     found: datetime = (
         await session.execute(select(func.least(func.now(), first.scalar_subquery())))

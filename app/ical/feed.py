@@ -171,7 +171,10 @@ class _Selector:
         return instances
 
     def _nearest(self, instances: list[Instance]) -> list[Instance]:
-        """Return as many instances as may be kept, those that start first. What starts later is not looked for any more."""
+        """Return the instances that start first, as many as may be kept.
+
+        Those that start later than these are not looked for any more.
+        """
         latest = sorted(instance.start for instance in instances if instance.start)[MAX_INSTANCES:]
         if not latest:
             return instances[:MAX_INSTANCES]

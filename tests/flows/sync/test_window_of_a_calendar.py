@@ -89,7 +89,7 @@ async def test_a_wider_window_brings_the_events_of_the_added_time(story: Story) 
     assert beyond not in await story.events()
 
 
-async def test_events_that_leave_a_window_that_became_smaller_are_not_told_as_deleted(story: Story) -> None:
+async def test_events_that_leave_a_window_that_became_smaller_are_not_announced(story: Story) -> None:
     await choose(story, 30, 200)
     near, far, past = (story.add(in_days(days)) for days in (2, 100, -20))
     await sync(story)
