@@ -183,6 +183,22 @@ def test_of_too_many_instances_the_first_to_start_are_kept(monkeypatch):
     assert (len(instances), complete_until) == (100, datetime(2026, 11, 20, 9, tzinfo=UTC))
 
 
+def test_of_very_many_series_the_window_is_expanded_in_growing_parts(monkeypatch):
+    """They would take too long in the whole window. What is left out is the same as in one pass."""
+    series = [daily(f"s{n}", n % 24, "RRULE:FREQ=DAILY") for n in range(200)]
+    yearly = [daily(f"y{n}", 1, "RRULE:FREQ=YEARLY") for n in range(200)]
+    refused = daily("refused", 5, "RRULE:FREQ=NEVER", "RRULE:FREQ=NEVER")
+    monkeypatch.setattr(feed_module, "MAX_INSTANCES", 6000)
+    with capture_logs() as logs:
+        instances, complete_until = selected(*series, *yearly, refused)
+    assert complete_until == datetime(2026, 12, 20, tzinfo=UTC)
+    assert len(instances) == 6000
+    assert [entry["event"] for entry in logs if entry.get("uid") == "refused"] == ["ics.rule_refused"]
+    # Few instances, in spite of many series.
+    instances, complete_until = selected(*yearly)
+    assert (len(instances), complete_until) == (400, None)
+
+
 def test_how_far_a_series_with_too_many_instances_goes():
     minutely = daily("minutely", 0, "RRULE:FREQ=MINUTELY")
     instances, complete_until = selected(minutely, daily("other", 9, "RRULE:FREQ=DAILY"), days=28)
