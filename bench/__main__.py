@@ -6,6 +6,7 @@ import time
 
 _ALL = (
     "sync",
+    "windows",
     "scheduler",
     "fairness",
     "recovery",

@@ -51,6 +51,7 @@ async def connect_account(
             "metadata_": body.metadata,
             "deduplication_key": body.deduplication_key,
             "owner_email": account.email if account is not None else None,
+            **connection.window_columns(body.window),
         },
     )
 
@@ -82,6 +83,7 @@ async def share_account(session: Session, project_id: str, body: SharedCalendarC
             "metadata_": body.metadata,
             "deduplication_key": body.deduplication_key,
             "owner_email": source.owner_email,
+            **connection.window_columns(body.window),
         },
     )
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import RowMapping, case, delete, func, literal_column, select, text, update
+from sqlalchemy import RowMapping, case, delete, func, literal_column, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from app.core.db import AnySession, ReadSession, Session
@@ -18,6 +18,8 @@ _FIRST_RETRY_AFTER = timedelta(seconds=30)
 
 _NEWEST_FIRST = Ordering("-created_at", Calendar.created_at, Calendar.id, descending=True)  # type: ignore[arg-type] # a mapped column is a column
 
+# A process of the release before stores the window that it read, but not what is covered: only what is in both was read
+# by the last sync. A calendar that only such processes have synced has the window alone (NULL is ignored).
 _READ = select(
     Calendar.id,
     Calendar.platform,
@@ -43,6 +45,10 @@ _READ = select(
     Calendar.timezone,
     Calendar.locale,
     Calendar.sending_identity,
+    Calendar.window_past_days,
+    Calendar.window_future_days,
+    func.greatest(Calendar.covered_from, Calendar.window_start).label("covered_from"),
+    func.least(Calendar.covered_until, Calendar.window_end).label("covered_until"),
 ).outerjoin(Credentials, Credentials.id == Calendar.credentials_id)
 
 
@@ -199,6 +205,17 @@ async def set_metadata(session: Session, calendar_id: str, metadata: dict[str, A
     )
 
 
+async def set_window(session: Session, calendar_id: str, columns: Mapping[str, int | None]) -> None:
+    """Set the window that a client chose. The sync compares it with the one that it read last."""
+    is_other = or_(*(getattr(Calendar, name).is_distinct_from(value) for name, value in columns.items()))
+    await session.execute(
+        update(Calendar)
+        .where(Calendar.id == calendar_id, is_other)
+        .values(**columns, updated_at=func.clock_timestamp())
+        .execution_options(synchronize_session=False)
+    )
+
+
 async def set_owner_email(session: Session, credentials_id: str, owner_email: str | None) -> None:
     """Set the owner's address of all calendars that use these credentials. The caller holds their locks."""
     await session.execute(
@@ -234,6 +251,7 @@ class SyncRecord:
 
     project_id: str
     project_name: str
+    platform: str
     now: datetime
     next_sync_at: datetime
     sync_started_at: datetime | None
@@ -254,6 +272,7 @@ async def find_sync_record(session: AnySession, calendar_id: str) -> SyncRecord 
         select(
             Calendar.project_id,
             Project.name.label("project_name"),
+            Calendar.platform,
             func.clock_timestamp().label("now"),
             Calendar.next_sync_at,
             Calendar.sync_started_at,

@@ -93,7 +93,7 @@ _COUNT_AHEAD = text(
            count(*) FILTER (WHERE id = ANY(:besides)) AS others
     FROM calendar_events
     WHERE calendar_id = :calendar_id AND NOT is_deleted AND start_time > clock_timestamp()
-      AND created_at < :known_before
+      AND start_time < :window_end AND created_at < :known_before
     """
 ).bindparams(bindparam("ids", type_=ARRAY(Text())), bindparam("besides", type_=ARRAY(Text())))
 
@@ -104,13 +104,15 @@ async def count_ahead(
     ids: Collection[str],
     besides: Collection[str],
     *,
+    window: Window,
     known_before: datetime,
 ) -> tuple[int, int, int]:
-    """Count live events that have not started and were known before a time.
+    """Count live events of the window that have not started and were known before a time.
 
+    Events that are left beyond a window that became smaller do not count: no list names them.
     Returns the count of all of them, of those in `ids`, and of those in `besides`.
     """
-    values = {"calendar_id": calendar_id, "known_before": known_before}
+    values = {"calendar_id": calendar_id, "window_end": window.end, "known_before": known_before}
     row = await session.execute(_COUNT_AHEAD, {**values, "ids": list(ids), "besides": list(besides)})
     ahead, lost, others = row.one()
     return ahead, lost, others
