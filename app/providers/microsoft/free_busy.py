@@ -216,7 +216,10 @@ def _event_time(item: Any, asked: Range) -> BusyTime | None:
     is_series = item.get("type") == "seriesMaster"
     if status is None or is_series or event.is_cancelled or event.response_status == "declined":
         return None
-    if event.start_time is None or event.end_time is None:
+    # A RemoteEvent never ends before it starts.
+    start, end = _moment(item.get("start")), _moment(item.get("end"))
+    is_reversed = start is not None and end is not None and start > end
+    if event.start_time is None or event.end_time is None or is_reversed:
         raise Unavailable("Microsoft's response has unreadable times.", code="broken_answer")
     return check_time(BusyTime(event.start_time, event.end_time, status), asked, "Microsoft")
 

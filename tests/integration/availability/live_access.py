@@ -5,14 +5,18 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from sqlalchemy import insert, update
+
 from app.availability.live import BusyTime, LiveAccess, LiveRequest, LiveResult, read_live
 from app.core.crypto import SecretBox
-from app.core.db import Sessions
+from app.core.db import Sessions, transaction
 from app.core.http import operator_client
+from app.core.ids import new_id
+from app.models import Calendar
 from app.providers.free_busy import Range
 from app.settings import Settings
 from tests.conftest import TestProject
-from tests.factories import add_calendar
+from tests.factories import add_calendar, load_calendar
 from tests.fakes.google import FakeGoogle
 from tests.fakes.microsoft import FakeMicrosoft
 
@@ -51,7 +55,7 @@ class Reads:
     ) -> None:
         self.access = access
         self._settings = settings
-        self._sessions = sessions
+        self.sessions = sessions
         self._project = project
 
     async def google(self, fake: FakeGoogle, *, refresh_token: str | None = None, **fields: Any) -> str:
@@ -61,7 +65,7 @@ class Reads:
             "refresh_token": refresh_token or fake.refresh_token,
         }
         return await add_calendar(
-            self._sessions,
+            self.sessions,
             self._settings,
             self._project.id,
             client_id=fake.client_id,
@@ -75,7 +79,7 @@ class Reads:
             "refresh_token": refresh_token or fake.refresh_token,
         }
         return await add_calendar(
-            self._sessions,
+            self.sessions,
             self._settings,
             self._project.id,
             platform="microsoft",
@@ -84,8 +88,45 @@ class Reads:
             **fields,
         )
 
+    async def share(self, calendar_id: str, platform_uuid: str) -> str:
+        """Another calendar of the same account; its id."""
+        shared = await load_calendar(self.sessions, calendar_id)
+        new = new_id("cal")
+        async with transaction(self.sessions) as session:
+            await session.execute(
+                insert(Calendar).values(
+                    id=new,
+                    project_id=shared.project_id,
+                    platform=shared.platform,
+                    platform_uuid=platform_uuid,
+                    credentials_id=shared.credentials_id,
+                    owner_email=shared.owner_email,
+                )
+            )
+        return new
+
+    async def change(self, calendar_id: str, **values: Any) -> None:
+        async with transaction(self.sessions) as session:
+            await session.execute(update(Calendar).where(Calendar.id == calendar_id).values(**values))
+
+    async def check_untouched(self, calendar_id: str) -> None:
+        """Check that a read has changed nothing about the calendar."""
+        calendar = await load_calendar(self.sessions, calendar_id)
+        assert calendar.state == "connected"
+        assert calendar.sync_failure_count == 0
+        assert calendar.sync_failing_since is None
+        assert calendar.outage_scope is None
+
+    async def row(self, calendar_id: str) -> Calendar:
+        return await load_calendar(self.sessions, calendar_id)
+
+    @staticmethod
+    def requests(calendar_ids: Sequence[str], *ranges: Range) -> list[LiveRequest]:
+        """For all of DAY, unless other ranges are given."""
+        return [LiveRequest(one, ranges or [hours(0, 24)]) for one in calendar_ids]
+
     async def read(self, calendar_ids: Sequence[str], *ranges: Range) -> dict[str, LiveResult]:
-        requests = [LiveRequest(one, ranges or [hours(0, 24)]) for one in calendar_ids]
+        requests = self.requests(calendar_ids, *ranges)
         results = await read_live(self.access, self._project.id, requests)
         for result in results.values():
             assert (result.busy is None) != (result.error is None)
