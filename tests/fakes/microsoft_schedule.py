@@ -114,7 +114,9 @@ class ScheduleService:
 
 def _bound(asked: dict[str, Any], name: str) -> datetime:
     value = asked.get(name)
-    zone = named_zone(value["timeZone"]) if isinstance(value, dict) and "timeZone" in value else None
+    if not isinstance(value, dict) or not isinstance(value.get("timeZone"), str):
+        raise bad(f"The parameter {name} is missing.", "ErrorInvalidParameter")
+    zone = named_zone(value["timeZone"])
     if zone is None:
         raise bad("The time zone is not supported.", "TimeZoneNotSupportedException")
     try:
