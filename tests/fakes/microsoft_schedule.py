@@ -12,7 +12,7 @@ from starlette.responses import Response
 from app.ical.timezones import named_zone
 from tests.fakes.microsoft_http import GraphError, bad, json_response, preferences_of
 from tests.fakes.microsoft_identity import Grant
-from tests.fakes.microsoft_store import Mailbox, Span, graph_time
+from tests.fakes.microsoft_store import Mailbox, Span, graph_time, overlaps
 
 _MOST_ADDRESSES = 20
 _LONGEST = timedelta(days=62)
@@ -76,9 +76,10 @@ class ScheduleService:
                 "error": error,
             }
         items = [
-            self._item(item.data(), zone_name)
-            for item in mailbox.default.listing(window)
+            shown
+            for item in mailbox.default.listing((window[0] - 86_400, window[1] + 86_400))
             if not item.data()["isCancelled"]
+            and overlaps(_span(shown := self._item(item.data(), zone_name)), window)
         ]
         return {
             "scheduleId": address,
@@ -110,6 +111,17 @@ class ScheduleService:
             "isReminderSet": True,
             **times,
         }
+
+
+def _span(item: dict[str, Any]) -> Span:
+    """By the times as they are shown, also of an all-day event."""
+    zone = named_zone(item["start"]["timeZone"])
+    assert zone is not None
+    start, end = (
+        datetime.fromisoformat(item[name]["dateTime"]).replace(tzinfo=zone.tzinfo)
+        for name in ("start", "end")
+    )
+    return start.timestamp(), end.timestamp()
 
 
 def _bound(asked: dict[str, Any], name: str) -> datetime:

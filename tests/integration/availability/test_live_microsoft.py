@@ -63,6 +63,14 @@ async def test_without_an_address_the_default_calendar_is_read_by_calendar_view(
     assert fake_microsoft.requests_to("getSchedule") == []
 
 
+async def test_a_day_more_is_read_at_both_ends_of_a_view(reads: Reads, fake_microsoft: FakeMicrosoft) -> None:
+    """Graph may place an all-day event in another zone."""
+    await reads.read_one(await reads.microsoft(fake_microsoft), hours(0, 24))
+    (request,) = fake_microsoft.requests_to("calendarView")
+    assert request.params["startDateTime"] == "2028-03-05T00:00:00Z"
+    assert request.params["endDateTime"] == "2028-03-08T00:00:00Z"
+
+
 async def test_personal_accounts_are_read_by_calendar_view(
     reads: Reads, fake_microsoft: FakeMicrosoft
 ) -> None:
