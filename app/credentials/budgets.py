@@ -58,7 +58,7 @@ class Budgets:
             if item is not None and not await self._limiter.hit(item, "live", *keys):
                 raise NotAsked(
                     "Too many live requests for this account or project: try again in a minute.",
-                    code="live_budget_spent",
+                    code="budget_spent",
                 )
 
     async def aclose(self) -> None:
