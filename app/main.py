@@ -14,6 +14,7 @@ from app.api.docs import install_docs
 from app.api.errors import install_error_handlers
 from app.api.middleware import HeadAsGet, RequestContext, TooLargeAsJson
 from app.api.openapi import install_openapi, package_version
+from app.availability.live import LiveAccess
 from app.bots.api import router as bots
 from app.calendar_events.api import router as calendar_events
 from app.calendars.api import router as calendars
@@ -81,11 +82,16 @@ def create_app(settings: Settings) -> FastAPI:
                 http=http,
                 post_limiter=post_limiter,
             )
+            live_access = LiveAccess(
+                settings=settings, sessions=sessions, read_sessions=read_sessions, box=box, client=http
+            )
+            app.state.live_access = live_access
             app.state.messages = Messages(settings, http)
             app.state.rsvp_limiter = rsvp_limiter
             app.state.samples = samples
             app.state.sender_keys = SenderKeys()
             yield
+            await live_access.aclose()
             await keys.aclose()
             await samples.aclose()
             await rsvp_limiter.aclose()

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import RowMapping, case, delete, func, literal_column, or_, select, text, update
+from sqlalchemy import RowMapping, and_, case, delete, func, literal_column, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from app.core.db import AnySession, ReadSession, Session
 from app.core.pagination import Cursor, Ordering, Page, page_of, seek_each
 from app.core.wakeups import wake_after_commit
+from app.credentials.account import ConnectedCalendar
 from app.models import Calendar, Credentials, Project
 from app.models.calendar import FAILING, PLATFORMS, STATES
 
@@ -117,6 +118,30 @@ async def find_connection(
         )
     ).one_or_none()
     return None if row is None else (row.platform, row.credentials_id)
+
+
+async def find_connected(
+    session: AnySession, project_id: str, calendar_ids: Sequence[str]
+) -> list[ConnectedCalendar]:
+    """Return the calendars and their accounts. Those that the project does not have are left out."""
+    is_put_off = and_(
+        Calendar.sync_failure_code == "rate_limited", Calendar.next_sync_at > func.clock_timestamp()
+    )
+    statement = (
+        select(
+            Calendar.id,
+            Calendar.platform,
+            Calendar.platform_uuid,
+            Calendar.state,
+            Calendar.credentials_id,
+            Credentials.client_id,
+            Calendar.owner_email,
+            case((is_put_off, Calendar.next_sync_at)),
+        )
+        .outerjoin(Credentials, Credentials.id == Calendar.credentials_id)
+        .where(Calendar.project_id == project_id, Calendar.id.in_(calendar_ids))
+    )
+    return [ConnectedCalendar(*row) for row in await session.execute(statement)]
 
 
 async def lock_calendar(session: Session, project_id: str, calendar_id: str) -> Calendar | None:
