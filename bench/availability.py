@@ -2,7 +2,7 @@
 
 It uses a real PostgreSQL and one uvicorn process. The requests come one after the other over one connection. Events take
 about 2.4 kB of the table, and those of one calendar lie scattered, as after incremental syncs. "Just written" is the
-same before PostgreSQL has vacuumed the table, so that the indexes alone cannot tell which rows are visible.
+same before PostgreSQL has vacuumed the table, so that the indexes alone do not say which rows are visible.
 """
 
 import asyncio
