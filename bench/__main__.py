@@ -16,6 +16,7 @@ _ALL = (
     "meeting_urls",
     "invitations",
     "gauges",
+    "availability",
 )
 
 
