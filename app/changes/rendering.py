@@ -12,6 +12,8 @@ from app.changes.places import Place, Scope, encode_cursor
 from app.changes.schemas import ChangeType
 
 _LINE_ENDS = bytes.maketrans(b"\r\n", b"  ")
+# Within a line by the standard, but many programs split lines at them.
+_SEPARATORS = {char.encode(): f"\\u{ord(char):04x}".encode() for char in "\x85\u2028\u2029"}
 
 
 @dataclass(slots=True, eq=False)
@@ -59,6 +61,13 @@ def read_change(row: Row[Any]) -> Change:
         created_at=row.created_at.replace(tzinfo=UTC),
         calendar_id=row.calendar_id,
         is_deleted=row.is_deleted,
-        # `raw` is stored text: JSON may have line ends between its tokens, and nowhere else.
-        event=orjson.dumps(event_body(row)).translate(_LINE_ENDS),
+        event=_on_one_line(orjson.dumps(event_body(row))),
     )
+
+
+def _on_one_line(json: bytes) -> bytes:
+    """Return the same JSON on one line. `raw` is stored text, which may have line ends between its tokens."""
+    json = json.translate(_LINE_ENDS)
+    for separator, escaped in _SEPARATORS.items():
+        json = json.replace(separator, escaped)
+    return json
