@@ -120,6 +120,7 @@ class Stream:
         self.has_begun = asyncio.Event()
         self.response: httpx.Response | None = None
         self.is_over = asyncio.Event()
+        self.error: Exception | None = None
 
     @property
     def changes(self) -> list[Message]:
@@ -161,8 +162,8 @@ async def streaming(
                 async for message in messages(response):
                     stream.blocks.append(message)
                     stream.has_begun.set()
-        except httpx.TransportError:
-            pass  # the server was killed
+        except httpx.TransportError as err:
+            stream.error = err
         finally:
             stream.is_over.set()
             stream.has_begun.set()
