@@ -10,6 +10,7 @@ _ALL = (
     "fairness",
     "recovery",
     "events_list",
+    "changes",
     "webhooks",
     "push",
     "meeting_urls",

@@ -5,6 +5,7 @@ which it has taken the changes. So what all have taken is freed by itself, and a
 """
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -37,13 +38,17 @@ class Joint:
 
 
 class Follower:
-    """A client that waits. `news` is set when there is something to take, or when it must end (`is_over`)."""
+    """A client that waits. `news` is set when there is something to take, or when it must end (`is_over`).
+
+    It is also set at `comment_at`, on the clock of `time.monotonic`: one timer serves all streams.
+    """
 
     def __init__(self, scope: Scope, key_id: str | None = None) -> None:
         self.scope = scope
         self.key_id = key_id
         self.news = asyncio.Event()
         self.is_over = False
+        self.comment_at = math.inf
         self.channel: Channel | None = None
         self._at: Joint | None = None
         self._knows_until = datetime.max.replace(tzinfo=UTC)

@@ -41,6 +41,7 @@ _PAUSE_SECONDS = 0.01
 _HELD_BACK_SECONDS = (0.02, 0.5)
 _RETRY_SECONDS = 1.0
 _CHECK_SECONDS = 15.0
+_COMMENTS_SECONDS = 0.5
 _KEEP_EMPTY_SECONDS = 5.0
 
 _ALL = datetime.min.replace(tzinfo=UTC)
@@ -110,6 +111,7 @@ class Hub:
         self._start("listener", self._listener.run())
         self._start("look", self._repeat(self._look))
         self._start("check", self._repeat(self._check))
+        self._start("comments", self._repeat(self._call_for_comments))
         channel = feed.channel(scope)
         joint = channel.find_joint(knows_until)
         if joint is None:
@@ -227,6 +229,13 @@ class Hub:
                 for project_id in await calendar_events.find_with_news(session, since):
                     self._wake(project_id)
         return _LOOK_SECONDS if self._listener.is_connected else _LOOK_WITHOUT_REDIS_SECONDS
+
+    async def _call_for_comments(self) -> float:
+        now = time.monotonic()
+        for follower in self._followers:
+            if follower.comment_at <= now:
+                follower.news.set()
+        return _COMMENTS_SECONDS
 
     async def _check(self) -> float:
         """End the clients whose API key was disabled, or whose calendar was deleted."""

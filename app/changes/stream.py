@@ -26,7 +26,7 @@ STREAM_HEADERS = {
 
 _PAGE = 100
 _RECONNECT_MS = 2_000
-_COMMENT_SECONDS = 10.0
+_COMMENT_SECONDS = 12.0  # 15 at most, also when the process is busy
 _COMMENT = b": waiting\n\n"
 # A client that takes nothing for so long is given up.
 _SEND_TIMEOUT_SECONDS = 60.0
@@ -84,17 +84,19 @@ class ChangeStream(Response):
 
     async def _follow(self, follower: Follower, send: Send) -> None:
         """Send the newest changes until the follower must end, or is too far behind."""
+        follower.comment_at = time.monotonic() + _COMMENT_SECONDS
         while not follower.is_over:
-            try:
-                async with asyncio.timeout(_COMMENT_SECONDS):
-                    await follower.news.wait()
-            except TimeoutError:
-                await _send(send, _COMMENT)
-                continue
+            await follower.news.wait()
             changes = follower.take()
             if changes is None:
                 return
-            await self._send_changes(changes, send)
+            if changes:
+                await self._send_changes(changes, send)
+            elif time.monotonic() >= follower.comment_at:
+                await _send(send, _COMMENT)
+            else:
+                continue
+            follower.comment_at = time.monotonic() + _COMMENT_SECONDS
 
     async def _send_changes(self, changes: Sequence[Change], send: Send) -> None:
         if not changes:
