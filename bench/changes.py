@@ -34,6 +34,8 @@ from bench.support import quantile, servers, settings_for
 _CLIENTS = 1_000
 _IDLE_SECONDS = 13.0
 _COMMITS = 30
+# 1,000 requests at once would measure how long they queue.
+_BETWEEN_REQUESTS_SECONDS = 0.01
 _NOW = datetime.now(UTC)
 
 
@@ -143,7 +145,7 @@ async def _idle(process_id: int, sessions: Sessions) -> str:
 
     def cpu() -> float:
         times = process.cpu_times()
-        return times.user + times.system
+        return float(times.user + times.system)
 
     before, started = cpu(), time.perf_counter()
     connections = []
@@ -159,21 +161,29 @@ async def _idle(process_id: int, sessions: Sessions) -> str:
 
 async def _latency(
     clients: list[_Client],
+    reading: list[asyncio.Task[bytes]],
     write: Callable[[int], Awaitable[float]],
     again: Callable[[_Client, bytes], Awaitable[None]],
+    *,
+    commits: int,
+    pause: float,
 ) -> str:
     delays: list[float] = []
     lasts: list[float] = []
-    for number in range(_COMMITS):
-        reading = [asyncio.create_task(client.next_change()) for client in clients]
-        await asyncio.sleep(0.3)
+    for number in range(commits):
+        await asyncio.sleep(pause)
         committed = await write(number)
         received = await asyncio.gather(*reading)
         # This process reads all connections one after the other, so its own time is in these numbers.
         found = [(client.arrived - committed) * 1000 for client in clients]
         delays += found
         lasts.append(max(found))
-        await asyncio.gather(*(again(client, part) for client, part in zip(clients, received, strict=True)))
+        for client, part in zip(clients, received, strict=True):
+            await again(client, part)
+        reading = [asyncio.create_task(client.next_change()) for client in clients]
+    for task in reading:
+        task.cancel()
+    await asyncio.gather(*reading, return_exceptions=True)
     return (
         f"p50 {quantile(delays, 0.5):.0f} ms, p95 {quantile(delays, 0.95):.0f} ms, "
         f"the last client: median {statistics.median(lasts):.0f} ms"
@@ -205,9 +215,11 @@ async def _measure(database_url: str, redis_url: str) -> None:
             for client in clients:
                 await client.open("/api/v1/changes/stream")
                 await client.head()
+            reading = [asyncio.create_task(client.next_change()) for client in clients]
             if count > 1:
                 print(f"{count} streams, nothing changes: {await _idle(process_id, sessions)}")
-            print(f"{count} streams, from a commit to the client: {await _latency(clients, write, stay)}")
+            found = await _latency(clients, reading, write, stay, commits=_COMMITS, pause=0.3)
+            print(f"{count} streams, from a commit to the client: {found}")
             for client in clients:
                 client.close()
         async with httpx.AsyncClient(headers={"Authorization": f"Token {key.api_key}"}) as http:
@@ -217,17 +229,19 @@ async def _measure(database_url: str, redis_url: str) -> None:
         async def ask_again(client: _Client, received: bytes) -> None:
             cursor = received.rpartition(b'"next_cursor":"')[2].partition(b'"')[0].decode()
             await client.ask(f"/api/v1/changes?wait=30&cursor={cursor}")
+            await asyncio.sleep(_BETWEEN_REQUESTS_SECONDS)
 
         for count in (_CLIENTS, 1):
             clients = [_Client(address, key.api_key) for _ in range(count)]
             for client in clients:
                 await client.open(path)
+                await asyncio.sleep(_BETWEEN_REQUESTS_SECONDS)
+            reading = [asyncio.create_task(client.next_change()) for client in clients]
             if count > 1:
                 await asyncio.sleep(4)  # they are all waiting
                 print(f"{count} requests that wait, nothing changes: {await _idle(process_id, sessions)}")
-            print(
-                f"{count} requests that wait, from a commit to the client: {await _latency(clients, write, ask_again)}"
-            )
+            found = await _latency(clients, reading, write, ask_again, commits=5, pause=1)
+            print(f"{count} requests that wait, from a commit to the client: {found}")
             for client in clients:
                 client.close()
             async with httpx.AsyncClient(headers={"Authorization": f"Token {key.api_key}"}) as http:

@@ -16,7 +16,7 @@ from app.changes import service
 from app.changes.hub import Hub
 from app.changes.places import Place, Scope, encode_cursor
 from app.changes.schemas import ChangesQuery, ChangesRead, FollowQuery
-from app.changes.stream import STREAM_HEADERS, ChangeStream, end_when_gone
+from app.changes.stream import STREAM_HEADERS, ChangeStream, end_when_closed
 
 router = APIRouter(prefix="/api/v1/changes", tags=["changes"])
 
@@ -44,8 +44,9 @@ HubDep = Annotated[Hub, Depends(_hub)]
 async def list_changes(
     request: Request, state: AppState, hub: HubDep, key: ApiKey, query: Annotated[ChangesQuery, Query()]
 ) -> Response:
-    """Events that changed since a cursor, in the order of their changes. Nothing is missed, and nothing comes twice.
+    """Events that changed since a cursor, in the order of their changes.
 
+    No change is missed, and none comes twice.
     Without `cursor` and `since`, it begins now. With `wait`, a response without results waits for the next change.
     Call again with `next_cursor`, as long as you like.
     """
@@ -57,7 +58,7 @@ async def list_changes(
         return _json(scope, place, page)
     started = time.perf_counter()
     with hub.follower(scope, kind="request", key_id=key.id) as follower:
-        watching = asyncio.create_task(end_when_gone(follower, request.receive))
+        watching = asyncio.create_task(end_when_closed(follower, request.receive))
         try:
             page = await service.wait_for_page(
                 hub, state.read_sessions, follower, place, limit=query.limit, seconds=seconds

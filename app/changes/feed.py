@@ -1,6 +1,6 @@
 """The newest changes of a project in memory, for the clients that wait for them.
 
-A feed has a channel for each scope that somebody follows. A channel is a chain, and each follower holds the joint up to
+A feed has a channel for each scope that a client follows. A channel is a chain, and each follower holds the joint up to
 which it has taken the changes. So what all have taken is freed by itself, and a change is in memory once.
 """
 
@@ -26,7 +26,7 @@ _RECENT_SECONDS = 2.0
 class Joint:
     """A place in a channel's chain, and the changes from there to the next one.
 
-    - `until`: when the channel came here, the feed had told all changes before this time.
+    - `until`: when the channel came here, the feed had reported all changes before this time.
     - `total`: the bytes of the channel's changes up to here.
     """
 
@@ -101,7 +101,7 @@ class Channel:
         """Return where a client that knows all changes before `knows_until` begins, to miss nothing."""
         return next((joint for joint in reversed(self._recent) if joint.until <= knows_until), None)
 
-    def tell(self, changes: Sequence[Change], until: datetime) -> None:
+    def add(self, changes: Sequence[Change], until: datetime) -> None:
         before = self.end
         self.end = Joint(until, before.total + sum(len(change.event) for change in changes))
         before.changes, before.next = changes, self.end
@@ -121,7 +121,7 @@ class Channel:
 class Feed:
     """The changes of a project, in order, from the moment at which the first client began to wait.
 
-    `place`: all changes before it were told. `quiet_from`: no change lies between it and `place`.
+    `place`: all changes before it were reported. `quiet_from`: no change lies between it and `place`.
     """
 
     def __init__(self, project_id: str, begin: datetime, quiet_from: Place) -> None:
@@ -147,13 +147,13 @@ class Feed:
         """Whether the project has had no change between this place and the feed's."""
         return place == self.quiet_from or self.quiet_from.at < place.at <= self.place.at
 
-    def tell(self, changes: Sequence[Change]) -> None:
+    def add(self, changes: Sequence[Change]) -> None:
         """Give the next changes of the project, in order, to all who follow them."""
         self.place = self.quiet_from = changes[-1].place
         for calendar_id, channel in self._channels.items():
-            told = [change for change in changes if calendar_id in (None, change.calendar_id)]
-            if told:
-                channel.tell(told, self.place.until)
+            fitting = [change for change in changes if calendar_id in (None, change.calendar_id)]
+            if fitting:
+                channel.add(fitting, self.place.until)
 
     def move_to(self, at: datetime) -> None:
         """Note that there is no further change before this time."""

@@ -1,7 +1,7 @@
-"""The one reader of changes for all clients of a process that wait (docs/adr/0008-waiting-for-changes.md).
+"""The one reader of changes for all waiting clients of a process.
 
-A waiting client costs no query and no database connection. The hub reads the changes of a project when Redis tells of
-them, and looks by itself once a second, because Redis may lose messages.
+Why: docs/adr/0008-waiting-for-changes.md. A waiting client costs no query and no database connection. The hub reads the changes of a project when Redis
+notifies it, and looks by itself once a second, because Redis may lose messages.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ log = structlog.get_logger()
 
 
 class Hub:
-    """Tells waiting clients of changes. One per process; `aclose` ends it."""
+    """Gives changes to waiting clients. One per process; `aclose` ends it."""
 
     def __init__(self, read_sessions: Sessions, redis_url: str) -> None:
         self._read_sessions = read_sessions
@@ -100,7 +100,7 @@ class Hub:
     def join(self, follower: Follower, place: Place, knows_until: datetime) -> bool:
         """Let a client follow that knows all changes before `knows_until`, and none that is behind `place`.
 
-        Returns False if some that it does not know were told already: then it has to read a page again.
+        Returns False if some that it does not know were reported already: then it has to read a page again.
         """
         scope = follower.scope
         feed = self._feeds.get(scope.project_id)
@@ -184,7 +184,7 @@ class Hub:
             await asyncio.sleep(_PAUSE_SECONDS)  # what comes in a burst is read at once
 
     async def _read(self, feed: Feed) -> bool:
-        """Tell the new changes. Returns whether there are some that may not be told yet."""
+        """Report the new changes. Returns whether there are some that may not be shown yet."""
         async with reading(self._read_sessions) as session:
             for _ in range(_PAGES_AT_ONCE):
                 horizon = max(await load_horizon(session, feed.project_id), feed.place.until)
@@ -199,11 +199,11 @@ class Hub:
                 found = [read_change(row) for row in rows]
                 changes = [change for change in found if change.place.at < horizon]
                 if changes:
-                    feed.tell(changes)
+                    feed.add(changes)
                 if len(changes) < len(found) or not has_more:
                     feed.move_to(horizon)
                     return len(changes) < len(found)
-                await asyncio.sleep(0)  # the clients take what was told
+                await asyncio.sleep(0)  # the clients take what came
         feed.wake.set()
         return False
 

@@ -33,7 +33,7 @@ class Place:
 
     @property
     def until(self) -> datetime:
-        """The time before which all events lie before this place. Each of them is visible since the place exists."""
+        """The time before which all events are behind: each was visible when the place was made."""
         return self.at + _MICROSECOND if self.event_id and self.at < _LAST else self.at
 
     def is_before(self, at: datetime, event_id: str) -> bool:

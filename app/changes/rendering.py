@@ -16,7 +16,7 @@ _LINE_ENDS = bytes.maketrans(b"\r\n", b"  ")
 _SEPARATORS = {char.encode(): f"\\u{ord(char):04x}".encode() for char in "\x85\u2028\u2029"}
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Change:
     """An event as it is now, at its place in the order of changes. `event`: the event of the API, as JSON."""
 

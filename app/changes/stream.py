@@ -49,7 +49,7 @@ class ChangeStream(Response):
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         with self._hub.follower(self._scope, kind="stream", key_id=self._key_id) as follower:
-            watching = asyncio.create_task(end_when_gone(follower, receive))
+            watching = asyncio.create_task(end_when_closed(follower, receive))
             started = time.perf_counter()
             try:
                 await self._run(follower, send)
@@ -127,7 +127,7 @@ async def _send(send: Send, body: bytes) -> None:
         await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-async def end_when_gone(follower: Follower, receive: Receive) -> None:
+async def end_when_closed(follower: Follower, receive: Receive) -> None:
     """End the follower when its client closes the connection."""
     with suppress(OSError):
         while (await receive())["type"] != "http.disconnect":

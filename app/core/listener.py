@@ -1,4 +1,7 @@
-"""Listening to a channel of Redis. Messages may be lost, so who listens also looks by itself from time to time."""
+"""Listening to a channel of Redis.
+
+Messages may be lost, so who listens also looks by itself from time to time.
+"""
 
 import asyncio
 from collections.abc import Callable

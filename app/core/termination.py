@@ -1,4 +1,4 @@
-"""A call at the moment when the process is told to end, before its server waits for open responses."""
+"""A call when a signal ends the process, before its server waits for open responses."""
 
 import asyncio
 import signal

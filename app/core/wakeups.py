@@ -1,4 +1,4 @@
-"""Wake-ups through Redis: of workers ("there is due work, look now"), and of the API ("there are changes, look now").
+"""Wake-ups through Redis: workers look for due work at once, and the API for changes.
 
 A wake-up only saves time. What is due is in PostgreSQL, and workers look there every SCHEDULER_TICK_SECONDS. The API
 looks for changes once a second while clients wait for them (app/changes/hub.py).
@@ -104,8 +104,8 @@ def wake_after_commit(session: Session, queue: Queue, *, after: float = 0.0) -> 
     session.info.setdefault(_REQUESTED, set()).add((queue, after))
 
 
-def tell_changes_after_commit(session: Session, project_id: str) -> None:
-    """Tell all API processes at this transaction's commit that events of the project changed.
+def notify_changes_after_commit(session: Session, project_id: str) -> None:
+    """Notify all API processes, at this transaction's commit, that events of the project changed.
 
     It is sent once however often it is asked for, and not after a rollback.
     """
@@ -128,7 +128,7 @@ class WakeUps:
         for queue, after in session.info.pop(_REQUESTED, ()):
             self._send(self.wake(queue, after=after))
         for project_id in session.info.pop(_CHANGED, ()):
-            self._send(self.tell_changes(project_id))
+            self._send(self.notify_changes(project_id))
 
     def _send(self, sending: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(sending)
@@ -148,8 +148,11 @@ class WakeUps:
         # arq refuses a second job of the same id: one that still waits is enough.
         await self._try(queue, self._redis.enqueue_job(JOB, queue, _job_id=job_id, _defer_until=at))
 
-    async def tell_changes(self, project_id: str) -> None:
-        """Tell all API processes that events of the project changed. Takes and raises what `wake` does."""
+    async def notify_changes(self, project_id: str) -> None:
+        """Notify all API processes that events of the project changed.
+
+        Takes half a second at most, and raises nothing if Redis is unavailable.
+        """
         await self._try("changes", self._redis.publish(CHANGES_CHANNEL, project_id))
 
     async def _try(self, queue: str, sending: Awaitable[Any]) -> None:

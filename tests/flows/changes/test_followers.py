@@ -34,7 +34,7 @@ class Killed(Exception):
 
 
 class Client:
-    """A client that stores its cursor with what it applied, and knows what it was told."""
+    """A client that stores its cursor with what it applied, and knows what it received."""
 
     def __init__(self, name: str, url: str, project: TestProject, calendar_id: str | None = None) -> None:
         self.name = name
@@ -43,7 +43,7 @@ class Client:
         self.calendar_id = calendar_id
         self.headers = {"Authorization": f"Token {project.api_key}"}
         self.cursor: str | None = None
-        self.told: list[tuple[str, str]] = []
+        self.received: list[tuple[str, str]] = []
         self.state: dict[str, tuple[str, bool]] = {}
         self.types: dict[str, list[str]] = {}
         self.breaks = 0
@@ -51,13 +51,13 @@ class Client:
     def apply(self, result: dict[str, Any]) -> None:
         found = result["event"]
         assert self.calendar_id in (None, result["calendar_id"])
-        self.told.append((found["updated_at"], found["id"]))
+        self.received.append((found["updated_at"], found["id"]))
         self.state[found["id"]] = (found["updated_at"], found["is_deleted"])
         self.types.setdefault(found["id"], []).append(result["type"])
 
     def check(self, expected: dict[str, tuple[str, bool]]) -> None:
-        assert len(set(self.told)) == len(self.told), f"{self.name} was told twice"
-        assert self.told == sorted(self.told), f"{self.name} was told out of order"
+        assert len(set(self.received)) == len(self.received), f"{self.name} received one twice"
+        assert self.received == sorted(self.received), f"{self.name} received them out of order"
         assert self.state == expected, self.name
         for types in self.types.values():
             # Only what was deleted comes again, and that is an update.
@@ -67,7 +67,11 @@ class Client:
 async def follow_pages(client: Client, wait: float, choose: random.Random) -> None:
     async with httpx.AsyncClient(base_url=client.url, headers=client.headers, timeout=40) as http:
         while True:
-            query = {"wait": wait, "limit": choose.choice([1, 3, 100]), **client.scope}
+            query: dict[str, str | int | float] = {
+                "wait": wait,
+                "limit": choose.choice([1, 3, 100]),
+                **client.scope,
+            }
             if client.cursor is not None:
                 query["cursor"] = client.cursor
             try:
@@ -133,7 +137,7 @@ async def stored(sessions: Sessions, calendar_id: str | None) -> dict[str, tuple
 
 
 @contextlib.asynccontextmanager
-async def told_after_commit(engine: Any, redis_url: str) -> AsyncIterator[Sessions]:
+async def notified_after_commit(engine: Any, redis_url: str) -> AsyncIterator[Sessions]:
     wakeups = WakeUps(connect_redis(redis_url))
     yield create_sessions(engine, after_commit=wakeups.send_requested)
     await wakeups.aclose()
@@ -220,7 +224,7 @@ async def test_each_change_comes_once_though_redis_fails(settings, engine, redis
                 await redis.flushall()
                 await redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
 
-    async with serve(app, lifespan="off") as url, told_after_commit(engine, redis_url) as sessions:
+    async with serve(app, lifespan="off") as url, notified_after_commit(engine, redis_url) as sessions:
         clients = all_kinds(url, project, refs)
         await begin(clients)
         await run(clients, sessions, refs, rounds=40, disturb=disturb)
@@ -240,7 +244,7 @@ async def test_each_change_comes_once_though_servers_are_killed(settings, engine
             await server.start()
 
     try:
-        async with told_after_commit(engine, redis_url) as sessions:
+        async with notified_after_commit(engine, redis_url) as sessions:
             clients = [*all_kinds(servers[0].url, project, refs), *all_kinds(servers[1].url, project, refs)]
             await begin(clients)
             await run(clients, sessions, refs, rounds=40, disturb=disturb)

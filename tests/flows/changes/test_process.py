@@ -11,7 +11,7 @@ from tests.integration.changes.following import URL, Ref, streaming
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-async def test_a_process_that_is_told_to_end_ends_what_waits(workers, settings, sessions, project):
+async def test_a_process_that_gets_sigterm_ends_what_waits(workers, settings, sessions, project):
     ref = Ref(await factories.add_calendar(sessions, settings, project.id, secrets={}), project.id)
     server = ApiProcess(settings, workers=workers)
     await server.start()

@@ -18,8 +18,8 @@ async def second(sessions, settings, project):
 
 
 @pytest.fixture
-async def telling(app):
-    """Sessions whose commits tell the application through Redis, as those of its own requests do."""
+async def notifying(app):
+    """Sessions whose commits notify the application through Redis, as those of its own requests do."""
     return app.state.calbridge.sessions
 
 

@@ -118,9 +118,14 @@ class Stream:
     def __init__(self) -> None:
         self.blocks: list[Message] = []
         self.has_begun = asyncio.Event()
-        self.response: httpx.Response | None = None
+        self._response: httpx.Response | None = None
         self.is_over = asyncio.Event()
         self.error: Exception | None = None
+
+    @property
+    def response(self) -> httpx.Response:
+        assert self._response is not None
+        return self._response
 
     @property
     def changes(self) -> list[Message]:
@@ -155,7 +160,7 @@ async def streaming(
                     headers={"Authorization": f"Bearer {api_key}", **(headers or {})},
                 ) as response,
             ):
-                stream.response = response
+                stream._response = response
                 if response.status_code != 200:
                     await response.aread()
                     return

@@ -189,7 +189,7 @@ async def test_what_an_open_transaction_could_undercut_is_held_back(api, session
 
 async def test_nothing_comes_of_a_deleted_calendar(api, sessions, ref, second):
     cursor = (await page(api))["next_cursor"]
-    await write(sessions, ref, "gone")
+    await write(sessions, ref, "theirs")
     await write(sessions, second, "stays")
     assert (await api.delete(f"/api/v1/calendars/{ref.calendar_id}")).status_code == 200
     assert short(await page(api, cursor=cursor)) == ["created stays"]

@@ -20,13 +20,13 @@ async def until_waiting(app, count):
             await asyncio.sleep(0.005)
 
 
-async def test_it_returns_as_soon_as_something_is_committed(app, api, telling, ref):
+async def test_it_returns_as_soon_as_something_is_committed(app, api, notifying, ref):
     await page(api, wait=0.05)  # the hub's connection to Redis is made with the first client
     cursor = (await page(api))["next_cursor"]
     waiting = asyncio.create_task(page(api, cursor=cursor, wait=20))
     await until_waiting(app, 1)
-    async with transaction(telling) as session:
-        await write_in(session, telling, ref, [event("a")])
+    async with transaction(notifying) as session:
+        await write_in(session, notifying, ref, [event("a")])
         await asyncio.sleep(0.1)
         assert not waiting.done()
     started = time.monotonic()
@@ -40,17 +40,17 @@ async def test_without_a_word_from_redis_it_comes_a_little_later(app, api, sessi
     cursor = (await page(api))["next_cursor"]
     waiting = asyncio.create_task(page(api, cursor=cursor, wait=20))
     await until_waiting(app, 1)
-    await write(sessions, ref, "a")  # these sessions tell nobody
+    await write(sessions, ref, "a")  # these sessions notify no process
     async with asyncio.timeout(5):
         assert short(await waiting) == ["created a"]
 
 
 @pytest.mark.settings(redis_url="redis://127.0.0.1:1/0")
-async def test_without_redis(app, api, telling, ref):
+async def test_without_redis(app, api, notifying, ref):
     cursor = (await page(api))["next_cursor"]
     waiting = asyncio.create_task(page(api, cursor=cursor, wait=20))
     await until_waiting(app, 1)
-    await write(telling, ref, "a")
+    await write(notifying, ref, "a")
     async with asyncio.timeout(5):
         assert short(await waiting) == ["created a"]
 
@@ -72,36 +72,36 @@ async def test_what_is_there_comes_at_once(api, sessions, ref):
     assert body["has_more"] is True
 
 
-async def test_without_a_cursor_it_waits_from_now_on(app, api, telling, ref):
-    await write(telling, ref, "old")
+async def test_without_a_cursor_it_waits_from_now_on(app, api, notifying, ref):
+    await write(notifying, ref, "old")
     waiting = asyncio.create_task(page(api, wait=20))
     await until_waiting(app, 1)
-    await write(telling, ref, "new")
+    await write(notifying, ref, "new")
     assert short(await waiting) == ["created new"]
 
 
-async def test_each_waits_for_its_own(app, api, other_api, telling, ref, second):
+async def test_each_waits_for_its_own(app, api, other_api, notifying, ref, second):
     cursor = (await page(api))["next_cursor"]
     of_second = (await page(api, calendar_id=second.calendar_id))["next_cursor"]
     all_of_it = asyncio.create_task(page(api, cursor=cursor, wait=20))
     theirs = asyncio.create_task(page(other_api, wait=1))
     one = asyncio.create_task(page(api, cursor=of_second, calendar_id=second.calendar_id, wait=20))
     await until_waiting(app, 3)
-    await write(telling, ref, "first")
+    await write(notifying, ref, "first")
     assert short(await all_of_it) == ["created first"]
     await asyncio.sleep(0.2)
     assert not one.done()
-    await write(telling, second, "second")
+    await write(notifying, second, "second")
     assert short(await one) == ["created second"]
     assert short(await theirs) == []
 
 
-async def test_many_changes_are_cut_at_the_limit(app, api, telling, ref):
+async def test_many_changes_are_cut_at_the_limit(app, api, notifying, ref):
     cursor = (await page(api))["next_cursor"]
     waiting = asyncio.create_task(page(api, cursor=cursor, wait=20, limit=3))
     await until_waiting(app, 1)
     names = [f"e{n:03}" for n in range(250)]
-    await write(telling, ref, *names)
+    await write(notifying, ref, *names)
     body = await waiting
     got = short(body)
     assert len(got) == 3
@@ -135,7 +135,7 @@ async def test_waiting_clients_have_no_query_and_no_connection(app, api, engine,
     assert [short(body) for body in await asyncio.gather(*waiting)] == [[]] * 50
 
 
-async def test_clients_that_come_back_to_a_quiet_project_read_nothing(app, api, telling, ref):
+async def test_clients_that_come_back_to_a_quiet_project_read_nothing(app, api, notifying, ref):
     cursor = (await page(api))["next_cursor"]
     keep = asyncio.create_task(page(api, cursor=cursor, wait=3))
     await until_waiting(app, 1)
@@ -152,14 +152,14 @@ async def test_clients_that_come_back_to_a_quiet_project_read_nothing(app, api, 
         statement for statement in statements if "calendar_events" in statement and "unnest" not in statement
     ]
     assert reads == []
-    await write(telling, ref, "a")
+    await write(notifying, ref, "a")
     body = await keep
     assert short(body) == ["created a"]
     again = asyncio.create_task(page(api, cursor=body["next_cursor"], wait=20))
     older = asyncio.create_task(page(api, cursor=cursor, wait=20))
     assert short(await older) == ["created a"]
     await until_waiting(app, 1)
-    await write(telling, ref, "b")
+    await write(notifying, ref, "b")
     assert short(await again) == ["created b"]
 
 
@@ -194,7 +194,7 @@ async def test_the_time_of_waiting_is_not_measured_as_work(api, ref):
     assert seconds() - before < 1.5
 
 
-async def test_a_calendar_that_is_deleted_while_a_client_waits(app, api, telling, ref):
+async def test_a_calendar_that_is_deleted_while_a_client_waits(app, api, notifying, ref):
     cursor = (await page(api, calendar_id=ref.calendar_id))["next_cursor"]
     waiting = asyncio.create_task(page(api, cursor=cursor, calendar_id=ref.calendar_id, wait=1))
     await until_waiting(app, 1)
