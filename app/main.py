@@ -19,11 +19,14 @@ from app.availability.live import LiveAccess
 from app.bots.api import router as bots
 from app.calendar_events.api import router as calendar_events
 from app.calendars.api import router as calendars
+from app.changes.api import router as changes
+from app.changes.hub import Hub
 from app.core.crypto import SecretBox
 from app.core.db import create_engine, create_sessions
 from app.core.http import operator_client
 from app.core.logging import configure_logging
 from app.core.ratelimit import RateLimiter
+from app.core.termination import before_termination
 from app.core.wakeups import WakeUps, connect_redis
 from app.demo.api import router as demo
 from app.health.api import router as health
@@ -91,7 +94,10 @@ def create_app(settings: Settings) -> FastAPI:
             app.state.rsvp_limiter = rsvp_limiter
             app.state.samples = samples
             app.state.sender_keys = SenderKeys()
-            yield
+            app.state.changes = hub = Hub(read_sessions, redis_url)
+            with before_termination(hub.close):
+                yield
+            await hub.aclose()
             await live_access.aclose()
             await keys.aclose()
             await samples.aclose()
@@ -120,6 +126,7 @@ def create_app(settings: Settings) -> FastAPI:
     for router in (
         calendars,
         calendar_events,
+        changes,
         hosted,
         availability,
         invitations,

@@ -11,6 +11,7 @@ _ALL = (
     "fairness",
     "recovery",
     "events_list",
+    "changes",
     "webhooks",
     "push",
     "meeting_urls",

@@ -1,6 +1,6 @@
 """SQL of calendars. The state of their sync is written by app/sync/, their push channels by app/push/."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -101,6 +101,11 @@ async def insert_calendar(session: Session, values: Mapping[str, Any]) -> bool:
     if inserted is not None and values["platform"] != "local":
         wake_after_commit(session, "syncs")
     return inserted is not None
+
+
+async def find_existing(session: AnySession, ids: Collection[str]) -> set[str]:
+    """Find those of the calendars that exist, in any project."""
+    return set(await session.scalars(select(Calendar.id).where(Calendar.id.in_(ids))))
 
 
 async def find_connection(

@@ -3,7 +3,7 @@
 account.py (Google, Microsoft), feed.py (iCal feeds) and local.py (hosted here) have what differs by kind.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -104,6 +104,11 @@ async def require_calendar(session: AnySession, project_id: str, calendar_id: st
     """Check that the calendar exists. Raises CalendarNotFound."""
     if await repository.find_connection(session, project_id, calendar_id) is None:
         raise CalendarNotFound
+
+
+async def find_existing(session: AnySession, ids: Collection[str]) -> set[str]:
+    """Return those of the calendar ids whose calendars exist, in any project."""
+    return await repository.find_existing(session, ids)
 
 
 async def create_calendar(

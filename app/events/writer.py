@@ -13,6 +13,7 @@ from typing import Any
 from app.bots.service import follow_events
 from app.core.clock import isoformat
 from app.core.db import Session
+from app.core.wakeups import notify_changes_after_commit
 from app.events import repository
 from app.events.changes import describe_changes
 from app.events.data import CalendarRef, RemoteEvent, Unannounced, Window
@@ -84,6 +85,7 @@ async def apply_changes(
         updated=earlier.updated + counts["updated"],
         deleted=earlier.deleted + counts["deleted"] + len(removed),
     )
+    notify_changes_after_commit(session, calendar.project_id)
     left = Unannounced() if is_announced_now else unannounced
     await repository.record_changes(session, calendar, left, last_change_at=times[-1])
     changed_events = describe_changes(writes, ids, removed_ids, before) if wants_content else []
