@@ -19,9 +19,10 @@ from app.webhooks.payloads import CalendarFacts
 _LONGEST_PAUSE = timedelta(minutes=5)
 _NOTICES_KEPT = timedelta(days=1)
 
-# A plan may be cached from when a table was small.
+# A plan may be cached from when a table was small. The orders below are those of the indexes to use.
 _USE_INDEXES = text(
-    "SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true)"
+    "SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true), "
+    "set_config('enable_sort', 'off', true)"
 )
 
 _ADD_MISSING = text(
@@ -113,14 +114,16 @@ _NOTE_STARTING = text(
     JOIN webhook_subscriptions s ON s.id = l.subscription_id
     CROSS JOIN LATERAL (
         SELECT e.id, e.start_time
-        FROM (SELECT b.id, b.start_time, b.calendar_id, b.response_status FROM calendar_events b
+        FROM ((SELECT b.id, b.start_time, b.calendar_id, b.response_status FROM calendar_events b
               WHERE b.project_id = l.project_id AND NOT b.is_deleted
                 AND coalesce(b.start_time, 'infinity'::timestamptz) > l.starts_after
                 AND coalesce(b.start_time, 'infinity'::timestamptz) <= l.until
+              ORDER BY coalesce(b.start_time, 'infinity'::timestamptz), b.id OFFSET 0)
               UNION
-              SELECT c.id, c.start_time, c.calendar_id, c.response_status FROM calendar_events c
+              (SELECT c.id, c.start_time, c.calendar_id, c.response_status FROM calendar_events c
               WHERE c.project_id = l.project_id AND NOT c.is_deleted AND c.updated_at >= l.changed_since
-                AND c.start_time > l.now AND c.start_time <= l.until) AS e
+                AND c.start_time > l.now AND c.start_time <= l.until
+              ORDER BY c.updated_at, c.id OFFSET 0)) AS e
         JOIN calendars k ON k.id = e.calendar_id
         WHERE e.response_status IS DISTINCT FROM 'declined'
           AND (s.calendar_ids IS NULL OR e.calendar_id = ANY (s.calendar_ids))

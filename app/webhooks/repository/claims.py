@@ -133,15 +133,17 @@ _CLAIM = text(_CLAIM_SQL.format(""))
 _CLAIM_HEADS = text(
     _CLAIM_SQL.format(
         """
-              AND (p.position IS NULL OR (NOT EXISTS (
-                  SELECT FROM webhook_deliveries a
-                  WHERE a.subscription_id = p.subscription_id AND a.calendar_id = p.calendar_id
-                    AND a.status = 'pending' AND a.position < p.position)
-                  -- One that was committed late may have a place before one that is being sent.
-                  AND NOT EXISTS (
-                  SELECT FROM webhook_deliveries u
-                  WHERE u.subscription_id = p.subscription_id AND u.lease_token IS NOT NULL
-                    AND u.next_attempt_at > now() AND u.calendar_id = p.calendar_id AND u.position IS NOT NULL)))"""
+              AND (p.position IS NULL
+                   OR p.id = (SELECT h.id FROM webhook_deliveries h
+                              WHERE h.subscription_id = p.subscription_id AND h.calendar_id = p.calendar_id
+                                AND h.status = 'pending' AND h.position IS NOT NULL
+                              ORDER BY h.position LIMIT 1)
+                      -- One that was committed late may have a place before one that is being sent.
+                      AND NOT EXISTS (
+                          SELECT FROM webhook_deliveries u
+                          WHERE u.subscription_id = p.subscription_id AND u.lease_token IS NOT NULL
+                            AND u.next_attempt_at > now() AND u.calendar_id = p.calendar_id
+                            AND u.position IS NOT NULL))"""
     )
 )
 
