@@ -1,4 +1,4 @@
-"""What `event.starting_soon` has looked at and told (app/starting_soon)."""
+"""What `event.starting_soon` has looked at and announced (app/starting_soon)."""
 
 from datetime import datetime
 
@@ -30,7 +30,7 @@ class StartingSoonPosition(Base):
 
 
 class StartingSoonNotice(Base):
-    """A webhook was told that an event starts at a time; the key allows it once."""
+    """An event that starts at a time was announced to a webhook; the key allows it once."""
 
     __tablename__ = "starting_soon_notices"
     __table_args__ = (Index("ix_starting_soon_notices_start_time", "start_time"),)

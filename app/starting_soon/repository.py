@@ -223,6 +223,6 @@ async def delete_idle_positions(session: Session) -> None:
 
 
 async def delete_old_notices(sessions: Sessions) -> int:
-    """Delete notices of events that have started: nothing tells of them again. Returns how many."""
+    """Delete notices of events that have started: they are not announced again. Returns how many."""
     condition = "start_time < now() - CAST(:kept AS interval)"
     return await delete_in_batches(sessions, "starting_soon_notices", condition, {"kept": _NOTICES_KEPT})

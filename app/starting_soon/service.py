@@ -2,7 +2,7 @@
 
 A look at a project reads the events that have come within the webhook's lead since the look before, and those that
 changed since then and start within it. What it finds becomes notices and deliveries in the transaction that also stores
-how far the look has come: each event is told once for each start time, whatever is killed
+how far the look has come: each event is announced once for each start time, whatever is killed
 (docs/adr/0010-events-that-start-soon.md).
 """
 

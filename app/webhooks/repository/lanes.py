@@ -1,7 +1,7 @@
 """Lanes: the pending messages about one calendar for one `fifo` endpoint, in the order of `position`.
 
 Only the first of a lane, its head, is sent. Those behind it wait with the time `IN_LINE`, under which no claim finds
-them. A message is written as due; the claim that meets it behind another one makes it wait. Whoever ends, merges or
+them. A message is written as due; the claim that meets it behind another one makes it wait. What ends, merges or
 moves a head calls `call_next` afterwards in the same transaction. docs/adr/0009-lanes-of-webhooks.md has the proof.
 """
 
@@ -120,9 +120,9 @@ _FIND_STUCK = text(
 
 
 async def unblock_lanes(sessions: Sessions) -> int:
-    """Make heads due that still wait, because a worker of the release before ended the one ahead; how many.
+    """Make heads due that still wait; returns how many.
 
-    That release does not call the next one.
+    A worker of the release before has ended the delivery before them: that release does not call the next one.
     """
     async with transaction(sessions) as session:
         stuck = [(row.subscription_id, row.calendar_id) for row in await session.execute(_FIND_STUCK)]

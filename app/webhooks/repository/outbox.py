@@ -86,7 +86,10 @@ async def lock_subscribers(
     triggers: Collection[str],
     calendars: Iterable[CalendarFacts | None],
 ) -> list[Subscriber]:
-    """Return the active endpoints of any of `triggers`, which cannot be deleted until this transaction ends."""
+    """Return the active endpoints of any of `triggers`.
+
+    They cannot be deleted until this transaction ends.
+    """
     known = {calendar.id: calendar for calendar in calendars if calendar is not None}
     rows = await session.execute(
         _SUBSCRIBERS,

@@ -1,4 +1,4 @@
-"""`event.starting_soon`: which events are told, and when."""
+"""`event.starting_soon`: which events are announced, and when."""
 
 import asyncio
 import random
@@ -25,14 +25,14 @@ MINUTE = timedelta(minutes=1)
 
 @dataclass
 class Soon:
-    """A project with a calendar, whose events a test writes, and webhooks that are told when they start soon."""
+    """A project with a calendar, whose events a test writes, and webhooks that are announced when they start soon."""
 
     api: Any
     settings: Settings
     sessions: Sessions
     project_id: str
     calendar_id: str
-    told_before: set[str] = field(default_factory=set)
+    announced_before: set[str] = field(default_factory=set)
 
     async def subscribe(self, **fields: Any) -> str:
         body = {"url": "https://hooks.example/soon", "triggers": ["event.starting_soon"], **fields}
@@ -59,7 +59,7 @@ class Soon:
     async def look(self) -> None:
         await announce_starting(self.sessions, self.settings, is_woken=True)
 
-    async def told(self, webhook_id: str | None = None) -> list[tuple[str, datetime]]:
+    async def announced(self, webhook_id: str | None = None) -> list[tuple[str, datetime]]:
         """What was written since the last call: name and start."""
         async with self.sessions() as session:
             statement = select(WebhookDelivery).order_by(WebhookDelivery.created_at, WebhookDelivery.id)
@@ -67,14 +67,14 @@ class Soon:
         new = [
             row
             for row in rows
-            if row.id not in self.told_before and webhook_id in (None, row.subscription_id)
+            if row.id not in self.announced_before and webhook_id in (None, row.subscription_id)
         ]
-        self.told_before |= {row.id for row in new}
+        self.announced_before |= {row.id for row in new}
         events = [orjson.loads(row.body)["data"]["event"] for row in new]
         return [(event["name"], datetime.fromisoformat(event["start_time"])) for event in events]
 
     async def names(self, webhook_id: str | None = None) -> list[str]:
-        return [name for name, _ in await self.told(webhook_id)]
+        return [name for name, _ in await self.announced(webhook_id)]
 
 
 @dataclass
@@ -106,7 +106,7 @@ def in_minutes(minutes: float) -> datetime:
     return utcnow() + minutes * MINUTE
 
 
-async def test_events_within_the_lead_are_told_once_and_others_when_their_time_comes(soon: Soon) -> None:
+async def test_events_within_the_lead_are_announced_once_and_others_when_their_time_comes(soon: Soon) -> None:
     await soon.write(
         starting("past", in_minutes(-5)),
         starting("now", in_minutes(5)),
@@ -145,25 +145,27 @@ async def test_the_message(soon: Soon) -> None:
     assert datetime.fromisoformat(body["data"]["event"]["updated_at"]) == event.updated_at
 
 
-async def test_a_moved_event_is_told_once_for_each_start_and_a_deleted_one_not_at_all(soon: Soon) -> None:
+async def test_a_moved_event_is_announced_once_for_each_start_and_a_deleted_one_not_at_all(
+    soon: Soon,
+) -> None:
     first, second = in_minutes(5), in_minutes(8)
     await soon.subscribe()
     await soon.look()
-    await soon.write(starting("a", in_minutes(300)), starting("gone", in_minutes(300)))
+    await soon.write(starting("a", in_minutes(300)), starting("removed", in_minutes(300)))
     await soon.look()
-    assert await soon.told() == []
+    assert await soon.announced() == []
     await soon.write(starting("a", first))
     await soon.look()
-    assert await soon.told() == [("a", first)]
-    await soon.write(starting("a", second), starting("gone", second, is_cancelled=True))
+    assert await soon.announced() == [("a", first)]
+    await soon.write(starting("a", second), starting("removed", second, is_cancelled=True))
     await soon.look()
     await soon.look()
-    assert await soon.told() == [("a", second)]
+    assert await soon.announced() == [("a", second)]
     await soon.write(starting("a", first))
     await soon.write(starting("a", second, location="Room"))
-    await soon.write(starting("gone", in_minutes(-1)))
+    await soon.write(starting("removed", in_minutes(-1)))
     await soon.look()
-    assert await soon.told() == []
+    assert await soon.announced() == []
 
 
 async def test_filters_apply(soon: Soon) -> None:
@@ -183,7 +185,7 @@ async def test_filters_apply(soon: Soon) -> None:
     assert await soon.names(none) == []
 
 
-async def test_a_changed_lead_counts_at_once_and_nothing_is_told_twice(soon: Soon) -> None:
+async def test_a_changed_lead_counts_at_once_and_nothing_is_announced_twice(soon: Soon) -> None:
     webhook_id = await soon.subscribe()
     await soon.write(starting("a", in_minutes(5)), starting("b", in_minutes(50)))
     await soon.look()
@@ -198,16 +200,16 @@ async def test_a_changed_lead_counts_at_once_and_nothing_is_told_twice(soon: Soo
     assert await soon.names() == []
 
 
-async def test_after_a_pause_what_has_not_started_is_told(soon: Soon) -> None:
+async def test_after_a_pause_what_has_not_started_is_announced(soon: Soon) -> None:
     webhook_id = await soon.subscribe()
-    await soon.write(starting("told", in_minutes(5)))
+    await soon.write(starting("announced", in_minutes(5)))
     await soon.look()
     path = f"/api/v1/webhooks/{webhook_id}"
     await soon.api.patch(path, json={"is_active": False})
     await soon.write(starting("started", in_minutes(-1)), starting("missed", in_minutes(4)))
     await soon.look()
     await prune_notices(soon.sessions)
-    assert await soon.names() == ["told"]
+    assert await soon.names() == ["announced"]
     await soon.api.patch(path, json={"is_active": True})
     await soon.look()
     assert await soon.names() == ["missed"]
@@ -223,7 +225,7 @@ async def test_after_a_pause_what_has_not_started_is_told(soon: Soon) -> None:
     assert await soon.names() == ["new"]
 
 
-async def test_events_of_a_deleted_calendar_are_not_told(soon: Soon) -> None:
+async def test_events_of_a_deleted_calendar_are_not_announced(soon: Soon) -> None:
     await soon.subscribe()
     await soon.write(starting("a", in_minutes(5)))
     assert (await soon.api.delete(f"/api/v1/calendars/{soon.calendar_id}")).status_code == 200
@@ -231,7 +233,7 @@ async def test_events_of_a_deleted_calendar_are_not_told(soon: Soon) -> None:
     assert await soon.names() == []
 
 
-async def test_more_events_than_one_look_takes_are_all_told(soon: Soon, monkeypatch) -> None:
+async def test_more_events_than_one_look_takes_are_all_announced(soon: Soon, monkeypatch) -> None:
     monkeypatch.setattr("app.starting_soon.service._EVENTS_PER_LOOK", 7)
     monkeypatch.setattr("app.starting_soon.service._LOOKS_AT_ONCE", 1)
     webhooks = [await soon.subscribe() for _ in range(3)]
@@ -276,7 +278,9 @@ async def test_a_look_uses_indexes(soon: Soon) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_each_event_is_told_exactly_once_for_each_start_whatever_dies(soon: Soon, seed: int) -> None:
+async def test_each_event_is_announced_exactly_once_for_each_start_whatever_dies(
+    soon: Soon, seed: int
+) -> None:
     """Writers and lookers at the same time; lookers are killed at any step. Starts are a few seconds from now."""
     chance = random.Random(seed)
     webhook_id = await soon.subscribe(starting_soon_minutes=1)
@@ -285,7 +289,7 @@ async def test_each_event_is_told_exactly_once_for_each_start_whatever_dies(soon
         await factories.add_calendar(soon.sessions, soon.settings, soon.project_id, secrets={})
         for _ in range(2)
     ]
-    # The starts that stood for long enough to be told, by name.
+    # The starts that stood for long enough to be announced, by name.
     due: dict[str, set[datetime]] = {}
     possible: dict[str, set[datetime]] = {}
 
@@ -328,10 +332,10 @@ async def test_each_event_is_told_exactly_once_for_each_start_whatever_dies(soon
             assert event.start_time is not None
             if event.start_time <= began + timedelta(seconds=64):
                 due[event.name] = {event.start_time}
-    told = await soon.told(webhook_id)
-    assert len(told) == len(set(told))
+    announced = await soon.announced(webhook_id)
+    assert len(announced) == len(set(announced))
     for name, starts in due.items():
-        assert {(name, start) for start in starts} <= set(told)
-    for name, start in told:
+        assert {(name, start) for start in starts} <= set(announced)
+    for name, start in announced:
         assert start in possible[name]
         assert start <= utcnow() + MINUTE

@@ -37,7 +37,7 @@ async def subscribe(webhooks: Webhooks, path: str = "/", **fields: Any) -> str:
     return created.id
 
 
-async def tell(webhooks: Webhooks, calendar: CalendarFacts, *numbers: int) -> None:
+async def put(webhooks: Webhooks, calendar: CalendarFacts, *numbers: int) -> None:
     """Messages about one calendar in one transaction, which the receiver gets as `number`."""
     messages = [
         EventMessage("event.created", calendar, "evt_x", {"number": number, "changed_fields": {}})
@@ -47,7 +47,7 @@ async def tell(webhooks: Webhooks, calendar: CalendarFacts, *numbers: int) -> No
         await announce_events(session, project_id=webhooks.project_id, messages=messages)
 
 
-async def tell_update(webhooks: Webhooks, calendar: CalendarFacts, created: int = 1) -> None:
+async def put_update(webhooks: Webhooks, calendar: CalendarFacts, created: int = 1) -> None:
     data = {
         "changes": {"created": created, "updated": 0, "deleted": 0},
         "updated_after": isoformat(utcnow()),
@@ -72,9 +72,9 @@ def numbers(webhooks: Webhooks) -> dict[str, list[int]]:
 
 async def test_messages_of_one_calendar_are_sent_one_at_a_time_in_order(webhooks: Webhooks) -> None:
     await subscribe(webhooks)
-    await tell(webhooks, CALENDARS[0], 0, 1, 2)
-    await tell(webhooks, CALENDARS[1], 0)
-    await tell(webhooks, CALENDARS[0], 3, 4)
+    await put(webhooks, CALENDARS[0], 0, 1, 2)
+    await put(webhooks, CALENDARS[1], 0)
+    await put(webhooks, CALENDARS[0], 3, 4)
     async with webhooks.deliverer() as first, webhooks.deliverer() as second:
         one = await first.claim(20)
         assert len(one) == 2  # the first of each calendar
@@ -88,11 +88,11 @@ async def test_one_that_fails_holds_up_its_calendar_alone_and_after_its_last_att
     webhooks: Webhooks,
 ) -> None:
     await subscribe(webhooks)
-    await tell(webhooks, CALENDARS[0], 0, 1)
+    await put(webhooks, CALENDARS[0], 0, 1)
     webhooks.receiver.script.append(Response(500))
     await webhooks.deliver(webhook_retry_schedule_seconds=(7200.0,))
-    await tell(webhooks, CALENDARS[0], 2)
-    await tell(webhooks, CALENDARS[1], 0, 1)
+    await put(webhooks, CALENDARS[0], 2)
+    await put(webhooks, CALENDARS[1], 0, 1)
     await webhooks.deliver(webhook_retry_schedule_seconds=(7200.0,))
     assert numbers(webhooks) == {CALENDARS[0].id: [0], CALENDARS[1].id: [0, 1]}
     async with transaction(webhooks.sessions) as session:
@@ -126,7 +126,7 @@ async def test_messages_without_a_calendar_have_no_order(webhooks: Webhooks) -> 
 
 async def test_a_worker_that_dies_while_sending_does_not_change_the_order(webhooks: Webhooks) -> None:
     await subscribe(webhooks)
-    await tell(webhooks, CALENDARS[0], 0, 1, 2)
+    await put(webhooks, CALENDARS[0], 0, 1, 2)
     webhooks.receiver.script.append(Response(delay=30))
     async with webhooks.deliverer() as deliverer:
         (claimed,) = await deliverer.claim(10)
@@ -156,7 +156,7 @@ async def test_one_that_is_committed_late_waits_for_one_that_is_being_sent(webho
             calendar=CALENDARS[0],
             data={"number": 1},
         )
-        await tell(webhooks, CALENDARS[0], 2)
+        await put(webhooks, CALENDARS[0], 2)
         async with webhooks.deliverer() as deliverer:
             (claimed,) = await deliverer.claim(10)
             await late.commit()
@@ -168,12 +168,12 @@ async def test_one_that_is_committed_late_waits_for_one_that_is_being_sent(webho
 
 async def test_updates_are_merged_only_with_nothing_between_them(webhooks: Webhooks) -> None:
     await subscribe(webhooks)
-    await tell(webhooks, CALENDARS[0], 0)
-    await tell_update(webhooks, CALENDARS[0], 1)
-    await tell_update(webhooks, CALENDARS[0], 2)
-    await tell(webhooks, CALENDARS[0], 1)
-    await tell_update(webhooks, CALENDARS[0], 4)
-    await tell_update(webhooks, CALENDARS[0], 8)
+    await put(webhooks, CALENDARS[0], 0)
+    await put_update(webhooks, CALENDARS[0], 1)
+    await put_update(webhooks, CALENDARS[0], 2)
+    await put(webhooks, CALENDARS[0], 1)
+    await put_update(webhooks, CALENDARS[0], 4)
+    await put_update(webhooks, CALENDARS[0], 8)
     await webhooks.deliver()
     got = [received.json["data"] for received in webhooks.receiver.received]
     assert [data.get("number", data.get("changes", {}).get("created")) for data in got] == [0, 3, 1, 12]
@@ -181,10 +181,10 @@ async def test_updates_are_merged_only_with_nothing_between_them(webhooks: Webho
 
 async def test_a_merged_head_does_not_block_its_lane(webhooks: Webhooks) -> None:
     await subscribe(webhooks)
-    await tell_update(webhooks, CALENDARS[0], 1)
+    await put_update(webhooks, CALENDARS[0], 1)
     webhooks.receiver.script.append(Response(500))
     await webhooks.deliver(webhook_retry_schedule_seconds=(7200.0,))
-    await tell_update(webhooks, CALENDARS[0], 2)
+    await put_update(webhooks, CALENDARS[0], 2)
     await webhooks.deliver()
     assert [received.json["data"]["changes"]["created"] for received in webhooks.receiver.received] == [1, 3]
 
@@ -193,7 +193,7 @@ async def test_a_pending_delivery_that_is_redelivered_keeps_its_place_and_a_fini
     webhooks: Webhooks,
 ) -> None:
     await subscribe(webhooks)
-    await tell(webhooks, CALENDARS[0], 0, 1, 2)
+    await put(webhooks, CALENDARS[0], 0, 1, 2)
     webhooks.receiver.script.extend([Response(), Response(500)])
     await webhooks.deliver(webhook_retry_schedule_seconds=(7200.0,))
     assert numbers(webhooks)[CALENDARS[0].id] == [0, 1]
@@ -210,7 +210,7 @@ async def test_a_pending_delivery_that_is_redelivered_keeps_its_place_and_a_fini
 
 async def test_a_replay_is_sent_in_order(webhooks: Webhooks) -> None:
     subscription = await subscribe(webhooks)
-    await tell(webhooks, CALENDARS[0], *range(5))
+    await put(webhooks, CALENDARS[0], *range(5))
     webhooks.receiver.script.extend([Response(), Response(), Response(500)])
     await webhooks.deliver(webhook_retry_schedule_seconds=(7200.0,))
     webhooks.receiver.received.clear()
@@ -225,7 +225,7 @@ async def test_a_replay_is_sent_in_order(webhooks: Webhooks) -> None:
 
 async def test_an_endpoint_that_is_enabled_again_goes_on_in_order(webhooks: Webhooks) -> None:
     subscription = await subscribe(webhooks)
-    await tell(webhooks, CALENDARS[0], 0, 1, 2)
+    await put(webhooks, CALENDARS[0], 0, 1, 2)
     await webhooks.patch(subscription, is_active=False)
     await webhooks.deliver()
     assert webhooks.receiver.received == []
@@ -239,9 +239,9 @@ async def test_an_endpoint_that_is_enabled_again_goes_on_in_order(webhooks: Webh
 
 async def test_a_change_of_the_order_counts_for_messages_that_are_written_later(webhooks: Webhooks) -> None:
     subscription = await subscribe(webhooks)
-    await tell(webhooks, CALENDARS[0], 0, 1)
+    await put(webhooks, CALENDARS[0], 0, 1)
     await webhooks.patch(subscription, ordering="any")
-    await tell(webhooks, CALENDARS[0], 2, 3)
+    await put(webhooks, CALENDARS[0], 2, 3)
     async with webhooks.deliverer() as deliverer:
         claimed = await deliverer.claim(20)
         assert len(claimed) == 3  # the head of those in order, and the two later ones
@@ -252,7 +252,7 @@ async def test_a_change_of_the_order_counts_for_messages_that_are_written_later(
 
 async def test_old_messages_of_a_disabled_endpoint_end_one_after_the_other(webhooks: Webhooks) -> None:
     subscription = await subscribe(webhooks)
-    await tell(webhooks, CALENDARS[0], 0, 1)
+    await put(webhooks, CALENDARS[0], 0, 1)
     await webhooks.patch(subscription, is_active=False)
     async with transaction(webhooks.sessions) as session:
         await session.execute(update(WebhookDelivery).values(created_at=func.now() - timedelta(days=31)))
@@ -263,7 +263,7 @@ async def test_old_messages_of_a_disabled_endpoint_end_one_after_the_other(webho
 
 async def test_a_lane_that_the_release_before_left_behind_goes_on(webhooks: Webhooks) -> None:
     await subscribe(webhooks)
-    await tell(webhooks, CALENDARS[0], 0, 1)
+    await put(webhooks, CALENDARS[0], 0, 1)
     async with transaction(webhooks.sessions) as session:
         await session.execute(
             text(
@@ -280,7 +280,7 @@ async def test_a_lane_that_the_release_before_left_behind_goes_on(webhooks: Webh
 
 async def test_a_waiting_delivery_shows_no_time_of_its_next_attempt(webhooks: Webhooks) -> None:
     subscription = await subscribe(webhooks)
-    await tell(webhooks, CALENDARS[0], 0, 1)
+    await put(webhooks, CALENDARS[0], 0, 1)
     async with webhooks.sessions() as session:
         page = await service.list_deliveries(
             session,  # type: ignore[arg-type] # reads only
@@ -307,7 +307,7 @@ async def test_order_holds_for_several_workers_that_fail_and_are_killed(
     async def write() -> None:
         for number in range(count):
             for calendar in chance.sample(CALENDARS, len(CALENDARS)):
-                await tell(webhooks, calendar, 2 * number, 2 * number + 1)
+                await put(webhooks, calendar, 2 * number, 2 * number + 1)
             await asyncio.sleep(0.01)
 
     async def work() -> None:
@@ -363,8 +363,8 @@ async def test_order_holds_for_several_workers_that_fail_and_are_killed(
 
 async def test_claims_use_indexes_however_many_wait_behind_one(webhooks: Webhooks) -> None:
     subscription = await subscribe(webhooks)
-    await tell(webhooks, CALENDARS[0], *range(3000))
-    await tell(webhooks, CALENDARS[1], 0)
+    await put(webhooks, CALENDARS[0], *range(3000))
+    await put(webhooks, CALENDARS[1], 0)
     values = {"endpoints": [subscription], "limit": 1000}
     lease = {"given": [4], "slots": [4], "lease_token": "t", "lease_seconds": 1.0}
     async with transaction(webhooks.sessions) as session:
