@@ -5,11 +5,12 @@ from typing import Any
 import httpx
 import orjson
 import pytest
+from sqlalchemy import delete
 
 from app.core.db import transaction
 from app.models import WebhookDelivery
 from app.webhooks.outbox import Message, announce_each
-from app.webhooks.payloads import CalendarFacts
+from app.webhooks.payloads import CalendarFacts, Trigger
 from tests import factories
 from tests.integration.webhooks.webhooks_api import announce_change, create, stored
 
@@ -116,7 +117,7 @@ def facts(calendar_id: str, **metadata: str) -> CalendarFacts:
 
 
 async def test_filters_hold_for_every_message(api, sessions, project, calendar_id: str) -> None:
-    trigger = "bot.state_change"
+    trigger: Trigger = "bot.state_change"
     by_id = (await create(api, triggers=[trigger], calendar_ids=[calendar_id]))["id"]
     by_metadata = (await create(api, triggers=[trigger], metadata={"team": "a"}))["id"]
     both = (await create(api, triggers=[trigger], calendar_ids=[calendar_id], metadata={"team": "a"}))["id"]
@@ -134,7 +135,7 @@ async def test_filters_hold_for_every_message(api, sessions, project, calendar_i
         new = [row for row in await stored(sessions) if row.id not in before]
         assert {row.subscription_id for row in new} == endpoints
     async with transaction(sessions) as session:
-        await session.execute(WebhookDelivery.__table__.delete())
+        await session.execute(delete(WebhookDelivery))
         expected = expected[1:]  # one transaction knows one state of a calendar
         messages = [Message(calendar, {}) for calendar, _ in expected]
         await announce_each(session, project_id=project.id, trigger=trigger, messages=messages)

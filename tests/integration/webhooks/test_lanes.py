@@ -17,7 +17,7 @@ from app.webhooks.event_messages import EventMessage, announce_events
 from app.webhooks.outbox import announce
 from app.webhooks.payloads import CalendarFacts
 from app.webhooks.repository import claims, lanes
-from app.webhooks.schemas import WebhookCreate
+from app.webhooks.schemas import DeliveriesQuery, WebhookCreate
 from tests.fakes.receiver import Response
 from tests.integration.webhooks.deliveries import Webhooks, deliver_due
 
@@ -286,7 +286,7 @@ async def test_a_waiting_delivery_shows_no_time_of_its_next_attempt(webhooks: We
             session,  # type: ignore[arg-type] # reads only
             webhooks.project_id,
             subscription,
-            service.DeliveriesQuery(),
+            DeliveriesQuery(),
         )
     assert [row.next_attempt_at is None for row in page.rows] == [True, False]
 
