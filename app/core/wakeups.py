@@ -23,8 +23,8 @@ from redis.exceptions import RedisError
 
 from app.core.db import Session
 
-# The only names of the domain in core: one for each work loop of workers/process.py that can be woken.
-Queue = Literal["syncs", "deliveries", "channels", "bots", "mails"]
+# The only names of the domain in core: one for each loop of workers/process.py that can be woken.
+Queue = Literal["syncs", "deliveries", "channels", "bots", "mails", "starting_soon"]
 
 ARQ_QUEUE = "calbridge:wakeups"
 # A channel of Redis. A message is the id of a project whose events changed.

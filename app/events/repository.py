@@ -11,7 +11,7 @@ from app.core.ids import new_id
 from app.events import limits
 from app.events.data import CalendarRef, KnownEvent, Unannounced, Window
 from app.events.diff import EventWrite, StoredEvent
-from app.events.fields import EVENT_FIELDS, NOTIFIED_FIELDS, stored_values
+from app.events.fields import EVENT_FIELDS, STATED_FIELDS, STATED_JSON_FIELDS, stored_values
 
 _STORED = text(
     """
@@ -210,14 +210,14 @@ async def write_derived(session: Session, values: Mapping[str, Sequence[str | No
 
 
 _LOAD_CONTENT = (
-    text(f"SELECT id, {', '.join(NOTIFIED_FIELDS)}, is_deleted FROM calendar_events WHERE id = ANY(:ids)")  # noqa: S608 - constants
+    text(f"SELECT id, {', '.join(STATED_FIELDS)}, is_deleted FROM calendar_events WHERE id = ANY(:ids)")  # noqa: S608 - constants
     .bindparams(bindparam("ids", type_=ARRAY(Text())))
-    .columns(**{field.name: JSON() for field in EVENT_FIELDS if field.is_notified and field.is_json})
+    .columns(**{name: JSON() for name in STATED_JSON_FIELDS})
 )
 
 
 async def load_content(session: Session, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """NOTIFIED_FIELDS and `is_deleted` of the rows, by event id."""
+    """STATED_FIELDS and `is_deleted` of the rows, by event id."""
     rows = await session.execute(_LOAD_CONTENT, {"ids": list(ids)})
     return {row["id"]: {k: v for k, v in row.items() if k != "id"} for row in rows.mappings()}
 

@@ -1,13 +1,13 @@
 """index of events without the derived fields
 
 Revision ID: 6f2b90c3d71e
-Revises: 1d5e7a92c4f0
+Revises: b90d3f6ae817
 """
 
 from alembic import op
 
 revision = '6f2b90c3d71e'
-down_revision = '1d5e7a92c4f0'
+down_revision = 'b90d3f6ae817'
 branch_labels = None
 depends_on = None
 

@@ -8,7 +8,7 @@ import pytest
 from app.events.changes import describe_changes
 from app.events.data import RemoteEvent
 from app.events.diff import EventWrite
-from app.events.fields import notified_values
+from app.events.fields import stated_values
 from app.webhooks.openapi import ChangedEventData
 
 OLD = RemoteEvent(platform_uuid="a", raw="{}", name="Weekly", attendees=())
@@ -21,7 +21,7 @@ def describe(new: RemoteEvent, stored: dict[str, Any]):
 
 
 def row(event: RemoteEvent, **columns: Any) -> dict[str, Any]:
-    return {**notified_values(event), "is_deleted": False, **columns}
+    return {**stated_values(event), "is_deleted": False, **columns}
 
 
 @pytest.mark.parametrize(("name", "value"), [("busy_status", "free"), ("visibility", "private")])
