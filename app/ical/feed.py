@@ -173,7 +173,10 @@ class _Selector:
         return instances
 
     def _expand_in_steps(self, groups: Collection[list[EventTimes]], window: TimeRange) -> list[Instance]:
-        """Expand many series in a part of the window that grows until it has enough instances, or takes too long."""
+        """Expand many series in a part of the window that grows.
+
+        It ends with the window, or once there are enough instances, or when it takes too long.
+        """
         end, span = self._end, _FIRST_STEP
         while self._start + span < end:
             self._end = self._start + span

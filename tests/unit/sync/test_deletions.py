@@ -17,13 +17,13 @@ LONG_AGO = NOW - CONFIRM_FOR
 def test_what_exists_beyond_the_listed_part_of_the_window_is_not_missed() -> None:
     """A feed with too many instances lists a part of its window only."""
     listed = Window(NOW, NOW + timedelta(days=10))
-    missing = {key: KnownEvent(key) for key in ("near", "far", "gone")}
+    missing = {key: KnownEvent(key) for key in ("near", "far", "deleted")}
     near, far = (
         RemoteEvent(platform_uuid=key, raw="{}", start_time=NOW + timedelta(days=days))
         for key, days in (("near", 5), ("far", 10))
     )
-    absent = sort_absent(missing, Reread(found=[near, far], removed={"gone": None}), listed)
-    assert (absent.moved, absent.unclear, absent.removed) == ([far], ["near"], {"gone": None})
+    absent = sort_absent(missing, Reread(found=[near, far], removed={"deleted": None}), listed)
+    assert (absent.moved, absent.unclear, absent.removed) == ([far], ["near"], {"deleted": None})
 
 
 def split(
