@@ -110,19 +110,24 @@ def plan(events: Iterable[Judged], bots: Iterable[Bot], deleted: Collection[Dele
 
 def _plan_event(event: Judged, own: Sequence[Bot], result: Plan, now: datetime) -> None:
     waiting = [bot for bot in own if bot.phase == "waiting"]
-    if event.is_marked:
+    if event.is_marked or _has_its_bot(event, own):
         result.delete.extend(waiting)
         return
     result.delete.extend(waiting[1:])
     if waiting:
         result.keep.append((waiting[0], event))
-    elif not _has_its_bot(event, own) and may_make(event, now):
+    elif not _may_come_back(own) and may_make(event, now):
         result.make.append(event)
 
 
 def _has_its_bot(event: Judged, own: Sequence[Bot]) -> bool:
-    """Whether a bot was handed over for this start, or may still come back from the runner."""
-    return any(bot.phase == "busy" or (bot.phase == "done" and bot.join_at == event.start) for bot in own)
+    """Whether a bot was handed over for this start, or is being handed over for it."""
+    return any(bot.phase != "waiting" and bot.join_at == event.start for bot in own)
+
+
+def _may_come_back(own: Sequence[Bot]) -> bool:
+    """Whether a bot is being handed over for another start: if the runner does not take it, it follows its event."""
+    return any(bot.phase == "busy" for bot in own)
 
 
 def may_make(event: Judged, now: datetime) -> bool:
@@ -153,10 +158,10 @@ def _plan_meetings(
             if event.is_marked:
                 continue
             own = of_event.get(event.id, ())
+            if _is_covered(event, own, by_link[link], unwanted):
+                continue
             waiting = next((bot for bot in own if bot.phase == "waiting"), None)
             if waiting is None:
-                if _is_covered(event, own, by_link[link], unwanted):
-                    continue
                 free = (
                     bot
                     for bot in by_link[link]
@@ -166,7 +171,7 @@ def _plan_meetings(
             if waiting is not None:
                 taken.add(waiting.id)
                 result.keep.append((waiting, event))
-            elif may_make(event, now):
+            elif not _may_come_back(own) and may_make(event, now):
                 result.make.append(event)
 
 
