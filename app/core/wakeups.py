@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 from app.core.db import Session
 
 # The only names of the domain in core: one for each loop of workers/process.py that can be woken.
-Queue = Literal["syncs", "deliveries", "channels", "bots", "mails", "starting_soon"]
+Queue = Literal["syncs", "deliveries", "channels", "bots", "mails", "starting_soon", "join_rules"]
 
 ARQ_QUEUE = "calbridge:wakeups"
 # A channel of Redis. A message is the id of a project whose events changed.

@@ -14,6 +14,7 @@ from sqlalchemy import text
 
 from app.core.db import Session, Sessions, transaction
 from app.events.repository import write_derived
+from app.join_rules.service import return_calendar
 
 _ROWS_AT_ONCE = 500
 
@@ -26,7 +27,9 @@ _NEXT = text(
     """
 )
 
-_LOCK = text("SELECT platform FROM calendars WHERE id = :calendar_id FOR NO KEY UPDATE SKIP LOCKED")
+_LOCK = text(
+    "SELECT platform, project_id FROM calendars WHERE id = :calendar_id FOR NO KEY UPDATE SKIP LOCKED"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +72,9 @@ async def _fill_each(sessions: Sessions, sources: Mapping[str, Source]) -> int:
 
 
 async def _fill_batch(session: Session, calendar_id: str, sources: Mapping[str, Source]) -> int:
-    platform = await session.scalar(_LOCK, {"calendar_id": calendar_id})
-    source = sources.get(platform or "")
-    if source is None:
+    calendar = (await session.execute(_LOCK, {"calendar_id": calendar_id})).one_or_none()
+    source = sources.get(calendar.platform) if calendar is not None else None
+    if calendar is None or source is None:
         return 0
     # A statement of its own: its snapshot includes the commit of the last writer.
     rows = await session.execute(
@@ -83,6 +86,8 @@ async def _fill_batch(session: Session, calendar_id: str, sources: Mapping[str, 
         values[event_id] = source.read(dict(zip(source.members, loaded, strict=True)))
     if values:
         await write_derived(session, values)
+    if any(visibility not in {None, "default"} for _, visibility, *_ in values.values()):
+        await return_calendar(session, calendar.project_id, calendar_id)  # rules look at it
     return len(values)
 
 

@@ -17,6 +17,7 @@ Change = Literal["created", "updated", "deleted"]
 _HASH_VERSION = 1
 # The derived fields without `etag`, which may move while the event stays the same.
 _SHOWN = Derived._fields.index("etag")
+_VISIBILITY = Derived._fields.index("visibility")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +47,14 @@ class EventWrite:
 
 @dataclass(frozen=True, slots=True)
 class Refresh:
-    """A row whose derived fields are written although the event did not change. It counts as no change."""
+    """A row whose derived fields are written although the event did not change. It counts as no change.
+
+    `has_other_visibility`: than the stored row, in which null counts as the default.
+    """
 
     event: RemoteEvent
     stored_id: str
+    has_other_visibility: bool
 
 
 class Difference(NamedTuple):
@@ -96,7 +101,8 @@ def diff_events(
             if derived == known.derived:
                 continue
             if not _has_changed_unseen(event, derived, known):
-                refreshes.append(Refresh(event, known.id))
+                stored_visibility = known.derived[_VISIBILITY] or "default"
+                refreshes.append(Refresh(event, known.id, stored_visibility != event.visibility))
                 continue
         change: Change = "deleted" if is_deleted and not known.is_deleted else "updated"
         if known.is_deleted and not is_deleted:

@@ -1,7 +1,7 @@
-"""The one writer of calendar_events: compare, write, let the bots follow, and announce.
+"""The one writer of calendar_events: compare, write, ask the rules, let bots follow, and announce.
 
-Locks, in this order everywhere: the calendar's row (the caller's), then the writers' advisory lock
-(app/events/visibility.py).
+Locks, in this order everywhere: the calendar's row (the caller's), the writers' advisory lock
+(app/events/visibility.py), then those of app/join_rules/judging.py.
 """
 
 from collections import Counter
@@ -21,6 +21,7 @@ from app.events.data import CalendarRef, RemoteEvent, Unannounced, Window
 from app.events.derived import derived_of
 from app.events.diff import content_hash, diff_events
 from app.events.visibility import enter_as_writer
+from app.join_rules.service import follow_rules, return_calendar
 from app.webhooks.event_messages import EventMessage, announce_events
 from app.webhooks.outbox import announce, find_interest
 from app.webhooks.payloads import (
@@ -55,23 +56,27 @@ async def apply_changes(
     removed: Mapping[str, str | None],
     earlier: Unannounced,
     is_announced_now: bool,
+    bot_platforms: Collection[str],
 ) -> WrittenChanges:
     """Write the rows that differ from `events`, and mark the `removed` rows as deleted.
 
     The caller holds the calendar's row lock. Each changed row gets an `updated_at` of its own, larger than all
-    earlier ones of the calendar. The bots of changed events follow them. Webhooks that want a message for each event
-    get it in this transaction. Rows whose derived fields alone differ are written without a new `updated_at`, and not
-    announced.
+    earlier ones of the calendar. Join rules decide which events have a bot, and the bots of changed events follow them.
+    Webhooks that want a message for each event get it in this transaction. Rows whose derived fields alone differ are
+    written without a new `updated_at`, and not announced.
 
     `window`: unknown events outside it are not written. `removed`: ids of live rows, none of which is in `events`,
     each with the cancelled event's `raw` or None. `earlier`: changes of earlier transactions that are not announced.
     `is_announced_now`: the caller announces the result in this transaction, so nothing is left to announce later.
+    `bot_platforms`: those whose meetings the bot runner joins (BOT_RUNNER_PLATFORMS).
     """
     hashes = {event.platform_uuid: content_hash(event) for event in events}
     stored = await repository.load_stored(session, calendar.calendar_id, list(hashes)) if hashes else {}
     writes, refreshes = diff_events(events, hashes, stored, window)
     if refreshes:
         await repository.write_derived(session, {one.stored_id: derived_of(one.event) for one in refreshes})
+    if any(one.has_other_visibility for one in refreshes):
+        await return_calendar(session, calendar.project_id, calendar.calendar_id)  # rules look at it
     if not writes and not removed:
         return WrittenChanges(earlier, [])
     removed_ids = list(removed)
@@ -88,7 +93,14 @@ async def apply_changes(
         ids = await repository.write_events(session, calendar, writes, times[: len(writes)])
     if removed:
         await repository.mark_deleted(session, removed_ids, times[len(writes) :], raws=removed)
-    await follow_events(session, [*known_ids, *removed_ids])
+    moved = await follow_rules(
+        session,
+        calendar.project_id,
+        calendar.calendar_id,
+        [*ids, *removed_ids],
+        platforms=bot_platforms,
+    )
+    await follow_events(session, [*known_ids, *removed_ids, *moved])
     counts = Counter(write.change for write in writes)
     unannounced = Unannounced(
         since=earlier.since or first,

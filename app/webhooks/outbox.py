@@ -133,6 +133,11 @@ async def find_interest(session: AnySession, project_id: str, calendar_id: str) 
     return await repository.find_interest(session, project_id, calendar_id)
 
 
+async def has_subscribers(session: Session, project_id: str, trigger: Trigger) -> bool:
+    """Whether an active endpoint wants this trigger."""
+    return bool(await repository.lock_subscribers(session, project_id, trigger))
+
+
 async def delete_pending_of_calendar(session: Session, calendar_id: str) -> None:
     """Delete the messages about a calendar that are not delivered yet, because it is being deleted."""
     await repository.delete_pending_of_calendar(session, calendar_id)

@@ -1,13 +1,13 @@
 """index of events without the derived fields
 
 Revision ID: 6f2b90c3d71e
-Revises: b90d3f6ae817
+Revises: 84d1f6a2c90b
 """
 
 from alembic import op
 
 revision = '6f2b90c3d71e'
-down_revision = 'b90d3f6ae817'
+down_revision = '84d1f6a2c90b'
 branch_labels = None
 depends_on = None
 

@@ -10,6 +10,7 @@ from sqlalchemy import text
 from app.core.db import transaction
 from app.events import backfill
 from app.events.data import RemoteEvent
+from app.providers.google.fields import read_derived
 from app.sync.backfill import fill_old_events
 from tests import factories
 from tests.integration.events.test_writer import Ref, apply
@@ -123,6 +124,43 @@ async def test_events_of_a_deleted_calendar_do_not_hold_it_up(sessions, add, der
         await session.execute(text("DELETE FROM calendars WHERE id = :id"), {"id": first})
     assert await asyncio.wait_for(fill_old_events(sessions), 5) == 1
     assert await derived(second) == [DEFAULTS]
+
+
+RULES = {
+    "rules": [
+        {
+            "name": "open",
+            "when": {"visibility_in": ["default"]},
+            "join": True,
+            "bot": {"bot_name": "Notetaker"},
+        }
+    ]
+}
+
+
+@pytest.mark.parametrize(
+    ("raw", "runs"), [({"visibility": "private"}, 1), ({"transparency": "transparent"}, 0)]
+)
+@pytest.mark.parametrize("is_synced", [False, True])
+async def test_join_rules_judge_a_calendar_again_whose_events_turn_out_to_be_private(
+    sessions, project, api, add, raw: dict[str, str], runs: int, is_synced: bool
+) -> None:
+    calendar_id = await add("google", raw)
+    response = await api.put("/api/v1/join_rules", json=RULES)
+    assert response.status_code == 200, response.text
+    async with transaction(sessions) as session:
+        await session.execute(text("DELETE FROM join_rule_runs"))
+    if is_synced:
+        event = RemoteEvent(platform_uuid="e0", raw=orjson.dumps(raw).decode(), **raw_fields(raw))
+        await apply(sessions, Ref(calendar_id, project.id), [event])
+    else:
+        assert await fill_old_events(sessions) == 1
+    async with sessions() as session:
+        assert await session.scalar(text("SELECT count(*) FROM join_rule_runs")) == runs
+
+
+def raw_fields(raw: dict[str, str]) -> dict[str, Any]:
+    return read_derived(raw)._asdict()
 
 
 async def test_housekeeping_does_it(sessions, add, derived) -> None:

@@ -119,9 +119,11 @@ def test_derived_fields_that_are_not_stored_are_written_and_no_change(fields: di
     new = event(**fields, is_cancelled=is_deleted)
     for old in (stored(event(), is_deleted=is_deleted), stored(new, is_deleted=is_deleted)):
         missing = replace(old, derived=NOTHING_STORED)
-        assert difference(new, missing) == Difference([], [Refresh(new, "evt_1")])
+        assert difference(new, missing) == Difference(
+            [], [Refresh(new, "evt_1", new.visibility != "default")]
+        )
     stale = stored(event(), is_deleted=is_deleted)
-    assert difference(new, stale) == Difference([], [Refresh(new, "evt_1")])
+    assert difference(new, stale) == Difference([], [Refresh(new, "evt_1", new.visibility != "default")])
     assert difference(new, stored(new, is_deleted=is_deleted)) == Difference([], [])
 
 
@@ -131,7 +133,9 @@ def test_a_change_that_the_cut_raw_does_not_show_is_a_change(fields: dict) -> No
     old = stored(event(is_raw_cut=True))
     assert changes(new, old) == [("updated", False)]
     assert changes(event(is_raw_cut=True), stored(new)) == [("updated", False)]
-    assert difference(new, replace(old, derived=NOTHING_STORED)) == Difference([], [Refresh(new, "evt_1")])
+    assert difference(new, replace(old, derived=NOTHING_STORED)) == Difference(
+        [], [Refresh(new, "evt_1", new.visibility != "default")]
+    )
     assert changes(new, stored(new)) == []
 
 
