@@ -260,7 +260,8 @@ class Model:
     def _reasons_against(self, name: str, others: list[str]) -> tuple[list[str], list[str]]:
         """Why an event's meeting must have no scheduled bot, and why it need not have one."""
         event = self.events[name]
-        must_not, need_not = [], []
+        must_not: list[str] = []
+        need_not: list[str] = []
         for other, its in self.events.items():
             if other == name:
                 continue
