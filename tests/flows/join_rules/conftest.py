@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from app.core.ids import new_id
+from app.join_rules import runs
 from tests.conftest import _client, _make_project
 from tests.flows.bots.launching import a_launcher
 from tests.flows.join_rules.played import Played
@@ -14,8 +15,11 @@ NewProject = Callable[[], contextlib.AbstractAsyncContextManager[Played]]
 
 
 @pytest.fixture
-async def new_project(app, sessions, settings) -> NewProject:
+async def new_project(app, sessions, settings, monkeypatch) -> NewProject:
     """`async with new_project() as played`: each story has a project of its own."""
+    # Few events in a transaction: the rules of a story are applied in several.
+    monkeypatch.setattr(runs, "_EVENTS_AT_ONCE", 2)
+    monkeypatch.setattr(runs, "_CALENDARS_AT_ONCE", 2)
     # The launcher hands over what is in the first hours, which has no other bots.
     near = settings.model_copy(update={"bot_launch_lead_seconds": 5 * 3600})
 

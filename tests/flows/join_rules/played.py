@@ -17,6 +17,8 @@ from app.core.http import httpx
 from app.core.ids import new_id
 from app.events.data import RemoteAttendee, RemoteEvent, RemoteOrganizer, Unannounced, Window
 from app.events.writer import apply_changes
+from app.join_rules import runs, service
+from app.join_rules.schemas import JoinRulesInput
 from app.models import Bot, Calendar, CalendarEvent, WebhookDelivery, WebhookSubscription
 from app.settings import Settings
 from tests import factories
@@ -234,6 +236,13 @@ class Played:
     async def put_rules(self, rules: Rules) -> None:
         response = await self.api.put("/api/v1/join_rules", json=rules.as_json())
         assert response.status_code == 200, response.text
+        assert response.json() == (await self.api.get("/api/v1/join_rules")).json()
+        self.model.rules = rules
+
+    async def begin_put_rules(self, rules: Rules) -> None:
+        """Store rules; the process ends before it has applied them."""
+        async with transaction(self.sessions) as session:
+            await service.put_rules(session, self.project_id, _read_rules(rules))
         self.model.rules = rules
 
     async def put_calendar_rules(self, number: int, rules: Rules | None) -> None:
@@ -242,11 +251,25 @@ class Played:
         if name not in self.ids:
             return
         path = f"/api/v1/calendars/{self.ids[name]}/join_rules"
-        response = await (
-            self.api.delete(path) if rules is None else self.api.put(path, json=rules.as_json())
-        )
-        assert response.status_code == 200, response.text
+        if rules is None:
+            response = await self.api.delete(path)
+            had_own = self.model.calendars[name].rules is not None
+            assert response.status_code == (200 if had_own else 404), response.text
+        else:
+            response = await self.api.put(path, json=rules.as_json())
+            assert response.status_code == 200, response.text
         self.model.calendars[name].rules = rules
+
+    async def begin_put_calendar_rules(self, number: int, rules: Rules | None) -> None:
+        """The same, by a process that ends before it has applied them."""
+        calendar = self.model.calendars[f"cal{number}"]
+        calendar_id = self.ids[f"cal{number}"]
+        async with transaction(self.sessions) as session:
+            if rules is not None:
+                await service.put_rules(session, self.project_id, _read_rules(rules), calendar_id)
+            elif calendar.rules is not None:
+                await service.delete_rules(session, self.project_id, calendar_id)
+        calendar.rules = rules
 
     async def set_policy(self, number: int, policy: Any) -> None:
         name = self.live(number)
@@ -254,8 +277,12 @@ class Played:
             return
         path = f"/api/v1/calendar_events/{self.ids[name]}/bot_policy"
         response = await self.api.put(path, json={"policy": policy})
-        assert response.status_code == 200, response.text
         event = self.model.events[name]
+        if policy == "always" and not any(rule.bot for rule in self.model.rules_of(event).rules):
+            assert response.status_code == 400, response.text
+            assert list(response.json()) == ["policy"]
+            return
+        assert response.status_code == 200, response.text
         event.policy = policy
         if policy == "always":
             event.dismissed = None
@@ -277,9 +304,14 @@ class Played:
 
     async def apply(self, batches: int) -> None:
         """Some steps of applying changed rules, by a worker that stops then."""
+        for _ in range(batches):
+            await runs._apply_batch(
+                self.sessions, self.settings, self.project_id, from_the_end=batches % 2 == 0
+            )
 
     async def apply_all(self) -> None:
         """Apply changed rules to the end."""
+        assert await runs.apply_runs(self.sessions, self.settings, self.project_id, seconds=20)
 
     # -- calendars ------------------------------------------------------------------------------------------
 
@@ -410,6 +442,10 @@ class Played:
         async with self.sessions() as session:
             rows = await session.scalars(select(CalendarEvent))
             return {row.id: row for row in rows}
+
+
+def _read_rules(rules: Rules) -> JoinRulesInput:
+    return JoinRulesInput.model_validate(rules.as_json())
 
 
 def _remote(name: str, event: ModelEvent) -> RemoteEvent:
