@@ -27,6 +27,7 @@ from app.demo.api import router as demo
 from app.health.api import router as health
 from app.hosted.api import router as hosted
 from app.invitations.api import router as invitations
+from app.join_rules.api import router as join_rules
 from app.mail.api import router as mailboxes
 from app.mail.lasuite.mailboxes import Messages
 from app.meeting_urls.api import router as meeting_urls
@@ -117,6 +118,7 @@ def create_app(settings: Settings) -> FastAPI:
         invitations,
         mailboxes,
         bots,
+        join_rules,
         webhooks,
         meeting_urls,
         oauth,

@@ -32,6 +32,8 @@ from app.credentials.store import CredentialStore
 from app.hosted.service import schedule_rewrite
 from app.invitations.sender import CONCURRENCY as MAIL_CONCURRENCY
 from app.invitations.sender import MailSender
+from app.join_rules.runs import JoinRuleWorker
+from app.join_rules.service import judge_later
 from app.mail.lasuite.mailboxes import Messages
 from app.outages.breakers import Breakers
 from app.push.channels import PushChannelWorker
@@ -58,6 +60,7 @@ _DELIVERY_POOL_TIMEOUT_SECONDS = 30.0
 # Opening and closing push channels is never urgent, and uses the providers' quotas that syncs need.
 _CHANNEL_CONCURRENCY = 8
 _BOT_CONCURRENCY = 16
+_JOIN_RULE_CONCURRENCY = 2
 _LISTENER = "redis_listener"
 _REPORT_WITHIN_SECONDS = 60.0
 # Feeds have a loop of their own, and are woken with the other calendars.
@@ -152,7 +155,7 @@ async def running_loops(settings: Settings) -> AsyncIterator[Running]:
             budgets=budgets,
             client=client,
         )
-        launcher = Launcher(settings=settings, sessions=sessions, client=client)
+        launcher = Launcher(settings=settings, sessions=sessions, client=client, judge_later=judge_later)
         mails = MailSender(
             settings=settings,
             sessions=sessions,
@@ -177,6 +180,9 @@ async def running_loops(settings: Settings) -> AsyncIterator[Running]:
             ),
             "deliveries": loop("deliveries", deliverer, settings.webhook_concurrency),
             "bots": loop("bots", launcher, _BOT_CONCURRENCY),
+            "join_rules": loop(
+                "join_rules", JoinRuleWorker(settings=settings, sessions=sessions), _JOIN_RULE_CONCURRENCY
+            ),
             "mails": loop("mails", mails, MAIL_CONCURRENCY),
             "channels": loop("channels", channels, _CHANNEL_CONCURRENCY),
         }

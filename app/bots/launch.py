@@ -8,6 +8,7 @@ second bot of that key.
 Without BOT_RUNNER_URL the transition to `launching`, with its webhook, is the hand-over.
 """
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -24,7 +25,7 @@ from app.bots.runner import drop_nulls
 from app.bots.words import shown_state
 from app.core import metrics
 from app.core.clock import isoformat, utcnow
-from app.core.db import Sessions, transaction
+from app.core.db import Session, Sessions, transaction
 from app.core.fetch import FetchFailed, Response, fetch, retry_after
 from app.core.http import httpx
 from app.core.lease import Lease
@@ -61,10 +62,21 @@ class ClaimedBot:
 
 
 class Launcher:
-    """Hands over bots in a worker: `claim`, then `handle` each in a task of its own. Any number may run."""
+    """Hands over bots in a worker: `claim`, then `handle` each in a task of its own. Any number may run.
 
-    def __init__(self, *, settings: Settings, sessions: Sessions, client: httpx.AsyncClient) -> None:
+    `judge_later`: has the join rules judge the event of a bot again (app/join_rules/service.py).
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        sessions: Sessions,
+        client: httpx.AsyncClient,
+        judge_later: Callable[[Session, BotState], Awaitable[None]],
+    ) -> None:
         self._sessions = sessions
+        self._judge_later = judge_later
         self._client = client
         self._lead = timedelta(seconds=settings.bot_launch_lead_seconds)
         self._url = f"{settings.bot_runner_url}/api/v1/bots" if settings.bot_runner_url else None
@@ -207,6 +219,8 @@ class Launcher:
                 )
             for transition in transitions:
                 await service.apply_transitions(session, [transition])
+            if bot is not None and lifecycle.needs_judging(bot, outcome):
+                await self._judge_later(session, bot)
         outcome_label = _OUTCOME_LABELS[type(outcome)]
         if not transitions:
             log.warning("bot_lease_lost", bot_id=bot_id, outcome=outcome_label)

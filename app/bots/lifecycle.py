@@ -37,7 +37,7 @@ class FollowedEvent:
 class BotState:
     """The columns of a bot that transitions change (app/models/bot.py), and what its webhooks say of it.
 
-    `event` is None for a bot that is not for an event. `is_attempted`: hand-overs are under way or to come.
+    `event` is None for a bot that is not for an event. `is_of_rule`: a join rule made it. `is_attempted`: hand-overs are under way or to come.
     `lease_token` and `next_in`, the time until the next attempt, are only written: a transition sets or clears them.
     """
 
@@ -55,6 +55,7 @@ class BotState:
     may_be_handed_over: bool
     event: FollowedEvent | None
     calendar: CalendarFacts | None
+    is_of_rule: bool = False
     lease_token: str | None = None
     next_in: timedelta | None = None
 
@@ -223,6 +224,22 @@ def settle(bot: BotState, outcome: Outcome, now: datetime, *, was_unclear: bool)
     if is_late and not followed:
         return [_fatal(bot, "runner_unreachable", failure)]
     return [failed, *followed]
+
+
+def needs_judging(bot: BotState, outcome: Outcome) -> bool:
+    """Whether the join rules must look at a rule's bot again that was busy while its event changed.
+
+    What they decided meanwhile could not be carried out: the runner might have had the bot.
+    """
+    if not bot.is_of_rule or bot.event is None:
+        return False
+    event = bot.event
+    differs = (
+        event.removal_reason is not None
+        or event.start_time != bot.join_at
+        or event.meeting_url != bot.meeting_url
+    )
+    return differs or isinstance(outcome, Failed | UnknownToRunner)
 
 
 def _followed(bot: BotState, now: datetime) -> list[Transition]:

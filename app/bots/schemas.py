@@ -51,7 +51,7 @@ def _web_address(value: str) -> str:
     return value
 
 
-_BotName = Annotated[
+BotName = Annotated[
     str,
     Field(min_length=1, max_length=LONGEST_NAME, examples=["Notetaker"]),
     AfterValidator(check_name),
@@ -66,12 +66,12 @@ _MeetingUrl = Annotated[
     shape(format="uri", pattern=WEB_ADDRESS),
 ]
 _EventId = Annotated[ShortText, Trimmed]
-_BotSettings = Annotated[
+BotSettings = Annotated[
     dict[str, Any],
     AfterValidator(check_setting),
     Field(description="Handed to the runner as they are, save nulls, which are left out; never shown."),
 ]
-_BotMetadata = Annotated[Metadata | None, Field(description="Comes back in responses and webhooks.")]
+BotMetadata = Annotated[Metadata | None, Field(description="Comes back in responses and webhooks.")]
 
 _EXAMPLE: JsonDict = {
     "calendar_event_id": "evt_h3Gk29sLqPzX81Ab",
@@ -115,7 +115,7 @@ class BotCreate(_BotInput):
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
-    bot_name: _BotName
+    bot_name: BotName
     calendar_event_id: _EventId | None = Field(
         default=None, description="The event to follow; `meeting_url` and `join_at` are then the event's."
     )
@@ -123,11 +123,11 @@ class BotCreate(_BotInput):
         default=None, description="Without `calendar_event_id`: required."
     )
     join_at: InputTime | None = Field(default=None, description="Left out without `calendar_event_id`: now.")
-    metadata: _BotMetadata = None
+    metadata: BotMetadata = None
     deduplication_key: DeduplicationKey | None = Field(
         default=None, description="Unique among the project's bots that are not finished."
     )
-    bot_settings: _BotSettings | None = None
+    bot_settings: BotSettings | None = None
 
     def all_settings(self) -> dict[str, Any]:
         """`bot_settings` and the further fields."""
@@ -145,15 +145,15 @@ class BotUpdate(_BotInput, UpdateModel):
         extra="allow", json_schema_extra={"examples": [{"bot_name": "Notetaker of the team"}]}
     )
 
-    bot_name: _BotName = ""
+    bot_name: BotName = ""
     calendar_event_id: _EventId | None = Field(default=None, description="Another event to follow.")
     meeting_url: _MeetingUrl = Field(default="", description="Not of a bot that follows an event.")
     join_at: Annotated[InputTime | None, NotNull] = Field(
         default=None, description="Not of a bot that follows an event."
     )
-    metadata: _BotMetadata = None
+    metadata: BotMetadata = None
     deduplication_key: DeduplicationKey | None = Field(default=None, description="null: none.")
-    bot_settings: _BotSettings = Field(default_factory=dict, description="Replaces the old.")
+    bot_settings: BotSettings = Field(default_factory=dict, description="Replaces the old.")
 
     @field_validator("join_at")
     @classmethod

@@ -17,7 +17,7 @@ from app.api.not_found import CalendarEventNotFound
 from app.bots import lifecycle
 from app.bots.errors import BotNotFound, BotNotScheduled, DeduplicationKeyTaken
 from app.bots.lifecycle import BotState, LogEntry, RemovalReason, Transition
-from app.bots.repository import creating, reads, states
+from app.bots.repository import creating, reads, rule_bots, states
 from app.bots.repository.creating import BookableEvent
 from app.bots.repository.reads import BotFilters
 from app.bots.repository.states import BotWithSettings
@@ -41,6 +41,7 @@ _SKEW = timedelta(minutes=1)
 
 _READ_ONLY = "Read-only: it is the event's, and follows it."
 _STAYS_WITH_AN_EVENT = "A bot cannot stop following its event: delete it, and schedule another."
+_STAYS_WITH_ITS_EVENT = "A join rule made this bot for its event: schedule another one for another event."
 _OF_STATE = ("calendar_event_id", "meeting_url", "join_at", "metadata")
 
 
@@ -124,6 +125,8 @@ async def update_bot(
         del given["calendar_event_id"]
     elif "calendar_event_id" in given and event_id is None:
         raise InvalidFields.one("calendar_event_id", _STAYS_WITH_AN_EVENT)
+    if "calendar_event_id" in given and old.state.is_of_rule:
+        raise InvalidFields.one("calendar_event_id", _STAYS_WITH_ITS_EVENT)
     if event_id is not None or old.state.calendar_event_id is not None:
         refused = [name for name in ("meeting_url", "join_at") if name in given]
         if refused:
@@ -160,17 +163,24 @@ async def _change(session: Session, old: BotWithSettings, new: BotWithSettings, 
         raise DeduplicationKeyTaken from err
     written = await states.lock_bot(session, project_id, old.state.id)
     assert written is not None
-    await _announce(session, [Transition(old.state, written.state, entry)], at)
+    await announce_transitions(session, [Transition(old.state, written.state, entry)], at)
 
 
 async def delete_bot(session: Session, project_id: str, bot_id: str) -> None:
-    """Delete a scheduled bot. Raises BotNotFound, BotNotScheduled."""
+    """Delete a scheduled bot. Raises BotNotFound, BotNotScheduled.
+
+    A bot that a join rule made is not made again for its event.
+    """
     bot = await states.lock_bot(session, project_id, bot_id)
     if bot is None:
         raise BotNotFound
     if bot.state.state != "scheduled":
         raise BotNotScheduled(shown_state(bot.state.state), "only a scheduled bot can be deleted.")
     await apply_transitions(session, [Transition(bot.state, None, LogEntry("deleted", "requested"))])
+    if bot.state.is_of_rule and bot.state.calendar_event_id is not None:
+        await rule_bots.mark_deleted(
+            session, bot.state.calendar_event_id, bot.state.meeting_url, bot.state.join_at
+        )
 
 
 async def follow_events(session: Session, event_ids: Sequence[str]) -> None:
@@ -206,10 +216,10 @@ async def apply_transitions(session: Session, transitions: Sequence[Transition])
         return
     at = utcnow()
     await states.save(session, transitions, at)
-    await _announce(session, transitions, at)
+    await announce_transitions(session, transitions, at)
 
 
-async def _announce(session: Session, transitions: Sequence[Transition], at: datetime) -> None:
+async def announce_transitions(session: Session, transitions: Sequence[Transition], at: datetime) -> None:
     """Write the deliveries of all transitions at once: a sync may change thousands of bots."""
     messages: dict[str, list[Message]] = defaultdict(list)
     for transition in transitions:

@@ -201,7 +201,7 @@ async def delete_calendar(
     session: DbSession, state: AppState, project_id: ProjectId, calendar_id: CalendarId
 ) -> Response:
     """Deletes the calendar, its events and pending deliveries about them."""
-    await service.delete_calendar(session, state.box, project_id, calendar_id)
+    await service.delete_calendar(session, state.settings, state.box, project_id, calendar_id)
     return Response()
 
 

@@ -14,6 +14,7 @@ from app.core.db import Session
 from app.core.errors import InvalidFields
 from app.core.ids import new_id
 from app.credentials import service as credentials
+from app.join_rules.service import return_calendar
 from app.models import Calendar, Credentials
 from app.webhooks.outbox import announce
 from app.webhooks.payloads import CalendarFacts, state_data
@@ -75,6 +76,8 @@ async def reconnect(session: Session, calendars: Sequence[Calendar]) -> Sequence
     """
     disconnected = [calendar for calendar in calendars if calendar.state == "disconnected"]
     await repository.reconnect(session, [calendar.id for calendar in calendars])
+    for calendar in disconnected:
+        await return_calendar(session, calendar.project_id, calendar.id)
     return disconnected
 
 

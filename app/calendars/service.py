@@ -29,9 +29,11 @@ from app.core.db import AnySession, ReadSession, Session
 from app.core.errors import InvalidFields
 from app.core.pagination import Page
 from app.credentials.service import delete_unless_used
+from app.join_rules.service import leave_calendar
 from app.models import Calendar
 from app.push.service import release_channels
 from app.schedule import request_sync
+from app.settings import Settings
 from app.webhooks.outbox import delete_pending_of_calendar
 
 PAGE_SIZE = 25
@@ -184,7 +186,9 @@ async def queue_sync(session: Session, project_id: str, calendar_id: str) -> Non
     await request_sync(session, calendar_id)
 
 
-async def delete_calendar(session: Session, box: SecretBox, project_id: str, calendar_id: str) -> None:
+async def delete_calendar(
+    session: Session, settings: Settings, box: SecretBox, project_id: str, calendar_id: str
+) -> None:
     """Delete the calendar and everything that belongs to it. Raises CalendarNotFound.
 
     A sync that is running loses its lease and writes nothing more.
@@ -194,6 +198,7 @@ async def delete_calendar(session: Session, box: SecretBox, project_id: str, cal
         raise CalendarNotFound
     await delete_pending_of_calendar(session, calendar_id)
     await release_channels(session, box, calendar_id=calendar_id, credentials_id=calendar.credentials_id)
+    await leave_calendar(session, settings, project_id, calendar_id)
     await drop_bots_of_calendar(session, calendar_id, "calendar_deleted")
     await repository.delete_calendar(session, calendar_id)
     if calendar.credentials_id is not None:

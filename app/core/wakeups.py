@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 from app.core.db import Session
 
 # The only names of the domain in core: one for each work loop of workers/process.py that can be woken.
-Queue = Literal["syncs", "deliveries", "channels", "bots", "mails"]
+Queue = Literal["syncs", "deliveries", "channels", "bots", "mails", "join_rules"]
 
 ARQ_QUEUE = "calbridge:wakeups"
 JOB = "wake"

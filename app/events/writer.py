@@ -1,7 +1,7 @@
-"""The one writer of calendar_events: compare, write, let the bots follow, and announce.
+"""The one writer of calendar_events: compare, write, ask the join rules, let the bots follow, and announce.
 
-Locks, in this order everywhere: the calendar's row (the caller's), then the writers' advisory lock
-(app/events/visibility.py).
+Locks, in this order everywhere: the calendar's row (the caller's), the writers' advisory lock
+(app/events/visibility.py), then those of app/join_rules/judging.py.
 """
 
 from collections import Counter
@@ -18,6 +18,7 @@ from app.events.changes import describe_changes
 from app.events.data import CalendarRef, RemoteEvent, Unannounced, Window
 from app.events.diff import content_hash, diff_events
 from app.events.visibility import enter_as_writer
+from app.join_rules.service import follow_rules
 from app.webhooks.outbox import announce, wants_events
 from app.webhooks.payloads import CalendarFacts, CalendarState, ChangedEvent, state_data
 
@@ -44,15 +45,18 @@ async def apply_changes(
     removed: Mapping[str, str | None],
     earlier: Unannounced,
     is_announced_now: bool,
+    bot_platforms: Collection[str],
 ) -> WrittenChanges:
     """Write the rows that differ from `events`, and mark the `removed` rows as deleted.
 
     The caller holds the calendar's row lock. Each changed row gets an `updated_at` of its own, larger than all
-    earlier ones of the calendar. The bots of changed events follow them.
+    earlier ones of the calendar. Join rules decide which events have a bot, and the bots of changed
+    events follow them.
 
     `window`: unknown events outside it are not written. `removed`: ids of live rows, none of which is in `events`,
     each with the cancelled event's `raw` or None. `earlier`: changes of earlier transactions that are not announced.
     `is_announced_now`: the caller announces the result in this transaction, so nothing is left to announce later.
+    `bot_platforms`: those whose meetings the bot runner joins (BOT_RUNNER_PLATFORMS).
     """
     hashes = {event.platform_uuid: content_hash(event) for event in events}
     stored = await repository.load_stored(session, calendar.calendar_id, list(hashes)) if hashes else {}
@@ -72,7 +76,14 @@ async def apply_changes(
         ids = await repository.write_events(session, calendar, writes, times[: len(writes)])
     if removed:
         await repository.mark_deleted(session, removed_ids, times[len(writes) :], raws=removed)
-    await follow_events(session, [*known_ids, *removed_ids])
+    moved = await follow_rules(
+        session,
+        calendar.project_id,
+        calendar.calendar_id,
+        [*ids, *removed_ids],
+        platforms=bot_platforms,
+    )
+    await follow_events(session, [*known_ids, *removed_ids, *moved])
     counts = Counter(write.change for write in writes)
     unannounced = Unannounced(
         since=earlier.since or first,

@@ -85,6 +85,7 @@ async def write_rows(
         removed=dict.fromkeys(removed),
         earlier=Unannounced(),
         is_announced_now=True,
+        bot_platforms=settings.bot_runner_platforms,
     )
     await announce_changes(session, calendar.project_id, facts_of(calendar), calendar, written)
 

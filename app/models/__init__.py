@@ -1,13 +1,14 @@
 """The tables. Alembic and the mapper import this package to know all of them."""
 
 from app.models.base import Base
-from app.models.bot import Bot
+from app.models.bot import Bot, DeletedRuleBot
 from app.models.breaker import SyncBreaker, SyncVote
 from app.models.calendar import Calendar
 from app.models.calendar_event import CalendarEvent, DeletedCalendar
 from app.models.credentials import Credentials
 from app.models.hosted_event import HostedEvent, InboundReply
 from app.models.invitation import InvitationMail, MailLane
+from app.models.join_rule import EventBotPolicy, JoinRuleRun, JoinRules
 from app.models.oauth import OAuthApp, OAuthClientSecret, OAuthSession
 from app.models.operations import StoredResponse, WorkerHeartbeat
 from app.models.project import ApiKey, Project
@@ -22,9 +23,13 @@ __all__ = [
     "CalendarEvent",
     "Credentials",
     "DeletedCalendar",
+    "DeletedRuleBot",
+    "EventBotPolicy",
     "HostedEvent",
     "InboundReply",
     "InvitationMail",
+    "JoinRuleRun",
+    "JoinRules",
     "MailLane",
     "OAuthApp",
     "OAuthClientSecret",

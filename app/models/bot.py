@@ -22,6 +22,8 @@ class Bot(Base):
       is nothing left to do here.
     - `may_be_handed_over`: a call to the runner is in progress, or ended without showing whether the runner has the bot.
       What the bot was handed over with is then not changed.
+    - `join_rule`: the name of the join rule that made it; null for a client's bot (app/join_rules/).
+    - `join_rule_bot`: a hash of what that rule says of the bot, so that a changed rule is noticed.
 
     A scheduled bot is due some time before `join_at`. The worker that claims it makes it `launching`, sets `lease_token`
     and moves `next_attempt_at` to the end of the lease.
@@ -72,8 +74,29 @@ class Bot(Base):
     next_attempt_at: Mapped[datetime | None]
     lease_token: Mapped[str | None]
     may_be_handed_over: Mapped[bool] = mapped_column(server_default="false")
+    join_rule: Mapped[str | None]
+    join_rule_bot: Mapped[str | None]
     created_at: Mapped[CreatedAt]
     updated_at: Mapped[CreatedAt]
+
+
+class DeletedRuleBot(Base):
+    """An event whose bot was made by a rule and deleted by a client: no rule makes another one.
+
+    `meeting_url`, `join_at`: the meeting that the bot was for. `calendar_event_id`: not a foreign key, like that of a bot.
+    """
+
+    __tablename__ = "deleted_rule_bots"
+    __table_args__ = (
+        Index("ix_deleted_rule_bots_project_by_meeting_url", "project_id", text("md5(meeting_url)")),
+    )
+
+    calendar_event_id: Mapped[PublicId] = mapped_column(primary_key=True)
+    project_id: Mapped[PublicId] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    calendar_id: Mapped[str] = mapped_column(ForeignKey("calendars.id", ondelete="CASCADE"), index=True)
+    meeting_url: Mapped[str | None]
+    join_at: Mapped[datetime]
+    created_at: Mapped[CreatedAt]
 
 
 State = Literal["scheduled", "launching", "launched", "fatal_error"]

@@ -101,3 +101,11 @@ Index(
     _event.recurring_event_id,
     postgresql_where=_event.recurring_event_id.is_not(None),
 )
+# Events of one meeting, over the calendars of a project (app/join_rules/). A link may be too long to be indexed.
+Index(
+    "ix_calendar_events_project_by_meeting_url",
+    _event.project_id,
+    text("md5(meeting_url)"),
+    _event.start_time,
+    postgresql_where=_event.meeting_url.is_not(None) & ~_event.is_deleted,
+)

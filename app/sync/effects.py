@@ -4,7 +4,9 @@ from app.bots.service import drop_bots_of_calendar
 from app.core.db import Session
 from app.events.data import Unannounced
 from app.events.writer import WrittenChanges, announce_changes
+from app.join_rules.service import leave_calendar, return_calendar
 from app.push.service import close_channels
+from app.settings import Settings
 from app.sync.repository import Claim, Settled
 from app.webhooks.outbox import announce
 from app.webhooks.payloads import CalendarFacts, state_data
@@ -16,11 +18,18 @@ async def follow_success(
     """Announce the changes that are written, and that the calendar is connected again."""
     if is_reconnected:
         await _announce_state(session, claim, settled)
+        await return_calendar(session, claim.project_id, claim.calendar_id)
     await announce_changes(session, claim.project_id, _facts(claim, settled), settled, written)
 
 
 async def follow_failure(
-    session: Session, claim: Claim, settled: Settled, unannounced: Unannounced, *, is_disconnected: bool
+    session: Session,
+    settings: Settings,
+    claim: Claim,
+    settled: Settled,
+    unannounced: Unannounced,
+    *,
+    is_disconnected: bool,
 ) -> None:
     """Announce the changes that were written before a failure.
 
@@ -30,6 +39,7 @@ async def follow_failure(
     await announce_changes(session, claim.project_id, _facts(claim, settled), settled, written)
     if is_disconnected:
         await close_channels(session, claim.calendar_id)
+        await leave_calendar(session, settings, claim.project_id, claim.calendar_id)
         await drop_bots_of_calendar(session, claim.calendar_id, "calendar_disconnected")
         await _announce_state(session, claim, settled)
 

@@ -349,6 +349,7 @@ class SyncEngine:
             removed=removed,
             earlier=unannounced,
             is_announced_now=False,
+            bot_platforms=self._settings.bot_runner_platforms,
         )
         return written, held_back
 

@@ -133,7 +133,9 @@ class FailureRecorder:
                     # A refusal stands; an outage says nothing, and is waited out.
                     ends_trial=isinstance(err, ConnectionLost),
                 )
-                await follow_failure(session, claim, settled, unannounced, is_disconnected=disconnects)
+                await follow_failure(
+                    session, self._settings, claim, settled, unannounced, is_disconnected=disconnects
+                )
         except LeaseLost:
             return
         level = log.error if isinstance(err, ClientMisconfigured) else log.warning

@@ -20,7 +20,7 @@ _ENTRIES_KEPT = 100
 
 _STATE = """
     b.id, b.project_id, b.calendar_event_id, b.metadata, b.state, b.join_at, b.meeting_url, b.holds_key,
-    b.runner_bot_id, b.attempt_count, b.next_attempt_at IS NOT NULL AS is_attempted, b.may_be_handed_over,
+    b.join_rule IS NOT NULL AS is_of_rule, b.runner_bot_id, b.attempt_count, b.next_attempt_at IS NOT NULL AS is_attempted, b.may_be_handed_over,
     CASE WHEN c.id IS NULL THEN 'calendar_deleted'
          WHEN e.is_deleted THEN 'event_cancelled'
          WHEN c.state <> 'connected' THEN 'calendar_disconnected' END AS removal_reason,
@@ -50,6 +50,7 @@ def _state(row: Row[Any]) -> BotState:
         attempt_count=row.attempt_count,
         is_attempted=row.is_attempted,
         may_be_handed_over=row.may_be_handed_over,
+        is_of_rule=row.is_of_rule,
         event=FollowedEvent(
             row.removal_reason, row.event_start_time, row.event_end_time, row.event_meeting_url
         )
@@ -97,6 +98,16 @@ async def lock_bots_of_calendar(session: Session, calendar_id: str) -> list[BotS
     return [_state(row) for row in rows]
 
 
+_LOCK_BOTS = text(
+    f"SELECT {_STATE} FROM bots b {_WITH_EVENT} WHERE b.id = ANY(:ids) ORDER BY b.id FOR UPDATE OF b"  # noqa: S608 - constants
+).bindparams(bindparam("ids", type_=ARRAY(Text())))
+
+
+async def lock_bots(session: Session, bot_ids: Sequence[str]) -> list[BotState]:
+    """Lock these bots."""
+    return [_state(row) for row in await session.execute(_LOCK_BOTS, {"ids": list(bot_ids)})]
+
+
 _SETTINGS = "b.bot_name, b.bot_settings, b.deduplication_key"
 
 _LOAD = text(
@@ -114,7 +125,7 @@ def _with_settings(row: Row[Any]) -> "BotWithSettings":
 
 @dataclass(frozen=True, slots=True)
 class BotWithSettings:
-    """A bot's state, and the columns that only clients change."""
+    """A bot's state, and the columns that only clients and join rules change."""
 
     state: BotState
     bot_name: str
@@ -168,7 +179,7 @@ async def lock_due(session: Session, *, lead: timedelta, limit: int) -> list[Bot
     return [_with_settings(row) for row in rows]
 
 
-def _append(entry: str) -> str:
+def append_entry(entry: str) -> str:
     return f"CASE WHEN jsonb_array_length(b.events) < {_ENTRIES_KEPT} THEN b.events ELSE b.events - 1 END || {entry}"
 
 
@@ -195,7 +206,7 @@ _SAVE = text(
         runner_bot_id = i.runner_bot_id, attempt_count = i.attempt_count,
         may_be_handed_over = i.may_be_handed_over, lease_token = i.lease_token,
         next_attempt_at = clock.now + i.next_in,
-        events = CASE WHEN i.entry IS NULL THEN b.events ELSE {_append("CAST(i.entry AS jsonb)")} END,
+        events = CASE WHEN i.entry IS NULL THEN b.events ELSE {append_entry("CAST(i.entry AS jsonb)")} END,
         updated_at = CASE WHEN i.entry IS NULL THEN b.updated_at ELSE clock.now END
     FROM unnest({_ARRAYS}) AS i({", ".join(_COLUMNS)}), (SELECT clock_timestamp() AS now) AS clock
     WHERE b.id = i.id
@@ -251,7 +262,7 @@ _CHANGE = text(
     SET bot_name = :bot_name, bot_settings = CAST(:bot_settings AS json), metadata = CAST(:metadata AS jsonb),
         join_at = :join_at, meeting_url = :meeting_url, calendar_event_id = :calendar_event_id,
         deduplication_key = :deduplication_key,
-        events = {_append("CAST(:entry AS jsonb)")}, updated_at = clock_timestamp()
+        events = {append_entry("CAST(:entry AS jsonb)")}, updated_at = clock_timestamp()
     WHERE b.id = :id
     """  # noqa: S608 - constants
 )

@@ -12,6 +12,7 @@ from sqlalchemy import select, text, update
 from app.bots.launch import ClaimedBot, Launcher
 from app.core.db import Sessions, transaction
 from app.core.http import operator_client
+from app.join_rules.service import judge_later
 from app.models import Bot, WebhookDelivery
 from app.settings import Settings
 
@@ -21,7 +22,7 @@ ZOOM = "https://zoom.us/j/5551112222?pwd=hidden-1"
 @contextlib.asynccontextmanager
 async def a_launcher(settings: Settings, sessions: Sessions) -> AsyncIterator[Launcher]:
     async with operator_client() as client:
-        yield Launcher(settings=settings, sessions=sessions, client=client)
+        yield Launcher(settings=settings, sessions=sessions, client=client, judge_later=judge_later)
 
 
 async def announced(sessions: Sessions) -> list[dict[str, Any]]:

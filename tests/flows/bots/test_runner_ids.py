@@ -9,6 +9,7 @@ from app.bots.launch import Launcher
 from app.core.clock import utcnow
 from app.core.db import transaction
 from app.core.http import operator_client
+from app.join_rules.service import judge_later
 from app.models import Bot
 from app.settings import Settings
 from tests.fakes.runner import FakeRunner, Fault
@@ -28,7 +29,9 @@ async def test_an_id_that_cannot_be_stored_is_left_out(
     async with serve(runner) as url, operator_client() as client:
         update = {"bot_runner_url": url, "bot_runner_api_key": runner.api_key}
         runner_settings = Settings(**{**settings.model_dump(), **update})
-        launcher = Launcher(settings=runner_settings, sessions=sessions, client=client)
+        launcher = Launcher(
+            settings=runner_settings, sessions=sessions, client=client, judge_later=judge_later
+        )
         (claimed,) = await launcher.claim(10)
         await launcher.handle(claimed)
         assert await launcher.claim(10) == []

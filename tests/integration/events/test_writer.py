@@ -46,6 +46,7 @@ async def apply(sessions, ref, events, *, removed=(), earlier=Unannounced(), is_
             removed={stored[name].id: raw for name, raw in removed},
             earlier=earlier,
             is_announced_now=is_announced_now,
+            bot_platforms={"zoom"},
         )
 
 

@@ -1,0 +1,345 @@
+"""Judging events: loads what the rules ask, decides, and has the bots made, changed and deleted.
+
+Locks, in this order: the rows of the calendars whose events are judged (the caller's), the lock of the project's meetings
+if any of its rules have `bot_scope` "meeting", rows of bots by id. A bot that a client deletes is locked, and its event is
+marked in the same transaction: marks are read after the bots are locked.
+"""
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import orjson
+from sqlalchemy import Row
+
+from app.bots import rule_bots
+from app.bots.rule_bot import Meetings, RuleBotRow
+from app.bots.rule_bots import Changed, Made, Wanted
+from app.core.clock import utcnow
+from app.core.db import AnySession, Session
+from app.join_rules.judge import EventFacts, Participant, RuleSet, compile_rules, decide
+from app.join_rules.plan import LONGEST, Bot, Deleted, Judged, Plan, plan
+from app.join_rules.repository import rules as repository
+
+_NO_RULES = compile_rules([], "event")
+_MICROSECOND = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """A link and a time at which a bot was to join."""
+
+    meeting_url: str
+    at: datetime
+
+
+@dataclass(slots=True)
+class Rulebook:
+    """The rules of a project and of some of its calendars. `has_meeting`: some have `bot_scope` "meeting"."""
+
+    project_id: str
+    by_target: dict[str, RuleSet]
+    has_meeting: bool
+
+    def of(self, calendar_id: str) -> RuleSet:
+        """The rules of a calendar: its own, or the project's."""
+        return self.by_target.get(calendar_id) or self.by_target.get(self.project_id) or _NO_RULES
+
+    @property
+    def asks_people(self) -> bool:
+        return any(rules.asks_people for rules in self.by_target.values())
+
+
+async def load_rulebook(session: AnySession, project_id: str, calendar_ids: Collection[str]) -> Rulebook:
+    """Load the rules that these calendars have."""
+    stored, has_meeting = await repository.load_rules(session, {project_id, *calendar_ids})
+    by_target = {one.target: compile_rules(one.rules, one.bot_scope) for one in stored}
+    return Rulebook(project_id, by_target, has_meeting)
+
+
+async def load_project_rulebook(session: AnySession, project_id: str) -> Rulebook:
+    """Load the rules of a project and of all its calendars."""
+    stored = await repository.load_all_rules(session, project_id)
+    by_target = {one.target: compile_rules(one.rules, one.bot_scope) for one in stored}
+    return Rulebook(project_id, by_target, any(one.bot_scope == "meeting" for one in stored))
+
+
+async def judge_events(
+    session: Session,
+    rulebook: Rulebook,
+    event_ids: Sequence[str],
+    *,
+    platforms: Collection[str],
+    written: Collection[str] = (),
+    leaving: str | None = None,
+    meetings: Sequence[Meeting] = (),
+) -> list[str]:
+    """Make the bots match the rules for these events, and for the events that share their meetings.
+
+    Returns the events to which a bot was moved: the caller has the bots of all these events follow them.
+
+    `platforms`: those that the runner joins. `written`: events that this transaction wrote. `leaving`: a calendar that is
+    being deleted. `meetings`: further ones to look at.
+    """
+    if not event_ids and not meetings:
+        return []
+    project_id = rulebook.project_id
+    if rulebook.has_meeting:
+        await repository.lock_meetings(session, project_id)
+        return await _judge_meetings(
+            session,
+            rulebook,
+            event_ids,
+            platforms=platforms,
+            written=written,
+            leaving=leaving,
+            meetings=meetings,
+        )
+    bots = await rule_bots.lock_rule_bots(session, event_ids)
+    rows = await repository.load_events(session, event_ids, asks_people=rulebook.asks_people)
+    marks = await rule_bots.find_marks(session, project_id, event_ids, None)
+    marked = {event_id for event_id, _, _ in marks}
+    events = [
+        event
+        for row in rows
+        if (event := judge_row(row, rulebook, platforms, marked=marked, written=written, leaving=leaving))
+        is not None
+    ]
+    planned = plan(events, map(plan_bot, bots), [], utcnow())
+    return await _apply(session, project_id, rows, planned, leaving)
+
+
+async def _judge_meetings(
+    session: Session,
+    rulebook: Rulebook,
+    event_ids: Sequence[str],
+    *,
+    platforms: Collection[str],
+    written: Collection[str],
+    leaving: str | None,
+    meetings: Sequence[Meeting],
+) -> list[str]:
+    project_id = rulebook.project_id
+    before = await rule_bots.find_rule_bots(session, event_ids)
+    rows = {row.id: row for row in await repository.load_events(session, event_ids, asks_people=True)}
+    were = [Meeting(bot.meeting_url, bot.join_at) for bot in before if bot.meeting_url is not None]
+    sharing = await _load_sharing(session, project_id, rows.values(), [*were, *meetings])
+    rows |= {row.id: row for row in sharing if row.id not in rows}
+    others = {row.calendar_id for row in rows.values()} - rulebook.by_target.keys()
+    if others:
+        rulebook.by_target |= (await load_rulebook(session, project_id, others)).by_target
+    # Events of other calendars count only where they share their bots.
+    scope = {
+        row.id: row
+        for row in rows.values()
+        if row.id in set(event_ids) or rulebook.of(row.calendar_id).bot_scope == "meeting"
+    }
+    bots = await rule_bots.lock_rule_bots(session, sorted(scope.keys() | set(event_ids)))
+    spans = _spans(scope.values(), [*were, *meetings])
+    around = None
+    handed_over: list[RuleBotRow] = []
+    if spans:
+        around = Meetings(
+            sorted({span[0] for span in spans}),
+            min(span[1] for span in spans),
+            max(span[2] for span in spans),
+        )
+        handed_over = await rule_bots.find_handed_over(session, project_id, around)
+    marks = await rule_bots.find_marks(session, project_id, list(scope), around)
+    marked = {event_id for event_id, _, _ in marks}
+    events = [
+        event
+        for row in scope.values()
+        if (event := judge_row(row, rulebook, platforms, marked=marked, written=written, leaving=leaving))
+        is not None
+    ]
+    known = {bot.id for bot in bots}
+    done = [bot for bot in handed_over if bot.id not in known and bot.phase != "waiting"]
+    deleted = [Deleted(link, at) for _, link, at in marks]
+    planned = plan(events, map(plan_bot, [*bots, *done]), deleted, utcnow())
+    return await _apply(session, project_id, list(scope.values()), planned, leaving)
+
+
+def link_hash(meeting_url: str) -> str:
+    """Return the hash by which PostgreSQL's indexes find a link."""
+    return hashlib.md5(meeting_url.encode(), usedforsecurity=False).hexdigest()
+
+
+def _until(row: Row[Any]) -> datetime:
+    return Judged(
+        id=row.id, start=row.start_time, end=row.end_time, meeting_url=None, rule=None, bot=None
+    ).until
+
+
+def _spans(rows: Iterable[Row[Any]], meetings: Iterable[Meeting]) -> list[tuple[str, datetime, datetime]]:
+    """Return in which range of time an event with the same link must start to overlap one of these."""
+    spans = [
+        (link_hash(row.meeting_url), row.start_time - LONGEST, _until(row))
+        for row in rows
+        if row.meeting_url is not None and row.start_time is not None
+    ]
+    return spans + [(link_hash(one.meeting_url), one.at - LONGEST, one.at + LONGEST) for one in meetings]
+
+
+async def _load_sharing(
+    session: AnySession, project_id: str, rows: Iterable[Row[Any]], meetings: Sequence[Meeting]
+) -> list[Row[Any]]:
+    """Load the events that overlap these in a meeting of the same link, and those that overlap them in turn."""
+    found: dict[str, Row[Any]] = {}
+    wanted = _merge(_spans(rows, meetings))
+    loaded: dict[str, list[tuple[datetime, datetime]]] = {}
+    while wanted:
+        for link, since, until in wanted:
+            loaded.setdefault(link, []).append((since, until))
+        new = [
+            row
+            for row in await repository.load_meetings(session, project_id, wanted, asks_people=True)
+            if row.id not in found
+        ]
+        found |= {row.id: row for row in new}
+        wanted = _merge(
+            span
+            for span in _spans(new, [])
+            if not any(since <= span[1] and span[2] <= until for since, until in loaded[span[0]])
+            and _is_chained(span, loaded[span[0]])
+        )
+    return list(found.values())
+
+
+def _is_chained(span: tuple[str, datetime, datetime], loaded: Sequence[tuple[datetime, datetime]]) -> bool:
+    """Whether an event overlaps the time that was looked at, so that what overlaps it may matter in turn."""
+    start = span[1] + LONGEST
+    return any(start < until and span[2] > since + LONGEST for since, until in loaded)
+
+
+def _merge(spans: Iterable[tuple[str, datetime, datetime]]) -> list[tuple[str, datetime, datetime]]:
+    """Join ranges of one link that overlap."""
+    merged: list[tuple[str, datetime, datetime]] = []
+    for link, since, until in sorted(set(spans)):
+        if merged and merged[-1][0] == link and since <= merged[-1][2]:
+            merged[-1] = (link, merged[-1][1], max(until, merged[-1][2]))
+        else:
+            merged.append((link, since, until))
+    return merged
+
+
+def judge_row(
+    row: Row[Any],
+    rulebook: Rulebook,
+    platforms: Collection[str],
+    *,
+    marked: Collection[str] = (),
+    written: Collection[str] = (),
+    leaving: str | None = None,
+) -> Judged | None:
+    """Return what the rules decide about a row; None for one that can have no bot."""
+    if row.is_removed or row.start_time is None or row.calendar_id == leaving:
+        return None
+    rules = rulebook.of(row.calendar_id)
+    decision = decide(_facts(row), rules, row.policy)
+    bot = decision.bot if row.meeting_platform in platforms else None
+    return Judged(
+        id=row.id,
+        start=row.start_time,
+        end=row.end_time,
+        meeting_url=row.meeting_url,
+        rule=decision.rule,
+        bot=bot,
+        is_shared=rules.bot_scope == "meeting",
+        is_marked=row.id in marked,
+        is_written=row.id in written,
+    )
+
+
+def _facts(row: Row[Any]) -> EventFacts:
+    attendees = orjson.loads(row.attendees) if row.attendees is not None else []
+    organizer = orjson.loads(row.organizer) if row.organizer is not None else None
+    return EventFacts(
+        name=row.name,
+        is_all_day=row.is_all_day,
+        visibility=row.visibility,
+        response_status=row.response_status,
+        meeting_url=row.meeting_url,
+        meeting_platform=row.meeting_platform,
+        attendees=[Participant(person.get("email"), bool(person.get("is_resource"))) for person in attendees],
+        organizer=organizer.get("email") if organizer is not None else None,
+        owner=row.owner_email,
+        is_own=row.is_own == "true",
+    )
+
+
+def plan_bot(row: RuleBotRow) -> Bot:
+    """Return a bot in the form that `plan` takes."""
+    return Bot(
+        id=row.id,
+        event_id=row.event_id,
+        phase=row.phase,
+        join_at=row.join_at,
+        meeting_url=row.meeting_url,
+        rule=row.rule,
+        digest=row.digest,
+    )
+
+
+def _wanted(event: Judged) -> Wanted:
+    assert event.rule is not None
+    assert event.bot is not None
+    bot = event.bot
+    return Wanted(event.rule.name, bot.digest, bot.bot_name, bot.metadata, bot.bot_settings)
+
+
+async def _apply(
+    session: Session, project_id: str, rows: Sequence[Row[Any]], planned: Plan, leaving: str | None
+) -> list[str]:
+    """Carry out a plan; returns the events to which bots were moved."""
+    by_id: Mapping[str, Row[Any]] = {row.id: row for row in rows}
+    # The bots of events that were removed are deleted when they follow them, which says why.
+    removed = {row.id for row in rows if row.is_removed or row.calendar_id == leaving}
+    await rule_bots.delete_bots(
+        session, [bot.id for bot in planned.delete if bot.event_id in by_id and bot.event_id not in removed]
+    )
+    changed = [
+        Changed(
+            bot.id,
+            event.id,
+            _wanted(event),
+            is_overwritten=(bot.rule, bot.digest) != (event.rule.name, event.bot.digest),
+        )
+        for bot, event in planned.keep
+        if event.rule is not None
+        and event.bot is not None
+        and (bot.event_id, bot.rule, bot.digest) != (event.id, event.rule.name, event.bot.digest)
+    ]
+    await rule_bots.change_bots(session, changed)
+    if planned.make:
+        calendars = await repository.load_calendars(
+            session, {by_id[event.id].calendar_id for event in planned.make}
+        )
+        made = [
+            Made(
+                calendars[by_id[event.id].calendar_id],
+                event.id,
+                event.meeting_url,
+                event.start,
+                _wanted(event),
+            )
+            for event in planned.make
+            if event.meeting_url is not None
+        ]
+        await rule_bots.make_bots(session, project_id, made)
+    return [event.id for bot, event in planned.keep if bot.event_id != event.id]
+
+
+async def find_meeting_events(session: AnySession, rulebook: Rulebook, event_id: str) -> list[str]:
+    """Return the events whose bot a client deleted, and that may share a bot with this event."""
+    if not rulebook.has_meeting:
+        return []
+    rows = await repository.load_events(session, [event_id], asks_people=False)
+    spans = _spans(rows, [])
+    if not spans:
+        return []
+    link, since, until = spans[0]
+    marks = await rule_bots.find_marks(session, rulebook.project_id, [], Meetings([link], since, until))
+    return [marked_id for marked_id, _, _ in marks]

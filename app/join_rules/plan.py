@@ -1,0 +1,191 @@
+"""Pure: which bots follow from the decisions about events.
+
+A bot is *waiting* while it can still be changed or deleted, *busy* while a call to the runner is in progress, and *done*
+once the runner has it or it has failed. A done bot stands for the start that it was handed over for, its `join_at`: an
+event that starts then gets no second one, and an event that was moved gets a successor.
+
+With `bot_scope` "meeting", events with the same link and overlapping times (to touch is not to overlap) share a bot. They
+are taken in the order of start and id: an event gets the bot unless an earlier one that overlaps it has one. So two such
+bots never overlap, and an event that is not chosen changes nothing.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from app.bots.lifecycle import USUAL_LENGTH, is_over
+from app.bots.rule_bot import Phase
+from app.join_rules.judge import Rule, RuleBot
+
+# A longer event shares its bot only with events of its first day.
+LONGEST = timedelta(hours=24)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bot:
+    """A bot that a rule made."""
+
+    id: str
+    event_id: str
+    phase: Phase
+    join_at: datetime
+    meeting_url: str | None
+    rule: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """An event with what was decided. Only events that can have a bot have a `bot`.
+
+    `is_shared`: the bot is one for the meeting. `is_marked`: a client deleted its bot. `is_written`: by this transaction;
+    then it may also get a bot after its start.
+    """
+
+    id: str
+    start: datetime
+    end: datetime | None
+    meeting_url: str | None
+    rule: Rule | None
+    bot: RuleBot | None
+    is_shared: bool = False
+    is_marked: bool = False
+    is_written: bool = False
+
+    @property
+    def until(self) -> datetime:
+        """The end of the time for which it shares a bot."""
+        end = self.end if self.end is not None and self.end > self.start else self.start + USUAL_LENGTH
+        return min(end, self.start + LONGEST)
+
+    def overlaps(self, other: "Judged") -> bool:
+        return self.start < other.until and other.start < self.until
+
+    def is_on_at(self, at: datetime) -> bool:
+        return self.start <= at < self.until
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """A meeting whose bot a client deleted."""
+
+    meeting_url: str | None
+    join_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be done. `keep`: waiting bots with the event that each is for, and what its rule says."""
+
+    make: list[Judged] = field(default_factory=list)
+    keep: list[tuple[Bot, Judged]] = field(default_factory=list)
+    delete: list[Bot] = field(default_factory=list)
+
+
+def plan(events: Iterable[Judged], bots: Iterable[Bot], deleted: Collection[Deleted], now: datetime) -> Plan:
+    """Return what makes the bots match the decisions. All events of each meeting, and all their bots, are given."""
+    result = Plan()
+    of_event: dict[str, list[Bot]] = defaultdict(list)
+    for bot in sorted(bots, key=lambda bot: bot.id):
+        of_event[bot.event_id].append(bot)
+    shared: dict[str, list[Judged]] = defaultdict(list)
+    for event in events:
+        if event.bot is None:
+            continue
+        if event.is_shared:
+            assert event.meeting_url is not None
+            shared[event.meeting_url].append(event)
+        else:
+            _plan_event(event, of_event.pop(event.id, []), result, now)
+    _plan_meetings(shared, of_event, deleted, result, now)
+    taken = {bot.id for bot, _ in result.keep} | {bot.id for bot in result.delete}
+    rest = [bot for some in of_event.values() for bot in some if bot.phase == "waiting"]
+    result.delete.extend(bot for bot in rest if bot.id not in taken)
+    return result
+
+
+def _plan_event(event: Judged, own: Sequence[Bot], result: Plan, now: datetime) -> None:
+    waiting = [bot for bot in own if bot.phase == "waiting"]
+    if event.is_marked:
+        result.delete.extend(waiting)
+        return
+    result.delete.extend(waiting[1:])
+    if waiting:
+        result.keep.append((waiting[0], event))
+    elif not _has_its_bot(event, own) and may_make(event, now):
+        result.make.append(event)
+
+
+def _has_its_bot(event: Judged, own: Sequence[Bot]) -> bool:
+    """Whether a bot was handed over for this start, or may still come back from the runner."""
+    return any(bot.phase == "busy" or (bot.phase == "done" and bot.join_at == event.start) for bot in own)
+
+
+def may_make(event: Judged, now: datetime) -> bool:
+    """Whether an event may still get a bot: before its start, and if it was written just now, until its end."""
+    return event.start > now or (event.is_written and not is_over(event.start, event.end, now))
+
+
+def _plan_meetings(
+    shared: Mapping[str, Sequence[Judged]],
+    of_event: Mapping[str, Sequence[Bot]],
+    deleted: Collection[Deleted],
+    result: Plan,
+    now: datetime,
+) -> None:
+    """Plan the bots of events that share them. `shared`: the events by link."""
+    if not shared:
+        return
+    chosen = {link: _choose(events, of_event, now) for link, events in shared.items()}
+    chosen_ids = {event.id for events in chosen.values() for event in events if not event.is_marked}
+    by_link: dict[str | None, list[Bot]] = defaultdict(list)
+    for bot in sorted((bot for some in of_event.values() for bot in some), key=lambda bot: bot.id):
+        by_link[bot.meeting_url].append(bot)
+    taken: set[str] = set()
+    for link, events in chosen.items():
+        times = {event.id: event for event in shared[link]}
+        unwanted = [one for one in deleted if one.meeting_url == link]
+        for event in events:
+            if event.is_marked:
+                continue
+            own = of_event.get(event.id, ())
+            waiting = next((bot for bot in own if bot.phase == "waiting"), None)
+            if waiting is None:
+                if _is_covered(event, own, by_link[link], unwanted):
+                    continue
+                free = (
+                    bot
+                    for bot in by_link[link]
+                    if bot.phase == "waiting" and bot.id not in taken and bot.event_id not in chosen_ids
+                )
+                waiting = next((bot for bot in free if _is_for(bot, event, times)), None)
+            if waiting is not None:
+                taken.add(waiting.id)
+                result.keep.append((waiting, event))
+            elif may_make(event, now):
+                result.make.append(event)
+
+
+def _choose(events: Sequence[Judged], of_event: Mapping[str, Sequence[Bot]], now: datetime) -> list[Judged]:
+    """Choose the events of a link that get a bot; a marked one keeps the others of its meeting from it."""
+    counting = [event for event in events if may_make(event, now) or of_event.get(event.id)]
+    chosen: list[Judged] = []
+    for event in sorted(counting, key=lambda event: (not event.is_marked, event.start, event.id)):
+        if not any(event.overlaps(other) for other in chosen):
+            chosen.append(event)
+    return chosen
+
+
+def _is_covered(
+    event: Judged, own: Sequence[Bot], of_link: Sequence[Bot], deleted: Sequence[Deleted]
+) -> bool:
+    if _has_its_bot(event, own) or any(event.is_on_at(one.join_at) for one in deleted):
+        return True
+    return any(bot.phase != "waiting" and event.is_on_at(bot.join_at) for bot in of_link)
+
+
+def _is_for(bot: Bot, event: Judged, times: Mapping[str, Judged]) -> bool:
+    """Whether a bot of another event of the same link is for this meeting."""
+    other = times.get(bot.event_id)
+    return event.is_on_at(bot.join_at) or (other is not None and other.overlaps(event))

@@ -1,0 +1,1 @@
+"""SQL of join rules, by subject. No other package imports it."""

@@ -1,0 +1,238 @@
+"""SQL of join rules: the rules, the policies of events, the runs, and the reads that judging needs."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import orjson
+from sqlalchemy import ARRAY, Row, Text, bindparam, select, text
+from sqlalchemy.dialects.postgresql import insert
+
+from app.core.db import AnySession, Session
+from app.models import Calendar, CalendarEvent, EventBotPolicy, JoinRules
+from app.models.join_rule import BotScope, Policy
+from app.webhooks.payloads import CalendarFacts
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRules:
+    """The rules of a project or calendar, as they are stored."""
+
+    target: str
+    rules: list[dict[str, Any]]
+    bot_scope: BotScope
+
+
+_RULES = text(
+    """
+    SELECT r.target, r.rules::text AS rules, r.bot_scope,
+           EXISTS (SELECT FROM join_rules m WHERE m.project_id = r.project_id AND m.bot_scope = 'meeting') AS has_meeting
+    FROM join_rules r WHERE r.target = ANY(:targets)
+    """
+).bindparams(bindparam("targets", type_=ARRAY(Text())))
+
+
+async def load_rules(session: AnySession, targets: Collection[str]) -> tuple[list[StoredRules], bool]:
+    """Return the rules of projects and calendars, and whether any of the project has `bot_scope` "meeting"."""
+    rows = (await session.execute(_RULES, {"targets": sorted(targets)})).all()
+    rules = [StoredRules(row.target, orjson.loads(row.rules), row.bot_scope) for row in rows]
+    return rules, any(row.has_meeting for row in rows)
+
+
+_ALL_RULES = text(
+    "SELECT target, rules::text AS rules, bot_scope FROM join_rules WHERE project_id = :project_id"
+)
+
+
+async def load_all_rules(session: AnySession, project_id: str) -> list[StoredRules]:
+    """Return the rules of a project and of all its calendars."""
+    rows = await session.execute(_ALL_RULES, {"project_id": project_id})
+    return [StoredRules(row.target, orjson.loads(row.rules), row.bot_scope) for row in rows]
+
+
+async def save_rules(
+    session: Session, project_id: str, calendar_id: str | None, rules: list[dict[str, Any]], bot_scope: str
+) -> None:
+    """Replace the rules of a project, or of a calendar."""
+    values = {"rules": rules, "bot_scope": bot_scope}
+    statement = insert(JoinRules).values(
+        target=calendar_id or project_id, project_id=project_id, calendar_id=calendar_id, **values
+    )
+    await session.execute(
+        statement.on_conflict_do_update(
+            index_elements=[JoinRules.target], set_={**values, "updated_at": text("clock_timestamp()")}
+        )
+    )
+
+
+_DELETE_RULES = text("DELETE FROM join_rules WHERE target = :calendar_id RETURNING target")
+
+
+async def delete_rules(session: Session, calendar_id: str) -> bool:
+    """Delete a calendar's own rules; returns whether there were any."""
+    return await session.scalar(_DELETE_RULES, {"calendar_id": calendar_id}) is not None
+
+
+async def has_calendar(session: AnySession, project_id: str, calendar_id: str) -> bool:
+    found = await session.scalar(
+        select(Calendar.id).where(Calendar.project_id == project_id, Calendar.id == calendar_id)
+    )
+    return found is not None
+
+
+async def find_calendar_of(session: AnySession, project_id: str, event_id: str) -> str | None:
+    """Return the id of an event's calendar."""
+    found: str | None = await session.scalar(
+        select(CalendarEvent.calendar_id)
+        .join(Calendar, Calendar.id == CalendarEvent.calendar_id)
+        .where(CalendarEvent.project_id == project_id, CalendarEvent.id == event_id)
+    )
+    return found
+
+
+_LOCK_CALENDAR = text("SELECT id FROM calendars WHERE id = :calendar_id FOR NO KEY UPDATE")
+
+_LOCK_CALENDARS = text(
+    "SELECT id FROM calendars WHERE id = ANY(:calendar_ids) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED"
+).bindparams(bindparam("calendar_ids", type_=ARRAY(Text())))
+
+
+async def lock_calendar(session: Session, calendar_id: str) -> bool:
+    """Lock a calendar's row; False if there is none."""
+    return await session.scalar(_LOCK_CALENDAR, {"calendar_id": calendar_id}) is not None
+
+
+async def lock_calendars(session: Session, calendar_ids: Collection[str]) -> list[str]:
+    """Lock the rows of calendars that no other transaction has locked; returns their ids."""
+    return list(await session.scalars(_LOCK_CALENDARS, {"calendar_ids": sorted(calendar_ids)}))
+
+
+# Two keys: app/events/visibility.py has the locks with one. It waits for as long as another writer of the project
+# needs to end: longer than for a row.
+_LOCK_MEETINGS = text(
+    """
+    SELECT current_setting('lock_timeout'), set_config('lock_timeout', '20s', true),
+           pg_advisory_xact_lock(1785687410, hashtext(:project_id))
+    """
+)
+_SET_LOCK_TIMEOUT = text("SELECT set_config('lock_timeout', :value, true)")
+
+
+async def lock_meetings(session: Session, project_id: str) -> None:
+    """Be the only transaction that decides about bots that a project's calendars share."""
+    before = await session.scalar(_LOCK_MEETINGS, {"project_id": project_id})
+    await session.execute(_SET_LOCK_TIMEOUT, {"value": before})
+
+
+EVENT_COLUMNS = """
+    e.id, e.calendar_id, e.start_time, e.end_time, e.is_all_day, coalesce(e.visibility, 'default') AS visibility,
+    e.response_status, e.meeting_url, e.meeting_platform, e.name,
+    CASE WHEN :asks_people THEN e.attendees::text END AS attendees,
+    CASE WHEN :asks_people THEN e.organizer::text END AS organizer,
+    c.owner_email,
+    CASE WHEN NOT :asks_people OR c.owner_email IS NOT NULL THEN NULL
+         WHEN c.platform = 'google' THEN e.raw #>> '{organizer,self}'
+         WHEN c.platform = 'microsoft' THEN e.raw ->> 'isOrganizer' END AS is_own,
+    coalesce(p.policy, 'rules') AS policy, e.is_deleted OR c.state <> 'connected' AS is_removed
+"""
+EVENT_JOINS = """
+    JOIN calendars c ON c.id = e.calendar_id
+    LEFT JOIN event_bot_policies p ON p.calendar_event_id = e.id
+"""
+
+_OF_IDS = text(
+    f"SELECT {EVENT_COLUMNS} FROM calendar_events e {EVENT_JOINS} WHERE e.id = ANY(:event_ids)"  # noqa: S608 - constants
+).bindparams(bindparam("event_ids", type_=ARRAY(Text())))
+
+
+async def load_events(
+    session: AnySession, event_ids: Sequence[str], *, asks_people: bool
+) -> Sequence[Row[Any]]:
+    """Load what judging needs of these events. Events of deleted calendars are left out."""
+    values = {"event_ids": list(event_ids), "asks_people": asks_people}
+    return (await session.execute(_OF_IDS, values)).all()
+
+
+_OF_MEETINGS = text(
+    f"""
+    SELECT {EVENT_COLUMNS}
+    FROM unnest(:hashes, CAST(:since AS timestamptz[]), CAST(:until AS timestamptz[])) AS i(hash, since, until)
+    JOIN calendar_events e ON e.project_id = :project_id AND md5(e.meeting_url) = i.hash
+        AND e.start_time >= i.since AND e.start_time < i.until AND e.meeting_url IS NOT NULL AND NOT e.is_deleted
+    {EVENT_JOINS}
+    """  # noqa: S608 - constants
+).bindparams(bindparam("hashes", type_=ARRAY(Text())))
+
+
+async def load_meetings(
+    session: AnySession,
+    project_id: str,
+    ranges: Collection[tuple[str, datetime, datetime]],
+    *,
+    asks_people: bool,
+) -> Sequence[Row[Any]]:
+    """Load the live events with these links (their MD5) that start in a range of time."""
+    hashes, since, until = map(list, zip(*ranges, strict=True))
+    values = {"project_id": project_id, "hashes": hashes, "since": since, "until": until}
+    return (await session.execute(_OF_MEETINGS, {**values, "asks_people": asks_people})).all()
+
+
+_WITH_WAITING = text(
+    """
+    SELECT DISTINCT e.id FROM calendar_events e JOIN bots b ON b.calendar_event_id = e.id
+    WHERE e.calendar_id = :calendar_id AND b.join_rule IS NOT NULL AND b.state IN ('scheduled', 'launching')
+    """
+)
+
+
+async def find_with_bots(session: AnySession, calendar_id: str) -> list[str]:
+    """Return the ids of a calendar's events that have a bot that a rule made, and that may still be changed."""
+    return list(await session.scalars(_WITH_WAITING, {"calendar_id": calendar_id}))
+
+
+_CALENDARS = text(
+    "SELECT id, deduplication_key, metadata FROM calendars WHERE id = ANY(:calendar_ids)"
+).bindparams(bindparam("calendar_ids", type_=ARRAY(Text())))
+
+
+async def load_calendars(session: AnySession, calendar_ids: Collection[str]) -> dict[str, CalendarFacts]:
+    """Return what webhooks say about calendars, by id."""
+    rows = await session.execute(_CALENDARS, {"calendar_ids": sorted(calendar_ids)})
+    return {row.id: CalendarFacts(row.id, row.deduplication_key, row.metadata) for row in rows}
+
+
+async def save_policy(
+    session: Session, project_id: str, calendar_id: str, event_id: str, policy: Policy
+) -> None:
+    """Store the policy of an event. "rules" is what every event has without a row."""
+    if policy == "rules":
+        await session.execute(_DELETE_POLICY, {"event_id": event_id})
+        return
+    statement = insert(EventBotPolicy).values(
+        calendar_event_id=event_id, project_id=project_id, calendar_id=calendar_id, policy=policy
+    )
+    await session.execute(
+        statement.on_conflict_do_update(
+            index_elements=[EventBotPolicy.calendar_event_id],
+            set_={"policy": policy, "updated_at": text("clock_timestamp()")},
+        )
+    )
+
+
+_DELETE_POLICY = text("DELETE FROM event_bot_policies WHERE calendar_event_id = :event_id")
+
+
+async def find_policy(session: AnySession, event_id: str) -> Policy | None:
+    found: Policy | None = await session.scalar(
+        select(EventBotPolicy.policy).where(EventBotPolicy.calendar_event_id == event_id)
+    )
+    return found
+
+
+_HAS_RULES = text("SELECT EXISTS (SELECT FROM join_rules WHERE project_id = :project_id)")
+
+
+async def has_rules(session: AnySession, project_id: str) -> bool:
+    """Whether a project, or any of its calendars, has rules."""
+    return bool(await session.scalar(_HAS_RULES, {"project_id": project_id}))
