@@ -107,7 +107,7 @@ def plan(events: Iterable[Judged], bots: Iterable[Bot], deleted: Collection[Dele
 
 def _plan_event(event: Judged, own: Sequence[Bot], result: Plan, now: datetime) -> None:
     waiting = [bot for bot in own if bot.phase == "waiting"]
-    if event.is_marked:
+    if event.is_marked or _was_joined(event, own):
         result.delete.extend(waiting)
         return
     result.delete.extend(waiting[1:])
@@ -117,9 +117,14 @@ def _plan_event(event: Judged, own: Sequence[Bot], result: Plan, now: datetime) 
         result.make.append(event)
 
 
+def _was_joined(event: Judged, own: Sequence[Bot]) -> bool:
+    """Whether a bot was handed over for this start."""
+    return any(bot.phase == "done" and bot.join_at == event.start for bot in own)
+
+
 def _has_its_bot(event: Judged, own: Sequence[Bot]) -> bool:
     """Whether a bot was handed over for this start, or may still come back from the runner."""
-    return any(bot.phase == "busy" or (bot.phase == "done" and bot.join_at == event.start) for bot in own)
+    return _was_joined(event, own) or any(bot.phase == "busy" for bot in own)
 
 
 def may_make(event: Judged, now: datetime) -> bool:
@@ -150,9 +155,11 @@ def _plan_meetings(
             if event.is_marked:
                 continue
             own = of_event.get(event.id, ())
+            if _is_covered(event, own, by_link[link], unwanted):
+                continue  # a bot of its own that waits is deleted
             waiting = next((bot for bot in own if bot.phase == "waiting"), None)
             if waiting is None:
-                if _is_covered(event, own, by_link[link], unwanted):
+                if _has_its_bot(event, own):
                     continue
                 free = (
                     bot
@@ -180,9 +187,12 @@ def _choose(events: Sequence[Judged], of_event: Mapping[str, Sequence[Bot]], now
 def _is_covered(
     event: Judged, own: Sequence[Bot], of_link: Sequence[Bot], deleted: Sequence[Deleted]
 ) -> bool:
-    if _has_its_bot(event, own) or any(event.is_on_at(one.join_at) for one in deleted):
+    """Whether a bot that cannot be changed any more is in its meeting, or a client wants none there."""
+    if _was_joined(event, own) or any(event.is_on_at(one.join_at) for one in deleted):
         return True
-    return any(bot.phase != "waiting" and event.is_on_at(bot.join_at) for bot in of_link)
+    return any(
+        bot.phase != "waiting" and bot.event_id != event.id and event.is_on_at(bot.join_at) for bot in of_link
+    )
 
 
 def _is_for(bot: Bot, event: Judged, times: Mapping[str, Judged]) -> bool:

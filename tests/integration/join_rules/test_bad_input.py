@@ -156,7 +156,10 @@ async def test_unknown_fields_are_named(api, places, path, words) -> None:
 )
 async def test_wrong_values_are_named(api, places, path, value) -> None:
     field, _, inner = path.partition(".")
-    await refused(api, places, changed(path, value), field, *([inner.split(".")[0]] if inner else []))
+    words = [inner.split(".")[0]] if inner else []
+    if repr(value).count("\\x00") + repr(value).count("\\ud") or (isinstance(value, int) and value >= 2**63):
+        words = []  # what PostgreSQL cannot store is looked for in the whole field
+    await refused(api, places, changed(path, value), field, *words)
 
 
 async def test_rules_with_one_name_twice_are_refused(api, places) -> None:
@@ -293,13 +296,6 @@ async def test_no_key_no_rules(app, api) -> None:
     ):
         response = await api.request(method, path, json=GOOD, headers={"Authorization": ""})
         assert response.status_code == 401, (method, path)
-
-
-async def test_unknown_query_parameters_are_refused(api, places) -> None:
-    for method, path in places:
-        response = await api.request(method, f"{path}?dry_run=true", json=GOOD)
-        assert response.status_code == 400, (method, path, response.status_code)
-        assert "dry_run" in response.json()["error"]
 
 
 async def test_the_largest_rules_that_are_taken_can_be_judged(api) -> None:
