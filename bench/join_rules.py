@@ -334,7 +334,9 @@ async def _write(sessions: Sessions, ref: _Ref, events: list[RemoteEvent]) -> No
     window = Window(utcnow() - timedelta(days=1), utcnow() + timedelta(days=400))
     for first in range(0, len(events), _BATCH):
         async with transaction(sessions) as session:
-            await session.execute(select(Calendar.id).where(Calendar.id == ref.calendar_id).with_for_update())
+            await session.execute(
+                select(Calendar.id).where(Calendar.id == ref.calendar_id).with_for_update(key_share=True)
+            )
             await apply_changes(
                 session,
                 ref,
@@ -343,6 +345,7 @@ async def _write(sessions: Sessions, ref: _Ref, events: list[RemoteEvent]) -> No
                 removed={},
                 earlier=Unannounced(),
                 is_announced_now=True,
+                bot_platforms=frozenset({"zoom", "google_meet", "teams"}),
             )
 
 

@@ -46,6 +46,7 @@ class ModelCalendar:
     owner: str
     rules: Rules | None = None
     is_connected: bool = True
+    exists: bool = True
 
 
 @dataclass(frozen=True)
@@ -270,10 +271,10 @@ class Model:
                 (must_not if self._scope(other) == "meeting" else need_not).append(reason)
             if its.dismissed is not None and event.policy != "always":
                 # The meeting whose bot was deleted, and the one that it has become since.
-                if event.is_at(its.dismissed):
+                if event.is_at(its.dismissed) and self.calendars[its.calendar].exists:
                     must_not.append(f"a person deleted the bot of {other}")
-                elif other in others:
-                    need_not.append(f"a person deleted the bot of {other}, which was moved")
+                elif other in others or event.is_at(its.dismissed):
+                    need_not.append(f"a person deleted the bot of {other}, which was moved or deleted")
         return must_not, need_not
 
 

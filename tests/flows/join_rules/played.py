@@ -33,7 +33,8 @@ LINKS: tuple[tuple[str | None, str | None], ...] = (
     ("https://acme.webex.com/meet/ada", "webex"),  # BOT_RUNNER_PLATFORMS has no Webex
     (None, None),
 )
-_ANNOUNCED = {"updated", "event_changed", "launching", "launched", "fatal_error"}
+# The creation too, of a bot that rules made.
+_ANNOUNCED = {"scheduled", "updated", "event_changed", "launching", "launched", "fatal_error"}
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,9 @@ class Played:
             else:
                 written.append(_remote(name, event))
         async with transaction(self.sessions) as session:
-            await session.execute(select(Calendar.id).where(Calendar.id == ref.calendar_id).with_for_update())
+            await session.execute(
+                select(Calendar.id).where(Calendar.id == ref.calendar_id).with_for_update(key_share=True)
+            )
             await apply_changes(
                 session,
                 ref,
@@ -195,6 +198,7 @@ class Played:
                 removed=removed,
                 earlier=Unannounced(),
                 is_announced_now=True,
+                bot_platforms=self.settings.bot_runner_platforms,
             )
         if any(name not in self.ids for name in names):
             rows = await factories.load_events(self.sessions, ref.calendar_id)
@@ -323,6 +327,8 @@ class Played:
             await session.execute(
                 update(Calendar).where(Calendar.id == self.ids[name]).values(state="disconnected")
             )
+            # As app/sync/effects.py does, when a sync is refused for good.
+            await service.leave_calendar(session, self.settings, self.project_id, self.ids[name])
             await drop_bots_of_calendar(session, self.ids[name], "calendar_disconnected")
         self.model.calendars[name].is_connected = False
 
@@ -342,10 +348,12 @@ class Played:
         response = await self.api.delete(f"/api/v1/calendars/{self.ids.pop(name)}")
         assert response.status_code == 200, response.text
         former = f"{name}-deleted-{len(self.model.calendars)}"
-        self.model.calendars[former] = replace(self.model.calendars.pop(name), is_connected=False)
+        self.model.calendars[former] = replace(
+            self.model.calendars.pop(name), is_connected=False, exists=False
+        )
         for event in self.model.events.values():
             if event.calendar == name:
-                event.calendar, event.dismissed = former, None
+                event.calendar = former
         await self.add_calendar(number)
 
     # -- bots -----------------------------------------------------------------------------------------------
