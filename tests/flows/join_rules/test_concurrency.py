@@ -5,6 +5,7 @@ import random
 from collections.abc import Awaitable, Callable
 
 import pytest
+from sqlalchemy import text
 
 from app.core.clock import utcnow
 from tests.flows.join_rules.model import ModelEvent, Rule, Rules
@@ -135,6 +136,34 @@ async def test_calendars_that_are_written_at_once_end_as_one_after_the_other(new
         assert played.model.calendars["cal1"].rules is None
         assert not (faults := played.model.faults(await played.as_wanted(), utcnow())), faults
         await played.check_announcements()
+
+
+@pytest.mark.parametrize("change", ["delete", "reconnect"])
+async def test_rules_are_put_while_a_calendar_is_deleted_or_connected_again(
+    new_project, engine, change: str
+) -> None:
+    """The request that applies the rules waits for that change, and does not fail with it."""
+    async with new_project() as played:
+        await played.put_rules(_rules(1))
+        await played.add(0, 60, 0, {})
+        if change == "reconnect":
+            await played.disconnect(1)
+        async with engine.connect() as other:
+            await other.execute(
+                text("SELECT FROM calendars WHERE id = :id FOR UPDATE"), {"id": played.ids["cal1"]}
+            )
+            if change == "delete":
+                await other.execute(text("DELETE FROM calendars WHERE id = :id"), {"id": played.ids["cal1"]})
+            else:
+                await other.execute(
+                    text("UPDATE calendars SET state = 'connected' WHERE id = :id"),
+                    {"id": played.ids["cal1"]},
+                )
+            putting = asyncio.create_task(played.api.put("/api/v1/join_rules", json=_rules(2).as_json()))
+            await asyncio.wait([putting], timeout=1)
+            await other.commit()
+        response = await putting
+        assert response.status_code == 200, response.text
 
 
 def _read(response) -> Rules:
