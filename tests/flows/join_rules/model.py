@@ -243,6 +243,18 @@ class Model:
     def _scope(self, name: str) -> Scope:
         return self.rules_of(self.events[name]).scope
 
+    def shared_with(self, name: str) -> list[str]:
+        """The events whose deleted bot was, or would be, the bot of this event's meeting."""
+        event = self.events[name]
+        if self._scope(name) != "meeting" or event.start is None or event.meeting_url is None:
+            return []
+        overlapping = self._others_of_meeting(name)
+        return [
+            other
+            for other, its in self.events.items()
+            if its.dismissed is not None and (other in overlapping or event.is_at(its.dismissed))
+        ]
+
     def _others_of_meeting(self, name: str) -> list[str]:
         """The live events of the same meeting whose rules have the scope "meeting"."""
         event = self.events[name]

@@ -290,6 +290,8 @@ class Played:
         event.policy = policy
         if policy == "always":
             event.dismissed = None
+            for other in self.model.shared_with(name):
+                self.model.events[other].dismissed = None
 
     async def preview(self, rules: Rules) -> dict[str, Any]:
         response = await self.api.post("/api/v1/join_rules/preview", json=rules.as_json())
