@@ -1,4 +1,7 @@
-"""The bots that join rules make (app/join_rules/ decides which): made, changed and deleted many at a time."""
+"""The bots that join rules make: made, changed and deleted many at a time.
+
+app/join_rules/ decides which.
+"""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -13,6 +16,7 @@ from app.bots.service import announce_transitions, apply_transitions
 from app.core.clock import utcnow
 from app.core.db import AnySession, Session
 from app.core.ids import new_id
+from app.webhooks.outbox import has_subscribers
 from app.webhooks.payloads import CalendarFacts
 
 
@@ -80,6 +84,7 @@ async def make_bots(session: Session, project_id: str, made: Sequence[Made]) -> 
     if not made:
         return
     at = utcnow()
+    is_announced = await has_subscribers(session, project_id, "bot.state_change")
     rows, transitions = [], []
     texts: dict[str, tuple[str | None, str | None, str | None]] = {}
     for bot in made:
@@ -106,6 +111,8 @@ async def make_bots(session: Session, project_id: str, made: Sequence[Made]) -> 
                 "join_rule_bot": wanted.digest,
             }
         )
+        if not is_announced:
+            continue
         state = BotState(
             id=bot_id,
             project_id=project_id,
@@ -127,7 +134,7 @@ async def make_bots(session: Session, project_id: str, made: Sequence[Made]) -> 
     await announce_transitions(session, transitions, at)
 
 
-async def change_bots(session: Session, changed: Sequence[Changed]) -> None:
+async def change_bots(session: Session, project_id: str, changed: Sequence[Changed]) -> None:
     """Write and announce what rules changed. The caller holds the bots' locks, and then has them follow."""
     if not changed:
         return
@@ -151,13 +158,18 @@ async def change_bots(session: Session, changed: Sequence[Changed]) -> None:
             }
         )
     await rule_bots.change_rule_bots(session, rows)
+    if not await has_subscribers(session, project_id, "bot.state_change"):
+        return
     written = await states.lock_bots(session, [change.bot_id for change in changed])
     await announce_transitions(session, [Transition(bot, bot, entries[bot.id]) for bot in written], at)
 
 
-async def delete_bots(session: Session, bot_ids: Sequence[str]) -> None:
+async def delete_bots(session: Session, project_id: str, bot_ids: Sequence[str]) -> None:
     """Delete bots that no rule wants any more. The caller holds their locks."""
     if not bot_ids:
+        return
+    if not await has_subscribers(session, project_id, "bot.state_change"):
+        await states.delete(session, bot_ids)
         return
     bots = await states.lock_bots(session, bot_ids)
     await apply_transitions(

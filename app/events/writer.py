@@ -1,4 +1,4 @@
-"""The one writer of calendar_events: compare, write, ask the join rules, let the bots follow, and announce.
+"""The one writer of calendar_events: compare, write, ask the rules, let bots follow, and announce.
 
 Locks, in this order everywhere: the calendar's row (the caller's), the writers' advisory lock
 (app/events/visibility.py), then those of app/join_rules/judging.py.

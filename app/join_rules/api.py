@@ -66,7 +66,10 @@ async def get_calendar_join_rules(
 async def set_calendar_join_rules(
     state: AppState, project_id: ProjectId, calendar_id: CalendarId, body: JoinRulesInput
 ) -> JoinRulesRead:
-    """Gives the calendar join rules of its own in place of the project's, and applies them to all events ahead."""
+    """Gives the calendar join rules of its own, in place of the project's.
+
+    They are applied to all its events ahead.
+    """
     async with transaction(state.sessions) as session:
         saved = await service.put_rules(session, project_id, body, calendar_id)
     await _apply(state, project_id)

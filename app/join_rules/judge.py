@@ -6,7 +6,7 @@
 - The owner's address is the calendar's `owner_email`. Where that is unknown, it is the organizer's if the provider says
   that the owner organizes the event.
 - `has_external_attendee` looks at attendees and organizer, and not at rooms. With an unknown owner, it holds if their
-  addresses are of several domains: one of these is not the owner's, whoever that is.
+  addresses are of several domains: one of these is not the owner's, wherever that one is.
 """
 
 import hashlib
@@ -145,7 +145,7 @@ def _domain(address: str) -> str:
 
 
 def has_external(event: EventFacts) -> bool | None:
-    """Whether somebody of another domain than the owner's takes part; None if that is unknown."""
+    """Whether an address of another domain than the owner's takes part; None if that is unknown."""
     owner = event.owner or (event.organizer if event.is_own else None)
     people = [person.address for person in event.attendees if not person.is_resource]
     domains = {_domain(address) for address in [*people, event.organizer] if address and "@" in address}
@@ -155,7 +155,10 @@ def has_external(event: EventFacts) -> bool | None:
 
 
 def is_organizer(event: EventFacts) -> bool | None:
-    """Whether the owner organizes the event; None if that is unknown. An event without other people is the owner's."""
+    """Whether the owner organizes the event; None if that is unknown.
+
+    An event without organizer and attendees is the owner's.
+    """
     if event.is_own:
         return True
     if event.organizer is None:

@@ -185,7 +185,7 @@ def _spans(rows: Iterable[Row[Any]], meetings: Iterable[Meeting]) -> list[tuple[
 async def _load_sharing(
     session: AnySession, project_id: str, rows: Iterable[Row[Any]], meetings: Sequence[Meeting]
 ) -> list[Row[Any]]:
-    """Load the events that overlap these in a meeting of the same link, and those that overlap them in turn."""
+    """Load the events of the same link that overlap these, and those that overlap them in turn."""
     found: dict[str, Row[Any]] = {}
     wanted = _merge(_spans(rows, meetings))
     loaded: dict[str, list[tuple[datetime, datetime]]] = {}
@@ -297,7 +297,9 @@ async def _apply(
     # The bots of events that were removed are deleted when they follow them, which says why.
     removed = {row.id for row in rows if row.is_removed or row.calendar_id == leaving}
     await rule_bots.delete_bots(
-        session, [bot.id for bot in planned.delete if bot.event_id in by_id and bot.event_id not in removed]
+        session,
+        project_id,
+        [bot.id for bot in planned.delete if bot.event_id in by_id and bot.event_id not in removed],
     )
     changed = [
         Changed(
@@ -311,7 +313,7 @@ async def _apply(
         and event.bot is not None
         and (bot.event_id, bot.rule, bot.digest) != (event.id, event.rule.name, event.bot.digest)
     ]
-    await rule_bots.change_bots(session, changed)
+    await rule_bots.change_bots(session, project_id, changed)
     if planned.make:
         calendars = await repository.load_calendars(
             session, {by_id[event.id].calendar_id for event in planned.make}

@@ -84,7 +84,10 @@ class Plan:
 
 
 def plan(events: Iterable[Judged], bots: Iterable[Bot], deleted: Collection[Deleted], now: datetime) -> Plan:
-    """Return what makes the bots match the decisions. All events of each meeting, and all their bots, are given."""
+    """Return what makes the bots match the decisions.
+
+    All events of each meeting, and all their bots, are given.
+    """
     result = Plan()
     of_event: dict[str, list[Bot]] = defaultdict(list)
     for bot in sorted(bots, key=lambda bot: bot.id):
@@ -128,7 +131,7 @@ def _has_its_bot(event: Judged, own: Sequence[Bot]) -> bool:
 
 
 def may_make(event: Judged, now: datetime) -> bool:
-    """Whether an event may still get a bot: before its start, and if it was written just now, until its end."""
+    """Whether an event may still get a bot: until its start; until its end, if just written."""
     return event.start > now or (event.is_written and not is_over(event.start, event.end, now))
 
 

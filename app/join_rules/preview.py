@@ -88,7 +88,7 @@ def _collect(
 async def _find_handed_over(
     session: AnySession, project_id: str, events: list[Judged], known: set[str]
 ) -> list[RuleBotRow]:
-    """Find the bots that were handed over for one of these meetings, by events that are not ahead any more."""
+    """Find the bots that other events handed over for one of these meetings."""
     links = sorted({link_hash(event.meeting_url) for event in events if event.meeting_url is not None})
     now = utcnow()
     found: list[RuleBotRow] = []

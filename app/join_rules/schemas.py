@@ -50,7 +50,8 @@ class RuleWhen(InputModel):
     attendees_min: _Count | None = Field(default=None, description="At least so many `attendees`.")
     attendees_max: _Count | None = Field(default=None, description="At most so many `attendees`.")
     has_external_attendee: bool | None = Field(
-        default=None, description="Whether somebody of another domain than the owner's takes part."
+        default=None,
+        description="Whether an attendee or the organizer has an address of another domain than the owner's.",
     )
     response_status_in: Annotated[list[_ResponseStatus], Field(max_length=4), _NOT_EMPTY] | None = Field(
         default=None, description="The owner's reply. A declined event is joined only if `declined` is named."
@@ -201,7 +202,10 @@ class PreviewedRemove(BaseModel):
 
 
 class PreviewRead(BaseModel):
-    """What rules would do. A bot that stays, or that another event of its meeting gets, is in neither list."""
+    """What rules would do.
+
+    A bot that stays, or that another event of its meeting gets, is in neither list.
+    """
 
     make: list[PreviewedMake]
     remove: list[PreviewedRemove]

@@ -115,7 +115,7 @@ async def follow_rules(
 
 
 async def leave_calendar(session: Session, settings: Settings, project_id: str, calendar_id: str) -> None:
-    """Let other calendars' events have the bots that they share with this calendar, which is being deleted or lost.
+    """Give the bots that a calendar shares to other calendars' events, because it ends.
 
     The caller holds the calendar's row lock, and deletes the bots that are left.
     """

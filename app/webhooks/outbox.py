@@ -118,6 +118,11 @@ def _delivery_row(endpoint_id: str, trigger: Trigger, message: Message, *, can_m
     }
 
 
+async def has_subscribers(session: Session, project_id: str, trigger: Trigger) -> bool:
+    """Whether an active endpoint wants this trigger."""
+    return bool(await repository.lock_subscribers(session, project_id, trigger))
+
+
 async def wants_events(session: AnySession, project_id: str) -> bool:
     """Whether an active endpoint has `include_events`, so that `announce` needs `changed_events`."""
     return await repository.wants_events(session, project_id, _EVENTS_UPDATE)

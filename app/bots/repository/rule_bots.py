@@ -1,4 +1,4 @@
-"""The bots that join rules make: locking, making, changing them, and the events where a client deleted one."""
+"""SQL of the bots that join rules make, and of the events where a client deleted one."""
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
@@ -18,8 +18,8 @@ _ROW = """
 """
 
 _OF_EVENTS = f"""
-    SELECT {_ROW} FROM bots b
-    WHERE b.calendar_event_id = ANY(:event_ids) AND b.join_rule IS NOT NULL
+    SELECT {_ROW} FROM unnest(:event_ids) AS i(event_id) JOIN bots b ON b.calendar_event_id = i.event_id
+    WHERE b.join_rule IS NOT NULL
     ORDER BY b.id
 """  # noqa: S608 - constants
 
@@ -33,7 +33,10 @@ async def find_rule_bots(session: AnySession, event_ids: Sequence[str]) -> list[
 
 
 async def lock_rule_bots(session: Session, event_ids: Sequence[str]) -> list[RuleBotRow]:
-    """Lock the bots that rules made for these events. The caller holds the lock that app/join_rules/ describes."""
+    """Lock the bots that rules made for these events.
+
+    The caller holds the locks that app/join_rules/judging.py names.
+    """
     return [RuleBotRow(*row) for row in await session.execute(_LOCK, {"event_ids": list(event_ids)})]
 
 
@@ -98,7 +101,10 @@ _CHANGE = text(
 
 
 async def change_rule_bots(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write what rules changed, with a log entry each. The caller holds the bots' locks. JSON values are text."""
+    """Write what rules changed, with a log entry each. JSON values are text.
+
+    The caller holds the bots' locks.
+    """
     await session.execute(_CHANGE, {name: [row[name] for row in rows] for name in _CHANGED})
     wake_after_commit(session, "bots")
 
@@ -120,7 +126,8 @@ async def mark_deleted(session: Session, event_id: str, meeting_url: str | None,
 
 
 _MARKS_OF_EVENTS = """
-    SELECT calendar_event_id, meeting_url, join_at FROM deleted_rule_bots WHERE calendar_event_id = ANY(:event_ids)
+    SELECT d.calendar_event_id, d.meeting_url, d.join_at
+    FROM unnest(:event_ids) AS i(event_id) JOIN deleted_rule_bots d ON d.calendar_event_id = i.event_id
 """
 _FIND_MARKS_OF_EVENTS = text(_MARKS_OF_EVENTS).bindparams(_IDS)
 _FIND_MARKS = text(

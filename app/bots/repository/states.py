@@ -99,7 +99,11 @@ async def lock_bots_of_calendar(session: Session, calendar_id: str) -> list[BotS
 
 
 _LOCK_BOTS = text(
-    f"SELECT {_STATE} FROM bots b {_WITH_EVENT} WHERE b.id = ANY(:ids) ORDER BY b.id FOR UPDATE OF b"  # noqa: S608 - constants
+    f"""
+    SELECT {_STATE} FROM unnest(:ids) AS i(bot_id) JOIN bots b ON b.id = i.bot_id {_WITH_EVENT}
+    ORDER BY b.id
+    FOR UPDATE OF b
+    """  # noqa: S608 - constants
 ).bindparams(bindparam("ids", type_=ARRAY(Text())))
 
 
@@ -213,7 +217,9 @@ _SAVE = text(
     """  # noqa: S608 - made of the constant names above
 )
 
-_DELETE = text("DELETE FROM bots WHERE id = ANY(:ids)").bindparams(bindparam("ids", type_=ARRAY(Text())))
+_DELETE = text("DELETE FROM bots b USING unnest(:ids) AS i(bot_id) WHERE b.id = i.bot_id").bindparams(
+    bindparam("ids", type_=ARRAY(Text()))
+)
 
 
 def log_entry(entry: LogEntry, at: datetime) -> dict[str, Any]:
@@ -253,7 +259,12 @@ async def save(session: Session, transitions: Sequence[Transition], at: datetime
         await session.execute(_SAVE, dict(zip(_COLUMNS, map(list, zip(*rows, strict=True)), strict=True)))
     deleted = [transition.before.id for transition in transitions if transition.after is None]
     if deleted:
-        await session.execute(_DELETE, {"ids": deleted})
+        await delete(session, deleted)
+
+
+async def delete(session: Session, bot_ids: Sequence[str]) -> None:
+    """Delete bots. The caller holds their locks."""
+    await session.execute(_DELETE, {"ids": list(bot_ids)})
 
 
 _CHANGE = text(

@@ -34,7 +34,7 @@ _RULES = text(
 
 
 async def load_rules(session: AnySession, targets: Collection[str]) -> tuple[list[StoredRules], bool]:
-    """Return the rules of projects and calendars, and whether any of the project has `bot_scope` "meeting"."""
+    """Return the rules of projects and calendars, and whether any of the project has scope "meeting"."""
     rows = (await session.execute(_RULES, {"targets": sorted(targets)})).all()
     rules = [StoredRules(row.target, orjson.loads(row.rules), row.bot_scope) for row in rows]
     return rules, any(row.has_meeting for row in rows)
@@ -142,7 +142,7 @@ EVENT_JOINS = """
 """
 
 _OF_IDS = text(
-    f"SELECT {EVENT_COLUMNS} FROM calendar_events e {EVENT_JOINS} WHERE e.id = ANY(:event_ids)"  # noqa: S608 - constants
+    f"SELECT {EVENT_COLUMNS} FROM unnest(:event_ids) AS i(event_id) JOIN calendar_events e ON e.id = i.event_id {EVENT_JOINS}"  # noqa: S608 - constants
 ).bindparams(bindparam("event_ids", type_=ARRAY(Text())))
 
 
@@ -187,7 +187,7 @@ _WITH_WAITING = text(
 
 
 async def find_with_bots(session: AnySession, calendar_id: str) -> list[str]:
-    """Return the ids of a calendar's events that have a bot that a rule made, and that may still be changed."""
+    """Return the ids of a calendar's events with a bot of a rule that may still be changed."""
     return list(await session.scalars(_WITH_WAITING, {"calendar_id": calendar_id}))
 
 
