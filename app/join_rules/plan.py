@@ -110,24 +110,24 @@ def plan(events: Iterable[Judged], bots: Iterable[Bot], deleted: Collection[Dele
 
 def _plan_event(event: Judged, own: Sequence[Bot], result: Plan, now: datetime) -> None:
     waiting = [bot for bot in own if bot.phase == "waiting"]
-    if event.is_marked or _was_joined(event, own):
+    if event.is_marked or _has_its_bot(event, own):
         result.delete.extend(waiting)
         return
     result.delete.extend(waiting[1:])
     if waiting:
         result.keep.append((waiting[0], event))
-    elif not _has_its_bot(event, own) and may_make(event, now):
+    elif not _may_come_back(own) and may_make(event, now):
         result.make.append(event)
 
 
-def _was_joined(event: Judged, own: Sequence[Bot]) -> bool:
-    """Whether a bot was handed over for this start."""
-    return any(bot.phase == "done" and bot.join_at == event.start for bot in own)
-
-
 def _has_its_bot(event: Judged, own: Sequence[Bot]) -> bool:
-    """Whether a bot was handed over for this start, or may still come back from the runner."""
-    return _was_joined(event, own) or any(bot.phase == "busy" for bot in own)
+    """Whether a bot was handed over for this start, or is being handed over for it."""
+    return any(bot.phase != "waiting" and bot.join_at == event.start for bot in own)
+
+
+def _may_come_back(own: Sequence[Bot]) -> bool:
+    """Whether a bot is being handed over for another start: if the runner does not take it, it follows its event."""
+    return any(bot.phase == "busy" for bot in own)
 
 
 def may_make(event: Judged, now: datetime) -> bool:
@@ -159,11 +159,9 @@ def _plan_meetings(
                 continue
             own = of_event.get(event.id, ())
             if _is_covered(event, own, by_link[link], unwanted):
-                continue  # a bot of its own that waits is deleted
+                continue
             waiting = next((bot for bot in own if bot.phase == "waiting"), None)
             if waiting is None:
-                if _has_its_bot(event, own):
-                    continue
                 free = (
                     bot
                     for bot in by_link[link]
@@ -173,7 +171,7 @@ def _plan_meetings(
             if waiting is not None:
                 taken.add(waiting.id)
                 result.keep.append((waiting, event))
-            elif may_make(event, now):
+            elif not _may_come_back(own) and may_make(event, now):
                 result.make.append(event)
 
 
@@ -190,12 +188,14 @@ def _choose(events: Sequence[Judged], of_event: Mapping[str, Sequence[Bot]], now
 def _is_covered(
     event: Judged, own: Sequence[Bot], of_link: Sequence[Bot], deleted: Sequence[Deleted]
 ) -> bool:
-    """Whether a bot that cannot be changed any more is in its meeting, or a client wants none there."""
-    if _was_joined(event, own) or any(event.is_on_at(one.join_at) for one in deleted):
+    """Whether a bot that cannot be changed any more is in its meeting, or a client wants none there.
+
+    A bot that left for the event itself at another start is no reason: the event has a successor.
+    """
+    if _has_its_bot(event, own) or any(event.is_on_at(one.join_at) for one in deleted):
         return True
-    return any(
-        bot.phase != "waiting" and bot.event_id != event.id and event.is_on_at(bot.join_at) for bot in of_link
-    )
+    others = (bot for bot in of_link if bot.phase != "waiting" and bot.event_id != event.id)
+    return any(event.is_on_at(bot.join_at) for bot in others)
 
 
 def _is_for(bot: Bot, event: Judged, times: Mapping[str, Judged]) -> bool:

@@ -1,4 +1,4 @@
-"""Projects whose join rules are tried."""
+"""Projects whose join rules are tried; a fake runner and a launcher for it."""
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
@@ -8,8 +8,11 @@ import pytest
 from app.core.ids import new_id
 from app.join_rules import runs
 from tests.conftest import _client, _make_project
+from tests.flows.bots.conftest import launcher, runner, runner_settings
 from tests.flows.bots.launching import a_launcher
 from tests.flows.join_rules.played import Played
+
+__all__ = ["launcher", "new_project", "runner", "runner_settings"]
 
 NewProject = Callable[[], contextlib.AbstractAsyncContextManager[Played]]
 

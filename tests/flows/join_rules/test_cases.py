@@ -60,6 +60,18 @@ async def test_an_event_that_moves_there_and_back_after_its_hand_over_is_joined_
             assert await settled(played) == [], "the bot that left is there"
 
 
+async def test_an_event_that_moves_a_little_after_its_hand_over_has_a_successor(new_project) -> None:
+    for rules in (EACH, ONE):
+        for moved_to in (SOON, SOON + 2):
+            async with new_project() as played:
+                await played.put_rules(rules)
+                await played.add(0, SOON + 1, 0, {})
+                await played.claim()
+                await played.hand_over()
+                await played.move(0, moved_to)
+                assert len(await settled(played)) == 1
+
+
 async def test_a_successor_is_made_for_a_meeting_that_moves_while_its_bot_is_handed_over(new_project) -> None:
     for rules in (EACH, ONE):
         async with new_project() as played:
