@@ -18,6 +18,7 @@ _ALL = (
     "invitations",
     "gauges",
     "availability",
+    "join_rules",
 )
 
 

@@ -1,9 +1,11 @@
 """Routes of join rules, policies of events and the preview (docs/reference/http-api.md, "Join rules")."""
 
 import orjson
+import structlog
 from fastapi import APIRouter, Response
 
 from app.api.deps import AppState, DbReadSession, DbSession, ProjectId, State
+from app.api.errors import is_database_unavailable
 from app.api.paths import CalendarId, EventId
 from app.api.schemas import responses
 from app.core.db import transaction
@@ -17,6 +19,8 @@ from app.join_rules.schemas import (
     JoinRulesRead,
     PreviewRead,
 )
+
+log = structlog.get_logger()
 
 router = APIRouter(prefix="/api/v1", tags=["join rules"])
 
@@ -90,7 +94,13 @@ async def delete_calendar_join_rules(
 
 async def _apply(state: State, project_id: str) -> None:
     """Work on the run that was committed. If it fails or takes longer, a worker goes on."""
-    await apply_runs(state.sessions, state.settings, project_id, seconds=_APPLY_SECONDS)
+    try:
+        await apply_runs(state.sessions, state.settings, project_id, seconds=_APPLY_SECONDS)
+    except Exception as err:
+        # The rules are stored: the client must not send them again because the database is busy.
+        if not is_database_unavailable(err):
+            raise
+        log.info("join_rules_applied_later", project_id=project_id, error=type(err).__name__)
 
 
 @router.get(

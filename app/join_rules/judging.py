@@ -167,16 +167,15 @@ def link_hash(meeting_url: str) -> str:
     return hashlib.md5(meeting_url.encode(), usedforsecurity=False).hexdigest()
 
 
-def _until(row: Row[Any]) -> datetime:
-    return Judged(
-        id=row.id, start=row.start_time, end=row.end_time, meeting_url=None, rule=None, bot=None
-    ).until
+def _time_of(row: Row[Any]) -> Judged:
+    """Return an event with its time alone."""
+    return Judged(id=row.id, start=row.start_time, end=row.end_time, meeting_url=None, rule=None, bot=None)
 
 
 def _spans(rows: Iterable[Row[Any]], meetings: Iterable[Meeting]) -> list[tuple[str, datetime, datetime]]:
     """Return in which range of time an event with the same link must start to overlap one of these."""
     spans = [
-        (link_hash(row.meeting_url), row.start_time - LONGEST, _until(row))
+        (link_hash(row.meeting_url), row.start_time - LONGEST, _time_of(row).until)
         for row in rows
         if row.meeting_url is not None and row.start_time is not None
     ]
@@ -335,13 +334,14 @@ async def _apply(
 
 
 async def find_meeting_events(session: AnySession, rulebook: Rulebook, event_id: str) -> list[str]:
-    """Return the events whose bot a client deleted, and that may share a bot with this event."""
-    if not rulebook.has_meeting:
-        return []
+    """Return the events whose bot a client deleted, and which keep a bot from the meeting that this event shares."""
     rows = await repository.load_events(session, [event_id], asks_people=False)
     spans = _spans(rows, [])
-    if not spans:
+    if not spans or rulebook.of(rows[0].calendar_id).bot_scope != "meeting":
         return []
+    meeting = _time_of(rows[0])
+    sharing = await repository.load_meetings(session, rulebook.project_id, spans, asks_people=False)
+    others = [row.id for row in sharing if meeting.overlaps(_time_of(row))]
     link, since, until = spans[0]
-    marks = await rule_bots.find_marks(session, rulebook.project_id, [], Meetings([link], since, until))
-    return [marked_id for marked_id, _, _ in marks]
+    marks = await rule_bots.find_marks(session, rulebook.project_id, others, Meetings([link], since, until))
+    return [marked_id for marked_id, _, at in marks if marked_id in others or meeting.is_on_at(at)]

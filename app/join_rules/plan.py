@@ -188,9 +188,14 @@ def _choose(events: Sequence[Judged], of_event: Mapping[str, Sequence[Bot]], now
 def _is_covered(
     event: Judged, own: Sequence[Bot], of_link: Sequence[Bot], deleted: Sequence[Deleted]
 ) -> bool:
+    """Whether a bot that cannot be changed any more is in its meeting, or a client wants none there.
+
+    A bot that left for the event itself at another start is no reason: the event has a successor.
+    """
     if _has_its_bot(event, own) or any(event.is_on_at(one.join_at) for one in deleted):
         return True
-    return any(bot.phase != "waiting" and event.is_on_at(bot.join_at) for bot in of_link)
+    others = (bot for bot in of_link if bot.phase != "waiting" and bot.event_id != event.id)
+    return any(event.is_on_at(bot.join_at) for bot in others)
 
 
 def _is_for(bot: Bot, event: Judged, times: Mapping[str, Judged]) -> bool:

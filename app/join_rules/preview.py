@@ -56,6 +56,7 @@ async def preview_rules(
                 _collect(plan(some, map(plan_bot, some_bots), [], utcnow()), some, made, removed)
         if has_meeting:
             bots += await _find_handed_over(session, project_id, events, {bot.id for bot in bots})
+            deleted += await _find_deleted(session, project_id, events)
     if has_meeting:
         planned = await asyncio.to_thread(plan, events, [plan_bot(bot) for bot in bots], deleted, utcnow())
         _collect(planned, events, made, removed)
@@ -95,3 +96,16 @@ async def _find_handed_over(
         some = Meetings(links[n : n + _EVENTS_AT_ONCE], now - LONGEST, now + LONGEST)
         found += await rule_bots.find_handed_over(session, project_id, some)
     return [bot for bot in found if bot.id not in known and bot.phase != "waiting"]
+
+
+async def _find_deleted(session: AnySession, project_id: str, events: list[Judged]) -> list[Deleted]:
+    """Find the bots that clients deleted for one of these meetings, also of events that are not live any more."""
+    links = sorted({link_hash(event.meeting_url) for event in events if event.meeting_url is not None})
+    since = min((event.start for event in events), default=utcnow())
+    until = max((event.until for event in events), default=utcnow())
+    found: list[Deleted] = []
+    for n in range(0, len(links), _EVENTS_AT_ONCE):
+        some = Meetings(links[n : n + _EVENTS_AT_ONCE], since, until)
+        marks = await rule_bots.find_marks(session, project_id, [], some)
+        found += [Deleted(link, at) for _, link, at in marks]
+    return found

@@ -130,25 +130,28 @@ _EXAMPLE: JsonDict = {
 }
 
 
+def _whole(rules: list[RuleInput]) -> list[RuleInput]:
+    names = [rule.name for rule in rules]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"Two rules have the name {twice[0]!r}: names are unique.")
+    if (
+        len(orjson.dumps([rule.model_dump(mode="json", exclude_unset=True) for rule in rules]).decode())
+        > _MOST_CHARACTERS
+    ):
+        raise ValueError(f"The rules are longer than {_MOST_CHARACTERS} characters as JSON.")
+    return rules
+
+
 class JoinRulesInput(InputModel):
     """All rules of a project or calendar, in the order in which they are asked."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
-    rules: Annotated[list[RuleInput], Field(max_length=_MOST_RULES)]
+    rules: Annotated[list[RuleInput], Field(max_length=_MOST_RULES), AfterValidator(_whole)]
     bot_scope: BotScope = Field(
         default="event", description="`meeting`: one bot for events of one link and overlapping times."
     )
-
-    @model_validator(mode="after")
-    def _whole(self) -> "JoinRulesInput":
-        names = [rule.name for rule in self.rules]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"Two rules have the name {twice[0]!r}: names are unique.")
-        if len(orjson.dumps(self.stored()).decode()) > _MOST_CHARACTERS:
-            raise ValueError(f"The rules are longer than {_MOST_CHARACTERS} characters as JSON.")
-        return self
 
     def stored(self) -> list[dict[str, Any]]:
         """The rules as they were given, with `when` in each."""

@@ -61,14 +61,17 @@ async def request_event_run(
     await session.execute(_REQUEST_EVENT, values)
 
 
+# Rows of calendars are locked before those of runs. A calendar that is being deleted is waited for, and left out.
 _EXPAND = text(
     f"""
-    WITH expanded AS (
-        INSERT INTO join_rule_runs (target, project_id, calendar_id)
-        SELECT c.id, c.project_id, c.id FROM calendars c
+    WITH applied AS (
+        SELECT c.id, c.project_id FROM calendars c
         WHERE c.project_id = :project_id AND c.state = 'connected'
           AND NOT EXISTS (SELECT FROM join_rules r WHERE r.calendar_id = c.id)
-        ORDER BY c.id {_AGAIN} RETURNING target)
+        ORDER BY c.id FOR KEY SHARE
+    ), expanded AS (
+        INSERT INTO join_rule_runs (target, project_id, calendar_id)
+        SELECT a.id, a.project_id, a.id FROM applied a ORDER BY a.id {_AGAIN} RETURNING target)
     SELECT count(*) FROM expanded
     """  # noqa: S608 - constants
 )
