@@ -4,7 +4,9 @@ from app.availability.slots import Grid, find_slots
 from app.availability.spans import DAY, MINUTE
 
 
-def _slots(starts: list[list[tuple[int, int]]], step: int, minimum: int, required: set[int]) -> list[object]:
+def _slots(
+    starts: list[list[tuple[int, int]]], step: int, minimum: int, required: set[int]
+) -> list[tuple[int, list[int]]]:
     found = find_slots(starts, Grid.of_minutes(step), required=required, minimum=minimum)
     return [(slot.start // MINUTE, slot.free) for slot in found]
 
@@ -15,8 +17,8 @@ def test_closed_spans_have_both_of_their_ends() -> None:
     assert _slots([[(1, 15 * MINUTE - 1)]], 15, 1, {0}) == []
 
 
-def test_an_interval_that_does_not_divide_a_day_starts_again_at_midnight() -> None:
-    assert [at for at, _ in _slots([[(0, 2 * DAY - 1)]], 300, 1, {0})] == [  # type: ignore[misc]
+def test_an_interval_that_does_not_divide_a_day_is_counted_from_each_midnight() -> None:
+    assert [at for at, _ in _slots([[(0, 2 * DAY - 1)]], 300, 1, {0})] == [
         *range(0, 1440, 300),
         *range(1440, 2880, 300),
     ]
