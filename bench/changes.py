@@ -102,7 +102,7 @@ class _Client:
         ):
             part = await self._reader.read(65_536)
             if not part:
-                raise ConnectionError("the server closed the connection")
+                raise ConnectionError(f"the server closed the connection after {received[:300]!r}")
             received += part
             if b'"results":[],' in received and b'"has_more":' in received:
                 received = b""
@@ -233,10 +233,11 @@ async def _measure(database_url: str, redis_url: str) -> None:
 
         for count in (_CLIENTS, 1):
             clients = [_Client(address, key.api_key) for _ in range(count)]
+            reading = []
             for client in clients:
                 await client.open(path)
+                reading.append(asyncio.create_task(client.next_change()))
                 await asyncio.sleep(_BETWEEN_REQUESTS_SECONDS)
-            reading = [asyncio.create_task(client.next_change()) for client in clients]
             if count > 1:
                 await asyncio.sleep(4)  # they are all waiting
                 print(f"{count} requests that wait, nothing changes: {await _idle(process_id, sessions)}")

@@ -9,7 +9,7 @@ import orjson
 from app.changes import feed, hub, stream
 from app.core.db import transaction
 from app.projects.service import disable_api_key
-from tests.integration.changes.following import page, streaming, write
+from tests.integration.changes.following import event, page, streaming, write, write_in
 
 
 async def until_followers(app, count, within=5):
@@ -68,6 +68,21 @@ async def test_it_begins_at_a_time_and_goes_on_with_what_comes(base_url, project
         await write(notifying, second, "later")
         await client.until(231)
         assert client.short == [f"created {name}" for name in [*names, "later"]]
+
+
+async def test_what_an_open_transaction_could_undercut_waits_for_it(
+    base_url, project, sessions, notifying, ref, second
+):
+    async with streaming(base_url, project.api_key) as client:
+        await write(notifying, ref, "first")
+        await client.until(1)  # the stream follows the hub
+        async with transaction(sessions) as slow:
+            await write_in(slow, sessions, ref, [event("slow")])
+            await write(notifying, second, "quick")
+            await asyncio.sleep(0.3)
+            assert client.short == ["created first"]
+        await client.until(3)
+        assert client.short == ["created first", "created slow", "created quick"]
 
 
 async def test_one_calendar(base_url, project, notifying, ref, second):
