@@ -14,6 +14,7 @@ from app.api.docs import install_docs
 from app.api.errors import install_error_handlers
 from app.api.middleware import HeadAsGet, RequestContext, TooLargeAsJson
 from app.api.openapi import install_openapi, package_version
+from app.availability.api import router as availability
 from app.availability.live import LiveAccess
 from app.bots.api import router as bots
 from app.calendar_events.api import router as calendar_events
@@ -120,6 +121,7 @@ def create_app(settings: Settings) -> FastAPI:
         calendars,
         calendar_events,
         hosted,
+        availability,
         invitations,
         mailboxes,
         bots,
