@@ -104,12 +104,16 @@ async def test_all_day_events_are_days_of_their_creators_zone(
             showAs=status,
             originalStartTimeZone="Tokyo Standard Time",
         )
-    calendar_id = await reads.microsoft(fake_microsoft, owner_email=ADDRESS)
     away = "out_of_office"
-    assert (await reads.read_one(calendar_id, hours(-24, 96))).busy == [busy(-9, 15, away)]
-    # Also where the range has none of the day, as it is written in UTC.
-    assert (await reads.read_one(calendar_id, hours(-9, -5))).busy == [busy(-9, -5, away)]
-    assert (await reads.read_one(calendar_id, hours(20, 24))).busy == []
+    for asked, expected in (
+        (hours(-24, 96), [busy(-9, 15, away)]),
+        # Also where the range has none of the day, as it is written in UTC.
+        (hours(-9, -5), [busy(-9, -5, away)]),
+        (hours(20, 24), []),
+    ):
+        # getSchedule is not asked again for an account to which it was of no use.
+        calendar_id = await reads.microsoft(fake_microsoft, owner_email=ADDRESS)
+        assert (await reads.read_one(calendar_id, asked)).busy == expected
 
 
 async def test_long_ranges_are_asked_for_in_pieces(reads: Reads, fake_microsoft: FakeMicrosoft) -> None:
