@@ -234,7 +234,7 @@ async def test_a_response_that_is_too_large_is_an_error(
     assert "more than" in str(results[microsoft].error)
 
 
-async def test_a_provider_that_does_not_respond_holds_up_nobody_else(
+async def test_a_provider_that_does_not_respond_holds_up_no_other(
     reads: Reads, fake_google: FakeGoogle, fake_microsoft: FakeMicrosoft
 ) -> None:
     google, microsoft = await reads.google(fake_google), await reads.microsoft(fake_microsoft)

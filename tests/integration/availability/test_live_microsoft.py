@@ -104,11 +104,11 @@ async def test_all_day_events_are_days_of_their_creators_zone(
             showAs=status,
             originalStartTimeZone="Tokyo Standard Time",
         )
-    away = "out_of_office"
+    absent = "out_of_office"
     for asked, expected in (
-        (hours(-24, 96), [busy(-9, 15, away)]),
+        (hours(-24, 96), [busy(-9, 15, absent)]),
         # Also where the range has none of the day, as it is written in UTC.
-        (hours(-9, -5), [busy(-9, -5, away)]),
+        (hours(-9, -5), [busy(-9, -5, absent)]),
         (hours(20, 24), []),
     ):
         # getSchedule is not asked again for an account to which it was of no use.

@@ -173,7 +173,7 @@ async def test_graph_has_two_ways_with_all_day_events(graph: Graph, style: Any, 
 
 
 async def test_graph_says_that_it_does_not_know_an_address(graph: Graph) -> None:
-    response = await graph.ask(schedules=["nobody@example.com"])
+    response = await graph.ask(schedules=["unknown@example.com"])
     (entry,) = response.json()["value"]
     assert entry["scheduleItems"] is None
     assert entry["error"]["responseCode"] == "5016"
