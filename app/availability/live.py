@@ -8,7 +8,7 @@ disconnects it nor counts in an outage.
 
 import asyncio
 import time
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from app.credentials.account import ConnectedCalendar
 from app.credentials.budgets import Budgets, MeteredTokens
 from app.credentials.store import CredentialStore
 from app.outages.breakers import Breakers, find_open
-from app.providers.base import NotAsked, ProviderError, RateLimited, TokenSource
+from app.providers.base import NotAsked, ProviderError, RateLimited, TokenSource, Unavailable
 from app.providers.free_busy import BusyStatus, BusyTime, Range, union
 from app.providers.google.free_busy import GoogleFreeBusy
 from app.providers.microsoft.free_busy import MicrosoftFreeBusy
@@ -42,6 +42,7 @@ _SLOW_DOWN_SECONDS = 10.0
 # How long an account is not asked by getSchedule again after that was of no use.
 _NO_SCHEDULE_SECONDS = 3600.0
 _ACCOUNTS_KEPT = 10_000
+_CLOSE_WITHIN_SECONDS = 5.0
 
 _DELETED = "This calendar does not exist any more."
 _DISCONNECTED = "The calendar is disconnected: only what was synced is known."
@@ -53,6 +54,9 @@ _OUTAGE = "The provider fails for many calendars at the moment, and is not asked
 _PUT_OFF = "The provider asked to slow down for this calendar: try again later."
 _TOO_LATE = "The provider did not respond in time."
 _INTERNAL = "The busy times could not be read."
+
+# By credentials, and by the token that the provider rejected.
+_Refreshes = dict[tuple[str, str | None], asyncio.Task[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,22 +98,23 @@ class LiveAccess:
         self._store = CredentialStore(
             settings=settings, sessions=sessions, box=box, client=client, breakers=Breakers(sessions)
         )
-        self._refreshes: set[asyncio.Task[str]] = set()
+        self._refreshes: _Refreshes = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._project_slots: dict[str, tuple[asyncio.Semaphore, int]] = {}
         self._account_turns: dict[str, tuple[asyncio.Semaphore, int]] = {}
         self._put_off = _Until()
         self._without_schedule = _Until()
 
-    def tokens(self, calendar: ConnectedCalendar) -> TokenSource:
+    def tokens(self, project_id: str, calendar: ConnectedCalendar) -> TokenSource:
         """The access tokens of the calendar's account, within its budget."""
         assert calendar.credentials_id is not None
         return MeteredTokens(
-            _UncancelledTokens(self._store.tokens(calendar.credentials_id), self._refreshes),
+            _UncancelledTokens(self._store, calendar.credentials_id, self._refreshes),
             self._budgets,
             platform=calendar.platform,
             account=calendar.owner_email or calendar.credentials_id,
             client_id=calendar.client_id or calendar.credentials_id,
+            live_of=project_id,
         )
 
     @asynccontextmanager
@@ -131,6 +136,8 @@ class LiveAccess:
         """Remember that the provider asks to slow down."""
         if isinstance(err, RateLimited):
             self._put_off.add(account, err.retry_after or _SLOW_DOWN_SECONDS)
+        elif isinstance(err, Unavailable) and err.retry_after:
+            self._put_off.add(account, err.retry_after)
 
     def uses_schedule(self, account: str) -> bool:
         return not self._without_schedule.has(account)
@@ -140,7 +147,11 @@ class LiveAccess:
 
     async def aclose(self) -> None:
         """Wait for the refreshes of tokens that go on after their request has ended."""
-        await asyncio.gather(*self._refreshes, return_exceptions=True)
+        if self._refreshes:
+            _, late = await asyncio.wait(self._refreshes.values(), timeout=_CLOSE_WITHIN_SECONDS)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
         await self._budgets.aclose()
 
 
@@ -206,34 +217,44 @@ async def _read_account(
     results: dict[str, LiveResult],
 ) -> None:
     """Read the calendars of one account into `results`, each as soon as it is known."""
-    account = calendars[0].credentials_id
-    assert account is not None
+    account = _account(calendars[0])
     read = _read_google if calendars[0].platform == "google" else _read_microsoft
     left = {calendar.calendar_id for calendar in calendars}
+    tokens = access.tokens(project_id, calendars[0])
+    codes: Counter[str] = Counter()
+
+    def note(calendar_id: str, result: list[BusyTime] | ProviderError) -> None:
+        if isinstance(result, ProviderError):
+            access.note(account, result)
+            codes[result.code] += 1
+        results[calendar_id] = _result(result)
+
     try:
         async with access.turn(project_id, account):
-            async for calendar_id, result in read(access, account, calendars, ranges_of):
-                results[calendar_id] = _result(access, account, calendar_id, result)
+            async for calendar_id, result in read(access, tokens, calendars, ranges_of):
+                note(calendar_id, result)
                 left.discard(calendar_id)
     except ProviderError as err:
         for calendar_id in left:
-            results[calendar_id] = _result(access, account, calendar_id, err)
+            note(calendar_id, err)
     except Exception as err:
         log.exception("live_read_crashed", error=type(err).__name__)
         for calendar_id in left:
             results[calendar_id] = LiveResult(None, _INTERNAL)
+    if codes:
+        log.info("live_read_failed", platform=calendars[0].platform, codes=dict(codes))
 
 
 async def _read_google(
     access: LiveAccess,
-    account: str,
+    tokens: TokenSource,
     calendars: Sequence[ConnectedCalendar],
     ranges_of: Mapping[str, Sequence[Range]],
 ) -> AsyncIterator[tuple[str, list[BusyTime] | ProviderError]]:
-    access.check_put_off(account)
+    access.check_put_off(_account(calendars[0]))
     google = GoogleFreeBusy(
         client=access.client,
-        tokens=access.tokens(calendars[0]),
+        tokens=tokens,
         base_url=access.settings.google_api_base_url,
         deadline_seconds=access.within_seconds,
     )
@@ -247,13 +268,14 @@ async def _read_google(
 
 async def _read_microsoft(
     access: LiveAccess,
-    account: str,
+    tokens: TokenSource,
     calendars: Sequence[ConnectedCalendar],
     ranges_of: Mapping[str, Sequence[Range]],
 ) -> AsyncIterator[tuple[str, list[BusyTime] | ProviderError]]:
+    account = _account(calendars[0])
     graph = MicrosoftFreeBusy(
         client=access.client,
-        tokens=access.tokens(calendars[0]),
+        tokens=tokens,
         base_url=access.settings.microsoft_graph_base_url,
         deadline_seconds=access.within_seconds,
     )
@@ -277,13 +299,15 @@ async def _read_microsoft(
             yield calendar.calendar_id, busy
 
 
-def _result(
-    access: LiveAccess, account: str, calendar_id: str, result: list[BusyTime] | ProviderError
-) -> LiveResult:
+def _account(calendar: ConnectedCalendar) -> str:
+    """What stands for the calendar's account."""
+    assert calendar.credentials_id is not None
+    return calendar.credentials_id
+
+
+def _result(result: list[BusyTime] | ProviderError) -> LiveResult:
     if not isinstance(result, ProviderError):
         return LiveResult(result, None)
-    access.note(account, result)
-    log.info("live_read_failed", calendar_id=calendar_id, code=result.code)
     return LiveResult(None, _TOO_LATE if result.code == "timeout" else result.message)
 
 
@@ -320,22 +344,26 @@ async def _shared(
 
 
 class _UncancelledTokens:
-    """A TokenSource whose refreshes go on when the request is over.
+    """A TokenSource whose refreshes go on when the request is over, and are shared.
 
     A refresh that broke off would lose a refresh token that the provider has just replaced.
     """
 
-    def __init__(self, tokens: TokenSource, under_way: set[asyncio.Task[str]]) -> None:
-        self._tokens = tokens
+    def __init__(self, store: CredentialStore, credentials_id: str, under_way: _Refreshes) -> None:
+        self._store = store
+        self._credentials_id = credentials_id
         self._under_way = under_way
 
     async def get(self, *, rejected: str | None = None) -> str:
-        task = asyncio.ensure_future(self._tokens.get(rejected=rejected))
-        self._under_way.add(task)
-        task.add_done_callback(self._ended)
+        key = (self._credentials_id, rejected)
+        task = self._under_way.get(key)
+        if task is None:
+            task = asyncio.create_task(self._store.access_token(self._credentials_id, rejected))
+            self._under_way[key] = task
+            task.add_done_callback(lambda ended: self._end(key, ended))
         return await asyncio.shield(task)
 
-    def _ended(self, task: asyncio.Task[str]) -> None:
-        self._under_way.discard(task)
+    def _end(self, key: tuple[str, str | None], task: asyncio.Task[str]) -> None:
+        del self._under_way[key]
         if not task.cancelled():
-            task.exception()  # the request may not wait for it any more
+            task.exception()  # no request may wait for it any more

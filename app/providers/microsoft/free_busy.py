@@ -23,6 +23,7 @@ from app.providers.base import (
     ProviderError,
     RateLimited,
     TokenSource,
+    Transient,
     Unavailable,
 )
 from app.providers.free_busy import BusyStatus, BusyTime, Range, check_time, cut_to, pieces, widened
@@ -82,7 +83,8 @@ class MicrosoftFreeBusy:
             except _STOPS:
                 raise
             except ProviderError as err:
-                if err.code in _NO_RESPONSE:
+                is_put_off = isinstance(err, Transient) and err.retry_after is not None
+                if err.code in _NO_RESPONSE or is_put_off:
                     raise
                 log.info("microsoft.schedule_not_usable", code=err.code)
                 return None

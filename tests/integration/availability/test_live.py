@@ -147,6 +147,36 @@ async def test_a_spent_budget_is_an_error(
     assert len(fake_google.requests_to("freebusy.query")) == 1
 
 
+@pytest.mark.parametrize("kind", ["of the account", "of the project"])
+async def test_live_reads_have_a_share_of_the_budget(
+    reads: Reads, fake_google: FakeGoogle, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    from limits import RateLimitItemPerMinute
+
+    from app.credentials import budgets
+
+    if kind == "of the account":
+        monkeypatch.setitem(budgets._LIVE, "google", RateLimitItemPerMinute(1))
+    else:
+        monkeypatch.setattr(budgets, "_LIVE_OF_PROJECT", RateLimitItemPerMinute(1))
+    first, second = await reads.google(fake_google), await reads.google(fake_google)
+    assert await reads.read_one(first) == FREE
+    assert "Too many live requests" in str((await reads.read_one(first)).error)
+    result = await reads.read_one(second)
+    assert (result == FREE) == (kind == "of the account")
+
+
+async def test_an_outage_with_retry_after_is_respected(reads: Reads, fake_microsoft: FakeMicrosoft) -> None:
+    calendar_id = await reads.microsoft(fake_microsoft, owner_email="ada@example.com")
+    fake_microsoft.inject_fault("getSchedule", 503, headers={"Retry-After": "1"})
+    assert (await reads.read_one(calendar_id)).error == "Microsoft returned HTTP status 503."
+    assert "slow down" in str((await reads.read_one(calendar_id)).error)
+    assert len(fake_microsoft.requests_to("getSchedule")) == 1
+    assert fake_microsoft.requests_to("calendarView") == []
+    await asyncio.sleep(1)
+    assert await reads.read_one(calendar_id) == FREE
+
+
 # -- tokens ---------------------------------------------------------------------------------------------------
 
 
@@ -183,6 +213,18 @@ async def test_a_refresh_goes_on_when_the_time_is_over(
     reads.access.within_seconds = 8
     assert await reads.read_one(calendar_id) == FREE
     assert len(fake_microsoft.requests_to("token")) == 1
+
+
+async def test_requests_that_wait_for_a_refresh_share_it(reads: Reads, fake_google: FakeGoogle) -> None:
+    calendar_id = await reads.google(fake_google)
+    fake_google.inject_fault("token", 500, delay=1, count=10)
+    reads.access.within_seconds = 0.1
+    for _ in range(5):
+        assert (await reads.read_one(calendar_id)).busy is None
+    assert len(reads.access._refreshes) == 1
+    while reads.access._refreshes:
+        await asyncio.sleep(0.05)
+    assert len(fake_google.requests_to("token")) == 1
 
 
 # -- faults ---------------------------------------------------------------------------------------------------
