@@ -15,6 +15,7 @@ _ALL = (
     "meeting_urls",
     "invitations",
     "gauges",
+    "availability",
 )
 
 
