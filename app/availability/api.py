@@ -8,6 +8,8 @@ from fastapi import APIRouter, Response
 from app.api.deps import AppState, DbReadSession, ProjectId
 from app.api.schemas import responses
 from app.availability import service
+from app.availability.deps import LiveAccessDep
+from app.availability.live_times import add_live
 from app.availability.schemas import AvailabilityRead, AvailabilityRequest, FreeBusyRead, FreeBusyRequest
 from app.core.db import reading
 
@@ -20,7 +22,9 @@ router = APIRouter(prefix="/api/v1", tags=["availability"])
     response_model=FreeBusyRead,
     responses=responses(404, 413, 429),
 )
-async def query_free_busy(state: AppState, project_id: ProjectId, body: FreeBusyRequest) -> Response:
+async def query_free_busy(
+    state: AppState, live: LiveAccessDep, project_id: ProjectId, body: FreeBusyRequest
+) -> Response:
     """Returns when calendars are busy, from the synced events.
 
     An event counts unless its `busy_status` is `free` or `working_elsewhere`, it is deleted, or the calendar's owner
@@ -28,6 +32,9 @@ async def query_free_busy(state: AppState, project_id: ProjectId, body: FreeBusy
     """
     async with reading(state.read_sessions) as session:
         times = await service.load_times(session, state.settings, project_id, body)
+    # No session is open during the calls to providers.
+    if body.live:
+        await add_live(live, project_id, body, times)
     return Response(await service.free_busy_body(times), media_type="application/json")
 
 
