@@ -135,6 +135,7 @@ async def _write(sessions: Sessions, ref: _Ref, number: int) -> float:
             removed={},
             earlier=Unannounced(),
             is_announced_now=True,
+            bot_platforms=(),
         )
     return time.perf_counter()
 

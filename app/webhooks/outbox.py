@@ -134,8 +134,8 @@ async def find_interest(session: AnySession, project_id: str, calendar_id: str) 
 
 
 async def has_subscribers(session: Session, project_id: str, trigger: Trigger) -> bool:
-    """Whether an active endpoint wants this trigger."""
-    return bool(await repository.lock_subscribers(session, project_id, trigger))
+    """Whether an active endpoint wants this trigger, of some calendars at least."""
+    return bool(await repository.lock_subscribers(session, project_id, [trigger], []))
 
 
 async def delete_pending_of_calendar(session: Session, calendar_id: str) -> None:

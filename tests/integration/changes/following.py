@@ -49,6 +49,7 @@ async def write_in(
         removed={stored[uid].id: None for uid in removed},
         earlier=Unannounced(),
         is_announced_now=False,
+        bot_platforms=(),
     )
 
 

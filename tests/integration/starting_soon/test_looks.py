@@ -54,6 +54,7 @@ class Soon:
                 removed={},
                 earlier=Unannounced(),
                 is_announced_now=True,
+                bot_platforms=(),
             )
 
     async def look(self) -> None:
