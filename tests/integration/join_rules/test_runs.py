@@ -52,7 +52,9 @@ async def test_events_that_were_judged_by_the_old_rules_but_not_committed_are_co
     event_id = await add_event(api, calendar_id)
     await set_rules(api, rule("old", name_contains=["renamed"]))
     async with transaction(sessions) as writer:
-        await writer.execute(select(Calendar.id).where(Calendar.id == calendar_id).with_for_update())
+        await writer.execute(
+            select(Calendar.id).where(Calendar.id == calendar_id).with_for_update(key_share=True)
+        )
         await writer.execute(update(CalendarEvent).values(name="Renamed"))
         await service.follow_rules(writer, project.id, calendar_id, [event_id], platforms={"zoom"})
         changing = asyncio.create_task(set_rules(api, rule("new", name_contains=["renamed"])))
@@ -68,7 +70,7 @@ async def test_a_writer_waits_for_one_that_decides_about_the_same_meeting(api, s
     first, second = await add_calendar(api), await add_calendar(api)
     one = await add_event(api, first, name="Lunch")
     async with transaction(sessions) as writer:
-        await writer.execute(select(Calendar.id).where(Calendar.id == first).with_for_update())
+        await writer.execute(select(Calendar.id).where(Calendar.id == first).with_for_update(key_share=True))
         await writer.execute(update(CalendarEvent).values(name="Review"))
         await service.follow_rules(writer, project.id, first, [one], platforms={"zoom"})
         adding = asyncio.create_task(add_event(api, second))
