@@ -13,7 +13,7 @@ from typing import Any
 
 from app.bots.service import follow_events
 from app.core.clock import isoformat
-from app.core.db import Session
+from app.core.db import AnySession, Session
 from app.core.wakeups import notify_changes_after_commit, wake_after_commit
 from app.events import repository
 from app.events.changes import MOST, describe_changes, event_data
@@ -34,6 +34,10 @@ from app.webhooks.payloads import (
 )
 
 _MICROSECOND = timedelta(microseconds=1)
+# Messages about single events that one transaction writes: for so many it takes about two seconds.
+_MESSAGES_AT_ONCE = 25_000
+# No project has so many endpoints that these are too many.
+FEW_EVENTS = 250
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +138,15 @@ async def apply_changes(
             messages.append(EventMessage(trigger, interest.calendar, changed.id, data))
     await announce_events(session, project_id=calendar.project_id, messages=messages)
     return WrittenChanges(unannounced, changed_events if interest.summaries else [])
+
+
+async def most_events_at_once(session: AnySession, project_id: str, calendar_id: str) -> int:
+    """Return how many changed events of this calendar to give to one `apply_changes`.
+
+    Each becomes a message for each endpoint that wants it, and the transaction holds locks while it writes them.
+    """
+    interest = await find_interest(session, project_id, calendar_id)
+    return max(FEW_EVENTS, _MESSAGES_AT_ONCE // max(1, interest.endpoints))
 
 
 async def announce_changes(

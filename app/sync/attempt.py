@@ -47,17 +47,20 @@ class Attempt:
 class Batch:
     """The changes of the pages since the last write. A later entry of the same id replaces an earlier one.
 
-    `removed`: platform_uuids, each with the cancelled event's `raw`, if there is one.
+    `removed`: platform_uuids, each with the cancelled event's `raw`, if there is one. `taken`: platform_uuids of events
+    that were written ahead of the rest.
     """
 
     events: dict[str, RemoteEvent] = field(default_factory=dict)
     removed: dict[str, str | None] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)
     size: int = 0
 
     def add(self, page: ChangePage) -> None:
         for platform_uuid, raw in page.removed.items():
             self.removed[platform_uuid] = raw
             self.events.pop(platform_uuid, None)
+            self.taken.discard(platform_uuid)
             self.size += len(raw or "")
         for platform_uuid in page.unlisted:
             self.events.pop(platform_uuid, None)
@@ -65,6 +68,13 @@ class Batch:
             self.events[event.platform_uuid] = event
             self.removed.pop(event.platform_uuid, None)
             self.size += len(event.raw)
+
+    def take(self, count: int) -> "Batch":
+        """Take the oldest `count` events out, as a batch of their own. What is removed stays."""
+        part = Batch({name: self.events.pop(name) for name in list(self.events)[:count]})
+        self.taken.update(part.events)
+        self.size -= sum(len(event.raw) for event in part.events.values())
+        return part
 
     @property
     def is_full(self) -> bool:

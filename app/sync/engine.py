@@ -20,7 +20,7 @@ from app.core.db import Session, Sessions, transaction
 from app.core.lease import LeaseLost
 from app.events import service as stored_events
 from app.events.data import Window
-from app.events.writer import WrittenChanges, apply_changes
+from app.events.writer import FEW_EVENTS, WrittenChanges, apply_changes, most_events_at_once
 from app.outages import breakers
 from app.outages.breakers import Breakers
 from app.providers.base import (
@@ -214,6 +214,7 @@ class SyncEngine:
             if page.is_snapshot:
                 seen.update(event.platform_uuid for event in page.events)
                 seen.difference_update(page.removed, page.unlisted)
+            await self._write_ahead(attempt, batch, window)
             if page.is_last:
                 absent = None
                 complete_until = None
@@ -238,6 +239,20 @@ class SyncEngine:
                     await self._write(session, attempt, batch, window)
                 batch = Batch()
         raise Unavailable("The provider's response ended early.", code="round_incomplete")
+
+    async def _write_ahead(self, attempt: Attempt, batch: Batch, window: Window) -> None:
+        """Write events of the batch until the rest is small enough for one transaction.
+
+        Without webhooks for single events, any batch is.
+        """
+        if len(batch.events) <= FEW_EVENTS:
+            return
+        claim = attempt.claim
+        async with transaction(self._sessions) as session:
+            most = await most_events_at_once(session, claim.project_id, claim.calendar_id)
+        while len(batch.events) > most:
+            async with self._writes, transaction(self._sessions) as session:
+                await self._write(session, attempt, batch.take(most), window)
 
     async def _find_absent(
         self,
@@ -351,7 +366,7 @@ class SyncEngine:
         removed: dict[str, str | None] = {}
         if batch.removed:
             named = await stored_events.find_live_of(
-                session, claim.calendar_id, batch.removed, batch.events.keys()
+                session, claim.calendar_id, batch.removed, batch.events.keys() | batch.taken
             )
             removed = {
                 event_id: batch.removed.get(platform_uuid) for event_id, platform_uuid in named.items()

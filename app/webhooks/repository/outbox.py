@@ -1,6 +1,6 @@
 """Writing deliveries: which endpoints get a message, and which older messages it replaces."""
 
-from collections.abc import AsyncIterable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -13,7 +13,7 @@ from app.core.db import AnySession, Session
 from app.core.wakeups import wake_after_commit
 from app.models import WebhookDelivery
 from app.models.webhook import delivery_positions
-from app.webhooks.payloads import CalendarFacts, canonical_json
+from app.webhooks.payloads import EVENT_TRIGGERS, CalendarFacts, canonical_json
 from app.webhooks.repository.lanes import IN_LINE
 
 _dlv = WebhookDelivery
@@ -46,11 +46,13 @@ class EventInterest:
     """What active endpoints want to know of a calendar's changed events.
 
     `summaries`: the events in `calendar.events_update`. `triggers`: those about single events. `lead_minutes`: the
-    longest of those that want `event.starting_soon`; None without any.
+    longest of those that want `event.starting_soon`; None without any. `endpoints`: how many want messages about each
+    changed event.
     """
 
     summaries: bool = False
     triggers: frozenset[str] = frozenset()
+    endpoints: int = 0
     lead_minutes: int | None = None
     calendar: CalendarFacts | None = None
 
@@ -115,9 +117,10 @@ async def lock_subscribers(
 
 _INTEREST = text(
     """
-    SELECT c.deduplication_key, c.metadata, wanted.summaries, wanted.triggers, wanted.lead_minutes
+    SELECT c.deduplication_key, c.metadata, wanted.summaries, wanted.triggers, wanted.endpoints, wanted.lead_minutes
     FROM (SELECT bool_or(s.include_events AND 'calendar.events_update' = ANY (s.triggers)) AS summaries,
                  array_agg(DISTINCT t.name) FILTER (WHERE t.name LIKE 'event.%') AS triggers,
+                 count(DISTINCT s.id) FILTER (WHERE t.name = ANY (CAST(:event_triggers AS text[]))) AS endpoints,
                  max(s.starting_soon_minutes) FILTER (WHERE t.name = 'event.starting_soon') AS lead_minutes
           FROM webhook_subscriptions s
           JOIN calendars f ON f.id = :calendar_id
@@ -133,13 +136,21 @@ _INTEREST = text(
 async def find_interest(session: AnySession, project_id: str, calendar_id: str) -> EventInterest:
     """Find what the project's active endpoints want to know of this calendar's changed events."""
     row = (
-        await session.execute(_INTEREST, {"project_id": project_id, "calendar_id": calendar_id})
+        await session.execute(
+            _INTEREST,
+            {
+                "project_id": project_id,
+                "calendar_id": calendar_id,
+                "event_triggers": list(EVENT_TRIGGERS.values()),
+            },
+        )
     ).one_or_none()
     if row is None:
         return EventInterest()
     return EventInterest(
         summaries=bool(row.summaries),
         triggers=frozenset(row.triggers or ()),
+        endpoints=row.endpoints or 0,
         lead_minutes=row.lead_minutes,
         calendar=CalendarFacts(calendar_id, row.deduplication_key, row.metadata),
     )
@@ -217,14 +228,30 @@ _COPIED = (
 )
 
 
-async def copy_deliveries(session: Session, rows: AsyncIterable[tuple[Any, ...]]) -> None:
+# A COPY is one statement, which the statement timeout ends. This many take less than a second.
+_ROWS_PER_COPY = 5_000
+
+
+async def copy_deliveries(session: Session, rows: AsyncIterator[tuple[Any, ...]]) -> None:
     """Insert pending deliveries by COPY as they come; a row has the values of `_COPIED`."""
     connection = await (await session.connection()).get_raw_connection()
     assert connection.driver_connection is not None
-    await connection.driver_connection.copy_records_to_table(
-        "webhook_deliveries", columns=_COPIED, records=rows
-    )
+    while (row := await anext(rows, None)) is not None:
+        await connection.driver_connection.copy_records_to_table(
+            "webhook_deliveries", columns=_COPIED, records=_some(row, rows)
+        )
     wake_after_commit(session, "deliveries")
+
+
+async def _some(
+    first: tuple[Any, ...], others: AsyncIterator[tuple[Any, ...]]
+) -> AsyncIterator[tuple[Any, ...]]:
+    """Yield the rows of one COPY."""
+    yield first
+    for _ in range(_ROWS_PER_COPY - 1):
+        if (row := await anext(others, None)) is None:
+            return
+        yield row
 
 
 _TAKE_POSITIONS = text("SELECT nextval('webhook_delivery_positions') FROM generate_series(1, :count)")

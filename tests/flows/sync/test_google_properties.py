@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings, strategies
 
 from app.core.clock import utcnow
 from app.core.ids import new_id
+from app.events import writer
 from app.events.data import Window
 from app.sync import attempt, deletions, failures
 from app.sync import engine as sync_engine
@@ -187,6 +188,9 @@ async def test_what_is_stored_is_the_providers_window(
     monkeypatch.setattr(deletions, "_SHRINKS_MOST_OF", 10**6)
     monkeypatch.setattr(failures, "_RETRY_WITHIN_SYNC_AFTER_SECONDS", 0)
     monkeypatch.setattr(attempt, "_BATCH_EVENTS", 3)
+    monkeypatch.setattr(sync_engine, "FEW_EVENTS", 1)  # events are written ahead
+    monkeypatch.setattr(writer, "FEW_EVENTS", 1)
+    monkeypatch.setattr(writer, "_MESSAGES_AT_ONCE", 1)
     fake = google.fake
     fake.clear_faults()
     fake.window_leak, fake.tombstone_style, fake.series_tombstone = leak, tombstones, series_tombstone

@@ -8,6 +8,8 @@ from sqlalchemy import text
 
 from app.core.clock import utcnow
 from app.core.db import Session, transaction
+from app.core.http import httpx
+from app.events import writer
 from app.schedule import sync_within
 from app.sync import attempt, repository
 from app.sync import engine as sync_engine
@@ -265,6 +267,27 @@ async def test_a_sync_of_many_batches_is_announced_whole(
     assert len(await google.names()) == 45
     row = await google.row()
     assert row.unannounced_since is None
+
+
+async def test_a_page_with_messages_for_many_webhooks_is_written_in_several_transactions(
+    google: GoogleCalendarUnderTest, api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sync_engine, "FEW_EVENTS", 2)
+    monkeypatch.setattr(writer, "FEW_EVENTS", 2)
+    monkeypatch.setattr(writer, "_MESSAGES_AT_ONCE", 9)
+    for number in range(3):
+        body = {"url": f"https://hooks.example/{number}", "triggers": ["event.created", "event.deleted"]}
+        assert (await api.post("/api/v1/webhooks", json=body)).status_code == 201
+    for number in range(10):
+        google.add(f"event {number}")
+    await google.sync()
+    assert len(await google.names()) == 10
+    assert (await google.row()).unannounced_since is None
+    async with google.sessions() as session:
+        written = await session.execute(
+            text("SELECT count(*), count(DISTINCT xmin::text) FROM webhook_deliveries")
+        )
+    assert tuple(written.one()) == (30, 4)
 
 
 @pytest.mark.parametrize("kind", ["reset", "cut"])

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings, strategies
 
 from app.core.clock import utcnow
 from app.core.db import Sessions
+from app.events import writer
 from app.events.data import Window
 from app.settings import Settings
 from app.sync import attempt, deletions, failures
@@ -149,6 +150,9 @@ async def test_what_is_stored_is_the_mailboxs_window(
     monkeypatch.setattr(deletions, "_SHRINKS_MOST_OF", 10**6)
     monkeypatch.setattr(failures, "_RETRY_WITHIN_SYNC_AFTER_SECONDS", 0)
     monkeypatch.setattr(attempt, "_BATCH_EVENTS", 5)
+    monkeypatch.setattr(sync_engine, "FEW_EVENTS", 1)  # events are written ahead
+    monkeypatch.setattr(writer, "FEW_EVENTS", 1)
+    monkeypatch.setattr(writer, "_MESSAGES_AT_ONCE", 1)
     choose = random.Random(seed)
     fake = fake_microsoft
     fake.clear_faults()

@@ -7,12 +7,13 @@ from typing import Any
 import orjson
 import pytest
 from sqlalchemy import event as sqlalchemy_event
-from sqlalchemy import update
+from sqlalchemy import text, update
 
 from app.core.clock import isoformat
 from app.core.db import transaction
 from app.events.data import RemoteAttendee, RemoteOrganizer
 from app.models import CalendarEvent
+from app.webhooks.repository import outbox
 from tests import factories
 from tests.integration.events.test_writer import NOW, Ref, apply, remote
 from tests.integration.webhooks.webhooks_api import create, stored
@@ -139,3 +140,15 @@ async def test_years_that_few_programs_expect(api, sessions, ref) -> None:
         "9999-12-31T23:59:00.000000Z",
         "0001-01-01T00:00:00.000000Z",
     ]
+
+
+async def test_many_messages_are_written_by_several_statements(api, sessions, ref, monkeypatch) -> None:
+    monkeypatch.setattr(outbox, "_ROWS_PER_COPY", 4)
+    for _ in range(3):
+        await create(api, triggers=ALL, ordering="fifo")
+    await apply(sessions, ref, [remote(f"e{number}") for number in range(4)])
+    names = [body["data"]["event"]["platform_uuid"] for body in await bodies(sessions)]
+    assert names == ["e0"] * 3 + ["e1"] * 3 + ["e2"] * 3 + ["e3"] * 3
+    async with sessions() as session:
+        statements = await session.scalar(text("SELECT count(DISTINCT cmin::text) FROM webhook_deliveries"))
+    assert statements == 3
