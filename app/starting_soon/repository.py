@@ -3,7 +3,7 @@
 Locks, all of them with SKIP LOCKED: the webhook's row, then its position.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -101,6 +101,17 @@ async def lock_due(session: Session, *, due_before: datetime, limit: int) -> lis
     ]
 
 
+def _is_wanted(event: str) -> str:
+    """Return the condition that this event is for the webhook `s` and was not announced at this start."""
+    return f"""
+        NOT {event}.is_deleted AND {event}.response_status IS DISTINCT FROM 'declined'
+        AND (s.calendar_ids IS NULL OR {event}.calendar_id = ANY (s.calendar_ids))
+        AND (s.metadata IS NULL OR k.metadata @> s.metadata)
+        AND NOT EXISTS (SELECT FROM starting_soon_notices n
+                        WHERE n.subscription_id = l.subscription_id AND n.calendar_event_id = {event}.id
+                          AND n.start_time = {event}.start_time)"""  # noqa: S608 - constants
+
+
 # Events that come within the lead since the last look, and changed ones that start within it.
 _NOTE_STARTING = text(
     f"""
@@ -114,23 +125,18 @@ _NOTE_STARTING = text(
     JOIN webhook_subscriptions s ON s.id = l.subscription_id
     CROSS JOIN LATERAL (
         SELECT e.id, e.start_time
-        FROM ((SELECT b.id, b.start_time, b.calendar_id, b.response_status FROM calendar_events b
-              WHERE b.project_id = l.project_id AND NOT b.is_deleted
-                AND coalesce(b.start_time, 'infinity'::timestamptz) > l.starts_after
-                AND coalesce(b.start_time, 'infinity'::timestamptz) <= l.until
-              ORDER BY coalesce(b.start_time, 'infinity'::timestamptz), b.id OFFSET 0)
+        FROM ((SELECT b.id, b.start_time FROM calendar_events b JOIN calendars k ON k.id = b.calendar_id
+               WHERE b.project_id = l.project_id
+                 AND coalesce(b.start_time, 'infinity'::timestamptz) > l.starts_after
+                 AND coalesce(b.start_time, 'infinity'::timestamptz) <= l.until
+                 AND {_is_wanted("b")}
+               ORDER BY coalesce(b.start_time, 'infinity'::timestamptz), b.id LIMIT :limit)
               UNION
-              (SELECT c.id, c.start_time, c.calendar_id, c.response_status FROM calendar_events c
-              WHERE c.project_id = l.project_id AND NOT c.is_deleted AND c.updated_at >= l.changed_since
-                AND c.start_time > l.now AND c.start_time <= l.until
-              ORDER BY c.updated_at, c.id OFFSET 0)) AS e
-        JOIN calendars k ON k.id = e.calendar_id
-        WHERE e.response_status IS DISTINCT FROM 'declined'
-          AND (s.calendar_ids IS NULL OR e.calendar_id = ANY (s.calendar_ids))
-          AND (s.metadata IS NULL OR k.metadata @> s.metadata)
-          AND NOT EXISTS (SELECT FROM starting_soon_notices n
-                          WHERE n.subscription_id = l.subscription_id AND n.calendar_event_id = e.id
-                            AND n.start_time = e.start_time)
+              (SELECT c.id, c.start_time FROM calendar_events c JOIN calendars k ON k.id = c.calendar_id
+               WHERE c.project_id = l.project_id AND c.updated_at >= l.changed_since
+                 AND c.start_time > l.now AND c.start_time <= l.until
+                 AND {_is_wanted("c")}
+               ORDER BY c.updated_at, c.id OFFSET 0)) AS e
         ORDER BY e.start_time, e.id
         LIMIT :limit
     ) AS found
@@ -155,6 +161,11 @@ class StartingEvent:
     calendar: CalendarFacts
     updated_at: datetime
     values: dict[str, Any]
+
+    @property
+    def start_time(self) -> datetime:
+        start: datetime = self.values["start_time"]
+        return start
 
 
 async def note_starting(
@@ -186,24 +197,47 @@ async def note_starting(
     return found
 
 
+_FORGET = text(
+    """
+    DELETE FROM starting_soon_notices n
+    USING unnest(CAST(:events AS text[]), CAST(:starts AS timestamptz[])) AS e (id, start_time)
+    WHERE n.subscription_id = :id AND n.calendar_event_id = e.id AND n.start_time = e.start_time
+    """
+)
+
+
+async def forget(session: Session, look: Look, events: Sequence[StartingEvent]) -> None:
+    """Delete the notices of these events again."""
+    starts = [event.start_time for event in events]
+    values = {"id": look.subscription_id, "events": [event.id for event in events], "starts": starts}
+    await session.execute(_FORGET, values)
+
+
 _SAVE = text(
     """
     UPDATE starting_soon_positions p
     SET subscription_updated_at = l.updated_at, starts_until = l.starts_until, changes_until = :horizon,
-        next_look_at = now() + CAST(:every AS interval)
-    FROM unnest(CAST(:ids AS text[]), CAST(:updated_at AS timestamptz[]), CAST(:starts_until AS timestamptz[]))
-         AS l (id, updated_at, starts_until)
+        next_look_at = CASE WHEN l.is_complete THEN now() + CAST(:every AS interval) ELSE clock_timestamp() END
+    FROM unnest(CAST(:ids AS text[]), CAST(:updated_at AS timestamptz[]), CAST(:starts_until AS timestamptz[]),
+                CAST(:are_complete AS boolean[])) AS l (id, updated_at, starts_until, is_complete)
     WHERE p.subscription_id = l.id
     """
 )
 
 
-async def save_looks(session: Session, looks: Sequence[Look], *, horizon: datetime, every: timedelta) -> None:
-    """Store that these looks have found all there is; the next are due in `every`."""
+async def save_looks(
+    session: Session, looks: Mapping[Look, datetime | None], *, horizon: datetime, every: timedelta
+) -> None:
+    """Store how far each look has come.
+
+    None: it has found all there is, and the next one is due in `every`. Otherwise everything that starts up to this
+    time was found, and the next one is due now, after those that are due already.
+    """
     values: dict[str, Any] = {
         "ids": [look.subscription_id for look in looks],
         "updated_at": [look.subscription_updated_at for look in looks],
-        "starts_until": [look.until for look in looks],
+        "starts_until": [look.until if reached is None else reached for look, reached in looks.items()],
+        "are_complete": [reached is None for reached in looks.values()],
     }
     await session.execute(_SAVE, {**values, "horizon": horizon, "every": every})
 

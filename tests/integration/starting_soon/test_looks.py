@@ -235,7 +235,7 @@ async def test_events_of_a_deleted_calendar_are_not_announced(soon: Soon) -> Non
 
 
 async def test_more_events_than_one_look_takes_are_all_announced(soon: Soon, monkeypatch) -> None:
-    monkeypatch.setattr("app.starting_soon.service._EVENTS_PER_LOOK", 7)
+    monkeypatch.setattr("app.starting_soon.service._EVENTS_AT_ONCE", 7)
     monkeypatch.setattr("app.starting_soon.service._LOOKS_AT_ONCE", 1)
     webhooks = [await soon.subscribe() for _ in range(3)]
     await soon.write(*(starting(f"e{number:02}", in_minutes(5)) for number in range(21)))
@@ -243,6 +243,51 @@ async def test_more_events_than_one_look_takes_are_all_announced(soon: Soon, mon
         await soon.look()
     for webhook_id in webhooks:
         assert sorted(await soon.names(webhook_id)) == [f"e{number:02}" for number in range(21)]
+    async with soon.sessions() as session:
+        by_transaction = await session.scalars(
+            text("SELECT count(*) FROM webhook_deliveries GROUP BY xmin::text")
+        )
+        assert max(by_transaction) == 7
+
+
+async def test_a_large_look_does_not_hold_up_others(soon: Soon, monkeypatch) -> None:
+    monkeypatch.setattr("app.starting_soon.service._EVENTS_AT_ONCE", 5)
+    monkeypatch.setattr("app.starting_soon.service._LOOKS_AT_ONCE", 1)
+    other = await factories.add_calendar(soon.sessions, soon.settings, soon.project_id, secrets={})
+    large = [await soon.subscribe(calendar_ids=[soon.calendar_id]) for _ in range(2)]
+    small = await soon.subscribe(calendar_ids=[other])
+    for _ in (*large, small):
+        await soon.look()
+    await soon.write(*(starting(f"e{number:02}", in_minutes(5)) for number in range(30)))
+    await soon.write(starting("small", in_minutes(5)), calendar_id=other)
+    await soon.look()
+    async with soon.sessions() as session:
+        statement = select(WebhookDelivery.subscription_id).order_by(WebhookDelivery.created_at)
+        order = list(await session.scalars(statement))
+    assert len(order) == 61
+    assert order.index(small) <= 10
+
+
+async def test_a_webhook_that_is_disabled_during_a_look_hears_of_its_events_later(
+    soon: Soon, monkeypatch
+) -> None:
+    path = f"/api/v1/webhooks/{await soon.subscribe()}"
+    await soon.write(starting("a", in_minutes(5)))
+    note = repository.note_starting
+
+    async def note_and_disable(*arguments: Any) -> Any:
+        found = await note(*arguments)
+        assert (await soon.api.patch(path, json={"is_active": False})).status_code == 200
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(repository, "note_starting", note_and_disable)
+        await soon.look()
+    assert await soon.names() == []
+    await soon.api.patch(path, json={"is_active": True})
+    await soon.look()
+    await soon.look()
+    assert await soon.names() == ["a"]
 
 
 async def test_notices_of_events_that_have_started_are_deleted(soon: Soon) -> None:
@@ -280,9 +325,10 @@ async def test_a_look_uses_indexes(soon: Soon) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_each_event_is_announced_exactly_once_for_each_start_whatever_dies(
-    soon: Soon, seed: int
+    soon: Soon, seed: int, monkeypatch
 ) -> None:
     """Writers and lookers at the same time; lookers are killed at any step. Starts are a few seconds from now."""
+    monkeypatch.setattr("app.starting_soon.service._EVENTS_AT_ONCE", (2_000, 1, 2)[seed])
     chance = random.Random(seed)
     webhook_id = await soon.subscribe(starting_soon_minutes=1)
     began = utcnow()
