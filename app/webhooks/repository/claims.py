@@ -15,6 +15,7 @@ from app.webhooks.turns import ReadyEndpoint, Slots
 
 _ATTEMPTS_KEPT = 50
 _LINE_UP_AMONG = 1_000
+_HEADS_AMONG = 5_000
 
 # A plan may be cached from when the table was small, and would then scan or sort a large outbox at every claim.
 # Each statement below has an index in its own order, so it needs neither.
@@ -129,10 +130,14 @@ _CLAIM_SQL = """
 """
 _CLAIM = text(_CLAIM_SQL.format(""))
 
-# Of a lane, only the head.
+# Of a lane, only the head. It looks among the oldest: however many are due behind a head, each claim lines up some.
 _CLAIM_HEADS = text(
     _CLAIM_SQL.format(
-        """
+        f"""
+              AND p.next_attempt_at <= coalesce((
+                  SELECT o.next_attempt_at FROM webhook_deliveries o
+                  WHERE o.subscription_id = e.id AND o.status = 'pending' AND NOT o.waits AND o.next_attempt_at <= now()
+                  ORDER BY o.next_attempt_at OFFSET {_HEADS_AMONG} LIMIT 1), now())
               AND (p.position IS NULL
                    OR p.id = (SELECT h.id FROM webhook_deliveries h
                               WHERE h.subscription_id = p.subscription_id AND h.calendar_id = p.calendar_id

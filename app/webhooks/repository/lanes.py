@@ -7,8 +7,9 @@ moves a head calls `call_next` afterwards in the same transaction. docs/adr/0009
 
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
+from typing import Any, cast
 
-from sqlalchemy import text
+from sqlalchemy import CursorResult, text
 
 from app.core.db import Session, Sessions, transaction
 from app.core.wakeups import wake_after_commit
@@ -67,7 +68,9 @@ async def line_up(session: Session, endpoints: Sequence[str], *, limit: int) -> 
     heads = (await session.scalars(_LOCK_HEADS, values)).all()
     if heads:
         # In a statement of its own: its snapshot is younger than the locks.
-        await session.execute(_LINE_UP, {**values, "heads": list(heads)})
+        done = await session.execute(_LINE_UP, {**values, "heads": list(heads)})
+        if cast("CursorResult[Any]", done).rowcount >= limit:
+            wake_after_commit(session, "deliveries")  # there may be more in front of what can be sent
 
 
 _CALL_NEXT = text(

@@ -49,22 +49,29 @@ async def requeue(session: Session, delivery_id: str) -> WebhookDelivery | None:
     )
 
 
-# For a `fifo` endpoint, the batch moves to the end of the lanes, in its order.
+# For a `fifo` endpoint, the batch moves to the end of the lanes, in its order. Only the first of a calendar is written
+# as due: the others are behind it.
 _REPLAY_BATCH = text(
     """
     WITH batch AS (
         SELECT id, created_at,
-               CASE WHEN :is_fifo AND calendar_id IS NOT NULL THEN nextval('webhook_delivery_positions') END AS position
-        FROM (SELECT id, created_at, calendar_id FROM webhook_deliveries
+               CASE WHEN in_lane THEN nextval('webhook_delivery_positions') END AS position,
+               in_lane AND row_number() OVER (
+                   PARTITION BY in_lane AND is_sent, calendar_id ORDER BY created_at, id) > 1 AS is_behind
+        FROM (SELECT id, created_at, calendar_id, :is_fifo AND calendar_id IS NOT NULL AS in_lane,
+                     merged_into IS NULL AND (lease_token IS NULL OR next_attempt_at <= now()) AS is_sent
+              FROM webhook_deliveries
               WHERE subscription_id = :endpoint_id
                 AND (created_at, id) > (:after_time, :after_id) AND created_at <= :until
               ORDER BY created_at, id
               LIMIT :limit) AS oldest
     ), requeued AS (
         UPDATE webhook_deliveries AS d
-        SET status = 'pending', waits = false, retry_count = 0, lease_token = NULL, finished_at = NULL,
-            can_merge = false, next_attempt_at = d.created_at,
-            position = (SELECT b.position FROM batch b WHERE b.id = d.id)
+        SET status = 'pending', retry_count = 0, lease_token = NULL, finished_at = NULL, can_merge = false,
+            (position, waits, next_attempt_at) = (
+                SELECT b.position, b.is_behind,
+                       CASE WHEN b.is_behind THEN timestamptz '9999-01-01 00:00:00+00' ELSE b.created_at END
+                FROM batch b WHERE b.id = d.id)
         WHERE d.id = ANY (ARRAY(SELECT id FROM batch)) AND d.merged_into IS NULL AND (d.lease_token IS NULL OR d.next_attempt_at <= now())
         RETURNING d.id, d.calendar_id
     )

@@ -219,8 +219,44 @@ async def test_a_replay_is_sent_in_order(webhooks: Webhooks) -> None:
             session, webhooks.project_id, subscription, utcnow() - timedelta(hours=1)
         )
     assert replayed == 5
+    in_line = [row.next_attempt_at == lanes.IN_LINE for row in await webhooks.rows()]
+    assert in_line == [False, True, True, True, True]
     await webhooks.deliver()
     assert numbers(webhooks)[CALENDARS[0].id] == [0, 1, 2, 3, 4]
+
+
+async def test_a_replay_in_batches_is_sent_in_order(webhooks: Webhooks, monkeypatch) -> None:
+    monkeypatch.setattr(requeue, "BATCH", 3)
+    subscription = await subscribe(webhooks)
+    for number in range(8):
+        await put(webhooks, CALENDARS[number % 2], number)
+    await webhooks.deliver()
+    webhooks.receiver.received.clear()
+    async with transaction(webhooks.sessions) as session:
+        await service.replay(session, webhooks.project_id, subscription, utcnow() - timedelta(hours=1))
+    while await requeue.requeue_next(webhooks.sessions):
+        pass
+    await webhooks.deliver()
+    assert numbers(webhooks) == {CALENDARS[0].id: [0, 2, 4, 6], CALENDARS[1].id: [1, 3, 5, 7]}
+
+
+async def test_many_that_are_due_behind_one_do_not_hide_other_calendars(
+    webhooks: Webhooks, monkeypatch
+) -> None:
+    monkeypatch.setattr(claims, "_LINE_UP_AMONG", 3)
+    limited = claims._CLAIM_HEADS.text.replace(f"OFFSET {claims._HEADS_AMONG}", "OFFSET 3")
+    monkeypatch.setattr(claims, "_CLAIM_HEADS", text(limited))
+    await subscribe(webhooks)
+    await put(webhooks, CALENDARS[0], 0)
+    webhooks.receiver.script.append(Response(500))
+    await webhooks.deliver(webhook_retry_schedule_seconds=(7200.0,))
+    for number in range(1, 11):
+        await put(webhooks, CALENDARS[0], number)
+    await put(webhooks, CALENDARS[1], 0)
+    async with webhooks.deliverer() as deliverer:
+        found = [len(await deliverer.claim(20)) for _ in range(5)]
+    assert sum(found) == 1
+    assert found[0] == 0
 
 
 async def test_an_endpoint_that_is_enabled_again_goes_on_in_order(webhooks: Webhooks) -> None:
