@@ -14,7 +14,8 @@ def _content(event: CalendarEvent) -> dict[str, Any]:
     return {
         column.name: getattr(event, column.name)
         for column in CalendarEvent.__table__.columns
-        if column.name not in {"updated_at", "content_hash"}
+        # A new etag alone is stored, and is no change.
+        if column.name not in {"updated_at", "content_hash", "etag"}
     }
 
 
