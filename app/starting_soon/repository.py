@@ -109,7 +109,7 @@ def _is_wanted(event: str) -> str:
         AND (s.metadata IS NULL OR k.metadata @> s.metadata)
         AND NOT EXISTS (SELECT FROM starting_soon_notices n
                         WHERE n.subscription_id = l.subscription_id AND n.calendar_event_id = {event}.id
-                          AND n.start_time = {event}.start_time)"""  # noqa: S608 - constants
+                          AND n.start_time = {event}.start_time)"""
 
 
 # Events that come within the lead since the last look, and changed ones that start within it.

@@ -49,16 +49,10 @@ async def requeue(session: Session, delivery_id: str) -> WebhookDelivery | None:
     )
 
 
-# For a `fifo` endpoint, the batch moves to the end of the lanes, in its order. Only the first of a calendar is written
-# as due: the others are behind it.
-_REPLAY_BATCH = text(
-    """
+_REPLAY_SQL = """
     WITH batch AS (
-        SELECT id, created_at,
-               CASE WHEN in_lane THEN nextval('webhook_delivery_positions') END AS position,
-               in_lane AND row_number() OVER (
-                   PARTITION BY in_lane AND is_sent, calendar_id ORDER BY created_at, id) > 1 AS is_behind
-        FROM (SELECT id, created_at, calendar_id, :is_fifo AND calendar_id IS NOT NULL AS in_lane,
+        SELECT id, created_at{places}
+        FROM (SELECT id, created_at, calendar_id,
                      merged_into IS NULL AND (lease_token IS NULL OR next_attempt_at <= now()) AS is_sent
               FROM webhook_deliveries
               WHERE subscription_id = :endpoint_id
@@ -67,19 +61,33 @@ _REPLAY_BATCH = text(
               LIMIT :limit) AS oldest
     ), requeued AS (
         UPDATE webhook_deliveries AS d
-        SET status = 'pending', retry_count = 0, lease_token = NULL, finished_at = NULL, can_merge = false,
-            (position, waits, next_attempt_at) = (
-                SELECT b.position, b.is_behind,
-                       CASE WHEN b.is_behind THEN timestamptz '9999-01-01 00:00:00+00' ELSE b.created_at END
-                FROM batch b WHERE b.id = d.id)
-        WHERE d.id = ANY (ARRAY(SELECT id FROM batch)) AND d.merged_into IS NULL AND (d.lease_token IS NULL OR d.next_attempt_at <= now())
+        SET status = 'pending', retry_count = 0, lease_token = NULL, finished_at = NULL, can_merge = false, {changes}
+        WHERE d.id = ANY (ARRAY(SELECT id FROM batch)) AND d.merged_into IS NULL AND (d.lease_token IS NULL OR d.next_attempt_at <= now()){joined}
         RETURNING d.id, d.calendar_id
     )
     SELECT (SELECT count(*) FROM batch) AS seen, (SELECT count(*) FROM requeued) AS requeued,
            (SELECT max(created_at) FROM batch) AS last_time,
            (SELECT id FROM batch ORDER BY created_at DESC, id DESC LIMIT 1) AS last_id,
            ARRAY(SELECT DISTINCT calendar_id FROM requeued WHERE calendar_id IS NOT NULL) AS calendars
-    """
+"""
+_REPLAY_BATCH = text(
+    _REPLAY_SQL.format(
+        places="", changes="waits = false, next_attempt_at = d.created_at, position = NULL", joined=""
+    )
+)
+# The batch moves to the end of the lanes, in its order. Only the first of a calendar is due: the others are behind it.
+_REPLAY_IN_LANES = text(
+    _REPLAY_SQL.format(
+        places=""",
+               CASE WHEN calendar_id IS NOT NULL THEN nextval('webhook_delivery_positions') END AS position,
+               calendar_id IS NOT NULL
+                   AND row_number() OVER (PARTITION BY is_sent, calendar_id ORDER BY created_at, id) > 1 AS is_behind""",
+        changes="""
+            position = b.position, waits = b.is_behind,
+            next_attempt_at = CASE WHEN b.is_behind THEN timestamptz '9999-01-01 00:00:00+00' ELSE b.created_at END
+        FROM batch b""",
+        joined=" AND b.id = d.id",
+    )
 )
 
 
@@ -108,9 +116,8 @@ async def replay_batch(
     Each is due since it was created. Deliveries that were merged into a newer one or are claimed stay as they are.
     """
     parameters = {"after_time": place[0], "after_id": place[1], "until": until, "limit": limit}
-    row = (
-        await session.execute(_REPLAY_BATCH, {"endpoint_id": endpoint_id, "is_fifo": is_fifo, **parameters})
-    ).one()
+    statement = _REPLAY_IN_LANES if is_fifo else _REPLAY_BATCH
+    row = (await session.execute(statement, {"endpoint_id": endpoint_id, **parameters})).one()
     # What waited behind a delivery that has moved may now be the head of its lane.
     await call_next(session, [(endpoint_id, calendar_id) for calendar_id in row.calendars])
     wake_after_commit(session, "deliveries")

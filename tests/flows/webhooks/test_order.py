@@ -74,8 +74,8 @@ async def test_a_calendars_messages_arrive_in_order_whenever_workers_are_killed(
     for path in PATHS:
         body = {"url": receiver.url + path, "triggers": ["event.created"], "ordering": "fifo"}
         assert (await api.post("/api/v1/webhooks", json=body)).status_code == 201
-    answers = [Response(), Response(), Response(500), Response(delay=0.2)]
-    receiver.script.extend(chance.choice(answers) for _ in range(400))
+    responses = [Response(), Response(), Response(500), Response(delay=0.2)]
+    receiver.script.extend(chance.choice(responses) for _ in range(400))
 
     async def write(first: int) -> None:
         for number in range(first, first + MESSAGES, 2):

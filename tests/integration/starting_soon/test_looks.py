@@ -252,7 +252,8 @@ async def test_more_events_than_one_look_takes_are_all_announced(soon: Soon, mon
 
 async def test_a_large_look_does_not_hold_up_others(soon: Soon, monkeypatch) -> None:
     other = await factories.add_calendar(soon.sessions, soon.settings, soon.project_id, secrets={})
-    large = [await soon.subscribe(calendar_ids=[soon.calendar_id]) for _ in range(2)]
+    for _ in range(2):
+        await soon.subscribe(calendar_ids=[soon.calendar_id])
     small = await soon.subscribe(calendar_ids=[other])
     await soon.look()
     monkeypatch.setattr("app.starting_soon.service._EVENTS_AT_ONCE", 5)
