@@ -5,10 +5,9 @@ import structlog
 from fastapi import APIRouter, Response
 
 from app.api.deps import AppState, DbReadSession, DbSession, ProjectId, State
-from app.api.errors import is_database_unavailable
 from app.api.paths import CalendarId, EventId
 from app.api.schemas import responses
-from app.core.db import transaction
+from app.core.db import DATABASE_UNAVAILABLE, transaction
 from app.join_rules import service
 from app.join_rules.preview import preview_rules
 from app.join_rules.runs import apply_runs
@@ -95,10 +94,8 @@ async def _apply(state: State, project_id: str) -> None:
     """Work on the run that was committed. If that fails or takes longer, a worker goes on."""
     try:
         await apply_runs(state.sessions, state.settings, project_id, seconds=_APPLY_SECONDS)
-    except Exception as err:
+    except DATABASE_UNAVAILABLE as err:
         # The rules are stored, and so is the run.
-        if not is_database_unavailable(err):
-            raise
         log.warning("join_rules_left_to_worker", error=type(err).__name__)
 
 
