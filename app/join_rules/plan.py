@@ -126,7 +126,10 @@ def _has_its_bot(event: Judged, own: Sequence[Bot]) -> bool:
 
 
 def _may_come_back(own: Sequence[Bot]) -> bool:
-    """Whether a bot is being handed over for another start: if the runner does not take it, it follows its event."""
+    """Whether a bot is being handed over for another start.
+
+    If the runner does not take it, it follows its event.
+    """
     return any(bot.phase == "busy" for bot in own)
 
 

@@ -7,9 +7,10 @@ from sqlalchemy import select, text, update
 
 from app.core.db import transaction
 from app.join_rules import runs, service
+from app.join_rules.repository import runs as repository
 from app.join_rules.runs import apply_runs
 from app.join_rules.schemas import JoinRulesInput
-from app.models import Calendar, JoinRuleRun
+from app.models import Calendar, CalendarEvent, JoinRuleRun
 from tests.integration.bots.bots_api import deliveries, subscribe
 from tests.integration.join_rules.rules_api import (
     add_calendar,
@@ -49,11 +50,14 @@ async def test_events_that_were_judged_by_the_old_rules_but_not_committed_are_co
 ) -> None:
     calendar_id = await add_calendar(api)
     event_id = await add_event(api, calendar_id)
-    await set_rules(api, rule("old"))
+    await set_rules(api, rule("old", name_contains=["renamed"]))
     async with transaction(sessions) as writer:
-        await writer.execute(select(Calendar.id).where(Calendar.id == calendar_id).with_for_update())
+        await writer.execute(
+            select(Calendar.id).where(Calendar.id == calendar_id).with_for_update(key_share=True)
+        )
+        await writer.execute(update(CalendarEvent).values(name="Renamed"))
         await service.follow_rules(writer, project.id, calendar_id, [event_id], platforms={"zoom"})
-        changing = asyncio.create_task(set_rules(api, rule("new")))
+        changing = asyncio.create_task(set_rules(api, rule("new", name_contains=["renamed"])))
         await asyncio.sleep(0.5)
         assert not changing.done()
     await changing
@@ -61,23 +65,38 @@ async def test_events_that_were_judged_by_the_old_rules_but_not_committed_are_co
     assert await runs_left(sessions) == 0
 
 
+async def test_a_writer_waits_for_one_that_decides_about_the_same_meeting(api, sessions, project) -> None:
+    await set_rules(api, rule("a", name_contains=["review"]), scope="meeting")
+    first, second = await add_calendar(api), await add_calendar(api)
+    one = await add_event(api, first, name="Lunch")
+    async with transaction(sessions) as writer:
+        await writer.execute(select(Calendar.id).where(Calendar.id == first).with_for_update(key_share=True))
+        await writer.execute(update(CalendarEvent).values(name="Review"))
+        await service.follow_rules(writer, project.id, first, [one], platforms={"zoom"})
+        adding = asyncio.create_task(add_event(api, second))
+        await asyncio.sleep(0.5)
+        assert not adding.done()
+    two = await adding
+    assert len([*await bots_of(api, one), *await bots_of(api, two)]) == 1
+
+
 async def test_a_run_that_is_asked_for_again_while_it_is_worked_on_is_done_again(
     api, sessions, settings, project, monkeypatch
 ) -> None:
     event_id = await add_event(api, await add_calendar(api))
     await store_rules(sessions, project, rule("first"))
-    finish = runs.runs.finish_runs
-    newer = []
+    finish = repository.finish_runs
+    newer: list[int] = []
 
     async def finish_late(session, done):
         if not newer and done and done[0][0] != project.id:
             newer.append(1)
             await store_rules(sessions, project, rule("second"))
             async with transaction(sessions) as other:
-                await runs.runs.expand_run(other, project.id)
+                await repository.expand_run(other, project.id)
         await finish(session, done)
 
-    monkeypatch.setattr(runs.runs, "finish_runs", finish_late)
+    monkeypatch.setattr(repository, "finish_runs", finish_late)
     assert await apply_runs(sessions, settings, project.id, seconds=10)
     assert newer
     assert await names_of(api, event_id) == ["Bot of second"]
