@@ -14,14 +14,19 @@ from app.api.docs import install_docs
 from app.api.errors import install_error_handlers
 from app.api.middleware import HeadAsGet, RequestContext, TooLargeAsJson
 from app.api.openapi import install_openapi, package_version
+from app.availability.api import router as availability
+from app.availability.live import LiveAccess
 from app.bots.api import router as bots
 from app.calendar_events.api import router as calendar_events
 from app.calendars.api import router as calendars
+from app.changes.api import router as changes
+from app.changes.hub import Hub
 from app.core.crypto import SecretBox
 from app.core.db import create_engine, create_sessions
 from app.core.http import operator_client
 from app.core.logging import configure_logging
 from app.core.ratelimit import RateLimiter
+from app.core.termination import before_termination
 from app.core.wakeups import WakeUps, connect_redis
 from app.demo.api import router as demo
 from app.health.api import router as health
@@ -82,11 +87,19 @@ def create_app(settings: Settings) -> FastAPI:
                 http=http,
                 post_limiter=post_limiter,
             )
+            live_access = LiveAccess(
+                settings=settings, sessions=sessions, read_sessions=read_sessions, box=box, client=http
+            )
+            app.state.live_access = live_access
             app.state.messages = Messages(settings, http)
             app.state.rsvp_limiter = rsvp_limiter
             app.state.samples = samples
             app.state.sender_keys = SenderKeys()
-            yield
+            app.state.changes = hub = Hub(read_sessions, redis_url)
+            with before_termination(hub.close):
+                yield
+            await hub.aclose()
+            await live_access.aclose()
             await keys.aclose()
             await samples.aclose()
             await rsvp_limiter.aclose()
@@ -114,7 +127,9 @@ def create_app(settings: Settings) -> FastAPI:
     for router in (
         calendars,
         calendar_events,
+        changes,
         hosted,
+        availability,
         invitations,
         mailboxes,
         bots,

@@ -6,15 +6,18 @@ import time
 
 _ALL = (
     "sync",
+    "windows",
     "scheduler",
     "fairness",
     "recovery",
     "events_list",
+    "changes",
     "webhooks",
     "push",
     "meeting_urls",
     "invitations",
     "gauges",
+    "availability",
     "join_rules",
 )
 

@@ -86,13 +86,13 @@ class Provider:
     refresh_token: str
 
 
-def _serve_google(pipe: Any, calendars: dict[str, int]) -> None:
+def _serve_google(pipe: Any, calendars: dict[str, int], days: float) -> None:
     async def main() -> None:
         fake = FakeGoogle()
         start = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=12)
         for name, count in calendars.items():
             fake.add_calendar(name)
-            spacing = timedelta(days=28) / max(count, 1)
+            spacing = timedelta(days=days) / max(count, 1)
             fake.seed(count, start=start, spacing=spacing, description_length=3000, calendar_id=name)
         async with serve(fake) as url:
             pipe.send(Provider(url, fake.client_id, fake.client_secret, fake.refresh_token))
@@ -102,11 +102,11 @@ def _serve_google(pipe: Any, calendars: dict[str, int]) -> None:
     asyncio.run(main())
 
 
-def _serve_microsoft(pipe: Any, count: int) -> None:
+def _serve_microsoft(pipe: Any, count: int, days: float) -> None:
     async def main() -> None:
         fake = FakeMicrosoft()
         start = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=12)
-        fake.seed(count, start=start, spacing=timedelta(days=28) / count)
+        fake.seed(count, start=start, spacing=timedelta(days=days) / count)
         async with serve(fake) as url:
             pipe.send(Provider(url, fake.client_id, fake.client_secret, fake.refresh_token))
             while not pipe.poll():
@@ -129,14 +129,16 @@ async def _process(target: Callable[..., None], *arguments: Any) -> AsyncIterato
         await asyncio.to_thread(process.join, 10)
 
 
-def microsoft_process(count: int) -> contextlib.AbstractAsyncContextManager[Provider]:
-    """Run a fake Microsoft Graph whose primary calendar has this many events."""
-    return _process(_serve_microsoft, count)
+def microsoft_process(count: int, *, days: float = 28) -> contextlib.AbstractAsyncContextManager[Provider]:
+    """Run a fake Microsoft Graph whose primary calendar has this many events in so many days."""
+    return _process(_serve_microsoft, count, days)
 
 
-def google_process(calendars: dict[str, int]) -> contextlib.AbstractAsyncContextManager[Provider]:
-    """Run a fake Google with this many events of about 3.6 kB in each calendar."""
-    return _process(_serve_google, calendars)
+def google_process(
+    calendars: dict[str, int], *, days: float = 28
+) -> contextlib.AbstractAsyncContextManager[Provider]:
+    """Run a fake Google with this many events of about 3.6 kB in each calendar, in so many days."""
+    return _process(_serve_google, calendars, days)
 
 
 @dataclass

@@ -27,6 +27,7 @@ from tests import factories
 _EVENTS = 5_000
 _MANY = 50_000
 _IDLE_SYNCS = 50
+_FULL_SYNCS = 5
 _WINDOW = {"singleEvents": "true", "showDeleted": "true", "maxResults": "2500"}
 
 
@@ -116,6 +117,7 @@ async def _main(database_url: str, redis_url: str) -> None:
             print(f"ratios: wall {cold.wall / bare.wall:.2f}, CPU {cold.cpu / bare.cpu:.2f} (target: 3)")
 
             await _measure_idle("Google", syncs, sessions, calendar_id)
+            await _measure_full(syncs, sessions, calendar_id)
         await _measure_microsoft(settings, sessions)
         await engine.dispose()
         context = multiprocessing.get_context("spawn")
@@ -133,6 +135,21 @@ async def _measure_idle(name: str, syncs: SyncEngine, sessions: Sessions, calend
     print(
         f"{name}, a sync without changes: {idle.wall / _IDLE_SYNCS * 1000:.1f} ms wall, "
         f"{idle.cpu / _IDLE_SYNCS * 1000:.1f} ms CPU, {_IDLE_SYNCS / idle.cpu:.0f} per worker CPU second"
+    )
+
+
+async def _measure_full(syncs: SyncEngine, sessions: Sessions, calendar_id: str) -> None:
+    runs = []
+    for _ in range(_FULL_SYNCS):
+        async with transaction(sessions) as session:
+            statement = text("UPDATE calendars SET sync_cursor = NULL WHERE id = :id")
+            await session.execute(statement, {"id": calendar_id})
+        with measured() as full:
+            await factories.sync_now(syncs, sessions, calendar_id)
+        runs.append(full)
+    print(
+        f"a full round without changes, {_EVENTS} events: {min(run.wall for run in runs):.2f} s wall, "
+        f"{min(run.cpu for run in runs):.2f} s CPU"
     )
 
 

@@ -16,7 +16,9 @@ from app.hosted.retention import prune_inbound_replies
 from app.hosted.service import rewrite_due_events
 from app.invitations.retention import prune_idle_lanes, prune_mail_contents
 from app.settings import Settings
-from app.webhooks.requeue import requeue_next
+from app.starting_soon import service as starting_soon
+from app.sync.backfill import fill_old_events
+from app.webhooks.requeue import requeue_next, unblock_lanes
 from app.webhooks.retention import prune_deliveries
 from workers import liveness
 
@@ -29,6 +31,8 @@ _PRUNE_EXPIRED_SECONDS = 3600.0
 _PRUNE_DELETED_SECONDS = 5.0
 _EXTEND_SERIES_SECONDS = 5.0
 _REPLAYS_SECONDS = 1.0
+_FILL_EVENTS_SECONDS = 60.0
+_LANES_SECONDS = 30.0
 _BACKLOG_TIMEOUT_SECONDS = 3600.0  # a backlog is worked off in many short transactions
 
 
@@ -51,6 +55,8 @@ class Repeater:
         self._every_seconds = every_seconds
         self._timeout_seconds = timeout_seconds
         self._woken = asyncio.Event()
+        self.is_woken = False
+        """Whether the present round is one that was asked for."""
 
     def wake(self) -> None:
         self._woken.set()
@@ -59,6 +65,7 @@ class Repeater:
         """Repeat until cancelled."""
         while True:
             liveness.report(self.name, within_seconds=self._every_seconds + self._timeout_seconds)
+            self.is_woken = self._woken.is_set()
             self._woken.clear()
             try:
                 await self._work()
@@ -94,6 +101,7 @@ def prune_expired(sessions: Sessions, settings: Settings) -> Repeater:
         "mail_lanes": lambda: prune_idle_lanes(sessions),
         "deliveries": lambda: prune_deliveries(sessions, settings),
         "events": lambda: clear_expired(sessions, settings),
+        "notices": lambda: starting_soon.prune_notices(sessions),
     }
 
     async def prune() -> None:
@@ -123,6 +131,35 @@ def continue_replays(sessions: Sessions) -> Repeater:
             pass
 
     return Repeater("continue_replays", requeue_all, every_seconds=_REPLAYS_SECONDS)
+
+
+def fill_events(sessions: Sessions) -> Repeater:
+    """Fills columns of events that an earlier release wrote without them."""
+
+    async def fill() -> None:
+        if filled := await fill_old_events(sessions):
+            log.info("events_filled", count=filled)
+
+    return Repeater("fill_events", fill, every_seconds=_FILL_EVENTS_SECONDS)
+
+
+def announce_starting(sessions: Sessions, settings: Settings) -> Repeater:
+    """Announces events that start soon."""
+
+    async def announce() -> None:
+        await starting_soon.announce_starting(sessions, settings, is_woken=repeater.is_woken)
+
+    repeater = Repeater("starting_soon", announce, every_seconds=settings.scheduler_tick_seconds)
+    return repeater
+
+
+def watch_lanes(sessions: Sessions) -> Repeater:
+    """Continues the lanes of webhooks that a worker of the release before has left."""
+
+    async def unblock() -> None:
+        await unblock_lanes(sessions)
+
+    return Repeater("watch_lanes", unblock, every_seconds=_LANES_SECONDS)
 
 
 def extend_series(sessions: Sessions, settings: Settings) -> Repeater:

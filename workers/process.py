@@ -73,6 +73,7 @@ class Running:
 
     loops: dict[str, WorkLoop[Any]]
     pruning: Repeater
+    starting: Repeater
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def start(self, name: str, loop: Coroutine[Any, Any, None]) -> None:
@@ -94,6 +95,8 @@ async def wake(ctx: dict[str, Any], queue: str) -> None:
     for name in (queue, _ALSO_WOKEN.get(queue)):
         if name in loops:
             loops[name].wake()
+    if queue == "starting_soon":
+        ctx["running"].starting.wake()
 
 
 async def prune_expired(ctx: dict[str, Any]) -> None:
@@ -187,7 +190,8 @@ async def running_loops(settings: Settings) -> AsyncIterator[Running]:
             "channels": loop("channels", channels, _CHANNEL_CONCURRENCY),
         }
         pruning = housekeeping.prune_expired(sessions, settings)
-        running = Running(loops, pruning)
+        starting = housekeeping.announce_starting(sessions, settings)
+        running = Running(loops, pruning, starting)
         for name, work_loop in loops.items():
             running.start(name, work_loop.run())
         for repeater in (
@@ -196,6 +200,9 @@ async def running_loops(settings: Settings) -> AsyncIterator[Running]:
             housekeeping.prune_deleted(sessions),
             housekeeping.extend_series(sessions, settings),
             housekeeping.continue_replays(sessions),
+            housekeeping.fill_events(sessions),
+            starting,
+            housekeeping.watch_lanes(sessions),
         ):
             running.start(repeater.name, repeater.run())
         running.start("event_loop", liveness.watch_event_loop())

@@ -93,16 +93,16 @@ async def _find_key(state: State, header: str | None) -> LiveKey:
     return found
 
 
-async def _project_id(
+async def _live_key(
     request: Request,
     state: AppState,
     _bearer: Annotated[object, Depends(_bearer)],
     header: Annotated[str | None, Depends(_scheme)],
-) -> str:
+) -> LiveKey:
     key = await _find_key(state, header)
     if request.method == "POST":
         await _count_post(state, key.id)
-    return key.project_id
+    return key
 
 
 async def _count_post(state: State, key_id: str) -> None:
@@ -116,6 +116,13 @@ async def _count_post(state: State, key_id: str) -> None:
             f"An API key may send {per_minute} POST requests a minute. Try again when Retry-After is over."
         )
         raise TooManyRequests(sentence, retry_after=await state.post_limiter.retry_after(limit, key_id))
+
+
+ApiKey = Annotated[LiveKey, Depends(_live_key)]
+
+
+async def _project_id(key: ApiKey) -> str:
+    return key.project_id
 
 
 ProjectId = Annotated[str, Depends(_project_id)]

@@ -1,6 +1,7 @@
 """Field types of requests: addresses, names, texts, time zones, links, keys and secrets."""
 
 import re
+from functools import lru_cache
 from typing import Annotated, Literal
 from zoneinfo import available_timezones
 
@@ -49,8 +50,14 @@ def _web_url(value: str) -> str:
     return value
 
 
+@lru_cache(maxsize=1)
+def _time_zones() -> frozenset[str]:
+    """Return the zones of the IANA database. Finding them reads many files, so it is done once."""
+    return frozenset(available_timezones() - {"localtime", "Factory"})
+
+
 def _time_zone(value: str) -> str:
-    if value not in available_timezones() or value in {"localtime", "Factory"}:
+    if value not in _time_zones():
         raise ValueError("Not a time zone of the IANA database, such as Europe/Paris.")
     return value
 
@@ -121,6 +128,8 @@ ClientId = Annotated[str, Field(min_length=1, max_length=1024), Trimmed, shape(p
 Secret = Annotated[str, Field(min_length=1, max_length=10_000), Trimmed, shape(pattern=NOT_BLANK)]
 
 ResponseStatus = Literal["needs_action", "accepted", "tentative", "declined"]
+BusyStatus = Literal["free", "tentative", "busy", "out_of_office", "working_elsewhere"]
+Visibility = Literal["default", "public", "private", "confidential"]
 
 
 class OrganizerRead(BaseModel):

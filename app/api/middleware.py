@@ -18,12 +18,29 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 _QUIET = {"/healthz", "/readyz", "/metrics"}
 
 
+# Keys in the scope of a request.
+_WAITED = "calbridge.waited"
+_IS_HEAD = "calbridge.is_head"
+
+
+def count_as_waiting(scope: Scope, seconds: float) -> None:
+    """Note that the request only waited so long, which is not part of its measured time."""
+    scope[_WAITED] = scope.get(_WAITED, 0.0) + seconds
+
+
+def is_head(scope: Scope) -> bool:
+    """Whether the request is a HEAD that is handled as GET."""
+    return bool(scope.get(_IS_HEAD, False))
+
+
 class RequestContext:
     """Adds a request id to the response and all log lines, and counts and logs the request.
 
     The id is the caller's X-Request-Id if it has an allowed form. The access line has the client's address (behind a
     proxy, as FORWARDED_ALLOW_IPS permits), and the project and key that app/api/deps.py binds. It has the path but not
     the query, which can hold tokens.
+
+    Time that a request only waited for changes (`count_as_waiting`) is not part of the measured time.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -50,7 +67,8 @@ class RequestContext:
         try:
             await self._app(scope, receive, send_with_id)
         finally:
-            took = time.perf_counter() - started
+            waited = scope.get(_WAITED, 0.0)
+            took = time.perf_counter() - started - waited
             route = getattr(scope.get("route"), "path_format", None) or "unmatched"
             # Clients may send any word as the method, and a label must have few values.
             method = scope["method"] if scope["method"] in _METHODS else "other"
@@ -63,6 +81,7 @@ class RequestContext:
                     status=status,
                     ms=round(took * 1000, 1),
                     client=scope["client"][0] if scope.get("client") else None,
+                    **({"waited_ms": round(waited * 1000, 1)} if waited else {}),
                 )
             structlog.contextvars.clear_contextvars()
 
@@ -117,7 +136,7 @@ class HeadAsGet:
                 is_over = True
                 await send({"type": "http.response.body", "body": b""})
 
-        as_get = {**scope, "method": "GET"}
+        as_get = {**scope, "method": "GET", _IS_HEAD: True}
         try:
             await self._app(as_get, receive, send_head)
         finally:

@@ -11,6 +11,8 @@ from app.api.schemas import without_null
 _TAGS = {
     "calendars": "Connect calendars, read their state, and sync them.",
     "calendar events": "Read the events of all calendars, and write the events of calendars that are hosted here.",
+    "changes": "Follow the changes of events by cursor, without a webhook.",
+    "availability": "When calendars are busy, and when people can meet.",
     "bots": "Schedule meeting bots, which follow their event.",
     "webhooks": "Subscribe to changes, read the delivery log, and send deliveries again.",
     "oauth": "Let people connect their calendars in the browser.",

@@ -129,8 +129,22 @@ async def list_events(
     `filters`: values by name, of calendar_id, calendar_deduplication_key, event_id, ical_uid, updated_from,
     updated_before, start_from, end_until and is_deleted.
     """
-    name = ordering_name.removeprefix("-")
     cursor = Cursor.decode(cursor_text, ordering=ordering_name) if cursor_text is not None else None
+    return await _list_page(
+        session, project_id, filters, ordering_name=ordering_name, cursor=cursor, limit=limit
+    )
+
+
+async def _list_page(
+    session: ReadSession,
+    project_id: str,
+    filters: Mapping[str, Any],
+    *,
+    ordering_name: str,
+    cursor: Cursor | None,
+    limit: int,
+) -> Page[Row[Any]]:
+    name = ordering_name.removeprefix("-")
     kind = cursor and Cursor(ordering_name, cursor.key and _EPOCH, "", cursor.backward)
     values = {**filters, "project_id": project_id, **seek_values(cursor, limit)}
     connection = await session.connection()
@@ -281,6 +295,51 @@ def _of_each_kind(filters: frozenset[str], columns: str, conditions: Sequence[st
 
 def _select(columns: str, conditions: Sequence[str], table: str = "calendar_events AS e") -> str:
     return f"SELECT {columns} FROM {table} WHERE {' AND '.join(conditions)}"  # noqa: S608 - made of constants
+
+
+async def list_changes(
+    session: ReadSession,
+    project_id: str,
+    *,
+    calendar_id: str | None,
+    after: tuple[datetime, str],
+    before: datetime | None,
+    limit: int,
+) -> tuple[Sequence[Row[Any]], bool]:
+    """Read rows of FIELDS by (updated_at, id), in one statement. Returns them, and whether there are more.
+
+    `after`: the place behind which to begin; with an empty id, at its time. `before`: the time at which to end.
+    """
+    at, event_id = after
+    given = {
+        "calendar_id": calendar_id,
+        "updated_from": None if event_id else at,
+        "updated_before": before,
+    }
+    filters = {name: value for name, value in given.items() if value is not None}
+    cursor = Cursor("updated_at", at, event_id) if event_id else None
+    page = await _list_page(
+        session, project_id, filters, ordering_name="updated_at", cursor=cursor, limit=limit
+    )
+    return page.rows, page.next is not None
+
+
+_HAVE_NEWS = text(
+    """
+    SELECT f.project_id
+    FROM unnest(CAST(:project_ids AS text[]), CAST(:times AS timestamptz[])) AS f(project_id, since)
+    WHERE EXISTS (SELECT FROM calendar_events e
+                  WHERE e.project_id = f.project_id AND NOT e.is_deleted AND e.updated_at >= f.since)
+       OR EXISTS (SELECT FROM calendar_events e
+                  WHERE e.project_id = f.project_id AND e.is_deleted AND e.updated_at >= f.since)
+    """
+)
+
+
+async def find_with_news(session: AnySession, since: Mapping[str, datetime]) -> list[str]:
+    """Find the projects with rows that changed at or after a time. `since`: that time, by project id."""
+    values = {"project_ids": list(since), "times": list(since.values())}
+    return list(await session.scalars(_HAVE_NEWS, values))
 
 
 async def count_events(session: AnySession, calendar_id: str) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Lists of events and single events, in the form of the API. app/hosted/ writes hosted events."""
 
-from datetime import UTC
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -52,6 +53,30 @@ async def list_events(session: ReadSession, project_id: str, query: CalendarEven
     )
 
 
+async def list_changes(
+    session: ReadSession,
+    project_id: str,
+    *,
+    calendar_id: str | None,
+    after: tuple[datetime, str],
+    before: datetime | None,
+    limit: int,
+) -> tuple[Sequence[Row[Any]], bool]:
+    """Read rows for `event_body` by (updated_at, id). Returns them, and whether there are more.
+
+    `after`: the place behind which to begin; with an empty id, at its time. `before`: the time at which to end, which
+    the caller has from `load_horizon`.
+    """
+    return await repository.list_changes(
+        session, project_id, calendar_id=calendar_id, after=after, before=before, limit=limit
+    )
+
+
+async def find_with_news(session: AnySession, since: Mapping[str, datetime]) -> list[str]:
+    """Return the projects that have events which changed at or after a time, by project id."""
+    return await repository.find_with_news(session, since)
+
+
 async def get_event(session: AnySession, project_id: str, event_id: str) -> Row[Any]:
     """Read a row for `event_body`. Raises CalendarEventNotFound."""
     row = await repository.find_event(session, project_id, event_id)
@@ -88,6 +113,8 @@ async def get_exported(session: AnySession, project_id: str, event_id: str) -> E
         attendees=[_exported_person(person) for person in orjson.loads(row.attendees)],
         created_at=row.created_at.replace(tzinfo=UTC),
         updated_at=row.updated_at.replace(tzinfo=UTC),
+        busy_status=row.busy_status,
+        visibility=row.visibility,
     )
 
 

@@ -1,6 +1,7 @@
 """Calendars of Google and Microsoft accounts: connecting, sharing and reconnecting an account."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from app.api.not_found import CalendarNotFound
@@ -12,7 +13,7 @@ from app.core.db import AnySession, Session
 from app.core.errors import BadGateway, BadQuery, Conflict, InvalidFields, TooManyRequests
 from app.core.http import httpx
 from app.credentials import service as credentials
-from app.credentials.account import Account
+from app.credentials.account import Account, ConnectedCalendar
 from app.credentials.store import CredentialStore
 from app.meeting_urls.hosts import meeting_hosts
 from app.providers.base import ConnectionLost, ProviderError, RateLimited, RemoteCalendar
@@ -51,6 +52,7 @@ async def connect_account(
             "metadata_": body.metadata,
             "deduplication_key": body.deduplication_key,
             "owner_email": account.email if account is not None else None,
+            **connection.window_columns(body.window),
         },
     )
 
@@ -82,6 +84,7 @@ async def share_account(session: Session, project_id: str, body: SharedCalendarC
             "metadata_": body.metadata,
             "deduplication_key": body.deduplication_key,
             "owner_email": source.owner_email,
+            **connection.window_columns(body.window),
         },
     )
 
@@ -150,6 +153,13 @@ async def find_account(session: AnySession, project_id: str, calendar_id: str) -
     if credentials_id is None or platform not in {"google", "microsoft"}:
         raise BadQuery(_has_no_account(platform))
     return platform, credentials_id  # type: ignore[return-value] # checked above
+
+
+async def find_connected(
+    session: AnySession, project_id: str, calendar_ids: Sequence[str]
+) -> list[ConnectedCalendar]:
+    """Return the calendars and their accounts. Those that the project does not have are left out."""
+    return await repository.find_connected(session, project_id, calendar_ids)
 
 
 async def list_remote_calendars(

@@ -48,6 +48,7 @@ _CREATE_EXAMPLES = {
             "platform": "ics",
             "feed_url": "https://example.com/secret.ics",
             "metadata": {"user_id": "42"},
+            "window": {"past_days": 7, "future_days": 180},
         }
     },
     "local": {
@@ -64,10 +65,14 @@ _CREATE_EXAMPLES = {
 
 @router.get("", operation_id="list_calendars", responses=responses())
 async def list_calendars(
-    request: Request, session: DbReadSession, project_id: ProjectId, query: Annotated[CalendarsQuery, Query()]
+    request: Request,
+    session: DbReadSession,
+    state: AppState,
+    project_id: ProjectId,
+    query: Annotated[CalendarsQuery, Query()],
 ) -> PageRead[CalendarRead]:
     """Returns the project's calendars, newest first, 25 per page."""
-    page = await service.list_calendars(session, project_id, query)
+    page = await service.list_calendars(session, state.settings, project_id, query)
     return PageRead(**page_links(request, page), results=list(page.rows))
 
 
@@ -101,9 +106,8 @@ async def create_calendar(
 
     async def work() -> CalendarRead:
         if isinstance(body, LocalCalendarCreate):
-            return await service.create_local_calendar(session, project_id, body, identity)
-        allows_http = state.settings.allows_http_feed
-        return await service.create_calendar(session, state.box, project_id, body, allows_http=allows_http)
+            return await service.create_local_calendar(session, state.settings, project_id, body, identity)
+        return await service.create_calendar(session, state.settings, state.box, project_id, body)
 
     return await idempotent.once(work)
 
@@ -118,10 +122,10 @@ async def _identity_of_new(messages: Messages, body: LocalCalendarCreate) -> dic
 
 @router.get("/{calendar_id}", operation_id="get_calendar", responses=responses(404, takes_input=False))
 async def get_calendar(
-    session: DbReadSession, project_id: ProjectId, calendar_id: CalendarId
+    session: DbReadSession, state: AppState, project_id: ProjectId, calendar_id: CalendarId
 ) -> CalendarRead:
     """Returns a calendar."""
-    return await service.get_calendar(session, project_id, calendar_id)
+    return await service.get_calendar(session, state.settings, project_id, calendar_id)
 
 
 @router.get(
@@ -172,7 +176,7 @@ async def update_calendar(
     messages: MessagesDep,
     body: CalendarUpdate,
 ) -> CalendarRead:
-    """Changes metadata or secrets, and queues a sync.
+    """Changes metadata, secrets or the sync window, and queues a sync.
 
     New secrets reconnect a disconnected calendar. Without new secrets, the sync reconnects it if access is back.
 
@@ -185,9 +189,8 @@ async def update_calendar(
                 before, project_id, calendar_id, field="sending_identity"
             )
         identity = await chosen_identity(messages, owner_email, body.sending_identity)
-    allows_http = state.settings.allows_http_feed
     return await service.update_calendar(
-        session, state.box, project_id, calendar_id, body, allows_http=allows_http, identity=identity
+        session, state.settings, state.box, project_id, calendar_id, body=body, identity=identity
     )
 
 

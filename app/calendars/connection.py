@@ -9,6 +9,7 @@ from typing import Any
 from app.api.not_found import CalendarNotFound
 from app.calendars import repository
 from app.calendars.errors import DeduplicationKeyTaken
+from app.calendars.schemas import SyncWindow
 from app.core.crypto import SealBroken, SecretBox
 from app.core.db import Session
 from app.core.errors import InvalidFields
@@ -33,6 +34,14 @@ async def insert_calendar(session: Session, values: dict[str, Any]) -> str:
     if not await repository.insert_calendar(session, {"id": calendar_id, **values}):
         raise DeduplicationKeyTaken
     return calendar_id
+
+
+def window_columns(window: SyncWindow | None) -> dict[str, int | None]:
+    """Return the columns of the window that a client chose; None for the settings' window."""
+    return {
+        "window_past_days": window.past_days if window is not None else None,
+        "window_future_days": window.future_days if window is not None else None,
+    }
 
 
 async def lock_account(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from app.calendars.connection import insert_calendar
+from app.calendars.connection import insert_calendar, window_columns
 from app.calendars.schemas import FeedCalendarCreate
 from app.core.crypto import SecretBox
 from app.core.db import Session
@@ -35,6 +35,7 @@ async def connect_feed(
             "credentials_id": credentials_id,
             "metadata_": body.metadata,
             "deduplication_key": body.deduplication_key,
+            **window_columns(body.window),
         },
     )
 

@@ -11,6 +11,7 @@ from app.calendars.errors import CalendarNotSynced
 from app.calendars.repository import SyncRecord
 from app.core.db import AnySession, Session
 from app.push.service import find_channel
+from app.settings import Settings
 
 SyncResult = Literal["succeeded", "failed", "postponed"]
 
@@ -23,6 +24,7 @@ class CalendarInspection:
 
     A local calendar is not synced: its times are null. `claimed_until`: a worker is syncing it and has its lease until
     then. `cursor_age_seconds`: null if there is no cursor, so that the next sync reads everything.
+    `window`: the sync window in days. `window_start`, `window_end`: the range that the cursor is for.
     `held_back_events`: events that a response left out in a mass, and that are kept until another one confirms it.
     `push_channel`: `opening`, `open` or null.
     """
@@ -39,8 +41,11 @@ class CalendarInspection:
     claimed_until: datetime | None
     cursor_age_seconds: int | None
     cursor_expired_at: datetime | None
+    window: dict[str, int] | None
     window_start: datetime | None
     window_end: datetime | None
+    covered_from: datetime | None
+    covered_until: datetime | None
     failing_since: datetime | None
     failure_code: str | None
     failure_message: str | None
@@ -55,10 +60,10 @@ class CalendarInspection:
     deleted_events: int
 
 
-async def inspect_calendar(session: AnySession, calendar_id: str) -> CalendarInspection:
+async def inspect_calendar(session: AnySession, settings: Settings, calendar_id: str) -> CalendarInspection:
     """Return the state of a calendar's syncs. Raises CalendarNotFound."""
     record = await load_sync_record(session, calendar_id)
-    calendar = await service.get_calendar(session, record.project_id, calendar_id)
+    calendar = await service.get_calendar(session, settings, record.project_id, calendar_id)
     channel = await find_channel(session, calendar_id)
     events, deleted_events = await count_events(session, calendar_id)
     failure = calendar.sync_failure
@@ -76,8 +81,11 @@ async def inspect_calendar(session: AnySession, calendar_id: str) -> CalendarIns
         claimed_until=record.claimed_until,
         cursor_age_seconds=_cursor_age(record, calendar.last_successful_sync_at),
         cursor_expired_at=record.cursor_expired_at,
+        window=calendar.window.model_dump() if calendar.window is not None else None,
         window_start=record.window_start,
         window_end=record.window_end,
+        covered_from=calendar.covered_from,
+        covered_until=calendar.covered_until,
         failing_since=calendar.sync_failing_since,
         failure_code=failure.code if failure is not None else None,
         failure_message=failure.message if failure is not None else None,
@@ -107,15 +115,14 @@ async def request_sync_by_hand(session: Session, calendar_id: str) -> SyncRecord
     Raises CalendarNotFound, CalendarDisconnected; CalendarNotSynced for a local calendar.
     """
     record = await load_sync_record(session, calendar_id)
-    calendar = await service.get_calendar(session, record.project_id, calendar_id)
-    if calendar.platform == "local":
+    if record.platform == "local":
         raise CalendarNotSynced
     await service.queue_sync(session, record.project_id, calendar_id)
     return await load_sync_record(session, calendar_id)
 
 
 async def find_sync_result(
-    session: AnySession, calendar_id: str, requested: SyncRecord
+    session: AnySession, settings: Settings, calendar_id: str, requested: SyncRecord
 ) -> tuple[SyncResult | None, CalendarInspection]:
     """Return the result of the sync that `request_sync_by_hand` requested; None until it has ended.
 
@@ -123,7 +130,7 @@ async def find_sync_result(
 
     `postponed`: the provider was not asked, because of an outage, a rate limit or a budget.
     """
-    found = await inspect_calendar(session, calendar_id)
+    found = await inspect_calendar(session, settings, calendar_id)
     record = await load_sync_record(session, calendar_id)
     if record.claimed_until is not None:
         return None, found

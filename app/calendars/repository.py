@@ -1,16 +1,17 @@
 """SQL of calendars. The state of their sync is written by app/sync/, their push channels by app/push/."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import RowMapping, case, delete, func, literal_column, select, text, update
+from sqlalchemy import RowMapping, and_, case, delete, func, literal_column, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from app.core.db import AnySession, ReadSession, Session
 from app.core.pagination import Cursor, Ordering, Page, page_of, seek_each
 from app.core.wakeups import wake_after_commit
+from app.credentials.account import ConnectedCalendar
 from app.models import Calendar, Credentials, Project
 from app.models.calendar import FAILING, PLATFORMS, STATES
 
@@ -18,6 +19,8 @@ _FIRST_RETRY_AFTER = timedelta(seconds=30)
 
 _NEWEST_FIRST = Ordering("-created_at", Calendar.created_at, Calendar.id, descending=True)  # type: ignore[arg-type] # a mapped column is a column
 
+# A process of the release before stores the window that it read, but not what is covered: only what is in both was read
+# by the last sync. A calendar that only such processes have synced has the window alone (NULL is ignored).
 _READ = select(
     Calendar.id,
     Calendar.platform,
@@ -43,6 +46,10 @@ _READ = select(
     Calendar.timezone,
     Calendar.locale,
     Calendar.sending_identity,
+    Calendar.window_past_days,
+    Calendar.window_future_days,
+    func.greatest(Calendar.covered_from, Calendar.window_start).label("covered_from"),
+    func.least(Calendar.covered_until, Calendar.window_end).label("covered_until"),
 ).outerjoin(Credentials, Credentials.id == Calendar.credentials_id)
 
 
@@ -96,6 +103,11 @@ async def insert_calendar(session: Session, values: Mapping[str, Any]) -> bool:
     return inserted is not None
 
 
+async def find_existing(session: AnySession, ids: Collection[str]) -> set[str]:
+    """Find those of the calendars that exist, in any project."""
+    return set(await session.scalars(select(Calendar.id).where(Calendar.id.in_(ids))))
+
+
 async def find_connection(
     session: AnySession, project_id: str, calendar_id: str
 ) -> tuple[str, str | None] | None:
@@ -111,6 +123,30 @@ async def find_connection(
         )
     ).one_or_none()
     return None if row is None else (row.platform, row.credentials_id)
+
+
+async def find_connected(
+    session: AnySession, project_id: str, calendar_ids: Sequence[str]
+) -> list[ConnectedCalendar]:
+    """Return the calendars and their accounts. Those that the project does not have are left out."""
+    is_put_off = and_(
+        Calendar.sync_failure_code == "rate_limited", Calendar.next_sync_at > func.clock_timestamp()
+    )
+    statement = (
+        select(
+            Calendar.id,
+            Calendar.platform,
+            Calendar.platform_uuid,
+            Calendar.state,
+            Calendar.credentials_id,
+            Credentials.client_id,
+            Calendar.owner_email,
+            case((is_put_off, Calendar.next_sync_at)),
+        )
+        .outerjoin(Credentials, Credentials.id == Calendar.credentials_id)
+        .where(Calendar.project_id == project_id, Calendar.id.in_(calendar_ids))
+    )
+    return [ConnectedCalendar(*row) for row in await session.execute(statement)]
 
 
 async def lock_calendar(session: Session, project_id: str, calendar_id: str) -> Calendar | None:
@@ -199,6 +235,17 @@ async def set_metadata(session: Session, calendar_id: str, metadata: dict[str, A
     )
 
 
+async def set_window(session: Session, calendar_id: str, columns: Mapping[str, int | None]) -> None:
+    """Set the window that a client chose. The sync compares it with the one that it read last."""
+    is_other = or_(*(getattr(Calendar, name).is_distinct_from(value) for name, value in columns.items()))
+    await session.execute(
+        update(Calendar)
+        .where(Calendar.id == calendar_id, is_other)
+        .values(**columns, updated_at=func.clock_timestamp())
+        .execution_options(synchronize_session=False)
+    )
+
+
 async def set_owner_email(session: Session, credentials_id: str, owner_email: str | None) -> None:
     """Set the owner's address of all calendars that use these credentials. The caller holds their locks."""
     await session.execute(
@@ -234,6 +281,7 @@ class SyncRecord:
 
     project_id: str
     project_name: str
+    platform: str
     now: datetime
     next_sync_at: datetime
     sync_started_at: datetime | None
@@ -254,6 +302,7 @@ async def find_sync_record(session: AnySession, calendar_id: str) -> SyncRecord 
         select(
             Calendar.project_id,
             Project.name.label("project_name"),
+            Calendar.platform,
             func.clock_timestamp().label("now"),
             Calendar.next_sync_at,
             Calendar.sync_started_at,

@@ -28,6 +28,7 @@ from app.api.schemas import (
     UpdateModel,
     shape,
 )
+from app.calendars.errors import no_such_field
 from app.models.calendar import Platform, State
 
 _CalendarName = Annotated[Title, Field(max_length=300), Trimmed]
@@ -38,6 +39,20 @@ _FeedUrl = Annotated[
     Trimmed,
     shape(format="uri", pattern=r"^\s*([Hh][Tt][Tt][Pp][Ss]?|[Ww][Ee][Bb][Cc][Aa][Ll][Ss]?)://"),
 ]
+
+
+class SyncWindow(InputModel):
+    """How many days back and ahead the events of a calendar are kept in sync."""
+
+    past_days: int = Field(ge=0, le=365)
+    future_days: int = Field(ge=1, le=730)
+
+
+_WINDOW: Any = Field(
+    default=None,
+    description="The days back and ahead in which events are kept in sync. Null means those of the settings.",
+    examples=[{"past_days": 7, "future_days": 180}],
+)
 
 
 class ProviderCalendarCreate(InputModel):
@@ -56,6 +71,7 @@ class ProviderCalendarCreate(InputModel):
     deduplication_key: DeduplicationKey | None = Field(
         default=None, description="Your own unique name for the calendar. It is unique in the project."
     )
+    window: SyncWindow | None = _WINDOW
 
 
 class SharedCalendarCreate(InputModel):
@@ -76,6 +92,7 @@ class SharedCalendarCreate(InputModel):
     deduplication_key: DeduplicationKey | None = Field(
         default=None, description="Your own unique name for the calendar. It is unique in the project."
     )
+    window: SyncWindow | None = _WINDOW
 
 
 class FeedCalendarCreate(InputModel):
@@ -89,6 +106,7 @@ class FeedCalendarCreate(InputModel):
     deduplication_key: DeduplicationKey | None = Field(
         default=None, description="Your own unique name for the calendar. It is unique in the project."
     )
+    window: SyncWindow | None = _WINDOW
 
 
 class LocalCalendarCreate(InputModel):
@@ -156,6 +174,8 @@ def _by_platform(
             ]
             sentences |= dict.fromkeys(missing, "This field is required.")
         raise _faults("CalendarCreate", sentences)
+    if model is LocalCalendarCreate and "window" in value:
+        raise _faults("CalendarCreate", {"window": no_such_field("local")})
     return model.model_validate(value)
 
 
@@ -178,6 +198,12 @@ class CalendarUpdate(UpdateModel):
     feed_url: _FeedUrl | None = Field(default=None, description="For ics: the feed's new address.")
     metadata: Metadata | None = Field(
         default=None, description="Replaces the stored metadata. Null removes it."
+    )
+    window: SyncWindow | None = Field(
+        default=None,
+        description="For all but local: the days back and ahead in which events are kept in sync. Null means those of "
+        "the settings. A change starts a full round. Events that leave the window by it stay as they are.",
+        examples=[{"past_days": 7, "future_days": 180}],
     )
     name: Annotated[_CalendarName | None, NotNull] = Field(default=None, description="For local.")
     owner_name: PersonName | None = Field(default=None, description="For local.")
@@ -234,6 +260,13 @@ class SyncFailure(BaseModel):
     next_attempt_at: OutputTime = Field(description="The next attempt is at this time or earlier.")
 
 
+class SyncWindowRead(BaseModel):
+    """How many days back and ahead the events of a calendar are kept in sync."""
+
+    past_days: int
+    future_days: int
+
+
 class CalendarRead(BaseModel):
     """A calendar. Secrets and tokens are never shown."""
 
@@ -261,6 +294,17 @@ class CalendarRead(BaseModel):
     timezone: str | None
     locale: str | None = Field(description="For local: the language of its mails.")
     sending_identity: SendingIdentity | None
+    window: SyncWindowRead | None = Field(
+        description="The days back and ahead in which events are kept in sync. Null for local, which is not synced."
+    )
+    covered_from: OutputTime | None = Field(
+        description="The start of the time that the last successful sync covers. Null before it. For local: the "
+        "calendar's creation."
+    )
+    covered_until: OutputTime | None = Field(
+        description="The end of that time. What comes later is not known. For local: how far recurring events are "
+        "expanded."
+    )
 
 
 class RemoteCalendarRead(BaseModel):

@@ -3,7 +3,8 @@
 account.py (Google, Microsoft), feed.py (iCal feeds) and local.py (hosted here) have what differs by kind.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import RowMapping
@@ -29,11 +30,13 @@ from app.core.db import AnySession, ReadSession, Session
 from app.core.errors import InvalidFields
 from app.core.pagination import Page
 from app.credentials.service import delete_unless_used
+from app.hosted.service import find_horizon
 from app.join_rules.service import leave_calendar
 from app.models import Calendar
 from app.push.service import release_channels
 from app.schedule import request_sync
 from app.settings import Settings
+from app.sync.window import window_days
 from app.webhooks.outbox import delete_pending_of_calendar
 
 PAGE_SIZE = 25
@@ -42,15 +45,20 @@ _OUTAGE = "The platform fails for many calendars: this one is synced as soon as 
 _UNKNOWN_FAILURE = "The last sync failed."
 
 
-async def get_calendar(session: AnySession, project_id: str, calendar_id: str) -> CalendarRead:
+async def get_calendar(
+    session: AnySession, settings: Settings, project_id: str, calendar_id: str
+) -> CalendarRead:
     """Return a calendar. Raises CalendarNotFound."""
     row = await repository.find_calendar(session, project_id, calendar_id)
     if row is None:
         raise CalendarNotFound
-    return _read(row)
+    [calendar] = await _read(session, settings, [row])
+    return calendar
 
 
-async def list_calendars(session: ReadSession, project_id: str, query: CalendarsQuery) -> Page[CalendarRead]:
+async def list_calendars(
+    session: ReadSession, settings: Settings, project_id: str, query: CalendarsQuery
+) -> Page[CalendarRead]:
     """Return a page of calendars, newest first. Raises BadQuery for a bad cursor."""
     if query.finds_nothing:
         return Page([], None, None)
@@ -58,11 +66,24 @@ async def list_calendars(session: ReadSession, project_id: str, query: Calendars
     page = await repository.list_calendars(
         session, project_id, filters, query.cursor, query.rows_of(PAGE_SIZE), failing=query.failing
     )
-    return Page([_read(row) for row in page.rows], page.next, page.previous)
+    return Page(await _read(session, settings, page.rows), page.next, page.previous)
 
 
-def _read(row: RowMapping) -> CalendarRead:
-    return CalendarRead(**row, sync_failure=_sync_failure(row))
+async def _read(session: AnySession, settings: Settings, rows: Sequence[RowMapping]) -> list[CalendarRead]:
+    horizon = None
+    if any(row["platform"] == "local" for row in rows):
+        horizon = await find_horizon(session, settings)
+    return [CalendarRead(**_shown(row, settings, horizon)) for row in rows]
+
+
+def _shown(row: RowMapping, settings: Settings, horizon: datetime | None) -> dict[str, Any]:
+    """Return the fields of CalendarRead. `horizon`: how far the series of local calendars are expanded."""
+    shown = {**row, "sync_failure": _sync_failure(row)}
+    if row["platform"] == "local":
+        # Everything that was hosted here is known, since the calendar was created.
+        return {**shown, "window": None, "covered_from": row["created_at"], "covered_until": horizon}
+    days = window_days(settings, row["window_past_days"], row["window_future_days"])
+    return {**shown, "window": {"past_days": days.past, "future_days": days.future}}
 
 
 def _sync_failure(row: RowMapping) -> SyncFailure | None:
@@ -86,36 +107,46 @@ async def require_calendar(session: AnySession, project_id: str, calendar_id: st
         raise CalendarNotFound
 
 
+async def find_existing(session: AnySession, ids: Collection[str]) -> set[str]:
+    """Return those of the calendar ids whose calendars exist, in any project."""
+    return await repository.find_existing(session, ids)
+
+
 async def create_calendar(
     session: Session,
+    settings: Settings,
     box: SecretBox,
     project_id: str,
     body: ProviderCalendarCreate | SharedCalendarCreate | FeedCalendarCreate,
-    *,
-    allows_http: Callable[[str], bool],
 ) -> CalendarRead:
     """Store a calendar of a provider or a feed, due for its first sync now.
 
-    `allows_http`: whether a feed may be read over plain HTTP. Raises InvalidFields, DeduplicationKeyTaken.
+    Raises InvalidFields, DeduplicationKeyTaken.
     """
     if isinstance(body, FeedCalendarCreate):
-        calendar_id = await connect_feed(session, box, project_id, body, allows_http=allows_http)
+        calendar_id = await connect_feed(
+            session, box, project_id, body, allows_http=settings.allows_http_feed
+        )
     elif isinstance(body, SharedCalendarCreate):
         calendar_id = await share_account(session, project_id, body)
     else:
         calendar_id = await connect_account(session, box, project_id, body)
-    return await get_calendar(session, project_id, calendar_id)
+    return await get_calendar(session, settings, project_id, calendar_id)
 
 
 async def create_local_calendar(
-    session: Session, project_id: str, body: LocalCalendarCreate, identity: dict[str, Any] | None
+    session: Session,
+    settings: Settings,
+    project_id: str,
+    body: LocalCalendarCreate,
+    identity: dict[str, Any] | None,
 ) -> CalendarRead:
     """Store a calendar that is hosted here.
 
     `identity`: see app/hosted/identity.py. Raises DeduplicationKeyTaken.
     """
     calendar_id = await local.create_local(session, project_id, body, identity)
-    return await get_calendar(session, project_id, calendar_id)
+    return await get_calendar(session, settings, project_id, calendar_id)
 
 
 async def get_local_owner(session: AnySession, project_id: str, calendar_id: str, *, field: str) -> str:
@@ -123,20 +154,23 @@ async def get_local_owner(session: AnySession, project_id: str, calendar_id: str
 
     Raises CalendarNotFound; InvalidFields on `field` for other platforms.
     """
-    calendar = await get_calendar(session, project_id, calendar_id)
-    if calendar.platform != "local" or calendar.owner_email is None:
-        raise InvalidFields.one(field, no_such_field(calendar.platform))
-    return calendar.owner_email
+    row = await repository.find_calendar(session, project_id, calendar_id)
+    if row is None:
+        raise CalendarNotFound
+    if row["platform"] != "local" or row["owner_email"] is None:
+        raise InvalidFields.one(field, no_such_field(row["platform"]))
+    owner_email: str = row["owner_email"]
+    return owner_email
 
 
 async def update_calendar(
     session: Session,
+    settings: Settings,
     box: SecretBox,
     project_id: str,
     calendar_id: str,
-    body: CalendarUpdate,
     *,
-    allows_http: Callable[[str], bool],
+    body: CalendarUpdate,
     identity: dict[str, Any] | None = None,
 ) -> CalendarRead:
     """Apply the change and make the calendar due for a sync, like `queue_sync`.
@@ -149,24 +183,26 @@ async def update_calendar(
         raise CalendarNotFound
     platform, credentials_id = found
     secrets = body.model_dump(include={"client_secret", "refresh_token", "feed_url"}, exclude_none=True)
-    _refuse_fields_of_others(platform, secrets.keys() | (body.model_fields_set & local.FIELDS))
+    _refuse_fields_of_others(platform, secrets.keys() | (body.model_fields_set & (local.FIELDS | {"window"})))
     if body.model_fields_set & local.FIELDS:
         await local.update_local(session, project_id, calendar_id, body, identity)
     if "feed_url" in secrets:
-        secrets["feed_url"] = normalized_feed_url(secrets["feed_url"], allows_http)
+        secrets["feed_url"] = normalized_feed_url(secrets["feed_url"], settings.allows_http_feed)
     reconnected: Sequence[Calendar] = []
     if secrets and credentials_id is not None:
         reconnected = await connection.renew_secrets(session, box, project_id, calendar_id, secrets)
     if "metadata" in body.model_fields_set:
         await repository.set_metadata(session, calendar_id, body.metadata)
+    if "window" in body.model_fields_set:
+        await repository.set_window(session, calendar_id, connection.window_columns(body.window))
     await request_sync(session, calendar_id)
     await connection.announce_reconnected(session, reconnected)
-    return await get_calendar(session, project_id, calendar_id)
+    return await get_calendar(session, settings, project_id, calendar_id)
 
 
 def _refuse_fields_of_others(platform: str, given: set[str]) -> None:
     """Raise InvalidFields if a field is given that calendars of this platform do not have."""
-    own = local.FIELDS if platform == "local" else connection.SECRETS_OF.get(platform, set())
+    own = local.FIELDS if platform == "local" else connection.SECRETS_OF.get(platform, set()) | {"window"}
     if foreign := given - own:
         raise InvalidFields({name: [no_such_field(platform)] for name in sorted(foreign)})
 
@@ -180,8 +216,10 @@ async def queue_sync(session: Session, project_id: str, calendar_id: str) -> Non
 
     Raises CalendarNotFound, CalendarDisconnected.
     """
-    calendar = await get_calendar(session, project_id, calendar_id)
-    if calendar.state == "disconnected":
+    row = await repository.find_calendar(session, project_id, calendar_id)
+    if row is None:
+        raise CalendarNotFound
+    if row["state"] == "disconnected":
         raise CalendarDisconnected
     await request_sync(session, calendar_id)
 

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from app.calendars.errors import CalendarDisconnected
-from app.cli.database import in_transaction, with_database
+from app.cli.database import with_database
 from app.cli.errors import CommandFailed
 from app.cli.output import OneJsonLine, duration, moment, print_fields, print_json
-from app.core.db import Session, Sessions, reading, transaction
+from app.core.db import Sessions, reading, transaction
 from app.core.errors import NotFound
 from app.core.wakeups import REDIS_UNAVAILABLE, WakeUps, connect_redis
 from app.environment import command_settings
@@ -33,13 +33,16 @@ def calendar_show(calendar_id: CalendarId, as_json: OneJsonLine = False) -> None
     """Show the state of a calendar's syncs: last and next sync, claim, cursor, failure, push channel."""
     from app.calendars.inspection import inspect_calendar
 
-    async def load(session: Session) -> dict[str, Any]:
+    settings = command_settings("database_url")
+
+    async def load(sessions: Sessions) -> dict[str, Any]:
         try:
-            return asdict(await inspect_calendar(session, calendar_id))
+            async with reading(sessions) as session:
+                return asdict(await inspect_calendar(session, settings, calendar_id))
         except NotFound:
             raise CommandFailed(_UNKNOWN.format(calendar_id)) from None
 
-    _print(in_transaction(load), as_json=as_json)
+    _print(with_database(settings, load), as_json=as_json)
 
 
 @calendar_cli.command("sync")
@@ -84,11 +87,11 @@ async def _sync(
         await _wake_workers(settings)
         if within_seconds is None:
             async with reading(sessions) as session:
-                return "queued", asdict(await inspect_calendar(session, calendar_id))
+                return "queued", asdict(await inspect_calendar(session, settings, calendar_id))
         deadline = time.monotonic() + within_seconds
         while True:
             async with reading(sessions) as session:
-                result, found = await find_sync_result(session, calendar_id, requested)
+                result, found = await find_sync_result(session, settings, calendar_id, requested)
             if result is not None:
                 return result, asdict(found)
             if time.monotonic() > deadline:
@@ -141,6 +144,7 @@ def _print(found: dict[str, Any], *, as_json: bool) -> None:
             if found["claimed_until"]
             else "no",
             "failure": _failure(found),
+            "window": _window(found),
             "cursor": _cursor(found),
             "push channel": _push(found),
         }
@@ -167,6 +171,14 @@ def _failure(found: dict[str, Any]) -> str:
         return f"none, but {held_back} deletions wait for a second response" if held_back else "none"
     since = f", since {moment(found['failing_since'])}" if found["failing_since"] else ""
     return f"{found['failure_code']}, {found['failure_count']} in a row{since}: {found['failure_message']}"
+
+
+def _window(found: dict[str, Any]) -> str:
+    days = found["window"]
+    promised = f"{days['past_days']} days back, {days['future_days']} ahead"
+    if found["covered_until"] is None:
+        return f"{promised}; nothing is covered yet"
+    return f"{promised}; covered from {moment(found['covered_from'])} until {moment(found['covered_until'])}"
 
 
 def _cursor(found: dict[str, Any]) -> str:

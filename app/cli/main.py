@@ -107,12 +107,14 @@ def api(
     import uvicorn
 
     from app.cli.devserver.up import check_port
+    from app.cli.limits import allow_many_connections
     from app.cli.shared_metrics import shared_metrics
     from app.core.logging import configure_logging
 
     settings = command_settings("database_url", "redis_url", "fernet_keys")
     check_port(host, port)
     configure_logging(level=settings.log_level, json=settings.environment == "production")
+    allow_many_connections()
     with shared_metrics() if workers > 1 else nullcontext():
         uvicorn.run(
             "app.main:create_app_from_env",

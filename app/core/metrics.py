@@ -78,6 +78,12 @@ WORK_FAILURES = Counter(
     "Claims that failed, and items that ended with an unexpected error",
     ["work", "step"],
 )
+WAITING_FOR_CHANGES = Gauge(
+    "calbridge_waiting_for_changes",
+    "Clients that wait for changes: requests with `wait`, and streams",
+    ["kind"],
+    multiprocess_mode="livesum",
+)
 EVENT_LOOP_DELAY = Histogram(
     "calbridge_event_loop_delay_seconds",
     "Delay of a worker's event loop, measured every second",

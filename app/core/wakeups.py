@@ -1,11 +1,13 @@
-"""Wake-ups of workers through Redis: "there is due work in PostgreSQL, look now".
+"""Wake-ups through Redis: workers look for due work at once, and the API for changes.
 
-A wake-up only saves time. What is due is in PostgreSQL, and workers look there every SCHEDULER_TICK_SECONDS.
+A wake-up only saves time. What is due is in PostgreSQL, and workers look there every SCHEDULER_TICK_SECONDS. The API
+looks for changes once a second while clients wait for them (app/changes/hub.py).
 """
 
 import asyncio
 import math
 import time
+from collections.abc import Awaitable, Coroutine
 from dataclasses import fields
 from datetime import UTC, datetime
 from functools import partial
@@ -21,10 +23,12 @@ from redis.exceptions import RedisError
 
 from app.core.db import Session
 
-# The only names of the domain in core: one for each work loop of workers/process.py that can be woken.
-Queue = Literal["syncs", "deliveries", "channels", "bots", "mails", "join_rules"]
+# The only names of the domain in core: one for each loop of workers/process.py that can be woken.
+Queue = Literal["syncs", "deliveries", "channels", "bots", "mails", "starting_soon", "join_rules"]
 
 ARQ_QUEUE = "calbridge:wakeups"
+# A channel of Redis. A message is the id of a project whose events changed.
+CHANGES_CHANNEL = "calbridge:changes"
 JOB = "wake"
 
 # JSON and not arq's pickle: write access to Redis must not be enough to run code in a worker.
@@ -35,6 +39,7 @@ REDIS_UNAVAILABLE = (RedisError, OSError, TimeoutError)
 
 _SEND_TIMEOUT_SECONDS = 0.5
 _REQUESTED = "wake_ups"  # key in Session.info
+_CHANGED = "changed_projects"  # key in Session.info
 
 log = structlog.get_logger()
 
@@ -99,6 +104,14 @@ def wake_after_commit(session: Session, queue: Queue, *, after: float = 0.0) -> 
     session.info.setdefault(_REQUESTED, set()).add((queue, after))
 
 
+def notify_changes_after_commit(session: Session, project_id: str) -> None:
+    """Notify all API processes, at this transaction's commit, that events of the project changed.
+
+    It is sent once however often it is asked for, and not after a rollback.
+    """
+    session.info.setdefault(_CHANGED, set()).add(project_id)
+
+
 class WakeUps:
     """Sends wake-ups.
 
@@ -111,11 +124,16 @@ class WakeUps:
         self._sending: set[asyncio.Task[None]] = set()
 
     def send_requested(self, session: Session) -> None:
-        """Send what `wake_after_commit` collected on this session, in tasks that the caller does not await."""
+        """Send what was collected on this session, in tasks that the caller does not await."""
         for queue, after in session.info.pop(_REQUESTED, ()):
-            task = asyncio.create_task(self.wake(queue, after=after))
-            self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
+            self._send(self.wake(queue, after=after))
+        for project_id in session.info.pop(_CHANGED, ()):
+            self._send(self.notify_changes(project_id))
+
+    def _send(self, sending: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(sending)
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
 
     async def wake(self, queue: Queue, *, after: float = 0.0) -> None:
         """Wake one worker in `after` seconds.
@@ -127,10 +145,20 @@ class WakeUps:
             # One wake-up for each tenth of a second, at its end: everything that it is about is due by then.
             tenth = math.ceil((time.time() + after) * 10)
             job_id, at = f"{JOB}:{queue}:{tenth}", datetime.fromtimestamp(tenth / 10, UTC)
+        # arq refuses a second job of the same id: one that still waits is enough.
+        await self._try(queue, self._redis.enqueue_job(JOB, queue, _job_id=job_id, _defer_until=at))
+
+    async def notify_changes(self, project_id: str) -> None:
+        """Notify all API processes that events of the project changed.
+
+        Takes half a second at most, and raises nothing if Redis is unavailable.
+        """
+        await self._try("changes", self._redis.publish(CHANGES_CHANNEL, project_id))
+
+    async def _try(self, queue: str, sending: Awaitable[Any]) -> None:
         try:
             async with asyncio.timeout(_SEND_TIMEOUT_SECONDS):
-                # arq refuses a second job of the same id: one that still waits is enough.
-                await self._redis.enqueue_job(JOB, queue, _job_id=job_id, _defer_until=at)
+                await sending
         except REDIS_UNAVAILABLE as err:
             if not self._is_unavailable:
                 self._is_unavailable = True

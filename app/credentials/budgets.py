@@ -17,6 +17,13 @@ _USER: dict[str, RateLimitItem] = {
     "google": RateLimitItemPerMinute(int(600 * _SHARE)),
     "microsoft": RateLimitItemPerMinute(int(10_000 * _SHARE), 10),
 }
+# What requests of the API may take of it, so that syncs go on: of an account, and for a project.
+_LIVE_SHARE = 0.2
+_LIVE: dict[str, RateLimitItem] = {
+    "google": RateLimitItemPerMinute(int(600 * _LIVE_SHARE)),
+    "microsoft": RateLimitItemPerMinute(int(10_000 * _LIVE_SHARE), 10),
+}
+_LIVE_OF_PROJECT = RateLimitItemPerMinute(1_000)
 _CLIENT: dict[str, RateLimitItem] = {"google": RateLimitItemPerMinute(int(10_000 * _SHARE))}
 
 
@@ -39,6 +46,21 @@ class Budgets:
                     retry_after=item.get_expiry() / 4,
                 )
 
+    async def spend_live(self, platform: str, account: str, client_id: str, project_id: str) -> None:
+        """Spend one request on behalf of a waiting request of the API. Raises NotAsked.
+
+        The caller spends it from the account's budget too.
+        """
+        for item, keys in (
+            (_LIVE.get(platform), (platform, client_id, account.lower())),
+            (_LIVE_OF_PROJECT, (project_id,)),
+        ):
+            if item is not None and not await self._limiter.hit(item, "live", *keys):
+                raise NotAsked(
+                    "Too many live requests for this account or project: try again in a minute.",
+                    code="budget_spent",
+                )
+
     async def aclose(self) -> None:
         await self._limiter.aclose()
 
@@ -58,11 +80,16 @@ class MeteredTokens:
         platform: str,
         account: str,
         client_id: str,
+        live_of: str | None = None,
     ) -> None:
+        """`live_of`: the project whose request waits for it; None for syncs."""
         self._tokens = tokens
         self._budgets = budgets
         self._of = (platform, account, client_id)
+        self._live_of = live_of
 
     async def get(self, *, rejected: str | None = None) -> str:
+        if self._live_of is not None:
+            await self._budgets.spend_live(*self._of, self._live_of)
         await self._budgets.spend(*self._of)
         return await self._tokens.get(rejected=rejected)

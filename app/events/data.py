@@ -45,7 +45,8 @@ class RemoteEvent:
     Times are aware and in UTC, `end_time` exclusive; None if the provider sent none that can be read. An event does
     not end before it starts, whatever the provider says: app/calendar_events/repository.py relies on it. `raw` is JSON
     text: the provider's own object after `app.events.raw.dump_raw`. Texts have no NUL characters, and are cut at the
-    lengths of `app.events.limits`. app/events/fields.py makes the lists of columns of these fields.
+    lengths of `app.events.limits`. `is_raw_cut`: it may lack the words that the derived fields were read from
+    (app/events/derived.py). app/events/fields.py makes the lists of columns of these fields.
     """
 
     platform_uuid: str
@@ -70,6 +71,7 @@ class RemoteEvent:
     event_type: EventType = "default"
     etag: str | None = None
     is_cancelled: bool = False
+    is_raw_cut: bool = False
 
     def __post_init__(self) -> None:
         if self.end_time is not None and (self.start_time is None or self.end_time < self.start_time):

@@ -14,10 +14,12 @@ from sqlalchemy import JSON
 from sqlalchemy.dialects import postgresql
 
 from app.events.data import RemoteEvent
+from app.events.derived import Derived
 from app.models import CalendarEvent
+from app.webhooks.payloads import CHANGED_FIELDS
 
-# `is_cancelled` decides what is written (app/events/diff.py), and has no column.
-_NOT_STORED = frozenset({"is_cancelled"})
+# They decide what is written (app/events/diff.py), and have no column.
+_NOT_STORED = frozenset({"is_cancelled", "is_raw_cut"})
 # The values of these are hashed in this order. Another order, or another name in the list, changes the hash of every
 # stored event: each would be written and announced as changed.
 _ALWAYS_HASHED = (
@@ -37,23 +39,17 @@ _ALWAYS_HASHED = (
     "meeting_url",
     "meeting_platform",
 )
-# Rows are found by `platform_uuid`. `raw` is hashed by itself (app/events/diff.py), and the others are read from it:
-# an event that was stored before they existed keeps its hash.
-_NOT_HASHED = frozenset({"platform_uuid", "raw", "busy_status", "visibility", "event_type", "etag"})
-# The fields whose old and new values `include_events` webhooks state.
-_NOTIFIED = frozenset(
-    {
-        "name",
-        "start_time",
-        "end_time",
-        "is_all_day",
-        "timezone",
-        "location",
-        "description",
-        "meeting_url",
-        "response_status",
-        "attendees",
-    }
+# Rows are found by `platform_uuid`. `raw` is hashed by itself (app/events/diff.py), and the derived fields are read
+# from it: events that were stored before they existed keep their hash.
+_NOT_HASHED = frozenset({"platform_uuid", "raw", *Derived._fields})
+# The fields that messages about one event state, besides those whose old and new values are stated.
+_MORE_STATED = (
+    "platform_uuid",
+    "ical_uid",
+    "organizer",
+    "meeting_platform",
+    "recurring_event_id",
+    "original_start_time",
 )
 
 
@@ -81,12 +77,17 @@ def _describe(name: str) -> EventField:
         name=name,
         sql_type="text" if is_json else column_type.compile(dialect=_POSTGRESQL),
         is_json=is_json,
-        is_notified=name in _NOTIFIED,
+        is_notified=name in CHANGED_FIELDS,
     )
 
 
 EVENT_FIELDS = tuple(_describe(field.name) for field in fields(RemoteEvent) if field.name not in _NOT_STORED)
 NOTIFIED_FIELDS = tuple(field.name for field in EVENT_FIELDS if field.is_notified)
+STATED_FIELDS = (*NOTIFIED_FIELDS, *_MORE_STATED)
+
+STATED_JSON_FIELDS = tuple(
+    field.name for field in EVENT_FIELDS if field.is_json and field.name in STATED_FIELDS
+)
 
 _load_always_hashed: Callable[[RemoteEvent], tuple[Any, ...]] = attrgetter(*_ALWAYS_HASHED)
 # Fields that came later, with their defaults. They are hashed where they have a value, so that the stored events
@@ -121,11 +122,10 @@ def stored_values(event: RemoteEvent) -> list[Any]:
     return values
 
 
-def notified_values(event: RemoteEvent) -> dict[str, Any]:
-    """The values of NOTIFIED_FIELDS as they are read back; people as dicts."""
+def stated_values(event: RemoteEvent) -> dict[str, Any]:
+    """The values of STATED_FIELDS as they are read back; people as dicts."""
     values = {}
-    for field in EVENT_FIELDS:
-        if field.is_notified:
-            value = getattr(event, field.name)
-            values[field.name] = orjson.loads(orjson.dumps(value)) if field.is_json else value
+    for name in STATED_FIELDS:
+        value = getattr(event, name)
+        values[name] = orjson.loads(orjson.dumps(value)) if name in STATED_JSON_FIELDS else value
     return values

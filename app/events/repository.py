@@ -8,13 +8,14 @@ from sqlalchemy import ARRAY, JSON, Text, bindparam, text
 
 from app.core.db import Session
 from app.core.ids import new_id
+from app.events import limits
 from app.events.data import CalendarRef, KnownEvent, Unannounced, Window
 from app.events.diff import EventWrite, StoredEvent
-from app.events.fields import EVENT_FIELDS, NOTIFIED_FIELDS, stored_values
+from app.events.fields import EVENT_FIELDS, STATED_FIELDS, STATED_JSON_FIELDS, stored_values
 
 _STORED = text(
     """
-    SELECT e.id, e.platform_uuid, e.content_hash, e.is_deleted
+    SELECT e.id, e.platform_uuid, e.content_hash, e.is_deleted, e.busy_status, e.visibility, e.event_type, e.etag
     FROM unnest(:platform_uuids) AS i(platform_uuid)
     JOIN calendar_events e ON e.calendar_id = :calendar_id AND e.platform_uuid = i.platform_uuid
     """
@@ -28,7 +29,7 @@ async def load_stored(
     rows = await session.execute(
         _STORED, {"calendar_id": calendar_id, "platform_uuids": list(platform_uuids)}
     )
-    return {row.platform_uuid: StoredEvent(*row) for row in rows}
+    return {row[1]: StoredEvent(row[0], row[1], row[2], row[3], row[4:]) for row in map(tuple, rows)}
 
 
 _LIVE_REMOVED = text(
@@ -92,7 +93,7 @@ _COUNT_AHEAD = text(
            count(*) FILTER (WHERE id = ANY(:besides)) AS others
     FROM calendar_events
     WHERE calendar_id = :calendar_id AND NOT is_deleted AND start_time > clock_timestamp()
-      AND created_at < :known_before
+      AND start_time < :window_end AND created_at < :known_before
     """
 ).bindparams(bindparam("ids", type_=ARRAY(Text())), bindparam("besides", type_=ARRAY(Text())))
 
@@ -103,13 +104,15 @@ async def count_ahead(
     ids: Collection[str],
     besides: Collection[str],
     *,
+    window: Window,
     known_before: datetime,
 ) -> tuple[int, int, int]:
-    """Count live events that have not started and were known before a time.
+    """Count live events of the window that have not started and were known before a time.
 
+    Events that are left beyond a window that became smaller do not count: no list names them.
     Returns the count of all of them, of those in `ids`, and of those in `besides`.
     """
-    values = {"calendar_id": calendar_id, "known_before": known_before}
+    values = {"calendar_id": calendar_id, "window_end": window.end, "known_before": known_before}
     row = await session.execute(_COUNT_AHEAD, {**values, "ids": list(ids), "besides": list(besides)})
     ahead, lost, others = row.one()
     return ahead, lost, others
@@ -181,15 +184,40 @@ async def write_events(
     return [row[0] for row in rows]
 
 
+_REFRESH = text(
+    """
+    UPDATE calendar_events AS e
+    SET busy_status = i.busy_status, visibility = i.visibility, event_type = i.event_type, etag = i.etag
+    FROM unnest(:ids, :busy_statuses, :visibilities, :event_types, :etags)
+        AS i(id, busy_status, visibility, event_type, etag)
+    WHERE e.id = i.id
+    """
+).bindparams(
+    *(
+        bindparam(name, type_=ARRAY(Text()))
+        for name in ("ids", "busy_statuses", "visibilities", "event_types", "etags")
+    )
+)
+
+
+async def write_derived(session: Session, values: Mapping[str, Sequence[str | None]]) -> None:
+    """Write the derived fields of rows, by event id. `updated_at` stays: it is no change of the events."""
+    columns = list(zip(*values.values(), strict=True))
+    names = ("busy_statuses", "visibilities", "event_types", "etags")
+    await session.execute(
+        _REFRESH, {"ids": list(values), **dict(zip(names, map(list, columns), strict=True))}
+    )
+
+
 _LOAD_CONTENT = (
-    text(f"SELECT id, {', '.join(NOTIFIED_FIELDS)}, is_deleted FROM calendar_events WHERE id = ANY(:ids)")  # noqa: S608 - constants
+    text(f"SELECT id, {', '.join(STATED_FIELDS)}, is_deleted FROM calendar_events WHERE id = ANY(:ids)")  # noqa: S608 - constants
     .bindparams(bindparam("ids", type_=ARRAY(Text())))
-    .columns(**{field.name: JSON() for field in EVENT_FIELDS if field.is_notified and field.is_json})
+    .columns(**{name: JSON() for name in STATED_JSON_FIELDS})
 )
 
 
 async def load_content(session: Session, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """NOTIFIED_FIELDS and `is_deleted` of the rows, by event id."""
+    """STATED_FIELDS and `is_deleted` of the rows, by event id."""
     rows = await session.execute(_LOAD_CONTENT, {"ids": list(ids)})
     return {row["id"]: {k: v for k, v in row.items() if k != "id"} for row in rows.mappings()}
 
@@ -197,7 +225,11 @@ async def load_content(session: Session, ids: Sequence[str]) -> dict[str, dict[s
 _MARK_DELETED = text(
     """
     UPDATE calendar_events e
-    SET is_deleted = true, updated_at = i.updated_at, raw = coalesce(CAST(i.raw AS json), e.raw)
+    SET is_deleted = true, updated_at = i.updated_at, raw = coalesce(CAST(i.raw AS json), e.raw),
+        -- The etag is that of `raw`, where `raw` has it (Google).
+        etag = CASE WHEN json_typeof(CAST(i.raw AS json) -> 'etag') = 'string'
+                         AND octet_length(CAST(i.raw AS json) ->> 'etag') BETWEEN 1 AND :longest
+                    THEN CAST(i.raw AS json) ->> 'etag' ELSE e.etag END
     FROM unnest(:ids, CAST(:times AS timestamptz[]), :raws) AS i(id, updated_at, raw)
     WHERE e.id = i.id
     """
@@ -212,7 +244,7 @@ async def mark_deleted(
 ) -> None:
     """Mark rows as deleted. `raws`: new values of `raw` by id, for those that do not keep theirs."""
     values = {"ids": list(ids), "times": list(times), "raws": [(raws or {}).get(one) for one in ids]}
-    await session.execute(_MARK_DELETED, values)
+    await session.execute(_MARK_DELETED, {**values, "longest": limits.PLATFORM_UUID})
 
 
 _RECORD_UNANNOUNCED = text(

@@ -14,7 +14,8 @@ _ROWS_AT_ONCE = 1_000
 # The expired rows of a calendar `c`. Each branch is the beginning of a range of an index (app/models/calendar_event.py).
 # A row that was changed lately stays, so that clients see the change. Live hosted events stay, because they are stored
 # nowhere else.
-_SINCE = "least(c.window_start, now() - CAST(:past AS interval)) - CAST(:retention AS interval)"
+_PAST = "coalesce(c.window_past_days * interval '1 day', CAST(:past AS interval))"
+_SINCE = f"least(c.window_start, now() - {_PAST}) - CAST(:retention AS interval)"
 _UNUSED = f"e.updated_at < {_SINCE} AND NOT EXISTS (SELECT FROM bots b WHERE b.calendar_event_id = e.id)"
 _END = "coalesce(e.end_time, 'infinity'::timestamptz)"
 _START = "coalesce(e.start_time, 'infinity'::timestamptz)"
@@ -36,7 +37,8 @@ _EXPIRED = f"""
 _LOOK = text(
     f"""
     SELECT c.id, EXISTS ({_EXPIRED.format(limit=1)}) AS has_expired
-    FROM (SELECT id, platform, window_start FROM calendars WHERE id > :after ORDER BY id LIMIT :limit) AS c
+    FROM (SELECT id, platform, window_start, window_past_days FROM calendars
+          WHERE id > :after ORDER BY id LIMIT :limit) AS c
     ORDER BY c.id
     """  # noqa: S608 - made of constants
 )
@@ -53,9 +55,9 @@ _CLEAR = text(
 
 
 async def clear_expired(sessions: Sessions, settings: Settings) -> int:
-    """Delete events that were over, or were deleted, EVENT_RETENTION_DAYS before the window began.
+    """Delete events that were over, or were deleted, long before their calendar's window began.
 
-    Returns how many.
+    That is EVENT_RETENTION_DAYS before. Returns how many.
     Events that a bot refers to stay, and so do live events of hosted calendars. It works in short transactions, and
     any number of workers may do it at once.
     """

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import text
 
-from app.core.db import ReadSession, Session
+from app.core.db import AnySession, ReadSession, Session
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -68,4 +68,14 @@ async def load_horizon(session: ReadSession, project_id: str) -> datetime:
     Call it before the statement that reads the rows: in a read session, each statement has a snapshot of its own.
     """
     microseconds: int = (await session.execute(_HORIZON, {"project_id": project_id})).scalar_one()
+    return _EPOCH + microseconds * _MICROSECOND
+
+
+# The same over all projects.
+_HORIZON_OF_ALL = text(_HORIZON.text.replace("project = (hashtext(:project_id) & 4095)::bigint", "true"))
+
+
+async def load_horizon_of_all(session: AnySession) -> datetime:
+    """As `load_horizon`, over all projects. It may be earlier than that of any of them."""
+    microseconds: int = (await session.execute(_HORIZON_OF_ALL)).scalar_one()
     return _EPOCH + microseconds * _MICROSECOND

@@ -8,19 +8,30 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import islice
 from typing import Any
 
 from app.bots.service import follow_events
 from app.core.clock import isoformat
 from app.core.db import Session
+from app.core.wakeups import notify_changes_after_commit, wake_after_commit
 from app.events import repository
-from app.events.changes import describe_changes
+from app.events.changes import MOST, describe_changes, event_data
 from app.events.data import CalendarRef, RemoteEvent, Unannounced, Window
+from app.events.derived import derived_of
 from app.events.diff import content_hash, diff_events
 from app.events.visibility import enter_as_writer
-from app.join_rules.service import follow_rules
-from app.webhooks.outbox import announce, wants_events
-from app.webhooks.payloads import CalendarFacts, CalendarState, ChangedEvent, state_data
+from app.join_rules.service import follow_rules, return_calendar
+from app.webhooks.event_messages import EventMessage, announce_events
+from app.webhooks.outbox import announce, find_interest
+from app.webhooks.payloads import (
+    EVENT_TRIGGERS,
+    CalendarFacts,
+    CalendarState,
+    ChangedEvent,
+    changed_fields_data,
+    state_data,
+)
 
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -50,8 +61,9 @@ async def apply_changes(
     """Write the rows that differ from `events`, and mark the `removed` rows as deleted.
 
     The caller holds the calendar's row lock. Each changed row gets an `updated_at` of its own, larger than all
-    earlier ones of the calendar. Join rules decide which events have a bot, and the bots of changed
-    events follow them.
+    earlier ones of the calendar. Join rules decide which events have a bot, and the bots of changed events follow them.
+    Webhooks that want a message for each event get it in this transaction. Rows whose derived fields alone differ are
+    written without a new `updated_at`, and not announced.
 
     `window`: unknown events outside it are not written. `removed`: ids of live rows, none of which is in `events`,
     each with the cancelled event's `raw` or None. `earlier`: changes of earlier transactions that are not announced.
@@ -60,14 +72,19 @@ async def apply_changes(
     """
     hashes = {event.platform_uuid: content_hash(event) for event in events}
     stored = await repository.load_stored(session, calendar.calendar_id, list(hashes)) if hashes else {}
-    writes = diff_events(events, hashes, stored, window)
+    writes, refreshes = diff_events(events, hashes, stored, window)
+    if refreshes:
+        await repository.write_derived(session, {one.stored_id: derived_of(one.event) for one in refreshes})
+    if any(one.has_other_visibility for one in refreshes):
+        await return_calendar(session, calendar.project_id, calendar.calendar_id)  # rules look at it
     if not writes and not removed:
         return WrittenChanges(earlier, [])
     removed_ids = list(removed)
     known_ids = [write.stored_id for write in writes if write.stored_id is not None]
-    wants_content = await wants_events(session, calendar.project_id)
+    interest = await find_interest(session, calendar.project_id, calendar.calendar_id)
+    triggers = interest.triggers.intersection(EVENT_TRIGGERS.values())
     before: dict[str, dict[str, Any]] = {}
-    if wants_content:
+    if interest.summaries or triggers:
         before = await repository.load_content(session, [*known_ids, *removed_ids])
     first = await enter_as_writer(session, project_id=calendar.project_id, calendar_id=calendar.calendar_id)
     times = [first + n * _MICROSECOND for n in range(len(writes) + len(removed))]
@@ -91,10 +108,32 @@ async def apply_changes(
         updated=earlier.updated + counts["updated"],
         deleted=earlier.deleted + counts["deleted"] + len(removed),
     )
+    notify_changes_after_commit(session, calendar.project_id)
     left = Unannounced() if is_announced_now else unannounced
     await repository.record_changes(session, calendar, left, last_change_at=times[-1])
-    changed_events = describe_changes(writes, ids, removed_ids, before) if wants_content else []
-    return WrittenChanges(unannounced, changed_events)
+    if interest.lead_minutes is not None:
+        soon = first + timedelta(minutes=interest.lead_minutes)
+        if any(start is not None and first < start <= soon for start in (w.event.start_time for w in writes)):
+            wake_after_commit(session, "starting_soon")
+    if not interest.summaries and not triggers:
+        return WrittenChanges(unannounced, [])
+    described = describe_changes(writes, ids, removed_ids, before)
+    if not triggers:
+        return WrittenChanges(unannounced, list(islice(described, MOST)))
+    assert interest.calendar is not None
+    messages: list[EventMessage] = []
+    changed_events: list[ChangedEvent] = []
+    for changed, at in zip(described, times, strict=True):
+        if len(changed_events) < MOST:
+            changed_events.append(changed)
+        if (trigger := EVENT_TRIGGERS[changed.change]) in triggers:
+            data = {
+                "event": event_data(changed.event, changed.more, interest.calendar, at),
+                "changed_fields": changed_fields_data(changed),
+            }
+            messages.append(EventMessage(trigger, interest.calendar, changed.id, data))
+    await announce_events(session, project_id=calendar.project_id, messages=messages)
+    return WrittenChanges(unannounced, changed_events if interest.summaries else [])
 
 
 async def announce_changes(

@@ -212,12 +212,23 @@ async def find_to_expand(session: AnySession, limit: int) -> list[tuple[str, str
     return [(row.calendar_id, row.uid) for row in rows]
 
 
+async def find_first_due(session: AnySession) -> datetime:
+    """Return since when a series of any calendar is due to be rewritten; now, if none is."""
+    first = select(func.min(HostedEvent.expand_at)).where(HostedEvent.expand_at.is_not(None))
+    found: datetime = (
+        await session.execute(select(func.least(func.now(), first.scalar_subquery())))
+    ).scalar_one()
+    return found
+
+
 async def schedule_rewrite(session: Session, calendar_id: str, uid: str | None = None) -> None:
     """Have a worker rewrite the rows of this event, or those of all events of the calendar."""
     statement = update(HostedEvent).where(HostedEvent.calendar_id == calendar_id, HostedEvent.slot == "")
     if uid is not None:
         statement = statement.where(HostedEvent.uid == uid)
-    await session.execute(statement.values(expand_at=func.now()).execution_options(synchronize_session=False))
+    # One that is overdue stays so: its time says how far the series is expanded.
+    due_at = func.least(HostedEvent.expand_at, func.now())
+    await session.execute(statement.values(expand_at=due_at).execution_options(synchronize_session=False))
 
 
 async def set_expand_at(session: Session, uid: str, expand_at: datetime | None) -> None:

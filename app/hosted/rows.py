@@ -51,6 +51,11 @@ def next_expansion(master: EventComponent, *, now: datetime) -> datetime | None:
     return None if master.rrule is None or master.is_cancelled or is_over else now + _EXPAND_EVERY
 
 
+def expanded_until(settings: Settings, due_at: datetime) -> datetime:
+    """Return how far a series has its rows that is due to be written again at `due_at`."""
+    return due_at - _EXPAND_EVERY + settings.sync_window_future_for + _EXPANSION_MARGIN
+
+
 async def write_rows(
     session: Session,
     settings: Settings,

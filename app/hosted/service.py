@@ -11,7 +11,7 @@ from app.hosted.repository import (
     schedule_rewrite,
 )
 from app.hosted.rules import last_end
-from app.hosted.upkeep import rewrite_due_events
+from app.hosted.upkeep import find_horizon, rewrite_due_events
 
 __all__ = [
     "Attendee",
@@ -22,6 +22,7 @@ __all__ = [
     "Reply",
     "find_calendar",
     "find_calendars_of_uid",
+    "find_horizon",
     "last_end",
     "load_event",
     "lock_calendar",

@@ -3,14 +3,14 @@
 The margins are explained in docs/adr/0004-expansion-of-hosted-series.md.
 """
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import structlog
 
 from app.core.clock import utcnow
-from app.core.db import Session, Sessions, reading, transaction
+from app.core.db import AnySession, Session, Sessions, reading, transaction
 from app.hosted import repository
-from app.hosted.rows import next_expansion, write_rows
+from app.hosted.rows import expanded_until, next_expansion, write_rows
 from app.settings import Settings
 
 _BATCH = 100
@@ -34,6 +34,15 @@ async def rewrite_due_events(sessions: Sessions, settings: Settings) -> None:
                     await repository.set_expand_at(session, uid, utcnow() + _RETRY_AFTER)
         if len(due) < _BATCH:
             return
+
+
+async def find_horizon(session: AnySession, settings: Settings) -> datetime:
+    """Return the midnight (UTC) up to which every local series has its rows.
+
+    It is beyond the settings' window, unless the workers are late with expanding: then it is earlier by as much.
+    """
+    horizon = expanded_until(settings, await repository.find_first_due(session)).astimezone(UTC)
+    return horizon.replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 async def _rewrite_event(session: Session, settings: Settings, calendar_id: str, uid: str) -> None:

@@ -25,7 +25,8 @@ class ExportedPerson:
 class ExportedEvent:
     """The event of a file. Times are aware; `timezone` (IANA) gives the days of an all-day event.
 
-    `original_start_time` is set for an instance of a series, whose `uid` it shares with the others.
+    `original_start_time` is set for an instance of a series, whose `uid` it shares with the others. `busy_status` and
+    `visibility` have the words of the API.
     """
 
     uid: str
@@ -43,6 +44,8 @@ class ExportedEvent:
     attendees: Sequence[ExportedPerson]
     created_at: datetime
     updated_at: datetime
+    busy_status: str = "busy"
+    visibility: str = "default"
 
 
 def export_event(event: ExportedEvent) -> bytes:
@@ -50,7 +53,28 @@ def export_event(event: ExportedEvent) -> bytes:
     return write_calendar([_vevent(event)])
 
 
+# TRANSP knows two states only, and these are Outlook's words for the others (docs/reference/icalendar.md, "Busy status
+# and class").
+_OUTLOOK = {
+    "free": "FREE",
+    "tentative": "TENTATIVE",
+    "out_of_office": "OOF",
+    "working_elsewhere": "WORKINGELSEWHERE",
+}
+_TRANSPARENT = {"free", "working_elsewhere"}
+
+
 def _vevent(event: ExportedEvent) -> Event:
+    vevent = _described(event)
+    if event.busy_status in _OUTLOOK:
+        vevent.add("TRANSP", "TRANSPARENT" if event.busy_status in _TRANSPARENT else "OPAQUE")
+        vevent.add("X-MICROSOFT-CDO-BUSYSTATUS", _OUTLOOK[event.busy_status])
+    if event.visibility != "default":
+        vevent.add("CLASS", event.visibility.upper())
+    return vevent
+
+
+def _described(event: ExportedEvent) -> Event:
     start, end = _moment(event, event.start_time), _moment(event, event.end_time)
     has_length = event.end_time is not None and event.end_time > event.start_time
     return Event.new(

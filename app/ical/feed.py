@@ -14,6 +14,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import NamedTuple
 
 import structlog
@@ -30,11 +31,15 @@ from app.ical.values import wall_of
 log = structlog.get_logger(__name__)
 
 MAX_VEVENTS = 100_000
+# Of one series: so many, or in a window of months so many a day.
 MAX_INSTANCES_OF_SERIES = 2_000
+MAX_INSTANCES_A_DAY = 24
 MAX_INSTANCES = 50_000
 # Processor time of one feed. Real feeds take 2 s at 20 MB.
 MAX_CPU_SECONDS = 3.0
 _MOST_LOGGED = 20
+# The part of a window in which very many series are expanded first.
+_FIRST_STEP = timedelta(days=7)
 # Starts are looked for on the wall clock, and compared in UTC: the two differ by 14 hours at most.
 _MARGIN = timedelta(days=1)
 _CALENDAR_ZONE = re.compile(rb"^X-WR-TIMEZONE[;:][^\n]*$", re.IGNORECASE | re.MULTILINE)
@@ -67,12 +72,15 @@ class Instance(NamedTuple):
 class Feed:
     """A complete calendar. `digest` does not depend on DTSTAMP and LAST-MODIFIED.
 
+    `complete_until`: set by `select` where there were too many instances. Some that start later are left out.
+
     Raises CalendarUnreadable (`feed_empty`, `feed_not_ics`, `feed_truncated`, `feed_too_large`). Takes long: call it in a
     thread.
     """
 
     def __init__(self, body: bytes) -> None:
         text = normalize(body)
+        self.complete_until: datetime | None = None
         self.digest = hashlib.sha256(_VOLATILE.sub(b"", text)).hexdigest()
         self._components = []
         for component in split(text):
@@ -91,7 +99,10 @@ class Feed:
 
         Raises CalendarUnreadable (`feed_too_complex`). Takes long: call it in a thread.
         """
-        return _Selector(self._zones(), window.start, window.end, window=window).select(self._events())
+        selector = _Selector(self._zones(), window.start, window.end, window=window)
+        instances = selector.select(self._events())
+        self.complete_until = selector.complete_until
+        return instances
 
     def find(self, wanted: Sequence[InstanceRef]) -> list[Instance]:
         """Return these events and instances, at any time, without those that the feed no longer has.
@@ -130,7 +141,10 @@ class _Selector:
         self._end = end
         self._window = window
         self._wanted = wanted
+        self._most_of_series = max(MAX_INSTANCES_OF_SERIES, MAX_INSTANCES_A_DAY * ((end - start).days + 1))
+        self.complete_until: datetime | None = None
         self._problems: Counter[str] = Counter()
+        self._noted: set[tuple[str, str | None]] = set()
         self._started = time.thread_time()
 
     def select(
@@ -143,14 +157,13 @@ class _Selector:
             event = self._read(component)
             if event and (uids is None or event.uid in uids):
                 groups[event.uid].append(event)
-        instances: list[Instance] = []
-        for group in groups.values():
-            self._check_time()
-            instances.extend(self._safe_instances(group))
-            if len(instances) > MAX_INSTANCES:
-                log.warning("ics.too_many_events", kept=MAX_INSTANCES)
-                del instances[MAX_INSTANCES:]
-                break
+        series = sum(any(event.is_series for event in group) for group in groups.values())
+        if self._window is not None and series * (self._end - self._start).days > MAX_INSTANCES:
+            instances = self._expand_in_steps(groups.values(), self._window)
+        else:
+            instances = self._expand_all(groups.values())
+        if len(instances) >= MAX_INSTANCES and self.complete_until is not None:
+            log.warning("ics.too_many_events", kept=len(instances), until=self.complete_until.isoformat())
         if self._problems or self._zones.unknown_names:
             log.warning(
                 "ics.problems",
@@ -159,13 +172,65 @@ class _Selector:
             )
         return instances
 
+    def _expand_in_steps(self, groups: Collection[list[EventTimes]], window: TimeRange) -> list[Instance]:
+        """Expand many series in a part of the window that grows.
+
+        It ends with the window, or once there are enough instances, or when it takes too long.
+        """
+        end, span = self._end, _FIRST_STEP
+        while self._start + span < end:
+            self._end = self._start + span
+            self._window = _Until(window, self._end)
+            self.complete_until = self._end
+            instances = self._expand_all(groups)
+            if len(instances) >= MAX_INSTANCES or self._used_time() > MAX_CPU_SECONDS / 4:
+                return instances
+            enough = span * (1.1 * MAX_INSTANCES / max(len(instances), 1))
+            span = max(2 * span, min(enough, end - self._start))
+        self._end, self._window, self.complete_until = end, window, None
+        return self._expand_all(groups)
+
+    def _expand_all(self, groups: Iterable[list[EventTimes]]) -> list[Instance]:
+        instances: list[Instance] = []
+        for group in groups:
+            self._check_time()
+            instances.extend(self._safe_instances(group))
+            if len(instances) > MAX_INSTANCES + MAX_INSTANCES // 5:
+                instances = self._nearest(instances)
+        return self._nearest(instances) if len(instances) > MAX_INSTANCES else instances
+
+    def _nearest(self, instances: list[Instance]) -> list[Instance]:
+        """Return the instances that start first, as many as may be kept.
+
+        Those that start later than these are not looked for any more.
+        """
+        latest = sorted(instance.start for instance in instances if instance.start)[MAX_INSTANCES:]
+        if not latest:
+            return instances[:MAX_INSTANCES]
+        end = latest[0]
+        self._cut_at(end)
+        self._end = min(self._end, end)
+        kept = [instance for instance in instances if instance.start is None or instance.start < end]
+        same = (instance for instance in instances if instance.start == end)
+        return kept + list(islice(same, max(MAX_INSTANCES - len(kept), 0)))
+
+    def _cut_at(self, end: datetime) -> None:
+        self.complete_until = end if self.complete_until is None else min(self.complete_until, end)
+
+    def _used_time(self) -> float:
+        return time.thread_time() - self._started
+
     def _check_time(self) -> None:
-        if time.thread_time() - self._started > MAX_CPU_SECONDS:
+        if self._used_time() > MAX_CPU_SECONDS:
             raise CalendarUnreadable(
                 "The feed's recurring events take too long to expand.", code="feed_too_complex"
             )
 
     def _note(self, problem: str, uid: str | None, **details: str) -> None:
+        if (problem, uid) in self._noted:
+            return  # in an earlier step
+        if uid is not None:
+            self._noted.add((problem, uid))
         self._problems[problem] += 1
         if self._problems[problem] <= _MOST_LOGGED:
             log.warning(problem, uid=uid, **details)
@@ -251,6 +316,14 @@ class _Selector:
             key = original.recurrence_key
             if key in seen or original in excluded:
                 continue
+            if count >= self._most_of_series:
+                # Only a rule alone gives its starts in order.
+                is_ordered = len(master.rules) == 1 and not master.added
+                until = original.utc + min(shifts) if is_ordered else self._start
+                if until < self._end:
+                    self._note("ics.series_with_too_many_instances", master.uid)
+                    self._cut_at(until)
+                return
             seen.add(key)
             event, at = master, original
             for change in changes:
@@ -261,9 +334,6 @@ class _Selector:
             for instance in self._instance(event, f"{master.uid}_{key}", at, original, length):
                 yield instance
                 count += 1
-            if count >= MAX_INSTANCES_OF_SERIES:
-                self._note("ics.series_with_too_many_instances", master.uid)
-                return
 
     def _starts(
         self, master: EventTimes, start: Moment, first: datetime, last: datetime
@@ -309,6 +379,20 @@ class _Selector:
         end = start + length if event.is_exact else max(at.at(at.wall + length).utc, start)
         if self._window is None or self._window.overlaps(start, end):
             yield Instance(event, instance_id, start, end, original_start)
+
+
+class _Until(NamedTuple):
+    """The part of a window that ends at `end`."""
+
+    window: TimeRange
+    end: datetime
+
+    @property
+    def start(self) -> datetime:
+        return self.window.start
+
+    def overlaps(self, start: datetime, end: datetime) -> bool:
+        return start < self.end and self.window.overlaps(start, end)
 
 
 class _Excluded:

@@ -334,7 +334,7 @@ async def _apply(
 
 
 async def find_meeting_events(session: AnySession, rulebook: Rulebook, event_id: str) -> list[str]:
-    """Return the events whose bot a client deleted, and which keep a bot from the meeting that this event shares."""
+    """Return the events whose deletion of a bot by a client covers the meeting of this event."""
     rows = await repository.load_events(session, [event_id], asks_people=False)
     spans = _spans(rows, [])
     if not spans or rulebook.of(rows[0].calendar_id).bot_scope != "meeting":

@@ -99,7 +99,7 @@ async def _find_handed_over(
 
 
 async def _find_deleted(session: AnySession, project_id: str, events: list[Judged]) -> list[Deleted]:
-    """Find the bots that clients deleted for one of these meetings, also of events that are not live any more."""
+    """Find the bots that clients deleted for one of these meetings, also those of deleted events."""
     links = sorted({link_hash(event.meeting_url) for event in events if event.meeting_url is not None})
     since = min((event.start for event in events), default=utcnow())
     until = max((event.until for event in events), default=utcnow())

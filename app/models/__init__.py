@@ -13,6 +13,7 @@ from app.models.oauth import OAuthApp, OAuthClientSecret, OAuthSession
 from app.models.operations import StoredResponse, WorkerHeartbeat
 from app.models.project import ApiKey, Project
 from app.models.push_channel import PushChannel
+from app.models.starting_soon import StartingSoonNotice, StartingSoonPosition
 from app.models.webhook import WebhookDelivery, WebhookSubscription
 
 __all__ = [
@@ -36,6 +37,8 @@ __all__ = [
     "OAuthSession",
     "Project",
     "PushChannel",
+    "StartingSoonNotice",
+    "StartingSoonPosition",
     "StoredResponse",
     "SyncBreaker",
     "SyncVote",

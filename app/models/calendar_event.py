@@ -72,6 +72,15 @@ class DeletedCalendar(Base):
 
 _event = CalendarEvent.__table__.c
 
+# For the queries of free/busy times and their indexes (app/availability/repository.py). PostgreSQL uses a partial index
+# only for a query that has the index's own condition.
+COUNTS_AS_BUSY = (
+    "NOT is_deleted AND response_status IS DISTINCT FROM 'declined' "
+    "AND coalesce(busy_status, 'busy') NOT IN ('free', 'working_elsewhere')"
+)
+LONG_HOURS = 24
+LASTS_LONG = f"end_time - start_time > interval '{LONG_HOURS} hours'"
+
 # An event without a readable start sorts after all others. Queries use the same expressions.
 start_or_last = func.coalesce(_event.start_time, text("'infinity'::timestamptz"))
 end_or_last = func.coalesce(_event.end_time, text("'infinity'::timestamptz"))
@@ -95,11 +104,33 @@ Index(
     _event.ical_uid,
     _event.calendar_id,
 )
+# Rows from before these columns existed (app/events/backfill.py).
+Index(
+    "ix_calendar_events_to_fill",
+    _event.calendar_id,
+    _event.id,
+    postgresql_where=_event.event_type.is_(None),
+)
 Index(
     "ix_calendar_events_calendar_id_recurring_event_id",
     _event.calendar_id,
     _event.recurring_event_id,
     postgresql_where=_event.recurring_event_id.is_not(None),
+)
+
+Index(
+    "ix_calendar_events_busy_by_start",
+    _event.calendar_id,
+    _event.start_time,
+    postgresql_include=["end_time", "busy_status"],
+    postgresql_where=text(f"{COUNTS_AS_BUSY} AND start_time < end_time"),
+)
+Index(
+    "ix_calendar_events_long_busy_by_end",
+    _event.calendar_id,
+    _event.end_time,
+    postgresql_include=["start_time", "busy_status"],
+    postgresql_where=text(f"{COUNTS_AS_BUSY} AND {LASTS_LONG}"),
 )
 # Events of one meeting, over the calendars of a project (app/join_rules/). A link may be too long to be indexed.
 Index(

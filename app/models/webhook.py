@@ -3,7 +3,17 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ARRAY, CheckConstraint, ForeignKey, Index, LargeBinary, Text, text
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    Sequence,
+    Text,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -13,6 +23,11 @@ from app.models.base import Base, CreatedAt, PublicId, Sealed
 class WebhookSubscription(Base):
     """One endpoint of a project.
 
+    - `calendar_ids`, `metadata`: only messages about these calendars are sent, and about calendars whose metadata has
+      these pairs. Null: about all.
+    - `changed_fields`: `event.updated` is sent only if one of these changed.
+    - `ordering`: with `fifo`, the messages about one calendar are sent one at a time, in order.
+    - `starting_soon_minutes`: how long before an event's start `event.starting_soon` is sent.
     - `is_active`: false while the endpoint is disabled.
     - `disabled_reason`: why calbridge disabled it; null if a client did.
     - `secrets_sealed`: [{"secret": base64, "until": null}, ...], encrypted: the current secret, then the rotated ones,
@@ -37,6 +52,12 @@ class WebhookSubscription(Base):
             "id",
             postgresql_where=text("replay_from IS NOT NULL OR is_resuming"),
         ),
+        Index(
+            "ix_webhook_subscriptions_starting_soon",
+            "id",
+            postgresql_where=text("is_active AND 'event.starting_soon' = ANY (triggers)"),
+        ),
+        CheckConstraint("ordering IN ('any', 'fifo')", name="ordering"),
     )
 
     id: Mapped[PublicId] = mapped_column(primary_key=True)
@@ -45,6 +66,11 @@ class WebhookSubscription(Base):
     triggers: Mapped[list[str]] = mapped_column(ARRAY(Text))
     is_active: Mapped[bool] = mapped_column(server_default="true")
     include_events: Mapped[bool] = mapped_column(server_default="false")
+    calendar_ids: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata", JSONB(none_as_null=True))
+    changed_fields: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    ordering: Mapped[str] = mapped_column(server_default="any")
+    starting_soon_minutes: Mapped[int] = mapped_column(server_default="10")
     secrets_sealed: Mapped[bytes] = mapped_column(Sealed("webhook_subscriptions:{id}"))
     disabled_reason: Mapped[str | None]
     failing_since: Mapped[datetime | None]
@@ -60,6 +86,10 @@ class WebhookSubscription(Base):
     updated_at: Mapped[CreatedAt]
 
 
+# Positions are given under the lock of the calendar's row, where the order of changes matters.
+delivery_positions = Sequence("webhook_delivery_positions", metadata=Base.metadata)
+
+
 class WebhookDelivery(Base):
     """One message to one endpoint.
 
@@ -72,6 +102,8 @@ class WebhookDelivery(Base):
     - `retry_count`: the place in the retry schedule.
     - `waits`: the row was not due when it was written. Such rows are found by their time, and the others by their
       endpoint. The flag does not decide whether a row is due.
+    - `position`: the place in its lane: the messages about one calendar for a `fifo` endpoint
+      (app/webhooks/repository/lanes.py). Null outside of lanes.
     - `attempts`: the last attempts, oldest first: {"at", "status_code", "duration_ms", "response", "error"}.
     """
 
@@ -107,6 +139,13 @@ class WebhookDelivery(Base):
             "calendar_id",
             "subscription_id",
             postgresql_where=text("status = 'pending'"),
+        ),
+        Index(
+            "ix_webhook_deliveries_lanes",
+            "subscription_id",
+            "calendar_id",
+            "position",
+            postgresql_where=text("status = 'pending' AND position IS NOT NULL"),
         ),
         Index("ix_webhook_deliveries_log", "subscription_id", "created_at", "id"),
         Index(
@@ -145,6 +184,7 @@ class WebhookDelivery(Base):
     next_attempt_at: Mapped[datetime | None]
     waits: Mapped[bool] = mapped_column(server_default="false")
     lease_token: Mapped[str | None]
+    position: Mapped[int | None] = mapped_column(BigInteger)
     attempts: Mapped[list[dict[str, Any]]] = mapped_column(JSONB, server_default="[]")
     finished_at: Mapped[datetime | None]
     created_at: Mapped[CreatedAt]

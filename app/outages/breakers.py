@@ -7,6 +7,7 @@ Locks: no transaction here locks a calendar's row while it holds a breaker's, ex
 """
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 import structlog
 from sqlalchemy import text
 
-from app.core.db import Session, Sessions, transaction
+from app.core.db import AnySession, Session, Sessions, transaction
 from app.core.ids import new_id
 
 log = structlog.get_logger()
@@ -103,6 +104,14 @@ async def load_state(session: Session, scope: str) -> State:
 async def stays_open(session: Session, scope: str) -> bool:
     """Whether it is open. If so, it cannot close before this transaction ends."""
     return bool(await session.scalar(_IS_OPEN_LOCKED, {"scope": scope}))
+
+
+_OPEN_OF = text("SELECT scope FROM sync_breakers WHERE opened_at IS NOT NULL AND scope = ANY(:scopes)")
+
+
+async def find_open(session: AnySession, scopes: Collection[str]) -> set[str]:
+    """Those of the scopes whose breaker is open."""
+    return set(await session.scalars(_OPEN_OF, {"scopes": list(scopes)}))
 
 
 _END_PROBE = text(

@@ -1,6 +1,6 @@
 """SQL of projects and API keys."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -32,6 +32,12 @@ async def find_live_key(session: AnySession, key_sha256: str) -> LiveKey | None:
     )
     row = found.one_or_none()
     return LiveKey(*row) if row is not None else None
+
+
+async def find_live_key_ids(session: AnySession, ids: Collection[str]) -> set[str]:
+    """Find those of the keys that are not disabled."""
+    found = await session.scalars(select(ApiKey.id).where(ApiKey.id.in_(ids), ApiKey.disabled_at.is_(None)))
+    return set(found)
 
 
 async def note_use(session: Session, key_id: str) -> None:

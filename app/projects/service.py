@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -96,6 +97,11 @@ async def list_api_keys(session: AnySession, project_id: str | None) -> list[Api
 async def find_live_key(session: AnySession, api_key: str) -> LiveKey | None:
     """Return the key with this text, or None if there is none or it is disabled."""
     return await repository.find_live_key(session, sha256_hex(api_key))
+
+
+async def find_live_key_ids(session: AnySession, ids: Collection[str]) -> set[str]:
+    """Return those of the key ids whose keys exist and are not disabled."""
+    return await repository.find_live_key_ids(session, ids)
 
 
 def _name(text: str) -> str:

@@ -22,6 +22,7 @@ Errors:
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Protocol
 
 from app.events.data import KnownEvent, RemoteEvent, Window
@@ -114,6 +115,8 @@ class ChangePage:
     `is_snapshot` the round lists everything in the window: what is missing from it was removed, or moved beyond
                   the window (see `CalendarProvider.reread`); the same on every page of a round
     `next_cursor` on the last page: where the next round starts; None makes that one a full round again
+    `complete_until` on the last page of a snapshot: some events that start later were too many to list; None where
+                  the whole window is listed
     """
 
     events: list[RemoteEvent] = field(default_factory=list)
@@ -122,6 +125,7 @@ class ChangePage:
     is_snapshot: bool
     is_last: bool = False
     next_cursor: str | None = None
+    complete_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

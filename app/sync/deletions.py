@@ -34,13 +34,13 @@ class Absent:
     moved: list[RemoteEvent] = field(default_factory=list)
 
 
-def sort_absent(missing: Mapping[str, KnownEvent], reread: Reread, window: Window) -> Absent:
+def sort_absent(missing: Mapping[str, KnownEvent], reread: Reread, listed: Window) -> Absent:
     """Sort the live rows that a full round did not list, by what the provider says of each.
 
-    `missing` is by row id.
+    `missing` is by row id. `listed`: the range of time whose events were all listed.
     """
     absent = Absent(count=len(missing))
-    absent.moved = [event for event in reread.found if not is_in_window(event, window)]
+    absent.moved = [event for event in reread.found if not is_in_window(event, listed)]
     moved = {event.platform_uuid for event in absent.moved}
     unread = frozenset(reread.unread)
     for event_id, known in missing.items():

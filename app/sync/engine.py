@@ -40,7 +40,7 @@ from app.sync.failures import RETRIES_WITHIN_SYNC, FailureRecorder, hiccup_pause
 from app.sync.providers import ProviderFactory
 from app.sync.repository import Claim, HeldBack, Pick, SyncState
 from app.sync.turns import Kind, pick_oldest
-from app.sync.window import kept_window, new_window, next_in
+from app.sync.window import anchored_at, kept_window, new_window, next_in
 
 log = structlog.get_logger()
 
@@ -174,14 +174,13 @@ class SyncEngine:
         """Run a round from the cursor, or a full one if there is no cursor that is still good."""
         kept = kept_window(self._settings, state)
         if state.cursor is None or kept is None:
-            await self._round(attempt, provider, None, new_window(self._settings, state.now))
+            await self._round(attempt, provider, None, new_window(self._settings, state))
             return
         try:
             await self._round(attempt, provider, state.cursor, kept)
         except CursorExpired:
             expired_at = None
-            anchored_at = kept.start + self._settings.sync_window_past_for
-            if state.now - anchored_at < _FULL_ROUND_AGAIN_AFTER:
+            if state.now - anchored_at(self._settings, state, kept) < _FULL_ROUND_AGAIN_AFTER:
                 # It may expire soon after a full round once. Twice would be a loop.
                 expired_at = state.now
                 last = state.cursor_expired_at
@@ -192,7 +191,7 @@ class SyncEngine:
                         retry_after=(last + _FULL_ROUND_AGAIN_AFTER - state.now).total_seconds(),
                     ) from None
             log.info("sync_cursor_expired")
-            window = new_window(self._settings, state.now)
+            window = new_window(self._settings, state)
             await self._round(attempt, provider, None, window, cursor_expired_at=expired_at)
 
     async def _round(
@@ -217,14 +216,20 @@ class SyncEngine:
                 seen.difference_update(page.removed, page.unlisted)
             if page.is_last:
                 absent = None
+                complete_until = None
                 if page.is_snapshot:
-                    absent = await self._find_absent(attempt, provider, batch, seen, window)
+                    complete_until = page.complete_until or window.end
+                    listed = Window(window.start, complete_until)
+                    absent = await self._find_absent(
+                        attempt, provider, batch, seen, window=window, listed=listed
+                    )
                 await self._finish(
                     attempt,
                     batch,
                     cursor=page.next_cursor,
                     absent=absent,
                     window=window,
+                    complete_until=complete_until,
                     cursor_expired_at=cursor_expired_at,
                 )
                 return
@@ -235,9 +240,19 @@ class SyncEngine:
         raise Unavailable("The provider's response ended early.", code="round_incomplete")
 
     async def _find_absent(
-        self, attempt: Attempt, provider: CalendarProvider, batch: Batch, seen: set[str], window: Window
+        self,
+        attempt: Attempt,
+        provider: CalendarProvider,
+        batch: Batch,
+        seen: set[str],
+        *,
+        window: Window,
+        listed: Window,
     ) -> Absent:
-        """Ask for each live row that a full round did not list. Those that moved are put into the batch."""
+        """Ask for each live row that a full round did not list. Those that moved are put into the batch.
+
+        `listed`: the part of the window whose events were all listed. What exists outside of it counts as moved.
+        """
         async with transaction(self._sessions) as session:
             missing = await stored_events.find_live_missing(session, attempt.claim.calendar_id, window, seen)
         # What the provider has named as removed is not asked for.
@@ -248,7 +263,7 @@ class SyncEngine:
         }
         if not missing:
             return Absent()
-        absent = sort_absent(missing, await provider.reread(list(missing.values())), window)
+        absent = sort_absent(missing, await provider.reread(list(missing.values())), listed)
         batch.events.update({event.platform_uuid: event for event in absent.moved})
         log.info(
             "sync_reread",
@@ -268,10 +283,12 @@ class SyncEngine:
         cursor: str | None,
         absent: Absent | None,
         window: Window,
+        complete_until: datetime | None,
         cursor_expired_at: datetime | None,
     ) -> None:
         """Write the last batch, the cursor, the sync times and the outbox rows, in one transaction."""
-        claim = attempt.claim
+        claim, state = attempt.claim, attempt.state
+        assert state is not None
         async with self._writes, transaction(self._sessions) as session:
             written, held_back = await self._write(session, attempt, batch, window, absent=absent)
             due_in = next_in(self._settings.calendar_sync_interval_seconds)
@@ -294,6 +311,8 @@ class SyncEngine:
                 claim,
                 cursor=cursor,
                 window=window,
+                days=(state.window_past_days, state.window_future_days),
+                complete_until=complete_until,
                 started_at=attempt.started_at,
                 next_in=due_in,
                 next_in_with_push=due_in_with_push,
@@ -339,7 +358,7 @@ class SyncEngine:
             }
         if absent is not None:
             removed |= absent.removed
-            believed, held_back = await self._believe(session, attempt, list(removed), absent)
+            believed, held_back = await self._believe(session, attempt, list(removed), absent, window)
             removed = {event_id: removed.get(event_id) for event_id in believed}
         written = await apply_changes(
             session,
@@ -354,7 +373,7 @@ class SyncEngine:
         return written, held_back
 
     async def _believe(
-        self, session: Session, attempt: Attempt, removed: list[str], absent: Absent
+        self, session: Session, attempt: Attempt, removed: list[str], absent: Absent, window: Window
     ) -> tuple[list[str], HeldBack | None]:
         """Split what a complete response leaves out into what is deleted now, and what is held back."""
         missing = [*removed, *absent.unclear, *absent.unread]
@@ -372,6 +391,7 @@ class SyncEngine:
                 attempt.claim.calendar_id,
                 missing,
                 [event_id for event_id in missing if event_id in held_ids],
+                window=window,
                 # What came while a response was in doubt does not make the doubtful part smaller.
                 known_before=held.since if held is not None else state.now,
             )

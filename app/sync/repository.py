@@ -47,6 +47,8 @@ class SyncState:
     credentials_id: str | None
     client_id: str | None
     cursor: str | None
+    window_past_days: int | None
+    window_future_days: int | None
     window_start: datetime | None
     window_end: datetime | None
     failure_count: int
@@ -254,7 +256,7 @@ async def extend_lease(session: Session, claim: Claim) -> None:
 _LOAD = text(
     """
     SELECT c.platform_uuid, c.owner_email, c.credentials_id, k.client_id, c.sync_cursor,
-           c.window_start, c.window_end, c.sync_failure_count, c.sync_failure_code,
+           c.window_past_days, c.window_future_days, c.window_start, c.window_end, c.sync_failure_count, c.sync_failure_code,
            c.sync_failure_code_since, c.sync_failure_code_count, c.sync_failing_since, c.sync_forced_before,
            c.cursor_expired_at, c.held_back_ids, c.held_back_since, c.state = 'disconnected', clock_timestamp()
     FROM calendars c LEFT JOIN credentials k ON k.id = c.credentials_id
@@ -312,6 +314,8 @@ _SETTLE_SUCCESS = text(
     SET state = 'connected', connection_failure_data = NULL, sync_trial = false,
         updated_at = CASE WHEN state = 'connected' THEN updated_at ELSE clock_timestamp() END,
         sync_cursor = :cursor, window_start = :window_start, window_end = :window_end,
+        covered_from = :window_start,
+        covered_until = least(CAST(:window_end AS timestamptz), coalesce(:complete_until, covered_until)),
         last_attempted_sync_at = :started_at, last_successful_sync_at = clock_timestamp(),
         sync_failing_since = NULL, sync_failure_count = 0, sync_failure_code = NULL,
         sync_failure_message = NULL, sync_failure_code_since = NULL, sync_failure_code_count = 0,
@@ -321,8 +325,12 @@ _SETTLE_SUCCESS = text(
                                   ELSE clock_timestamp() + :next_in END,
         push_due_at = CASE WHEN :wants_push AND platform IN ('google', 'microsoft')
                            THEN coalesce(push_due_at, clock_timestamp()) ELSE push_due_at END,
-        -- It still equals `lease_until`, unless a sync was requested while this one ran.
+        -- It still equals `lease_until`, unless a sync was requested while this one ran. A window that was changed
+        -- meanwhile is read at once, also where the request had to wait for longer than the lease.
         next_sync_at = CASE WHEN next_sync_at <> lease_until THEN next_sync_at
+                            WHEN (window_past_days, window_future_days)
+                                 IS DISTINCT FROM (CAST(:past_days AS integer), CAST(:future_days AS integer))
+                            THEN clock_timestamp()
                             ELSE clock_timestamp() + greatest(:next_in, least(:next_in_with_push, coalesce(
                                 (SELECT max(p.expires_at) - clock_timestamp() FROM push_channels p
                                  WHERE p.calendar_id = calendars.id AND p.state = 'open'
@@ -335,6 +343,7 @@ _SETTLE_SUCCESS = text(
     bindparam("held_back_ids", type_=ARRAY(Text())),
     bindparam("held_back_since", type_=DateTime(timezone=True)),
     bindparam("cursor_expired_at", type_=DateTime(timezone=True)),
+    bindparam("complete_until", type_=DateTime(timezone=True)),
 )
 
 
@@ -344,6 +353,8 @@ async def settle_success(
     *,
     cursor: str | None,
     window: Window,
+    days: tuple[int | None, int | None],
+    complete_until: datetime | None,
     started_at: datetime,
     next_in: timedelta,
     next_in_with_push: timedelta,
@@ -356,6 +367,8 @@ async def settle_success(
     `next_in`: the time to the next sync. `next_in_with_push`: the same while a push channel is open that has worked,
     not beyond the channel's end. `held_back`: the deletions that are not confirmed yet. `cursor_expired_at`: set if
     this round followed an expired cursor. `wants_push`: a calendar without a push channel is due for one now.
+    `days`: the calendar's own window when the sync began. `complete_until`: how far a full round has listed
+    everything; None for a round of changes, which leaves that as it was.
     """
     row = (
         await session.execute(
@@ -365,6 +378,9 @@ async def settle_success(
                 "cursor": cursor,
                 "window_start": window.start,
                 "window_end": window.end,
+                "past_days": days[0],
+                "future_days": days[1],
+                "complete_until": complete_until,
                 "started_at": started_at,
                 "next_in": next_in,
                 "next_in_with_push": next_in_with_push,

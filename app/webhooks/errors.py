@@ -6,6 +6,7 @@ AppError (app/core/errors.py)
 │   └── DeliveryNotFound    404
 └── InvalidFields
     ├── UrlRefused          400 on `url`
+    ├── UnknownCalendars    400 on `calendar_ids`
     ├── TooManyWebhooks     400, `non_field_errors`
     ├── WebhookInactive     400, `non_field_errors`
     └── SecretLost          400, `non_field_errors`
@@ -27,6 +28,11 @@ class DeliveryNotFound(NotFound):
 class UrlRefused(InvalidFields):
     def __init__(self, sentence: str) -> None:
         super().__init__({"url": [sentence]})
+
+
+class UnknownCalendars(InvalidFields):
+    def __init__(self, calendar_id: str) -> None:
+        super().__init__({"calendar_ids": [f"There is no calendar {calendar_id!r} in this project."]})
 
 
 class TooManyWebhooks(InvalidFields):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from app.webhooks.payloads import ChangedEvent, canonical_json
+from app.webhooks.payloads import ChangedEvent, canonical_json, changed_fields_data
 
 MOST_EVENTS = 50
 MOST_EVENTS_BYTES = 20_000
@@ -50,9 +50,7 @@ def build_event_entries(changed_events: Iterable[ChangedEvent]) -> list[dict[str
             **changed.event,
             "id": changed.id,
             "change": changed.change,
-            "changed_fields": {
-                name: {"old": old, "new": new} for name, (old, new) in changed.changed_fields.items()
-            },
+            "changed_fields": changed_fields_data(changed),
         }
         for changed in changed_events
     ]

@@ -1,19 +1,23 @@
 """OpenAPI description of the webhooks: one operation for each trigger. payloads.py builds the bodies."""
 
-from typing import Any, Literal
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
+import orjson
+from fastapi import APIRouter, Body
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.fields import AttendeeRead, ResponseStatus
+from app.api.fields import AttendeeRead, BusyStatus, OrganizerRead, ResponseStatus, Visibility
 from app.api.schemas import OutputTime
 from app.models.bot import EntryType
 from app.models.bot import State as BotState
 from app.models.calendar import State as CalendarState
 from app.webhooks.merge import MOST_EVENTS, MOST_EVENTS_BYTES
-from app.webhooks.payloads import Change
+from app.webhooks.payloads import Change, Trigger, sample_body
 
 router = APIRouter(tags=["webhooks"])
+
+_EXAMPLE_TIME = datetime(2026, 1, 31, 9, tzinfo=UTC)
 
 
 class _Payload(BaseModel):
@@ -61,26 +65,64 @@ class ChangedField(_Payload):
     new: Any
 
 
-class ChangedEventData(_Payload):
-    """The event after the change; of a deleted one, as it was."""
-
+class _EventContent(_Payload):
     id: str = Field(examples=["evt_h3Gk29sLqPzX81Ab"])
-    change: Change
-    changed_fields: dict[str, ChangedField] = Field(
-        description="By name, the fields that changed; empty for a created event.",
-        examples=[{"name": {"old": "Analysis", "new": "Algebra"}}],
-    )
-    name: str | None
+    name: str | None = Field(examples=["Algebra"])
     start_time: OutputTime | None
     end_time: OutputTime | None
     is_all_day: bool
-    timezone: str | None
+    timezone: str | None = Field(examples=["Europe/Paris"])
     location: str | None
     description: str | None
     meeting_url: str | None
-    response_status: ResponseStatus | None
+    response_status: ResponseStatus | None = Field(description="Of the calendar's owner.")
     attendees: list[AttendeeRead]
+    busy_status: BusyStatus
+    visibility: Visibility
+    event_type: Literal["default", "out_of_office", "focus_time", "working_location", "birthday"]
     is_deleted: bool
+
+
+_CHANGED_FIELDS: Any = Field(
+    description="By name, the fields that changed; empty for a created event.",
+    examples=[{"name": {"old": "Analysis", "new": "Algebra"}}],
+)
+
+
+class ChangedEventData(_EventContent):
+    """The event after the change; of a deleted one, as it was."""
+
+    change: Change
+    changed_fields: dict[str, ChangedField] = _CHANGED_FIELDS
+
+
+class EventData(_EventContent):
+    """The event after the change; of a deleted one, as it was."""
+
+    calendar_id: str = Field(examples=["cal_h3Gk29sLqPzX81Ab"])
+    platform_uuid: str = Field(description="The provider's id of the event.")
+    ical_uid: str | None
+    organizer: OrganizerRead | None
+    meeting_platform: str | None = Field(examples=["zoom"])
+    recurring_event_id: str | None
+    original_start_time: OutputTime | None
+    updated_at: OutputTime = Field(description="As `/calendar_events` shows it for this state of the event.")
+
+
+class SingleEventData(_Payload):
+    """One event that changed."""
+
+    event: EventData
+    changed_fields: dict[str, ChangedField] = _CHANGED_FIELDS
+    test: bool | None = _IS_TEST
+
+
+class StartingSoonData(_Payload):
+    """An event that starts soon."""
+
+    event: EventData
+    starting_soon_minutes: int = Field(description="The webhook's own number.", examples=[10])
+    test: bool | None = _IS_TEST
 
 
 class EventsUpdateData(CalendarStateData):
@@ -159,6 +201,30 @@ class RsvpUpdateDelivery(_Delivery):
     calendar_event_id: str
 
 
+class _EventDelivery(_Delivery):
+    calendar_event_id: str = Field(examples=["evt_h3Gk29sLqPzX81Ab"])
+
+
+class EventCreatedDelivery(_EventDelivery):
+    trigger: Literal["event.created"]
+    data: SingleEventData
+
+
+class EventUpdatedDelivery(_EventDelivery):
+    trigger: Literal["event.updated"]
+    data: SingleEventData
+
+
+class EventDeletedDelivery(_EventDelivery):
+    trigger: Literal["event.deleted"]
+    data: SingleEventData
+
+
+class StartingSoonDelivery(_EventDelivery):
+    trigger: Literal["event.starting_soon"]
+    data: StartingSoonData
+
+
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "Any 2xx: delivered."},
     410: {"description": "The webhook is disabled."},
@@ -199,3 +265,36 @@ def bot_state_change(body: BotStateDelivery) -> None:
 )
 def event_rsvp_update(body: RsvpUpdateDelivery) -> None:
     """A guest of a hosted event replied."""
+
+
+def _example(trigger: Trigger) -> Any:
+    """The body of a test message, without what only tests have."""
+    body = orjson.loads(
+        sample_body(
+            idempotency_key="4b0a1c5e-6a3e-4a57-9f0e-7a2f5f5b8d10", trigger=trigger, now=_EXAMPLE_TIME
+        )
+    )
+    del body["data"]["test"]
+    return Body(examples=[body])
+
+
+@router.post("event.created", operation_id="on_event_created", responses=_RESPONSES, description=_HEADERS)
+def event_created(body: Annotated[EventCreatedDelivery, _example("event.created")]) -> None:
+    """An event is new, or is there again."""
+
+
+@router.post("event.updated", operation_id="on_event_updated", responses=_RESPONSES, description=_HEADERS)
+def event_updated(body: Annotated[EventUpdatedDelivery, _example("event.updated")]) -> None:
+    """An event changed."""
+
+
+@router.post("event.deleted", operation_id="on_event_deleted", responses=_RESPONSES, description=_HEADERS)
+def event_deleted(body: Annotated[EventDeletedDelivery, _example("event.deleted")]) -> None:
+    """An event was deleted or cancelled."""
+
+
+@router.post(
+    "event.starting_soon", operation_id="on_event_starting_soon", responses=_RESPONSES, description=_HEADERS
+)
+def event_starting_soon(body: Annotated[StartingSoonDelivery, _example("event.starting_soon")]) -> None:
+    """An event starts in a few minutes. Sent once for an event and start time."""

@@ -5,7 +5,8 @@ A committed change has its deliveries; a change that is rolled back has none. ap
 Merging: a `calendar.events_update` replaces older ones about the same calendar that wait for the same endpoint
 (app/webhooks/merge.py). Their bytes never change. An older one that was attempted ends as `failed` with `merged_into`,
 because the endpoint may have seen its id; one that was not attempted is deleted. Deliveries that a worker has claimed,
-or that redeliver or replay asked for, stay. No other trigger is merged.
+or that redeliver or replay asked for, stay. No other trigger is merged. For a `fifo` endpoint, only those are replaced
+that have no other message about the calendar behind them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,8 @@ from app.core.ids import new_id
 from app.webhooks.merge import build_event_entries, merge_content
 from app.webhooks.payloads import BotFacts, CalendarFacts, ChangedEvent, Trigger, build_body
 from app.webhooks.repository import outbox as repository
-from app.webhooks.repository.outbox import Mergeable
+from app.webhooks.repository.lanes import call_next
+from app.webhooks.repository.outbox import EventInterest, Mergeable, Subscriber
 
 _EVENTS_UPDATE: Trigger = "calendar.events_update"
 _ROWS_PER_STATEMENT = 500
@@ -53,7 +55,8 @@ async def announce(
     `data` is JSON-able, with times as ISO 8601 text; for `calendar.events_update` it has `changes` and
     `updated_after`. `changed_events` go to endpoints with `include_events` only.
     """
-    subscribers = await repository.lock_subscribers(session, project_id, trigger)
+    found = await repository.lock_subscribers(session, project_id, [trigger], [calendar])
+    subscribers = [subscriber for subscriber in found if subscriber.wants(calendar)]
     if not subscribers:
         return 0
     can_merge = trigger == _EVENTS_UPDATE and calendar is not None
@@ -72,7 +75,7 @@ async def announce(
             event_entries=entries if subscriber.include_events and trigger == _EVENTS_UPDATE else None,
         )
         message = Message(calendar, content, bot, calendar_event_id)
-        row = _delivery_row(subscriber.id, trigger, message, can_merge=can_merge)
+        row = _delivery_row(subscriber, trigger, message, can_merge=can_merge)
         merged_into |= {old.id: row["id"] for old in replaced if old.attempted}
         rows.append(row)
     await repository.insert_deliveries(session, rows)
@@ -81,6 +84,8 @@ async def announce(
     unseen = [message.id for message in older if not message.attempted]
     if unseen:
         await repository.delete_deliveries(session, unseen)
+    if older and calendar is not None:
+        await call_next(session, {(message.endpoint_id, calendar.id) for message in older})
     return len(rows)
 
 
@@ -88,25 +93,30 @@ async def announce_each(
     session: Session, *, project_id: str, trigger: Trigger, messages: Sequence[Message]
 ) -> None:
     """Write pending deliveries of many messages, without merging. The rules of `announce` apply."""
-    subscribers = await repository.lock_subscribers(session, project_id, trigger)
+    calendars = [message.calendar for message in messages]
+    subscribers = await repository.lock_subscribers(session, project_id, [trigger], calendars)
     rows = [
-        _delivery_row(subscriber.id, trigger, message, can_merge=False)
+        _delivery_row(subscriber, trigger, message, can_merge=False)
         for message in messages
         for subscriber in subscribers
+        if subscriber.wants(message.calendar)
     ]
     for start in range(0, len(rows), _ROWS_PER_STATEMENT):
         await repository.insert_deliveries(session, rows[start : start + _ROWS_PER_STATEMENT])
 
 
-def _delivery_row(endpoint_id: str, trigger: Trigger, message: Message, *, can_merge: bool) -> dict[str, Any]:
+def _delivery_row(
+    subscriber: Subscriber, trigger: Trigger, message: Message, *, can_merge: bool
+) -> dict[str, Any]:
     idempotency_key = str(uuid4())
     return {
         "id": new_id("dlv"),
-        "subscription_id": endpoint_id,
+        "subscription_id": subscriber.id,
         "trigger": trigger,
         "calendar_id": message.calendar.id if message.calendar else None,
         "idempotency_key": idempotency_key,
         "can_merge": can_merge,
+        "in_lane": subscriber.is_fifo and message.calendar is not None,
         "body": build_body(
             idempotency_key=idempotency_key,
             trigger=trigger,
@@ -118,14 +128,14 @@ def _delivery_row(endpoint_id: str, trigger: Trigger, message: Message, *, can_m
     }
 
 
+async def find_interest(session: AnySession, project_id: str, calendar_id: str) -> EventInterest:
+    """Find what active endpoints want to know of this calendar's changed events: one look-up."""
+    return await repository.find_interest(session, project_id, calendar_id)
+
+
 async def has_subscribers(session: Session, project_id: str, trigger: Trigger) -> bool:
-    """Whether an active endpoint wants this trigger."""
-    return bool(await repository.lock_subscribers(session, project_id, trigger))
-
-
-async def wants_events(session: AnySession, project_id: str) -> bool:
-    """Whether an active endpoint has `include_events`, so that `announce` needs `changed_events`."""
-    return await repository.wants_events(session, project_id, _EVENTS_UPDATE)
+    """Whether an active endpoint wants this trigger, of some calendars at least."""
+    return bool(await repository.lock_subscribers(session, project_id, [trigger], []))
 
 
 async def delete_pending_of_calendar(session: Session, calendar_id: str) -> None:

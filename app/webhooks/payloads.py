@@ -9,18 +9,49 @@ and null as values. So a receiver in any language that parses and serialises it 
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any, Literal, Protocol, get_args
 
 import orjson
 
 from app.core.clock import isoformat
 
-Trigger = Literal["calendar.events_update", "calendar.state_change", "bot.state_change", "event.rsvp_update"]
+Trigger = Literal[
+    "calendar.events_update",
+    "calendar.state_change",
+    "bot.state_change",
+    "event.rsvp_update",
+    "event.created",
+    "event.updated",
+    "event.deleted",
+    "event.starting_soon",
+]
 Change = Literal["created", "updated", "deleted"]
+ChangedFieldName = Literal[
+    "name",
+    "start_time",
+    "end_time",
+    "is_all_day",
+    "timezone",
+    "location",
+    "description",
+    "meeting_url",
+    "response_status",
+    "attendees",
+    "busy_status",
+    "visibility",
+    "event_type",
+]
 
 TRIGGERS: tuple[Trigger, ...] = get_args(Trigger)
+EVENT_TRIGGERS: dict[Change, Trigger] = {
+    "created": "event.created",
+    "updated": "event.updated",
+    "deleted": "event.deleted",
+}
+CHANGED_FIELDS: tuple[ChangedFieldName, ...] = get_args(ChangedFieldName)
+"""The fields whose old and new values messages state."""
 
 # JavaScript's numbers are exact up to this one.
 _LARGEST_INTEGER = 2**53 - 1
@@ -45,8 +76,9 @@ class BotFacts:
 
 @dataclass(frozen=True, slots=True)
 class ChangedEvent:
-    """One changed event, for endpoints with `include_events`. JSON-able, times as ISO 8601 text.
+    """One changed event. JSON-able, times as ISO 8601 text.
 
+    `event`: what `include_events` states of it. `more`: what messages about one event state besides.
     `changed_fields`: {name: (old value, new value)}.
     """
 
@@ -54,6 +86,7 @@ class ChangedEvent:
     change: Change
     event: dict[str, Any]
     changed_fields: dict[str, tuple[Any, Any]]
+    more: dict[str, Any] = field(default_factory=dict)
 
 
 def canonical_json(value: Any) -> bytes:
@@ -110,8 +143,44 @@ def build_body(
     return canonical_json(payload)
 
 
-def sample_body(*, idempotency_key: str, trigger: Trigger, now: datetime) -> bytes:
-    """Return the body of a test: no object has its ids, and `data.test` is true."""
+def changed_fields_data(changed: ChangedEvent) -> dict[str, dict[str, Any]]:
+    """Return the changed fields as messages state them: {name: {"old", "new"}}."""
+    return {name: {"old": old, "new": new} for name, (old, new) in changed.changed_fields.items()}
+
+
+_SAMPLE_EVENT_ID = "evt_0000000000000000"
+_SAMPLE_CALENDAR_ID = "cal_0000000000000000"
+
+
+def _sample_event(now: datetime) -> dict[str, Any]:
+    return {
+        "id": _SAMPLE_EVENT_ID,
+        "calendar_id": _SAMPLE_CALENDAR_ID,
+        "platform_uuid": "sample",
+        "ical_uid": "sample@calbridge",
+        "name": "Analysis",
+        "start_time": isoformat(now + timedelta(minutes=10)),
+        "end_time": isoformat(now + timedelta(minutes=40)),
+        "is_all_day": False,
+        "timezone": "Europe/Paris",
+        "location": None,
+        "description": None,
+        "meeting_url": "https://meet.example.com/sample",
+        "meeting_platform": None,
+        "organizer": {"email": "ada@example.com", "name": "Ada Lovelace"},
+        "attendees": [],
+        "response_status": "accepted",
+        "busy_status": "busy",
+        "visibility": "default",
+        "event_type": "default",
+        "recurring_event_id": None,
+        "original_start_time": None,
+        "is_deleted": False,
+        "updated_at": isoformat(now),
+    }
+
+
+def _sample_data(now: datetime) -> dict[Trigger, dict[str, Any]]:
     at = isoformat(now)
     state = {
         "state": "connected",
@@ -119,7 +188,8 @@ def sample_body(*, idempotency_key: str, trigger: Trigger, now: datetime) -> byt
         "last_successful_sync_at": at,
         "last_attempted_sync_at": at,
     }
-    data: dict[Trigger, dict[str, Any]] = {
+    event = _sample_event(now)
+    return {
         "calendar.events_update": {
             **state,
             "changes": {"created": 0, "updated": 0, "deleted": 0},
@@ -146,14 +216,28 @@ def sample_body(*, idempotency_key: str, trigger: Trigger, now: datetime) -> byt
             "original_start_time": None,
             "answered_at": at,
         },
+        "event.created": {"event": event, "changed_fields": {}},
+        "event.updated": {
+            "event": event,
+            "changed_fields": {"name": {"old": "Algebra", "new": "Analysis"}},
+        },
+        "event.deleted": {
+            "event": {**event, "is_deleted": True},
+            "changed_fields": {"is_deleted": {"old": False, "new": True}},
+        },
+        "event.starting_soon": {"event": event, "starting_soon_minutes": 10},
     }
+
+
+def sample_body(*, idempotency_key: str, trigger: Trigger, now: datetime) -> bytes:
+    """Return the body of a test: no object has its ids, and `data.test` is true."""
     return build_body(
         idempotency_key=idempotency_key,
         trigger=trigger,
-        calendar=CalendarFacts("cal_0000000000000000", deduplication_key=None, metadata=None),
-        data={**data[trigger], "test": True},
+        calendar=CalendarFacts(_SAMPLE_CALENDAR_ID, deduplication_key=None, metadata=None),
+        data={**_sample_data(now)[trigger], "test": True},
         bot=BotFacts("bot_0000000000000000", metadata=None) if trigger == "bot.state_change" else None,
-        calendar_event_id="evt_0000000000000000" if trigger == "event.rsvp_update" else None,
+        calendar_event_id=_SAMPLE_EVENT_ID if trigger.startswith("event.") else None,
     )
 
 

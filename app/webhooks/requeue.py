@@ -9,7 +9,7 @@ from typing import Any
 
 from app.core.db import Session, Sessions, transaction
 from app.models import WebhookSubscription
-from app.webhooks.repository import replay
+from app.webhooks.repository import lanes, replay
 
 BATCH = 1_000
 COUNTED = 10_000
@@ -28,7 +28,9 @@ async def begin_replay(session: Session, webhook: WebhookSubscription, since: da
         place = min(start, (webhook.replay_from, webhook.replay_after_id))
         await replay.save_progress(session, webhook.id, _replay_at(place, until))
         return await replay.count_replayable(session, webhook.id, start, until, COUNTED)
-    batch = await replay.replay_batch(session, webhook.id, start, until, BATCH)
+    batch = await replay.replay_batch(
+        session, webhook.id, start, until, BATCH, is_fifo=webhook.ordering == "fifo"
+    )
     if batch.place is None:
         return batch.requeued
     await replay.save_progress(session, webhook.id, _replay_at(batch.place, until))
@@ -50,13 +52,20 @@ async def requeue_next(sessions: Sessions) -> bool:
             return False
         if webhook.replay_from is not None and webhook.replay_until is not None:
             place, until = (webhook.replay_from, webhook.replay_after_id), webhook.replay_until
-            batch = await replay.replay_batch(session, webhook.id, place, until, BATCH)
+            batch = await replay.replay_batch(
+                session, webhook.id, place, until, BATCH, is_fifo=webhook.ordering == "fifo"
+            )
             values = _NO_REPLAY if batch.place is None else _replay_at(batch.place, until)
         else:
             resumed = await replay.resume_batch(session, webhook.id, BATCH)
             values = {"is_resuming": resumed == BATCH}
         await replay.save_progress(session, webhook.id, values)
     return True
+
+
+async def unblock_lanes(sessions: Sessions) -> None:
+    """Continue lanes that a worker of the release before has left: it does not make the next message due."""
+    await lanes.unblock_lanes(sessions)
 
 
 def _replay_at(place: tuple[datetime, str], until: datetime) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Requests and responses about webhooks."""
 
+from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from app.api.pages import ListQuery
@@ -10,17 +11,21 @@ from app.api.schemas import (
     WEB_ADDRESS,
     InputModel,
     InputTime,
+    Metadata,
     NotBlank,
     OutputTime,
     TimeText,
     UpdateModel,
     shape,
 )
-from app.webhooks.payloads import TRIGGERS, Trigger
+from app.webhooks.payloads import CHANGED_FIELDS, TRIGGERS, ChangedFieldName, Trigger
+from app.webhooks.repository.lanes import IN_LINE
 
 DeliveryStatus = Literal["pending", "success", "failed"]
 
 _LONGEST_URL = 2000
+MOST_CALENDARS = 500
+DEFAULT_LEAD_MINUTES = 10
 
 
 def _known_once(triggers: list[str]) -> list[Trigger]:
@@ -55,9 +60,67 @@ _IncludeEvents = Annotated[
     bool, Field(description="Whether `calendar.events_update` carries the changed events in `data.events`.")
 ]
 
+
+def _once(values: list[str]) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+def _known_fields(names: list[str]) -> list[str]:
+    unknown = sorted(set(names).difference(CHANGED_FIELDS))
+    if unknown:
+        raise ValueError(
+            f"There is no changed field {unknown[0][:50]!r}; choose from {', '.join(CHANGED_FIELDS)}."
+        )
+    return [name for name in CHANGED_FIELDS if name in names]
+
+
+_CalendarId = Annotated[str, Field(min_length=1, max_length=32)]
+_CalendarIds = Annotated[
+    Annotated[list[_CalendarId], Field(min_length=1, max_length=MOST_CALENDARS), AfterValidator(_once)]
+    | None,
+    Field(
+        description="Ids of calendars of the project: only messages about these are sent. Null: about all.",
+    ),
+]
+_MetadataFilter = Annotated[
+    Metadata | None,
+    Field(
+        description="Only messages about calendars whose metadata has these pairs are sent. Null: about all."
+    ),
+]
+_ChangedFields = Annotated[
+    Annotated[
+        list[str],
+        Field(
+            min_length=1,
+            max_length=50,
+            json_schema_extra={"items": {"type": "string", "enum": list(CHANGED_FIELDS)}},
+        ),
+        AfterValidator(_known_fields),
+    ]
+    | None,
+    Field(
+        description="`event.updated` is sent only if one of these fields changed. Null: whatever changed.",
+        examples=[["start_time", "end_time"]],
+    ),
+]
+_Ordering = Annotated[
+    Literal["any", "fifo"] | None,
+    Field(
+        description="`fifo`: the messages about one calendar are sent one at a time, in order. One that fails holds up "
+        "those of its calendar until its last attempt. Applies to messages written from then on. Null: `any`."
+    ),
+]
+_StartingSoonMinutes = Annotated[
+    Annotated[int, Field(ge=1, le=1440)] | None,
+    Field(description="How long before an event's start `event.starting_soon` is sent. Null: 10."),
+]
+
 _EXAMPLE: JsonDict = {
     "url": "https://example.com/webhooks",
-    "triggers": ["calendar.events_update", "calendar.state_change"],
+    "triggers": ["event.created", "event.updated", "event.deleted"],
+    "changed_fields": ["start_time", "end_time"],
+    "ordering": "fifo",
 }
 
 
@@ -70,6 +133,11 @@ class WebhookCreate(InputModel):
     triggers: _Triggers
     is_active: _IsActive = True
     include_events: _IncludeEvents = False
+    calendar_ids: _CalendarIds = None
+    metadata: _MetadataFilter = None
+    changed_fields: _ChangedFields = None
+    ordering: _Ordering = "any"
+    starting_soon_minutes: _StartingSoonMinutes = DEFAULT_LEAD_MINUTES
 
 
 class WebhookUpdate(UpdateModel):
@@ -81,6 +149,11 @@ class WebhookUpdate(UpdateModel):
     triggers: _Triggers = Field(default_factory=list)
     is_active: _IsActive = True
     include_events: _IncludeEvents = False
+    calendar_ids: _CalendarIds = None
+    metadata: _MetadataFilter = None
+    changed_fields: _ChangedFields = None
+    ordering: _Ordering = None
+    starting_soon_minutes: _StartingSoonMinutes = None
 
 
 class ReplayRequest(InputModel):
@@ -103,6 +176,11 @@ class WebhookRead(BaseModel):
     triggers: list[Trigger]
     is_active: bool
     include_events: bool
+    calendar_ids: list[str] | None
+    metadata: dict[str, str] | None = Field(validation_alias=AliasChoices("metadata_", "metadata"))
+    changed_fields: list[ChangedFieldName] | None
+    ordering: Literal["any", "fifo"]
+    starting_soon_minutes: int
     disabled_reason: str | None = Field(
         description="Why the service disabled it; null if it did not. PATCH is_active true to enable it again."
     )
@@ -134,6 +212,10 @@ class AttemptRead(BaseModel):
     )
 
 
+def _without_in_line(value: datetime | None) -> datetime | None:
+    return None if value == IN_LINE else value
+
+
 class DeliveryRead(BaseModel):
     """A message to the endpoint, and how its delivery went."""
 
@@ -145,7 +227,9 @@ class DeliveryRead(BaseModel):
     idempotency_key: str = Field(description="In the body and in the `webhook-id` header of every attempt.")
     calendar_id: str | None
     created_at: OutputTime
-    next_attempt_at: OutputTime | None = Field(description="null: no further attempt is planned.")
+    next_attempt_at: Annotated[OutputTime | None, BeforeValidator(_without_in_line)] = Field(
+        description="null: no further attempt is planned, or an earlier message about the calendar is sent first."
+    )
     merged_into: str | None = Field(
         description="The newer delivery that also has this one's changes, if this one had not arrived yet."
     )

@@ -1,6 +1,8 @@
 """Endpoints: create, change and delete them, read their deliveries, and send deliveries again."""
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from app.api.pages import ListQuery
 from app.core.crypto import SecretBox
@@ -15,6 +17,7 @@ from app.webhooks.delivery import BODY_HEADERS
 from app.webhooks.errors import (
     DeliveryNotFound,
     TooManyWebhooks,
+    UnknownCalendars,
     UrlRefused,
     WebhookInactive,
     WebhookNotFound,
@@ -22,6 +25,7 @@ from app.webhooks.errors import (
 from app.webhooks.repository import endpoints, log
 from app.webhooks.repository import replay as replay_rows
 from app.webhooks.schemas import (
+    DEFAULT_LEAD_MINUTES,
     DeliveriesQuery,
     DeliveryDetail,
     DeliveryRead,
@@ -51,15 +55,19 @@ async def get_webhook(session: AnySession, project_id: str, webhook_id: str) -> 
 async def create_webhook(
     session: Session, box: SecretBox, settings: Settings, project_id: str, body: WebhookCreate
 ) -> WebhookWithSecret:
-    """Create an endpoint; only this result has its secret. Raises UrlRefused, TooManyWebhooks."""
+    """Create an endpoint; only this result has its secret.
+
+    Raises UrlRefused, UnknownCalendars, TooManyWebhooks.
+    """
     _check_url(body.url, settings)
+    await _check_calendars(session, project_id, body.calendar_ids)
     if await endpoints.count_endpoints(session, project_id) >= MOST_WEBHOOKS:
         raise TooManyWebhooks(MOST_WEBHOOKS)
     webhook_id = new_id("webhook")
     secret, sealed = endpoint_secrets.create_secret(box, webhook_id)
     row = await endpoints.insert_endpoint(
         session,
-        {"id": webhook_id, "project_id": project_id, "secrets_sealed": sealed, **body.model_dump()},
+        {"id": webhook_id, "project_id": project_id, "secrets_sealed": sealed, **_columns(body.model_dump())},
     )
     return _with_secret(row, secret)
 
@@ -67,14 +75,19 @@ async def create_webhook(
 async def update_webhook(
     session: Session, settings: Settings, project_id: str, webhook_id: str, body: WebhookUpdate
 ) -> WebhookRead:
-    """Change an endpoint. Raises WebhookNotFound, UrlRefused.
+    """Change an endpoint. Raises WebhookNotFound, UrlRefused, UnknownCalendars.
 
     When it is enabled again, its pending deliveries become due: the first thousand at once, workers do the others.
     """
     row = await _lock(session, project_id, webhook_id)
-    values = body.model_dump(exclude_unset=True)
+    values = _columns(body.model_dump(exclude_unset=True))
     if "url" in values:
         _check_url(values["url"], settings)
+    # Calendars that it already has may have been deleted since.
+    stored = set(row.calendar_ids or ())
+    await _check_calendars(
+        session, project_id, [one for one in values.get("calendar_ids") or () if one not in stored]
+    )
     is_enabled_again = values.get("is_active", False) and not row.is_active
     if "is_active" in values:
         values["disabled_reason"] = None
@@ -174,6 +187,23 @@ async def _lock_active(session: Session, project_id: str, webhook_id: str) -> We
     if not webhook.is_active:
         raise WebhookInactive
     return webhook
+
+
+async def _check_calendars(session: AnySession, project_id: str, ids: Sequence[str] | None) -> None:
+    if ids:
+        known = await endpoints.find_calendars(session, project_id, ids)
+        for calendar_id in ids:
+            if calendar_id not in known:
+                raise UnknownCalendars(calendar_id)
+
+
+def _columns(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns of a body's fields. Null stands for the default."""
+    columns = {"metadata_" if name == "metadata" else name: value for name, value in values.items()}
+    for name, default in (("ordering", "any"), ("starting_soon_minutes", DEFAULT_LEAD_MINUTES)):
+        if name in columns and columns[name] is None:
+            columns[name] = default
+    return columns
 
 
 def _check_url(url: str, settings: Settings) -> None:

@@ -1,7 +1,7 @@
 """join rules, policies of events, runs; which rule made a bot
 
 Revision ID: 5c0e93b71fd8
-Revises: 1d5e7a92c4f0
+Revises: b90d3f6ae817
 """
 
 from datetime import datetime
@@ -11,7 +11,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = '5c0e93b71fd8'
-down_revision = '1d5e7a92c4f0'
+down_revision = 'b90d3f6ae817'
 branch_labels = None
 depends_on = None
 

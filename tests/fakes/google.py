@@ -26,6 +26,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 
 from tests.fakes.faults import Fault, Faulty, Recorded
+from tests.fakes.google_free_busy import FREE_BUSY_SCOPES, FreeBusyService
 from tests.fakes.google_http import (
     ApiError,
     OAuthError,
@@ -75,17 +76,19 @@ class _Round:
     sync_token: str | None
 
 
-class FakeGoogle(Faulty, IdentityPlatform, PushService):
+class FakeGoogle(Faulty, IdentityPlatform, PushService, FreeBusyService):
     """The ASGI app, its state, and what tests do to it.
 
     Switches are plain attributes; the methods that change calendars may be called at any time.
     `requests` holds every request that came; `requests_to(route)` those of one route. Routes: `authorize`, `token`,
-    `revoke`, `userinfo`, `calendarList.list`, `events.list`, `events.get`, `events.watch`, `channels.stop`.
+    `revoke`, `userinfo`, `calendarList.list`, `events.list`, `events.get`, `events.watch`, `channels.stop`,
+    `freebusy.query`.
     """
 
     def __init__(self, *, email: str = "ada@example.com", time_zone: str = "Europe/Paris") -> None:
         Faulty.__init__(self)
         PushService.__init__(self)
+        FreeBusyService.__init__(self)
         IdentityPlatform.__init__(self, email)
         # Lists and sync
         self.tombstone_style: TombstoneStyle = "exception"
@@ -120,6 +123,7 @@ class FakeGoogle(Faulty, IdentityPlatform, PushService):
                 ),
                 Route("/calendar/v3/calendars/{calendar}/events/{event}", self._get_event, name="events.get"),
                 Route("/calendar/v3/channels/stop", self._stop, methods=["POST"], name="channels.stop"),
+                Route("/calendar/v3/freeBusy", self._free_busy, methods=["POST"], name="freebusy.query"),
                 Route("/_fake/expire_tokens", self._expire_tokens, methods=["POST"], name="expire_tokens"),
             ],
             exception_handlers={ApiError: render_error, OAuthError: render_error},
@@ -486,6 +490,12 @@ class FakeGoogle(Faulty, IdentityPlatform, PushService):
     async def _expire_tokens(self, _request: Request) -> Response:
         self.expire_tokens()
         return Response(status_code=204)
+
+    # --- free/busy ---------------------------------------------------------------------------------------
+
+    async def _free_busy(self, request: Request) -> Response:
+        self.check_token(request, FREE_BUSY_SCOPES.__contains__)
+        return await self.query_free_busy(request, self.calendar)
 
     # --- push channels -----------------------------------------------------------------------------------
 

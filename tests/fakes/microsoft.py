@@ -32,6 +32,7 @@ from tests.fakes.microsoft_http import GraphError, bad, json_response
 from tests.fakes.microsoft_identity import Grant, IdentityPlatform, TokenError
 from tests.fakes.microsoft_push import PushService
 from tests.fakes.microsoft_reading import EXPIRED_SPELLINGS, GraphReader
+from tests.fakes.microsoft_schedule import ScheduleService
 from tests.fakes.microsoft_store import Calendar, Mailbox, Preferences, overlaps, render
 
 __all__ = ["EXPIRED_SPELLINGS", "FakeMicrosoft", "GraphRequest"]
@@ -46,14 +47,14 @@ class GraphRequest(Recorded):
     query: str = ""
 
 
-class FakeMicrosoft(Faulty, IdentityPlatform, PushService, GraphReader):
+class FakeMicrosoft(Faulty, IdentityPlatform, PushService, GraphReader, ScheduleService):
     """The ASGI app, its state, and what tests do to it.
 
     Switches are plain attributes; the methods that change calendars may be called at any time. They take
     `mailbox` (an address; None: the first one's) and `calendar_id` (None: the default calendar), and immutable ids.
     `on_request` is called with each request before it is looked at. `requests` holds every request that came;
     `requests_to(route)` those of one route. Routes: `authorize`, `token`, `me`, `calendars`, `calendarGroups`,
-    `calendarView`, `delta`, `events.get`, `events.instances`, `batch`, `subscriptions.create`, `.list`, `.get`,
+    `calendarView`, `delta`, `events.get`, `events.instances`, `getSchedule`, `batch`, `subscriptions.create`, `.list`, `.get`,
     `.update`, `.delete`, `.reauthorize`.
     """
 
@@ -64,6 +65,7 @@ class FakeMicrosoft(Faulty, IdentityPlatform, PushService, GraphReader):
         PushService.__init__(self)
         IdentityPlatform.__init__(self)
         GraphReader.__init__(self)
+        ScheduleService.__init__(self)
         self.on_request: Callable[[GraphRequest], None] = lambda _request: None
         self.latency = 0.0
         # Throttling
@@ -100,6 +102,9 @@ class FakeMicrosoft(Faulty, IdentityPlatform, PushService, GraphReader):
             *(Route(f"{view}/calendarView/delta", data(self.delta), name="delta") for view in views),
             *(Route(f"{view}/events/{{event}}", data(self.get_event), name="events.get") for view in views),
             Route("/v1.0/me/events/{event}/instances", data(self.instances), name="events.instances"),
+            Route(
+                "/v1.0/me/calendar/getSchedule", data(self.get_schedule), methods=["POST"], name="getSchedule"
+            ),
             Route("/v1.0/subscriptions", data(self.subscribe), methods=["POST"], name="subscriptions.create"),
             Route("/v1.0/subscriptions", data(self.list_subscriptions), name="subscriptions.list"),
             Route(one, data(self.get_subscription), name="subscriptions.get"),

@@ -1,12 +1,22 @@
 """Events of the Google Calendar API as RemoteEvents (docs/reference/google.md, "Event fields")."""
 
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, time
 from functools import lru_cache
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from app.events import limits
-from app.events.data import RemoteAttendee, RemoteEvent, RemoteOrganizer, ResponseStatus
+from app.events.data import (
+    BusyStatus,
+    EventType,
+    RemoteAttendee,
+    RemoteEvent,
+    RemoteOrganizer,
+    ResponseStatus,
+    Visibility,
+)
+from app.events.derived import Derived, meaning
 from app.events.raw import dump_raw
 from app.meeting_links.extract import DEFAULT_HOSTS, MeetingHosts, MeetingLink, find_meeting_link
 
@@ -17,6 +27,36 @@ _RESPONSES: dict[str, ResponseStatus] = {
     "accepted": "accepted",
 }
 _NOT_MEETINGS = ("workingLocation", "birthday")
+_TRANSPARENCIES: dict[str, BusyStatus] = {"transparent": "free"}
+_STATUSES: dict[str, BusyStatus] = {"tentative": "tentative"}
+_VISIBILITIES: dict[str, Visibility] = {
+    "public": "public",
+    "private": "private",
+    "confidential": "confidential",
+}
+# An event from a mail (`fromGmail`) is an event as any other.
+_EVENT_TYPES: dict[str, EventType] = {
+    "outofoffice": "out_of_office",
+    "focustime": "focus_time",
+    "workinglocation": "working_location",
+    "birthday": "birthday",
+}
+# The members that `read_derived` reads.
+DERIVED_FROM = ("transparency", "status", "visibility", "eventType", "etag")
+
+
+def read_derived(item: Mapping[str, Any]) -> Derived:
+    """Read the derived fields of an `events` resource, of which DERIVED_FROM suffices. It never fails."""
+    event_type = meaning(_EVENT_TYPES, item.get("eventType")) or "default"
+    busy_status = meaning(_TRANSPARENCIES, item.get("transparency"))
+    if busy_status is None and event_type == "out_of_office":
+        busy_status = "out_of_office"
+    return Derived(
+        busy_status=busy_status or meaning(_STATUSES, item.get("status")) or "busy",
+        visibility=meaning(_VISIBILITIES, item.get("visibility")) or "default",
+        event_type=event_type,
+        etag=limits.storable_key(item.get("etag")),
+    )
 
 
 def parse_event(
@@ -65,6 +105,7 @@ def read_event(
         original_start_time=reader.moment("originalStartTime").at,
         meeting_url=link.url if link else None,
         meeting_platform=link.platform if link else None,
+        **read_derived(item)._asdict(),
     )
     return event, reader.unreadable
 

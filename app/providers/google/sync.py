@@ -29,7 +29,7 @@ from app.providers.base import (
     Unavailable,
 )
 from app.providers.google.client import GoogleClient
-from app.providers.google.fields import read_event, zone_name
+from app.providers.google.fields import read_derived, read_event, zone_name
 from app.providers.single_reads import read_singly
 
 log = structlog.get_logger()
@@ -176,7 +176,7 @@ class GoogleCalendar:
             event, unreadable = read_event(item, calendar_timezone=calendar_timezone, hosts=self._hosts)
         except Exception as err:  # noqa: BLE001 - whatever is wrong with one event must not stop the calendar
             log.warning("google.event_unreadable", event_id=event_id, error=type(err).__name__)
-            return RemoteEvent(platform_uuid=event_id, raw=dump_raw(item))
+            return RemoteEvent(platform_uuid=event_id, raw=dump_raw(item), **read_derived(item)._asdict())
         if unreadable:
             log.warning("google.event_partly_unreadable", event_id=event_id, fields=unreadable)
         return event

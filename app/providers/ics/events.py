@@ -1,15 +1,24 @@
 """The instances of a feed as events in the form that all providers share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 from urllib.parse import unquote
 
 import structlog
 
 from app.events import limits
-from app.events.data import RemoteAttendee, RemoteEvent, RemoteOrganizer, ResponseStatus
+from app.events.data import (
+    BusyStatus,
+    RemoteAttendee,
+    RemoteEvent,
+    RemoteOrganizer,
+    ResponseStatus,
+    Visibility,
+)
+from app.events.derived import Derived, meaning
 from app.events.raw import dump_raw
-from app.ical.components import Component, Line
+from app.ical.components import Component, Line, parse_lines
 from app.ical.event_times import EventTimes
 from app.ical.feed import Instance
 from app.ical.participation import parse_partstat
@@ -29,6 +38,51 @@ _CONFERENCES = (
 # instances with each instance.
 _LEFT_OUT_OF_RAW = frozenset({"DTSTAMP", "LAST-MODIFIED", "EXDATE", "RDATE"})
 _LONGEST_SEARCHED_TEXT = 32_000
+# Outlook's own words, which say more than TRANSP and STATUS.
+_BUSY_STATUSES: dict[str, BusyStatus] = {
+    "free": "free",
+    "tentative": "tentative",
+    "busy": "busy",
+    "oof": "out_of_office",
+    "workingelsewhere": "working_elsewhere",
+}
+_TRANSPARENCIES: dict[str, BusyStatus] = {"transparent": "free"}
+_STATUSES: dict[str, BusyStatus] = {"tentative": "tentative"}
+_CLASSES: dict[str, Visibility] = {
+    "public": "public",
+    "private": "private",
+    "confidential": "confidential",
+}
+
+
+def read_derived(first: Mapping[str, Line]) -> Derived:
+    """Read the derived fields of a VEVENT from the first line of each property. It never fails."""
+
+    def text(name: str) -> str | None:
+        return first[name].text if name in first else None
+
+    return Derived(
+        busy_status=meaning(_BUSY_STATUSES, text("X-MICROSOFT-CDO-BUSYSTATUS"))
+        or meaning(_TRANSPARENCIES, text("TRANSP"))
+        or meaning(_STATUSES, text("STATUS"))
+        or "busy",
+        visibility=meaning(_CLASSES, text("CLASS")) or "default",
+    )
+
+
+def read_derived_from_raw(raw: Mapping[str, Any]) -> tuple[str | None, ...]:
+    """Read the derived fields from a stored `raw`.
+
+    From one that was cut, `busy_status` and `visibility` cannot be read: they are None.
+    """
+    text = raw.get("ics")
+    lines = text if isinstance(text, str) else ""
+    if len(lines) >= limits.RAW_TEXT:
+        return (None, None, *Derived()[2:])
+    first: dict[str, Line] = {}
+    for line in parse_lines(lines.replace("\r\n", "\n").encode("utf-8", "replace")):
+        first.setdefault(line.name, line)
+    return read_derived(first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +114,10 @@ class Reader:
             title=_searched(title),
             hosts=self.hosts,
         )
+        raw, is_raw_cut = _raw(lines, first)
         return RemoteEvent(
             platform_uuid=platform_uuid,
-            raw=_raw(lines, first),
+            raw=raw,
             name=limits.cut(title, limits.TITLE),
             description=limits.cut(description, limits.DESCRIPTION),
             location=limits.cut(location, limits.LOCATION),
@@ -71,6 +126,8 @@ class Reader:
             response_status=self._own_response(attendees, organizer_email),
             meeting_url=link.url if link else None,
             meeting_platform=link.platform if link else None,
+            is_raw_cut=is_raw_cut,
+            **read_derived(first)._asdict(),
         )
 
     def _own_response(
@@ -133,15 +190,16 @@ def _searched(text: str | None) -> str | None:
     return text[:_LONGEST_SEARCHED_TEXT] if text else None
 
 
-def _raw(lines: Sequence[Line], first: dict[str, Line]) -> str:
-    written = [
+def _raw(lines: Sequence[Line], first: dict[str, Line]) -> tuple[str, bool]:
+    """The value of `raw`, and whether lines are missing from it."""
+    written = "\r\n".join(
         f"{line.name}{';' if line.parameters else ''}{line.parameters}:{line.value}"
         for line in lines
         if line.name not in _LEFT_OUT_OF_RAW
-    ]
-    return dump_raw(
+    )
+    raw = dump_raw(
         {
-            "ics": limits.cut("\r\n".join(written), limits.RAW_TEXT),
+            "ics": limits.cut(written, limits.RAW_TEXT),
             **{
                 name.lower().replace("-", "_"): limits.cut(first[name].text, limits.RAW_TEXT)
                 for name in ("UID", "SEQUENCE", "STATUS", "RECURRENCE-ID")
@@ -149,6 +207,7 @@ def _raw(lines: Sequence[Line], first: dict[str, Line]) -> str:
             },
         }
     )
+    return raw, len(written) > limits.RAW_TEXT
 
 
 def _organizer(line: Line | None) -> RemoteOrganizer | None:

@@ -169,6 +169,7 @@ class IcsFeed:
                 is_snapshot=True,
                 is_last=is_last,
                 next_cursor=next_cursor if is_last else None,
+                complete_until=read.complete_until if is_last else None,
             )
 
     async def reread(self, events: Sequence[KnownEvent]) -> Reread:

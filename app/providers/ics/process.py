@@ -23,6 +23,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -69,7 +70,10 @@ class Digest:
 
 @dataclass(frozen=True, slots=True)
 class Selected:
+    """`complete_until`: as of `app.ical.feed.Feed`."""
+
     pages: int
+    complete_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +205,7 @@ def _work(pipe: _Pipe, job: FeedJob) -> None:
                 else:
                     instances = feed.find([_ref(event) for event in job.wanted])
                 pages = _read_pages(FeedEvents(instances, job.reader))
-            frames = [frame(Selected(len(pages))), *pages]
+            frames = [frame(Selected(len(pages), feed.complete_until)), *pages]
     except (CalendarUnreadable, Unavailable) as err:
         frames = [frame(Refused(err.code, err.message))]
     except (_TooMuchTime, MemoryError, RecursionError):

@@ -14,6 +14,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,12 @@ class FeedRead:
     """A feed that was read.
 
     `digest` is the same for bodies with the same events. `pages` are None where it is the one already known.
+    `complete_until`: as of `app.ical.feed.Feed`.
     """
 
     digest: str
     pages: list[bytes] | None
+    complete_until: datetime | None = None
 
     async def events(self, page: int) -> list[RemoteEvent]:
         assert self.pages is not None
@@ -60,7 +63,9 @@ class FeedReaders:
         self._idle: list[Process] = []
         self._busy: Counter[str] = Counter()
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
-        self._refused: OrderedDict[str, float] = OrderedDict()  # digest -> until when, by time.monotonic
+        self._refused: OrderedDict[str, float] = (
+            OrderedDict()
+        )  # digest and days -> until when, by time.monotonic
 
     async def read(self, job: FeedJob, *, project_id: str, known_digest: str | None) -> FeedRead:
         """Read a feed in a process.
@@ -101,21 +106,26 @@ class FeedReaders:
         """The content of the feed, and whether the process can read another."""
         await _send(process, job)
         reply = await _receive(process)
-        digest, pages = "", None
+        digest, pages, complete_until = "", None, None
+        # What takes too long in a window of years may not in one of weeks.
+        days = (job.window.end - job.window.start).days
         if isinstance(reply, Digest):
             digest = reply.digest
-            is_refused = self._is_refused(digest)
+            refused = f"{digest}/{days}"
+            is_refused = self._is_refused(refused)
             goes_on = digest != known_digest and not is_refused
             await _send(process, goes_on)
             reply = await _receive(process)
             if isinstance(reply, Refused) and reply.code == TOO_COMPLEX.code:
-                self._refuse(digest)
+                self._refuse(refused)
             elif isinstance(reply, Selected) and goes_on:
                 pages = [await _receive_bytes(process) for _ in range(reply.pages)]
+                complete_until = reply.complete_until
             elif is_refused:
                 reply = TOO_COMPLEX
         done: Done = await _receive(process)
-        return reply if isinstance(reply, Refused) else FeedRead(digest, pages), not done.recycle
+        found = reply if isinstance(reply, Refused) else FeedRead(digest, pages, complete_until)
+        return found, not done.recycle
 
     def _take_idle(self) -> Process | None:
         while self._idle:
@@ -124,11 +134,11 @@ class FeedReaders:
                 return process
         return None
 
-    def _is_refused(self, digest: str) -> bool:
-        return self._refused.get(digest, 0.0) > time.monotonic()
+    def _is_refused(self, feed: str) -> bool:
+        return self._refused.get(feed, 0.0) > time.monotonic()
 
-    def _refuse(self, digest: str) -> None:
-        self._refused[digest] = time.monotonic() + _REFUSED_FOR_SECONDS
+    def _refuse(self, feed: str) -> None:
+        self._refused[feed] = time.monotonic() + _REFUSED_FOR_SECONDS
         if len(self._refused) > _REFUSED_KEPT:
             self._refused.popitem(last=False)
 

@@ -78,9 +78,24 @@ class GraphClient:
 
         return await send_authorized(self._tokens, send)
 
-    async def get(self, url: str, query: dict[str, str] | None, *, prefer: str) -> dict[str, Any]:
+    async def get(
+        self,
+        url: str,
+        query: dict[str, str] | None,
+        *,
+        prefer: str,
+        max_bytes: int | None = None,
+        deadline_seconds: float | None = None,
+    ) -> dict[str, Any]:
         """The JSON object at `url`. Raises ProviderError."""
-        response = await self.send("GET", url, params=query, prefer=prefer)
+        response = await self.send(
+            "GET",
+            url,
+            params=query,
+            prefer=prefer,
+            max_bytes=max_bytes,
+            deadline_seconds=deadline_seconds,
+        )
         if response.status != 200:
             error = classify_error(response.status, response.body, response.headers)
             # What Microsoft's support asks for.

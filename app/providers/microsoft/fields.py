@@ -5,7 +5,15 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 from app.events import limits
-from app.events.data import RemoteAttendee, RemoteEvent, RemoteOrganizer, ResponseStatus
+from app.events.data import (
+    BusyStatus,
+    RemoteAttendee,
+    RemoteEvent,
+    RemoteOrganizer,
+    ResponseStatus,
+    Visibility,
+)
+from app.events.derived import Derived, meaning
 from app.events.raw import dump_raw
 from app.ical.timezones import UTC_ZONE, Zone, named_zone
 from app.meeting_links.extract import DEFAULT_HOSTS, MeetingHosts, MeetingLink, find_meeting_link
@@ -21,6 +29,17 @@ SELECT = (
 # as one of them changes: in `raw` they would make events look changed that are not.
 _VOLATILE = frozenset({"@odata.context", "@odata.etag", "@odata.type", "changeKey", "lastModifiedDateTime"})
 _MOST_PLACES = 20
+_SHOWN_AS: dict[str, BusyStatus] = {
+    "free": "free",
+    "tentative": "tentative",
+    "busy": "busy",
+    "oof": "out_of_office",
+    "workingelsewhere": "working_elsewhere",
+}
+# "personal" is a label; such an event is shown to the same people as a normal one.
+_SENSITIVITIES: dict[str, Visibility] = {"private": "private", "confidential": "confidential"}
+# The members that `read_derived` reads.
+DERIVED_FROM = ("showAs", "sensitivity", "@odata.etag", "changeKey")
 _RESPONSES: dict[str, ResponseStatus] = {
     "organizer": "accepted",
     "accepted": "accepted",
@@ -62,6 +81,19 @@ def parse_event(item: dict[str, Any], *, hosts: MeetingHosts = DEFAULT_HOSTS) ->
         meeting_url=link.url if link else None,
         meeting_platform=link.platform if link else None,
         is_cancelled=item.get("isCancelled") is True,
+        **read_derived(item)._asdict(),
+    )
+
+
+def read_derived(item: Mapping[str, Any]) -> Derived:
+    """Read the derived fields of an event resource, of which DERIVED_FROM suffices. It never fails.
+
+    Graph has no types of events: `oof` says how the time is shown, and a meeting may be shown so as well.
+    """
+    return Derived(
+        busy_status=meaning(_SHOWN_AS, item.get("showAs")) or "busy",
+        visibility=meaning(_SENSITIVITIES, item.get("sensitivity")) or "default",
+        etag=limits.storable_key(item.get("@odata.etag")) or limits.storable_key(item.get("changeKey")),
     )
 
 

@@ -36,7 +36,7 @@ from app.providers.base import (
     Unavailable,
 )
 from app.providers.microsoft.client import GraphClient
-from app.providers.microsoft.fields import SELECT, parse_event, raw_of
+from app.providers.microsoft.fields import SELECT, parse_event, raw_of, read_derived
 from app.providers.single_reads import read_singly
 
 log = structlog.get_logger(__name__)
@@ -280,7 +280,7 @@ class MicrosoftCalendar:
             event = parse_event(item, hosts=self._hosts)
         except Exception as err:  # noqa: BLE001 - whatever is wrong with one event must not stop the calendar
             log.warning("microsoft.event_unreadable", event_id=event_id, error=type(err).__name__)
-            return RemoteEvent(platform_uuid=event_id, raw=raw_of(item))
+            return RemoteEvent(platform_uuid=event_id, raw=raw_of(item), **read_derived(item)._asdict())
         if event.start_time is None:
             log.warning("microsoft.event_without_start", event_id=event_id)
         return event

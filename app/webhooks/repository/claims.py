@@ -5,13 +5,16 @@ docs/adr/0006-webhook-outbox-and-fair-turns.md explains the walk over endpoints 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import Row, text
 
 from app.core.db import Session
+from app.webhooks.repository import lanes
 from app.webhooks.turns import ReadyEndpoint, Slots
 
 _ATTEMPTS_KEPT = 50
+_LINE_UP_AMONG = 1_000
 
 # A plan may be cached from when the table was small, and would then scan or sort a large outbox at every claim.
 # Each statement below has an index in its own order, so it needs neither.
@@ -95,7 +98,9 @@ _FIND_READY = text(
 
 _LOCK_ENDPOINTS = text(
     """
-    SELECT s.id, s.project_id, s.url, s.secrets_sealed, s.failing_since IS NOT NULL AS is_failing, s.is_slow
+    SELECT s.id, s.project_id, s.url, s.secrets_sealed, s.failing_since IS NOT NULL AS is_failing, s.is_slow,
+           EXISTS (SELECT FROM webhook_deliveries l
+                   WHERE l.subscription_id = s.id AND l.status = 'pending' AND l.position IS NOT NULL) AS has_lanes
     FROM webhook_subscriptions s
     WHERE s.id = ANY (CAST(:ids AS text[])) AND s.is_active
       AND (s.paused_until IS NULL OR s.paused_until <= now())
@@ -104,8 +109,7 @@ _LOCK_ENDPOINTS = text(
 )
 
 # The oldest due deliveries of each endpoint: as many as it was given and has free slots for.
-_CLAIM = text(
-    """
+_CLAIM_SQL = """
     UPDATE webhook_deliveries AS d
     SET lease_token = :lease_token, next_attempt_at = now() + make_interval(secs => :lease_seconds)
     WHERE d.id = ANY (ARRAY(
@@ -113,7 +117,7 @@ _CLAIM = text(
         FROM unnest(CAST(:endpoints AS text[]), CAST(:given AS int[]), CAST(:slots AS int[])) AS e (id, given, slots)
         CROSS JOIN LATERAL (
             SELECT p.id FROM webhook_deliveries p
-            WHERE p.subscription_id = e.id AND p.status = 'pending' AND NOT p.waits AND p.next_attempt_at <= now()
+            WHERE p.subscription_id = e.id AND p.status = 'pending' AND NOT p.waits AND p.next_attempt_at <= now(){}
             ORDER BY p.next_attempt_at
             LIMIT least(e.given, greatest(0, e.slots - (
                 SELECT count(*) FROM webhook_deliveries l
@@ -122,7 +126,25 @@ _CLAIM = text(
         ) AS oldest
     ))
     RETURNING d.id, d.subscription_id AS endpoint_id, d.trigger, d.idempotency_key, d.body, d.retry_count
-    """
+"""
+_CLAIM = text(_CLAIM_SQL.format(""))
+
+# Of a lane, only the head.
+_CLAIM_HEADS = text(
+    _CLAIM_SQL.format(
+        """
+              AND (p.position IS NULL
+                   OR p.id = (SELECT h.id FROM webhook_deliveries h
+                              WHERE h.subscription_id = p.subscription_id AND h.calendar_id = p.calendar_id
+                                AND h.status = 'pending' AND h.position IS NOT NULL
+                              ORDER BY h.position LIMIT 1)
+                      -- One that was committed late may have a place before one that is being sent.
+                      AND NOT EXISTS (
+                          SELECT FROM webhook_deliveries u
+                          WHERE u.subscription_id = p.subscription_id AND u.lease_token IS NOT NULL
+                            AND u.next_attempt_at > now() AND u.calendar_id = p.calendar_id
+                            AND u.position IS NOT NULL))"""
+    )
 )
 
 _LOCK_DISABLED = text(
@@ -154,6 +176,7 @@ _PARK = text(
             FOR UPDATE SKIP LOCKED
         ) AS oldest
     ))
+    RETURNING d.subscription_id, d.calendar_id, d.position, d.status
     """
 )
 
@@ -237,20 +260,26 @@ async def claim_due(
 
     No endpoint has more than its `slots` claimed at a time over all workers. One statement locks the endpoints, the
     next one counts and claims: its snapshot is younger than the lock, so it sees what the last holder has claimed.
+    Endpoints with lanes have a statement of their own, so that they cost the others nothing.
     """
     locked = {row.id: row for row in await session.execute(_LOCK_ENDPOINTS, {"ids": list(given)})}
-    if not locked:
-        return []
-    rows = await session.execute(
-        _CLAIM,
-        {
-            "endpoints": list(locked),
-            "given": [given[endpoint] for endpoint in locked],
-            "slots": [1 if row.is_failing else slots[row.id] for row in locked.values()],
+    rows: list[Row[Any]] = []
+    for statement, endpoints in (
+        (_CLAIM, [row for row in locked.values() if not row.has_lanes]),
+        (_CLAIM_HEADS, [row for row in locked.values() if row.has_lanes]),
+    ):
+        if not endpoints:
+            continue
+        if statement is _CLAIM_HEADS:
+            await lanes.line_up(session, [row.id for row in endpoints], limit=_LINE_UP_AMONG)
+        values = {
+            "endpoints": [row.id for row in endpoints],
+            "given": [given[row.id] for row in endpoints],
+            "slots": [1 if row.is_failing else slots[row.id] for row in endpoints],
             "lease_token": lease_token,
             "lease_seconds": lease_seconds,
-        },
-    )
+        }
+        rows += await session.execute(statement, values)
     claimed = []
     for row in rows:
         endpoint = locked[row.endpoint_id]
@@ -274,7 +303,13 @@ async def park_disabled(session: Session, ids: Sequence[str], *, keep_days: int,
     """
     disabled = (await session.scalars(_LOCK_DISABLED, {"ids": list(ids)})).all()
     if disabled:
-        await session.execute(_PARK, {"endpoints": list(disabled), "keep_days": keep_days, "limit": limit})
+        values = {"endpoints": list(disabled), "keep_days": keep_days, "limit": limit}
+        ended = {
+            (row.subscription_id, row.calendar_id)
+            for row in await session.execute(_PARK, values)
+            if row.status == "failed" and row.position is not None
+        }
+        await lanes.call_next(session, ended)
 
 
 _RECORD_ATTEMPT = text(
@@ -289,7 +324,7 @@ _RECORD_ATTEMPT = text(
         attempts = CASE WHEN jsonb_array_length(attempts) < {_ATTEMPTS_KEPT} THEN attempts ELSE attempts - 0 END
                    || CAST(:attempt AS jsonb)
     WHERE id = :id AND lease_token = :lease_token
-    RETURNING id
+    RETURNING subscription_id, calendar_id, position
     """  # noqa: S608 - a number of ours
 )
 
@@ -307,14 +342,16 @@ async def record_attempt(
 
     `next_in_seconds` is None unless `status` is pending.
     """
-    recorded = await session.scalar(
-        _RECORD_ATTEMPT,
-        {
-            "id": delivery_id,
-            "lease_token": lease_token,
-            "status": status,
-            "next_in_seconds": next_in_seconds,
-            "attempt": attempt,
-        },
-    )
-    return recorded is not None
+    values = {
+        "id": delivery_id,
+        "lease_token": lease_token,
+        "status": status,
+        "next_in_seconds": next_in_seconds,
+        "attempt": attempt,
+    }
+    recorded = (await session.execute(_RECORD_ATTEMPT, values)).one_or_none()
+    if recorded is None:
+        return False
+    if recorded.position is not None and status != "pending":
+        await lanes.call_next(session, [(recorded.subscription_id, recorded.calendar_id)])
+    return True

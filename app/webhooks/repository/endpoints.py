@@ -1,15 +1,28 @@
 """Rows of endpoints (`webhook_subscriptions`): what clients set, and the results of attempts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Float, case, delete, func, insert, or_, select, update
+from sqlalchemy import (
+    ARRAY,
+    Float,
+    Text,
+    any_,
+    case,
+    delete,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
 
 from app.core.db import AnySession, Session
 from app.core.pagination import Cursor, Ordering, Page, page_of, seek
-from app.models import Project, WebhookSubscription
+from app.models import Calendar, Project, WebhookSubscription
 
 _sub = WebhookSubscription
 
@@ -22,6 +35,16 @@ async def count_endpoints(session: Session, project_id: str) -> int:
     """Count the project's endpoints. Requests that would add one wait until this transaction ends."""
     await session.execute(select(Project.id).where(Project.id == project_id).with_for_update(key_share=True))
     return await session.scalar(select(func.count()).where(_sub.project_id == project_id)) or 0
+
+
+async def find_calendars(session: AnySession, project_id: str, ids: Sequence[str]) -> set[str]:
+    """Return those of the ids that are calendars of the project."""
+    found = await session.scalars(
+        select(Calendar.id).where(
+            Calendar.project_id == project_id, Calendar.id == any_(literal(ids, ARRAY(Text)))
+        )
+    )
+    return set(found)
 
 
 async def insert_endpoint(session: Session, values: Mapping[str, Any]) -> WebhookSubscription:

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, CursorResult, func, or_, select, text, tuple_, update
+from sqlalchemy import ColumnElement, CursorResult, case, func, or_, select, text, tuple_, update
 
 from app.core.db import AnySession, Session
 from app.core.wakeups import wake_after_commit
 from app.models import WebhookDelivery, WebhookSubscription
+from app.webhooks.repository.lanes import call_next
 
 _sub = WebhookSubscription
 _dlv = WebhookDelivery
@@ -35,7 +36,12 @@ async def requeue(session: Session, delivery_id: str) -> WebhookDelivery | None:
     await session.execute(
         update(_dlv)
         .where(_dlv.id == delivery_id, _is_unclaimed())
-        .values(**_AFRESH, next_attempt_at=func.now())
+        .values(
+            **_AFRESH,
+            next_attempt_at=func.now(),
+            # One that is pending keeps its place in its lane. Any other goes out beside the lane.
+            position=case((_dlv.status == "pending", _dlv.position)),
+        )
     )
     wake_after_commit(session, "deliveries")
     return await session.scalar(
@@ -43,23 +49,29 @@ async def requeue(session: Session, delivery_id: str) -> WebhookDelivery | None:
     )
 
 
+# For a `fifo` endpoint, the batch moves to the end of the lanes, in its order.
 _REPLAY_BATCH = text(
     """
     WITH batch AS (
-        SELECT id, created_at FROM webhook_deliveries
-        WHERE subscription_id = :endpoint_id
-          AND (created_at, id) > (:after_time, :after_id) AND created_at <= :until
-        ORDER BY created_at, id
-        LIMIT :limit
+        SELECT id, created_at,
+               CASE WHEN :is_fifo AND calendar_id IS NOT NULL THEN nextval('webhook_delivery_positions') END AS position
+        FROM (SELECT id, created_at, calendar_id FROM webhook_deliveries
+              WHERE subscription_id = :endpoint_id
+                AND (created_at, id) > (:after_time, :after_id) AND created_at <= :until
+              ORDER BY created_at, id
+              LIMIT :limit) AS oldest
     ), requeued AS (
         UPDATE webhook_deliveries AS d
         SET status = 'pending', waits = false, retry_count = 0, lease_token = NULL, finished_at = NULL,
-            can_merge = false, next_attempt_at = d.created_at
+            can_merge = false, next_attempt_at = d.created_at,
+            position = (SELECT b.position FROM batch b WHERE b.id = d.id)
         WHERE d.id = ANY (ARRAY(SELECT id FROM batch)) AND d.merged_into IS NULL AND (d.lease_token IS NULL OR d.next_attempt_at <= now())
-        RETURNING d.id
+        RETURNING d.id, d.calendar_id
     )
-    SELECT (SELECT count(*) FROM batch), (SELECT count(*) FROM requeued),
-           (SELECT max(created_at) FROM batch), (SELECT id FROM batch ORDER BY created_at DESC, id DESC LIMIT 1)
+    SELECT (SELECT count(*) FROM batch) AS seen, (SELECT count(*) FROM requeued) AS requeued,
+           (SELECT max(created_at) FROM batch) AS last_time,
+           (SELECT id FROM batch ORDER BY created_at DESC, id DESC LIMIT 1) AS last_id,
+           ARRAY(SELECT DISTINCT calendar_id FROM requeued WHERE calendar_id IS NOT NULL) AS calendars
     """
 )
 
@@ -76,18 +88,26 @@ class ReplayBatch:
 
 
 async def replay_batch(
-    session: Session, endpoint_id: str, place: tuple[datetime, str], until: datetime, limit: int
+    session: Session,
+    endpoint_id: str,
+    place: tuple[datetime, str],
+    until: datetime,
+    limit: int,
+    *,
+    is_fifo: bool,
 ) -> ReplayBatch:
     """Make up to `limit` deliveries after `place` due now, oldest first, with a new retry schedule.
 
     Each is due since it was created. Deliveries that were merged into a newer one or are claimed stay as they are.
     """
     parameters = {"after_time": place[0], "after_id": place[1], "until": until, "limit": limit}
-    seen, requeued, last_time, last_id = (
-        await session.execute(_REPLAY_BATCH, {"endpoint_id": endpoint_id, **parameters})
+    row = (
+        await session.execute(_REPLAY_BATCH, {"endpoint_id": endpoint_id, "is_fifo": is_fifo, **parameters})
     ).one()
+    # What waited behind a delivery that has moved may now be the head of its lane.
+    await call_next(session, [(endpoint_id, calendar_id) for calendar_id in row.calendars])
     wake_after_commit(session, "deliveries")
-    return ReplayBatch(requeued, (last_time, last_id) if seen == limit else None)
+    return ReplayBatch(row.requeued, (row.last_time, row.last_id) if row.seen == limit else None)
 
 
 async def count_replayable(
@@ -108,14 +128,14 @@ async def count_replayable(
     return await session.scalar(select(func.count()).select_from(found.subquery())) or 0
 
 
-# What was just attempted and failed comes last.
+# What was just attempted and failed comes last. Those that wait in a lane stay there (lanes.py).
 _RESUME_BATCH = text(
     """
     UPDATE webhook_deliveries SET next_attempt_at = created_at, waits = false
     WHERE lease_token IS NULL AND id = ANY (ARRAY(
         SELECT id FROM webhook_deliveries
         WHERE subscription_id = :endpoint_id AND status = 'pending' AND next_attempt_at > now()
-          AND lease_token IS NULL
+          AND next_attempt_at < timestamptz '9999-01-01 00:00:00+00' AND lease_token IS NULL
         ORDER BY next_attempt_at DESC
         LIMIT :limit
         FOR UPDATE

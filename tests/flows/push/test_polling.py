@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy import text
 
 from app.core.db import transaction
+from app.core.http import httpx
 from tests.flows.conftest import GoogleCalendarUnderTest
 from tests.flows.push.channels import LATER, Push
 
@@ -89,3 +90,25 @@ async def test_a_new_channel_that_has_not_reached_us_brings_back_polling(
     await opened.make_due()
     await opened.work()
     assert await opened.sync_due_in() <= timedelta(minutes=30)
+
+
+async def test_a_wider_window_keeps_the_channel_and_its_interval(
+    client: httpx.AsyncClient, google: GoogleCalendarUnderTest, opened: Push
+) -> None:
+    [channel] = await opened.channels("open")
+    body = {"window": {"past_days": 1, "future_days": 200}}
+    assert (await client.patch(f"/api/v1/calendars/{google.id}", json=body)).status_code == 200
+    assert await opened.sync_due_in() < timedelta(seconds=6)
+    google.add("far", in_hours=24 * 100)
+    await google.sync()
+    assert await google.names() == ["far"]
+    assert await opened.sync_due_in() > LATER
+    [kept] = await opened.channels("open")
+    assert (kept.id, kept.verified_at) == (channel.id, channel.verified_at)
+    assert await opened.work() == []
+    # A notification leads to a sync of the changes in the added time.
+    google.add("later", in_hours=24 * 150)
+    await google.fake.deliver_notifications()
+    assert await opened.sync_due_in() < timedelta(seconds=6)
+    await google.sync()
+    assert await google.names() == ["far", "later"]

@@ -69,8 +69,9 @@ async def test_everything_that_is_sent_is_described(
     removed = google.add("removed")
     today = utcnow().date()
     google.fake.add_event(start=today + timedelta(days=2), end=today + timedelta(days=3), summary="a day")
+    google.add("soon", in_hours=0.1)
     await api.post(sync)
-    await _until_notified(receiver, 1)
+    await _until_notified(receiver, 6)  # the events together and each by itself, and one that starts soon
 
     event_id = (await google.events())[moving].id
     made = await api.post("/api/v1/bots", json={"calendar_event_id": event_id, "bot_name": "Notetaker"})
@@ -80,19 +81,19 @@ async def test_everything_that_is_sent_is_described(
     google.move(moving, in_hours=48)
     google.fake.delete_event(removed)
     await api.post(sync)
-    await _until_notified(receiver, 3)  # the events, and the bot that follows one of them
+    await _until_notified(receiver, 10)  # the events, and the bot that follows one of them
     assert (await api.patch(bot, json={"bot_name": "Other"})).status_code == 200
     assert (await api.patch(other, json={"metadata": {"a": "b"}})).status_code == 200
     assert (await api.delete(other)).status_code == 200
-    await _until_notified(receiver, 6)
+    await _until_notified(receiver, 13)
 
     google.fake.revoke_grant(google.fake.refresh_token)
     google.fake.expire_access_tokens()
     await api.post(sync)
-    await _until_notified(receiver, 8)  # the calendar, and its bot that is removed
+    await _until_notified(receiver, 15)  # the calendar, and its bot that is removed
     fresh = google.fake.add_grant()
     await api.patch(f"/api/v1/calendars/{google.id}", json={"refresh_token": fresh})
-    await _until_notified(receiver, 9)
+    await _until_notified(receiver, 16)
 
     faults = {received.body: described.faults(received.json) for received in receiver.received}
     assert [fault for fault in faults.items() if fault[1]] == []
@@ -101,9 +102,13 @@ async def test_everything_that_is_sent_is_described(
         "calendar.events_update",
         "calendar.state_change",
         "bot.state_change",
+        "event.created",
+        "event.updated",
+        "event.deleted",
+        "event.starting_soon",
     }
     changes = [event["change"] for body in bodies for event in body["data"].get("events", [])]
-    assert sorted(changes) == ["created", "created", "created", "deleted", "updated"]
+    assert sorted(changes) == [*4 * ["created"], "deleted", "updated"]
     assert {body["data"]["event_type"] for body in bodies if "bot_id" in body} == {
         "event_changed",
         "updated",
@@ -126,15 +131,20 @@ async def test_what_a_guests_click_sends_is_described(
         "recurrence": ["RRULE:FREQ=WEEKLY;COUNT=2"],
     }
     event = (await api.post("/api/v1/calendar_events", json=body)).json()
-    await _until_notified(receiver, 1)
+    await _until_notified(receiver, 3)
     subject = Subject(calendar_id, event["ical_uid"], "", "bob@example.org")
     token = RsvpTokens(settings.fernet_keys).sign(subject)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://testserver") as guest:
         page = await guest.post("/rsvp/", data={"token": token, "action": "accepted"})
     assert page.status_code == 200
-    await _until_notified(receiver, 3)  # the reply, and the events that it changed
+    await _until_notified(receiver, 7)  # the reply, and the events that it changed
     bodies = [received.json for received in receiver.received]
-    assert {body["trigger"] for body in bodies} == {"calendar.events_update", "event.rsvp_update"}
+    assert {body["trigger"] for body in bodies} == {
+        "calendar.events_update",
+        "event.rsvp_update",
+        "event.created",
+        "event.updated",
+    }
     assert [fault for body in bodies for fault in described.faults(body)] == []
 
 

@@ -37,6 +37,9 @@ _REFUSED_FOR = (
     r"Must be after start_time|An event may last a year|Must be between the years 1971",
     r"Of an all-day event, send a date|Send start_time and end_time too",
     r"This time is in the past",
+    r"Must be after start\.|Must be at most \d+ days after start",
+    r"More than \d+ calendars together|More than there are participants",
+    r"[\w.]+: (Must not be the start|Not a time zone of the IANA database|Longer than \d+ bytes in UTF-8)",
     r".*is in the list twice",
     # What no text may have, said once in the document's description.
     r".*NUL characters are not allowed",

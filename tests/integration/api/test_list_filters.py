@@ -68,7 +68,7 @@ NEWEST = [f"{n}" for n in range(19999, 19974, -1)]
 OLDEST = [f"{n}" for n in range(25)]
 
 
-async def test_filters_of_calendars_are_index_bound(filled, sessions, project):
+async def test_filters_of_calendars_are_index_bound(filled, sessions, settings, project):
     for query, expected in (
         ({}, NEWEST),
         ({"platform": "google"}, NEWEST),
@@ -82,7 +82,10 @@ async def test_filters_of_calendars_are_index_bound(filled, sessions, project):
     ):
         async with reading(sessions) as session:
             asked = CalendarsQuery(**query)
-            found, rows = await cost(filled, lambda: calendars.list_calendars(session, project.id, asked))  # noqa: B023
+            found, rows = await cost(
+                filled,
+                lambda: calendars.list_calendars(session, settings, project.id, asked),  # noqa: B023
+            )
         assert found == [f"cal_{n}" for n in expected], query
         assert rows < 120, (query, rows)
 

@@ -208,6 +208,10 @@ async def test_every_trigger_is_described_as_what_is_really_sent(document):
         "calendar.state_change": payloads.CalendarStateDelivery,
         "bot.state_change": payloads.BotStateDelivery,
         "event.rsvp_update": payloads.RsvpUpdateDelivery,
+        "event.created": payloads.EventCreatedDelivery,
+        "event.updated": payloads.EventUpdatedDelivery,
+        "event.deleted": payloads.EventDeletedDelivery,
+        "event.starting_soon": payloads.StartingSoonDelivery,
     }
     for trigger in TRIGGERS:
         body = sample_body(idempotency_key="k", trigger=trigger, now=utcnow())

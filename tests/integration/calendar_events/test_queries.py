@@ -120,7 +120,7 @@ def looked_at(root: dict[str, Any]) -> int:
 
 def literal(value: Any) -> str:
     if isinstance(value, list):
-        return "'{" + ",".join(value) + "}'"
+        return "'{" + ",".join(map(str, value)) + "}'"
     return "'" + (value.isoformat() if isinstance(value, datetime) else str(value)) + "'"
 
 
@@ -314,3 +314,41 @@ async def test_looking_for_expired_events_does_not_read_what_is_kept(
         assert await clear_expired(big, settings) == 0
     rows, buffers = await listing.cost_of(seen)
     assert (rows, buffers) < (10, 100)
+
+
+@pytest.mark.parametrize("calendar_id", [None, "cal_0"])
+@pytest.mark.parametrize("plans", ["force_custom_plan", "force_generic_plan"])
+async def test_changes_are_read_by_their_index(
+    listing: Listing, big: Sessions, calendar_id: str | None, plans: str
+) -> None:
+    await listing.explain_with(plans)
+    for ago in (timedelta(days=400), timedelta(hours=5), timedelta(0)):
+        at = _NOW - ago
+        for event_id in ("", "evt_77777"):
+            for before in (None, _NOW + timedelta(days=1)):
+                with statements() as seen:
+                    async with reading(big) as session:
+                        rows, has_more = await service.list_changes(
+                            session,
+                            "proj_big",
+                            calendar_id=calendar_id,
+                            after=(at, event_id),
+                            before=before,
+                            limit=100,
+                        )
+                assert (len(rows), has_more) == (
+                    (100, True) if ago > timedelta(days=1) else (len(rows), False)
+                )
+                assert [row.updated_at for row in rows] == sorted(row.updated_at for row in rows)
+                assert (await listing.cost_of(seen))[0] <= 4 * 101
+
+
+@pytest.mark.parametrize("plans", ["force_custom_plan", "force_generic_plan"])
+async def test_projects_with_news_are_found_by_an_index(listing: Listing, big: Sessions, plans: str) -> None:
+    await listing.explain_with(plans)
+    for since, expected in [(_NOW - timedelta(days=400), ["proj_big"]), (_NOW + timedelta(hours=1), [])]:
+        with statements() as seen:
+            async with reading(big) as session:
+                found = await service.find_with_news(session, {"proj_big": since, "proj_none": since})
+        assert found == expected
+        assert (await listing.cost_of(seen))[0] <= 4

@@ -23,6 +23,7 @@ FIELDS = {
     "id", "platform", "client_id", "platform_uuid", "state", "metadata", "deduplication_key",
     "connection_failure_data", "created_at", "updated_at", "last_successful_sync_at", "last_attempted_sync_at",
     "sync_failing_since", "sync_failure", "name", "owner_email", "owner_name", "timezone", "locale", "sending_identity",
+    "window", "covered_from", "covered_until",
 }  # fmt: skip
 
 

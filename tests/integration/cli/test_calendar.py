@@ -99,6 +99,7 @@ async def test_a_calendar_that_syncs_well(sessions, settings, project):
         "failure_count": 0,
         "held_back_events": 0,
         "push_verified": False,
+        "window": {"past_days": 1, "future_days": 28},
         "events": 2,
         "deleted_events": 1,
     }
@@ -244,7 +245,7 @@ async def test_when_a_requested_sync_has_ended(sessions, settings, project):
         if values:
             await change(sessions, calendar_id, **values)
         async with transaction(sessions) as session:
-            return (await find_sync_result(session, calendar_id, requested))[0]
+            return (await find_sync_result(session, settings, calendar_id, requested))[0]
 
     before, after = requested.now - timedelta(seconds=1), requested.now + timedelta(seconds=1)
     later = func.now() + timedelta(hours=1)
@@ -271,4 +272,4 @@ async def test_a_calendar_that_is_deleted_meanwhile(sessions, settings, project)
         await session.delete(await session.get_one(Calendar, calendar_id))
     async with transaction(sessions) as session:
         with pytest.raises(NotFound):
-            await find_sync_result(session, calendar_id, requested)
+            await find_sync_result(session, settings, calendar_id, requested)

@@ -160,15 +160,13 @@ class World:
 
     async def connect_feed(self, session) -> None:
         body = FeedCalendarCreate(platform="ics", feed_url="https://calendar.invalid/feed.ics")
-        await calendars.create_calendar(
-            session, self.box, self.project_id, body, allows_http=self.settings.allows_http_feed
-        )
+        await calendars.create_calendar(session, self.settings, self.box, self.project_id, body)
 
     async def create_local(self, session) -> None:
         body = LocalCalendarCreate(
             platform="local", name="Rooms", owner_email="ada@example.com", timezone="Europe/Paris"
         )
-        await calendars.create_local_calendar(session, self.project_id, body, None)
+        await calendars.create_local_calendar(session, self.settings, self.project_id, body, None)
 
     async def request_sync(self, session) -> None:
         await request_sync(session, self.calendar_id)
@@ -183,11 +181,11 @@ class World:
         body = CalendarUpdate(client_secret="new", refresh_token="new")
         await calendars.update_calendar(
             session,
+            self.settings,
             self.box,
             self.project_id,
             self.calendar_id,
-            body,
-            allows_http=self.settings.allows_http_feed,
+            body=body,
         )
 
     async def notify(self, session) -> None:

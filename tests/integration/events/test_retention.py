@@ -117,6 +117,23 @@ async def test_a_window_that_has_not_moved_on_keeps_its_rows(sessions, settings,
     assert await clear_expired(sessions, settings) == 0
 
 
+async def test_rows_are_kept_beyond_their_calendars_own_window(
+    sessions, settings, project, calendar_id, add_events
+):
+    wide = await factories.add_calendar(sessions, settings, project.id, secrets={}, window_past_days=30)
+    narrow = await factories.add_calendar(sessions, settings, project.id, secrets={}, window_past_days=0)
+    times = {f"p{days}": NOW - timedelta(days=days, hours=12) for days in (89, 90, 91, 119, 120)}
+    for calendar in (calendar_id, wide, narrow):
+        rows = ({"platform_uuid": key, "end_time": at, "updated_at": at} for key, at in times.items())
+        await add_events(calendar, *rows)
+    await clear_expired(sessions, settings)
+    kept = {
+        calendar: set(await factories.load_events(sessions, calendar))
+        for calendar in (calendar_id, wide, narrow)
+    }
+    assert kept == {calendar_id: {"p89", "p90"}, wide: {"p89", "p90", "p91", "p119"}, narrow: {"p89"}}
+
+
 async def test_workers_share_the_clearing_and_skip_calendars_that_are_written(
     sessions, settings, project, add_events, monkeypatch
 ):

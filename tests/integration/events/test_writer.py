@@ -83,6 +83,25 @@ async def test_each_changed_row_has_a_time_of_its_own_and_unchanged_rows_keep_th
     assert written.unannounced == Unannounced(first, created=1, updated=1, deleted=1)
 
 
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (None, "1"),
+        ('{"status":"cancelled"}', "1"),
+        ('{"status":"cancelled","etag":"2"}', "2"),
+        ('{"etag":null}', "1"),
+        ('{"etag":7}', "1"),
+        ('{"etag":""}', "1"),
+        ('{"etag":{"a":1}}', "1"),
+        (f'{{"etag":"{"x" * 2_000}"}}', "1"),
+    ],
+)
+async def test_a_deleted_event_has_the_etag_of_its_raw(sessions, ref, raw: str | None, expected: str) -> None:
+    await apply(sessions, ref, [remote("a", etag="1")])
+    await apply(sessions, ref, [], removed=[("a", raw)])
+    assert (await factories.load_events(sessions, ref.calendar_id))["a"].etag == expected
+
+
 async def test_changes_that_were_not_announced_add_up(sessions, ref) -> None:
     earlier = Unannounced(NOW, created=3, updated=2, deleted=1)
     written = await apply(sessions, ref, [remote("a"), remote("b")], earlier=earlier)

@@ -71,7 +71,7 @@ async def test_a_meeting_that_a_bot_has_joined_gets_no_second_one(api, sessions)
     await set_rules(api, rule("a"), scope="meeting")
     calendars = [await add_calendar(api) for _ in range(3)]
     events = [await add_event(api, calendar_id) for calendar_id in calendars]
-    (holder,) = [event_id for event_id in events if await bots_of(api, event_id)]
+    [holder] = [event_id for event_id in events if await bots_of(api, event_id)]
     await handed_over(api, sessions, holder)
     others = [event_id for event_id in events if event_id != holder]
     for event_id in others:

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -106,6 +107,17 @@ async def test_a_feed_has_three_seconds_of_processor_time(readers, body):
     assert children() == [child]
     assert child.cpu_times().user - used < 1
     assert (await read(readers)).pages
+
+
+async def test_what_takes_too_long_in_one_window_is_tried_in_another(readers):
+    """A client that chooses a smaller window need not wait for a day."""
+    smaller = replace(job(calendar(*HEAVY)), window=Window(WINDOW.start, WINDOW.start + timedelta(days=7)))
+    for known in (1, 1):
+        assert await code_of(readers, calendar(*HEAVY)) == "feed_too_complex"
+        assert len(readers._refused) == known
+    with pytest.raises(Unavailable):
+        await readers.read(smaller, project_id="proj_a", known_digest=None)
+    assert len(readers._refused) == 2
 
 
 async def test_heavy_feeds_of_a_project_do_not_hold_up_another(readers):

@@ -7,9 +7,10 @@ import orjson
 
 from app.core.clock import isoformat, utcnow
 from app.core.db import Session, transaction
-from app.webhooks.outbox import announce, delete_pending_of_calendar, wants_events
+from app.webhooks.outbox import announce, delete_pending_of_calendar, find_interest
 from app.webhooks.payloads import CalendarFacts, ChangedEvent
 from app.webhooks.repository.outbox import lock_subscribers
+from tests import factories
 from tests.integration.webhooks.webhooks_api import (
     ATTEMPT,
     CALENDAR,
@@ -61,7 +62,7 @@ async def test_a_subscription_is_not_deleted_under_an_announcement(api, sessions
     webhook = await create(api)
     async with transaction(sessions) as session:
         # As `announce` does first; were it deleted now, the delivery could not be written.
-        assert len(await lock_subscribers(session, project.id, "calendar.events_update")) == 1
+        assert len(await lock_subscribers(session, project.id, ["calendar.events_update"], [])) == 1
         deleting = asyncio.create_task(api.delete(f"/api/v1/webhooks/{webhook['id']}"))
         patched = await api.patch(f"/api/v1/webhooks/{webhook['id']}", json={"include_events": True})
         assert patched.status_code == 200  # a change of other kinds does not wait
@@ -71,13 +72,14 @@ async def test_a_subscription_is_not_deleted_under_an_announcement(api, sessions
     assert await announce_change(sessions, project) == 0
 
 
-async def test_changed_events_go_only_to_those_who_ask_for_them(api, sessions, project) -> None:
+async def test_changed_events_go_only_to_those_who_ask_for_them(api, settings, sessions, project) -> None:
+    calendar_id = await factories.add_calendar(sessions, settings, project.id, secrets={})
     plain = await create(api)
     async with sessions() as session:
-        assert not await wants_events(session, project.id)
+        assert not (await find_interest(session, project.id, calendar_id)).summaries
     full = await create(api, include_events=True)
     async with sessions() as session:
-        assert await wants_events(session, project.id)
+        assert (await find_interest(session, project.id, calendar_id)).summaries
     changed = ChangedEvent("evt_1", "updated", {"id": "evt_1", "name": "b"}, {"name": ("a", "b")})
     await announce_change(sessions, project, changed_events=[changed])
     bodies = {row.subscription_id: orjson.loads(row.body) for row in await stored(sessions)}

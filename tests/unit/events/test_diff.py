@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from app.events.data import RemoteAttendee, RemoteEvent, Window
-from app.events.diff import StoredEvent, content_hash, diff_events
+from app.events.derived import derived_of
+from app.events.diff import Difference, Refresh, StoredEvent, content_hash, diff_events
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 WINDOW = Window(NOW - timedelta(days=1), NOW + timedelta(days=28))
@@ -19,14 +20,17 @@ def event(*, starts_in_days: float = 1, hours: float = 1, **fields) -> RemoteEve
 
 
 def stored(of: RemoteEvent, *, is_deleted: bool = False) -> StoredEvent:
-    return StoredEvent("evt_1", of.platform_uuid, content_hash(of), is_deleted)
+    return StoredEvent("evt_1", of.platform_uuid, content_hash(of), is_deleted, derived_of(of))
 
 
 def changes(new: RemoteEvent, old: StoredEvent | None) -> list[tuple[str, bool]]:
-    writes = diff_events(
+    return [(write.change, write.is_deleted) for write in difference(new, old).writes]
+
+
+def difference(new: RemoteEvent, old: StoredEvent | None) -> Difference:
+    return diff_events(
         [new], {new.platform_uuid: content_hash(new)}, {old.platform_uuid: old} if old else {}, WINDOW
     )
-    return [(write.change, write.is_deleted) for write in writes]
 
 
 def test_an_unknown_event_in_the_window_is_created() -> None:
@@ -80,7 +84,7 @@ def test_a_deleted_event_that_comes_back_is_created() -> None:
 @pytest.mark.parametrize("days", [40, -5], ids=["ahead", "into the past"])
 def test_an_event_that_is_moved_out_of_the_window_goes_on_with_its_new_time(days: float) -> None:
     moved = event(starts_in_days=days)
-    writes = diff_events([moved], {"e1": content_hash(moved)}, {"e1": stored(event())}, WINDOW)
+    writes = difference(moved, stored(event())).writes
     assert [(write.change, write.is_deleted, write.event) for write in writes] == [("updated", False, moved)]
 
 
@@ -98,3 +102,45 @@ def test_an_edit_of_a_past_event_does_not_delete_it() -> None:
 def test_an_event_of_no_length_counts_by_its_start() -> None:
     assert changes(event(starts_in_days=-1, hours=0), None) == [("created", False)]
     assert changes(event(starts_in_days=-1.5, hours=0), None) == []
+
+
+NOTHING_STORED = (None, None, None, None)
+OTHER_DERIVED = [
+    {"busy_status": "free"},
+    {"visibility": "private"},
+    {"event_type": "focus_time"},
+    {"etag": '"2"'},
+]
+
+
+@pytest.mark.parametrize("fields", OTHER_DERIVED, ids=lambda fields: next(iter(fields)))
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_derived_fields_that_are_not_stored_are_written_and_no_change(fields: dict, is_deleted: bool) -> None:
+    new = event(**fields, is_cancelled=is_deleted)
+    for old in (stored(event(), is_deleted=is_deleted), stored(new, is_deleted=is_deleted)):
+        missing = replace(old, derived=NOTHING_STORED)
+        assert difference(new, missing) == Difference(
+            [], [Refresh(new, "evt_1", new.visibility != "default")]
+        )
+    stale = stored(event(), is_deleted=is_deleted)
+    assert difference(new, stale) == Difference([], [Refresh(new, "evt_1", new.visibility != "default")])
+    assert difference(new, stored(new, is_deleted=is_deleted)) == Difference([], [])
+
+
+@pytest.mark.parametrize("fields", OTHER_DERIVED[:2], ids=lambda fields: next(iter(fields)))
+def test_a_change_that_the_cut_raw_does_not_show_is_a_change(fields: dict) -> None:
+    new = event(**fields, is_raw_cut=True)
+    old = stored(event(is_raw_cut=True))
+    assert changes(new, old) == [("updated", False)]
+    assert changes(event(is_raw_cut=True), stored(new)) == [("updated", False)]
+    assert difference(new, replace(old, derived=NOTHING_STORED)) == Difference(
+        [], [Refresh(new, "evt_1", new.visibility != "default")]
+    )
+    assert changes(new, stored(new)) == []
+
+
+def test_a_row_that_lacks_the_derived_fields_and_changed_is_written_once() -> None:
+    old = replace(stored(event()), derived=NOTHING_STORED)
+    found = difference(event(name="Monthly", busy_status="free"), old)
+    assert [write.change for write in found.writes] == ["updated"]
+    assert not found.refreshes

@@ -3,14 +3,23 @@
 import json
 from dataclasses import fields, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from app.api import fields as api_fields
 from app.api.fields import AttendeeRead, OrganizerRead
 from app.calendar_events.repository import JSON_TEXTS, TIMES
 from app.calendar_events.schemas import CalendarEventRead
-from app.events.data import RemoteAttendee, RemoteEvent, RemoteOrganizer
+from app.events.data import (
+    BusyStatus,
+    RemoteAttendee,
+    RemoteEvent,
+    RemoteOrganizer,
+    ResponseStatus,
+    Visibility,
+)
+from app.events.derived import Derived
 from app.events.diff import content_hash
 from app.events.fields import EVENT_FIELDS, NOTIFIED_FIELDS, EventField, stored_values
 from app.models import CalendarEvent
@@ -48,7 +57,7 @@ def test_the_hash_of_stored_events_stays() -> None:
 
 def test_the_table_has_a_column_for_each_field_and_a_few_of_its_own() -> None:
     own = {"id", "project_id", "calendar_id", "content_hash", "is_deleted", "created_at", "updated_at"}
-    declared = {field.name for field in fields(RemoteEvent)} - {"is_cancelled"}
+    declared = {field.name for field in fields(RemoteEvent)} - {"is_cancelled", "is_raw_cut"}
     assert {field.name for field in EVENT_FIELDS} == declared
     assert {column.name for column in CalendarEvent.__table__.columns} == declared | own
 
@@ -66,6 +75,12 @@ def test_webhooks_state_fields_that_are_there() -> None:
     assert {field.name for field in EVENT_FIELDS} >= set(NOTIFIED_FIELDS)
 
 
+def test_the_api_and_the_events_know_the_same_words() -> None:
+    assert get_args(api_fields.BusyStatus) == get_args(BusyStatus)
+    assert get_args(api_fields.Visibility) == get_args(Visibility)
+    assert get_args(api_fields.ResponseStatus) == get_args(ResponseStatus)
+
+
 OTHER: dict[str, Any] = {
     "BOOLEAN": True,
     "TEXT": "other",
@@ -74,14 +89,23 @@ OTHER: dict[str, Any] = {
 OTHER_JSON: dict[str, Any] = {"raw": "{}", "organizer": None, "attendees": ()}
 
 
-READ_FROM_RAW = {"busy_status", "visibility", "event_type", "etag"}
-HASHED = [field for field in EVENT_FIELDS if field.name not in {"platform_uuid", *READ_FROM_RAW}]
+HASHED = [field for field in EVENT_FIELDS if field.name not in {"platform_uuid", *Derived._fields}]
 
 
 @pytest.mark.parametrize("field", HASHED, ids=lambda field: field.name)
 def test_every_field_of_its_own_moves_the_hash(field: EventField) -> None:
     other = OTHER_JSON[field.name] if field.is_json else OTHER[field.sql_type]
     assert content_hash(replace(SAMPLE, **{field.name: other})) != content_hash(SAMPLE)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"busy_status": "free"}, {"visibility": "private"}, {"event_type": "birthday"}, {"etag": "2"}, {"is_raw_cut": True}],
+    ids=lambda fields: next(iter(fields)),
+)  # fmt: skip
+def test_what_is_read_from_raw_does_not_move_the_hash(fields: dict[str, Any]) -> None:
+    """If it did, an upgrade from before these fields would announce every event that has them."""
+    assert content_hash(replace(SAMPLE, **fields)) == content_hash(SAMPLE)
 
 
 def test_json_is_written_as_the_api_shows_it() -> None:

@@ -9,8 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from app.events.data import Window
 from app.ical import feed as feed_module
 from app.ical.errors import CalendarUnreadable
+from app.ical.feed import Feed
 from app.ical.recurrence import Rule, RuleRefused
 from tests.unit.ical.feeds import FILES, WINDOW, calendar, read, read_file, starts, utc, vevent
 
@@ -148,6 +150,64 @@ def test_more_events_than_allowed_are_cut_and_logged(monkeypatch):
     with capture_logs() as logs:
         assert len(read_file("endless.ics")) == 10
     assert "ics.too_many_events" in [entry["event"] for entry in logs]
+
+
+def daily(uid, hour, *more):
+    return ["BEGIN:VEVENT", f"UID:{uid}", f"DTSTART:20261101T{hour:02d}0000Z", *more, "END:VEVENT"]
+
+
+def selected(*events, days=730.4):
+    lines = ["BEGIN:VCALENDAR", "VERSION:2.0", "PRODID:test", *(line for event in events for line in event)]
+    feed = Feed("\r\n".join([*lines, "END:VCALENDAR", ""]).encode())
+    begins = datetime(2026, 11, 20, tzinfo=UTC)
+    return feed.select(Window(begins, begins + timedelta(days=days))), feed.complete_until
+
+
+def test_a_window_of_years_holds_every_instance_of_daily_and_hourly_series():
+    series = [daily(f"s{n}", n, "RRULE:FREQ=DAILY") for n in range(20)]
+    instances, complete_until = selected(*series, daily("hourly", 0, "RRULE:FREQ=HOURLY"))
+    assert (len(instances), complete_until) == (10 * 731 + 10 * 730 + 24 * 730 + 10, None)
+
+
+def test_of_too_many_instances_the_first_to_start_are_kept(monkeypatch):
+    monkeypatch.setattr(feed_module, "MAX_INSTANCES", 100)
+    series = [daily(f"s{n}", n, "RRULE:FREQ=DAILY") for n in range(24)]
+    late = daily("late", 1, "RDATE:20270301T000000Z")
+    instances, complete_until = selected(*series, late, days=90)
+    assert complete_until == datetime(2026, 11, 24, 4, tzinfo=UTC)
+    assert len(instances) == 100
+    assert max(instance.start for instance in instances) < complete_until
+    # Of one moment, some are kept.
+    same = [daily(f"s{n}", 9, "RRULE:FREQ=DAILY;COUNT=30") for n in range(101)]
+    instances, complete_until = selected(*same)
+    assert (len(instances), complete_until) == (100, datetime(2026, 11, 20, 9, tzinfo=UTC))
+
+
+def test_of_very_many_series_the_window_is_expanded_in_growing_parts(monkeypatch):
+    """They would take too long in the whole window. What is left out is the same as in one pass."""
+    series = [daily(f"s{n}", n % 24, "RRULE:FREQ=DAILY") for n in range(200)]
+    yearly = [daily(f"y{n}", 1, "RRULE:FREQ=YEARLY") for n in range(200)]
+    refused = daily("refused", 5, "RRULE:FREQ=NEVER", "RRULE:FREQ=NEVER")
+    monkeypatch.setattr(feed_module, "MAX_INSTANCES", 6000)
+    with capture_logs() as logs:
+        instances, complete_until = selected(*series, *yearly, refused)
+    assert complete_until == datetime(2026, 12, 20, tzinfo=UTC)
+    assert len(instances) == 6000
+    assert [entry["event"] for entry in logs if entry.get("uid") == "refused"] == ["ics.rule_refused"]
+    # Few instances, in spite of many series.
+    instances, complete_until = selected(*yearly)
+    assert (len(instances), complete_until) == (400, None)
+
+
+def test_how_far_a_series_with_too_many_instances_goes():
+    minutely = daily("minutely", 0, "RRULE:FREQ=MINUTELY")
+    instances, complete_until = selected(minutely, daily("other", 9, "RRULE:FREQ=DAILY"), days=28)
+    begins = datetime(2026, 11, 20, tzinfo=UTC)
+    assert complete_until == begins + timedelta(minutes=2000)
+    assert len(instances) == 2000 + 28
+    # Starts that are not in order say nothing of how far they go.
+    two_rules = daily("two", 0, "RRULE:FREQ=MINUTELY", "RRULE:FREQ=DAILY;BYHOUR=4")
+    assert selected(two_rules, days=28)[1] == begins
 
 
 def test_a_file_of_countless_events_is_refused(monkeypatch):

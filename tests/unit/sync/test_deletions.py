@@ -4,12 +4,26 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from app.sync.deletions import EventsAhead, split_missing
+from app.events.data import KnownEvent, RemoteEvent, Window
+from app.providers.base import Reread
+from app.sync.deletions import EventsAhead, sort_absent, split_missing
 from app.sync.repository import HeldBack
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 CONFIRM_FOR = timedelta(minutes=10)
 LONG_AGO = NOW - CONFIRM_FOR
+
+
+def test_what_exists_beyond_the_listed_part_of_the_window_is_not_missed() -> None:
+    """A feed with too many instances lists a part of its window only."""
+    listed = Window(NOW, NOW + timedelta(days=10))
+    missing = {key: KnownEvent(key) for key in ("near", "far", "deleted")}
+    near, far = (
+        RemoteEvent(platform_uuid=key, raw="{}", start_time=NOW + timedelta(days=days))
+        for key, days in (("near", 5), ("far", 10))
+    )
+    absent = sort_absent(missing, Reread(found=[near, far], removed={"deleted": None}), listed)
+    assert (absent.moved, absent.unclear, absent.removed) == ([far], ["near"], {"deleted": None})
 
 
 def split(

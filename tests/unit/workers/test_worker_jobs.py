@@ -17,7 +17,7 @@ class Loop:
 
 @pytest.fixture
 def running():
-    return Running({name: Loop() for name in ("syncs", "feeds", "mails")}, Loop())  # type: ignore[arg-type,misc] # a double that counts
+    return Running({name: Loop() for name in ("syncs", "feeds", "mails")}, Loop(), Loop())  # type: ignore[arg-type,misc] # a double that counts
 
 
 def woken(running) -> set[str]:
@@ -32,6 +32,12 @@ async def test_a_wake_up_reaches_the_loops_of_its_queue(running, queue, names):
     await process.wake({"running": running}, queue)
     assert woken(running) == names
     assert not running.pruning.wakes
+
+
+async def test_a_change_of_an_event_that_starts_soon_has_them_looked_at(running):
+    await process.wake({"running": running}, "starting_soon")
+    assert running.starting.wakes == 1
+    assert woken(running) == set()
 
 
 async def test_the_cron_job_has_one_worker_prune(running):

@@ -1,0 +1,1 @@
+"""When calendars are busy, and when people can meet."""
