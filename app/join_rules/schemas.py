@@ -41,6 +41,8 @@ _Words = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterVa
 _Platform = Annotated[str, AfterValidator(_known_platform), shape(enum=sorted(PLATFORMS))]
 _Count = Annotated[int, Field(ge=0, le=_MOST_ATTENDEES)]
 _NOT_EMPTY = AfterValidator(_unless_empty)
+# The validator's sentence says more than that of a minimum length.
+_AT_LEAST_ONE = shape(minItems=1)
 
 
 class JoinRuleWhen(InputModel):
@@ -53,17 +55,19 @@ class JoinRuleWhen(InputModel):
         default=None,
         description="Whether an attendee or the organizer has an address of another domain than the owner's.",
     )
-    response_status_in: Annotated[list[_ResponseStatus], Field(max_length=4), _NOT_EMPTY] | None = Field(
+    response_status_in: (
+        Annotated[list[_ResponseStatus], Field(max_length=4), _NOT_EMPTY, _AT_LEAST_ONE] | None
+    ) = Field(
         default=None, description="The owner's reply. A declined event is joined only if `declined` is named."
     )
     is_organizer: bool | None = Field(default=None, description="Whether the owner organizes the event.")
-    name_contains: Annotated[list[_Words], Field(max_length=_MOST_PARTS), _NOT_EMPTY] | None = Field(
-        default=None, description="Any of these, in upper or lower case."
-    )
+    name_contains: (
+        Annotated[list[_Words], Field(max_length=_MOST_PARTS), _NOT_EMPTY, _AT_LEAST_ONE] | None
+    ) = Field(default=None, description="Any of these, in upper or lower case.")
     is_all_day: bool | None = None
-    visibility_in: Annotated[list[_Visibility], Field(max_length=4), _NOT_EMPTY] | None = None
-    platforms: Annotated[list[_Platform], Field(max_length=_MOST_PARTS), _NOT_EMPTY] | None = Field(
-        default=None, description="Values of `meeting_platform`."
+    visibility_in: Annotated[list[_Visibility], Field(max_length=4), _NOT_EMPTY, _AT_LEAST_ONE] | None = None
+    platforms: Annotated[list[_Platform], Field(max_length=_MOST_PARTS), _NOT_EMPTY, _AT_LEAST_ONE] | None = (
+        Field(default=None, description="Values of `meeting_platform`.")
     )
 
     @model_validator(mode="after")
