@@ -16,6 +16,9 @@ if (!CALBRIDGE_URL || !CALBRIDGE_API_KEY || !WEBHOOK_SECRET) {
 
 const MOST_BYTES = 1_000_000; // anybody can send something here, and it is read before its signature is checked
 const FILE = "receiver.json";
+const EVENTS_CHANGED = new Set(
+  ["calendar.events_update", "event.created", "event.updated", "event.deleted", "event.rsvp_update"],
+);
 const stored = existsSync(FILE)
   ? JSON.parse(readFileSync(FILE, "utf8"))
   : { messages: {}, calendars: {}, events: {}, bots: {} };
@@ -82,7 +85,7 @@ async function handle(message) {
   const { trigger, data, calendar_id: calendarId, bot_id: botId } = message;
   console.log(trigger, JSON.stringify(data));
   if (data.test) return; // POST /api/v1/webhooks/{id}/test: its ids belong to no object
-  if (trigger === "calendar.events_update" || trigger === "event.rsvp_update") {
+  if (EVENTS_CHANGED.has(trigger)) {
     await saveEvents(calendarId);
   } else if (trigger === "calendar.state_change") {
     const calendar = await get(`/calendars/${calendarId}`);

@@ -86,7 +86,13 @@ async def handle(message: dict[str, Any]) -> None:
     if message["data"].get("test"):  # POST /api/v1/webhooks/{id}/test: its ids belong to no object
         return
     match message["trigger"]:
-        case "calendar.events_update" | "event.rsvp_update":
+        case (
+            "calendar.events_update"
+            | "event.created"
+            | "event.updated"
+            | "event.deleted"
+            | "event.rsvp_update"
+        ):
             await save_events(message["calendar_id"])
         case "calendar.state_change":
             calendar = await get(f"/calendars/{message['calendar_id']}")

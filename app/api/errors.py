@@ -25,6 +25,9 @@ _SENTENCES = {
     "int_parsing": "Not an integer.",
     "bool_type": "Not a boolean.",
     "bool_parsing": "Not a boolean.",
+    "float_type": "Not a number.",
+    "float_parsing": "Not a number.",
+    "finite_number": "Not a number.",
     "dict_type": "Not an object.",
     "list_type": "Not a list.",
     "model_attributes_type": "Not an object.",
@@ -33,6 +36,10 @@ _SENTENCES = {
     "datetime_parsing": "Not a date and time: use ISO 8601, for example 2026-01-31T09:00:00Z.",
     "datetime_type": "Not a date and time: use ISO 8601, for example 2026-01-31T09:00:00Z.",
 }
+
+
+def _plain(number: float) -> float:
+    return int(number) if number == int(number) else number
 
 
 def _sentence(problem: dict[str, Any]) -> str:
@@ -45,6 +52,14 @@ def _sentence(problem: dict[str, Any]) -> str:
         return f"Longer than {context['max_length']} characters."
     if kind == "too_long":
         return f"More than {context['max_length']} items."
+    if kind == "too_short":
+        return f"Must have at least {context['min_length']} item{'s' if context['min_length'] > 1 else ''}."
+    if kind == "greater_than_equal":
+        return f"Must be at least {_plain(context['ge'])}."
+    if kind == "less_than_equal":
+        return f"Must be at most {_plain(context['le'])}."
+    if kind == "literal_error":
+        return f"Must be {context['expected']}."
     if kind == "string_too_short":
         return "This field may not be blank."
     message = str(problem["msg"]).removeprefix("Value error, ")

@@ -14,6 +14,7 @@ _TAGS = {
     "changes": "Follow the changes of events by cursor, without a webhook.",
     "availability": "When calendars are busy, and when people can meet.",
     "bots": "Schedule meeting bots, which follow their event.",
+    "join rules": "Rules that decide which events get a bot.",
     "webhooks": "Subscribe to changes, read the delivery log, and send deliveries again.",
     "oauth": "Let people connect their calendars in the browser.",
     "mailboxes": "Mailboxes of La Suite Messages that can send invitations.",

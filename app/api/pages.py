@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Generic, Self, TypeVar
 from urllib.parse import urlsplit
 
-from fastapi import Request
+from fastapi import Depends, Request
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
 from starlette.datastructures import URL
 
+from app.api.deps import ProjectId
 from app.api.schemas import InputTime
+from app.core.errors import BadQuery
 from app.core.pagination import Cursor, Page
 
 Item = TypeVar("Item")
@@ -74,6 +76,16 @@ class ListQuery(BaseModel):
     def rows_of(self, page_size: int) -> int:
         """Return how many rows a page has. `page_size`: the list's own page size."""
         return min(self.page_size or page_size, page_size)
+
+
+async def _refuse_query(request: Request, _project_id: ProjectId) -> None:
+    unknown = sorted(set(request.query_params) - _IGNORED)
+    if unknown:
+        raise BadQuery(f"{unknown[0]}: Unknown query parameter.")
+
+
+# For an operation with a body and without a query: {"live": true} belongs into the body.
+NoQuery = Depends(_refuse_query)
 
 
 def _can_be_without(annotation: Any) -> bool:

@@ -6,6 +6,7 @@ Responses are built as bytes; the response models document them in OpenAPI.
 from fastapi import APIRouter, Response
 
 from app.api.deps import AppState, DbReadSession, ProjectId
+from app.api.pages import NoQuery
 from app.api.schemas import responses
 from app.availability import service
 from app.availability.deps import LiveAccessDep
@@ -21,6 +22,7 @@ router = APIRouter(prefix="/api/v1", tags=["availability"])
     operation_id="query_free_busy",
     response_model=FreeBusyRead,
     responses=responses(404, 413, 429),
+    dependencies=[NoQuery],
 )
 async def query_free_busy(
     state: AppState, live: LiveAccessDep, project_id: ProjectId, body: FreeBusyRequest
@@ -43,6 +45,7 @@ async def query_free_busy(
     operation_id="query_availability",
     response_model=AvailabilityRead,
     responses=responses(404, 413, 429),
+    dependencies=[NoQuery],
 )
 async def query_availability(
     state: AppState, session: DbReadSession, project_id: ProjectId, body: AvailabilityRequest

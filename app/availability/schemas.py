@@ -119,7 +119,7 @@ def minutes_of(clock: str) -> int:
 
 def _clock(value: str) -> str:
     if not _CLOCK.fullmatch(value):
-        raise ValueError("Not a time of day, such as 09:00.")
+        raise ValueError("Not a time of day as HH:MM, such as 09:00.")
     return value
 
 

@@ -97,6 +97,7 @@ async def stream_changes(
     """The same changes as Server-Sent Events, as they happen, until the client closes the connection.
 
     Without `Last-Event-ID`, `cursor` and `since`, it begins now. An `id` alone comes first: where to resume.
+    Use a client that reads streams, such as `curl -N`: /docs shows nothing before the stream ends.
     """
     scope = Scope(key.project_id, query.calendar_id)
     place = await service.find_place(

@@ -27,7 +27,8 @@ STREAM_HEADERS = {
 _PAGE = 100
 _RECONNECT_MS = 2_000
 _COMMENT_SECONDS = 12.0  # 15 at most, also when the process is busy
-_COMMENT = b": waiting\n\n"
+# Without an empty line: some libraries would report it as an event without data.
+_COMMENT = b": waiting\n"
 # A client that takes nothing for so long is given up.
 _SEND_TIMEOUT_SECONDS = 60.0
 _PART_BYTES = 262_144

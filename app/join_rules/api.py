@@ -5,6 +5,7 @@ import structlog
 from fastapi import APIRouter, Response
 
 from app.api.deps import AppState, DbReadSession, DbSession, ProjectId, State
+from app.api.pages import NoQuery
 from app.api.paths import CalendarId, EventId
 from app.api.schemas import responses
 from app.core.db import DATABASE_UNAVAILABLE, transaction
@@ -15,8 +16,8 @@ from app.join_rules.schemas import (
     BotPolicyInput,
     BotPolicyRead,
     JoinRulesInput,
+    JoinRulesPreviewRead,
     JoinRulesRead,
-    PreviewRead,
 )
 
 router = APIRouter(prefix="/api/v1", tags=["join rules"])
@@ -32,7 +33,7 @@ async def get_join_rules(session: DbReadSession, project_id: ProjectId) -> JoinR
     return await service.get_rules(session, project_id)
 
 
-@router.put("/join_rules", operation_id="set_join_rules", responses=responses(413))
+@router.put("/join_rules", operation_id="set_join_rules", responses=responses(413), dependencies=[NoQuery])
 async def set_join_rules(state: AppState, project_id: ProjectId, body: JoinRulesInput) -> JoinRulesRead:
     """Replaces the project's join rules, and applies them to all events ahead.
 
@@ -60,6 +61,7 @@ async def get_calendar_join_rules(
     "/calendars/{calendar_id}/join_rules",
     operation_id="set_calendar_join_rules",
     responses=responses(404, 413),
+    dependencies=[NoQuery],
 )
 async def set_calendar_join_rules(
     state: AppState, project_id: ProjectId, calendar_id: CalendarId, body: JoinRulesInput
@@ -110,7 +112,10 @@ async def get_bot_policy(session: DbReadSession, project_id: ProjectId, event_id
 
 
 @router.put(
-    "/calendar_events/{event_id}/bot_policy", operation_id="set_bot_policy", responses=responses(404, 413)
+    "/calendar_events/{event_id}/bot_policy",
+    operation_id="set_bot_policy",
+    responses=responses(404, 413),
+    dependencies=[NoQuery],
 )
 async def set_bot_policy(
     *, session: DbSession, state: AppState, project_id: ProjectId, event_id: EventId, body: BotPolicyInput
@@ -126,8 +131,9 @@ async def set_bot_policy(
 @router.post(
     "/join_rules/preview",
     operation_id="preview_join_rules",
-    response_model=PreviewRead,
+    response_model=JoinRulesPreviewRead,
     responses=responses(413, 429),
+    dependencies=[NoQuery],
 )
 async def preview_join_rules(state: AppState, project_id: ProjectId, body: JoinRulesInput) -> Response:
     """Says which bots these rules would make and remove if they were the project's. It writes nothing.

@@ -19,7 +19,7 @@ _EVENTS_AT_ONCE = 2_000
 async def preview_rules(
     sessions: Sessions, settings: Settings, project_id: str, body: JoinRulesInput
 ) -> dict[str, list[dict[str, str]]]:
-    """Return a PreviewRead as a dict: the bots that would be made and removed. It writes nothing.
+    """Return a JoinRulesPreviewRead as a dict: the bots that would be made and removed. It writes nothing.
 
     Events are read and judged in parts, so that other requests get their turns. Events that share bots are planned
     together, in a thread.

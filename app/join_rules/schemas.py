@@ -41,9 +41,11 @@ _Words = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterVa
 _Platform = Annotated[str, AfterValidator(_known_platform), shape(enum=sorted(PLATFORMS))]
 _Count = Annotated[int, Field(ge=0, le=_MOST_ATTENDEES)]
 _NOT_EMPTY = AfterValidator(_unless_empty)
+# The validator's sentence says more than that of a minimum length.
+_AT_LEAST_ONE = shape(minItems=1)
 
 
-class RuleWhen(InputModel):
+class JoinRuleWhen(InputModel):
     """The conditions of a rule; all must hold. Without any, it always holds."""
 
     has_meeting_url: bool | None = None
@@ -53,21 +55,23 @@ class RuleWhen(InputModel):
         default=None,
         description="Whether an attendee or the organizer has an address of another domain than the owner's.",
     )
-    response_status_in: Annotated[list[_ResponseStatus], Field(max_length=4), _NOT_EMPTY] | None = Field(
+    response_status_in: (
+        Annotated[list[_ResponseStatus], Field(max_length=4), _NOT_EMPTY, _AT_LEAST_ONE] | None
+    ) = Field(
         default=None, description="The owner's reply. A declined event is joined only if `declined` is named."
     )
     is_organizer: bool | None = Field(default=None, description="Whether the owner organizes the event.")
-    name_contains: Annotated[list[_Words], Field(max_length=_MOST_PARTS), _NOT_EMPTY] | None = Field(
-        default=None, description="Any of these, in upper or lower case."
-    )
+    name_contains: (
+        Annotated[list[_Words], Field(max_length=_MOST_PARTS), _NOT_EMPTY, _AT_LEAST_ONE] | None
+    ) = Field(default=None, description="Any of these, in upper or lower case.")
     is_all_day: bool | None = None
-    visibility_in: Annotated[list[_Visibility], Field(max_length=4), _NOT_EMPTY] | None = None
-    platforms: Annotated[list[_Platform], Field(max_length=_MOST_PARTS), _NOT_EMPTY] | None = Field(
-        default=None, description="Values of `meeting_platform`."
+    visibility_in: Annotated[list[_Visibility], Field(max_length=4), _NOT_EMPTY, _AT_LEAST_ONE] | None = None
+    platforms: Annotated[list[_Platform], Field(max_length=_MOST_PARTS), _NOT_EMPTY, _AT_LEAST_ONE] | None = (
+        Field(default=None, description="Values of `meeting_platform`.")
     )
 
     @model_validator(mode="after")
-    def _range(self) -> "RuleWhen":
+    def _range(self) -> "JoinRuleWhen":
         if (
             self.attendees_min is not None
             and self.attendees_max is not None
@@ -77,7 +81,7 @@ class RuleWhen(InputModel):
         return self
 
 
-class RuleBotInput(InputModel):
+class JoinRuleBotInput(InputModel):
     """The bot of a rule, as in `POST /bots`. Further fields are kept in `bot_settings`."""
 
     model_config = ConfigDict(extra="allow")
@@ -93,24 +97,24 @@ class RuleBotInput(InputModel):
         if isinstance(value, Mapping):
             given = [name for name in _OF_THE_EVENT if name in value]
             if given:
-                raise ValueError(f"Leave out {', '.join(given)}: they are the event's.")
+                raise ValueError(f"Leave out {', '.join(given)}: a rule's bot has what its event has.")
             if "deduplication_key" in value:
                 raise ValueError("Leave out deduplication_key: a rule makes one bot for each event.")
         return value
 
 
-class RuleInput(InputModel):
+class JoinRuleInput(InputModel):
     """A rule. `bot` is required where `join` is true."""
 
     name: Annotated[
         str, Field(min_length=1, max_length=200, examples=["external"]), AfterValidator(not_blank)
     ] = Field(json_schema_extra={"pattern": NOT_BLANK})
-    when: RuleWhen = Field(default_factory=RuleWhen)
+    when: JoinRuleWhen = Field(default_factory=JoinRuleWhen)
     join: bool
-    bot: RuleBotInput | None = None
+    bot: JoinRuleBotInput | None = None
 
     @model_validator(mode="after")
-    def _has_bot(self) -> "RuleInput":
+    def _has_bot(self) -> "JoinRuleInput":
         if self.join and self.bot is None:
             raise ValueError('A rule with join true needs a bot, for example {"bot_name": "Notetaker"}.')
         return self
@@ -130,7 +134,7 @@ _EXAMPLE: JsonDict = {
 }
 
 
-def _whole(rules: list[RuleInput]) -> list[RuleInput]:
+def _whole(rules: list[JoinRuleInput]) -> list[JoinRuleInput]:
     names = [rule.name for rule in rules]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -148,7 +152,7 @@ class JoinRulesInput(InputModel):
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
-    rules: Annotated[list[RuleInput], Field(max_length=_MOST_RULES), AfterValidator(_whole)]
+    rules: Annotated[list[JoinRuleInput], Field(max_length=_MOST_RULES), AfterValidator(_whole)]
     bot_scope: BotScope = Field(
         default="event", description="`meeting`: one bot for events of one link and overlapping times."
     )
@@ -201,7 +205,7 @@ class PreviewedRemove(BaseModel):
     rule: str = Field(description="The rule that says so; if none does, the rule that made the bot.")
 
 
-class PreviewRead(BaseModel):
+class JoinRulesPreviewRead(BaseModel):
     """What rules would do.
 
     A bot that stays, or that another event of its meeting gets, is in neither list.

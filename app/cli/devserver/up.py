@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -30,6 +31,7 @@ from app.cli.devserver.supervisor import Child, end_together, restart_together, 
 from app.cli.errors import CommandFailed, database_failures, explain_redis_error
 from app.cli.shared_metrics import VARIABLE as METRICS_DIRECTORY
 from app.cli.shared_metrics import empty_directory
+from app.core.clock import utcnow
 from app.core.db import create_engine, create_sessions, transaction
 from app.core.wakeups import REDIS_UNAVAILABLE, WakeUps, connect_redis
 from app.demo.api import PATH as DEMO_FEED_PATH
@@ -347,6 +349,14 @@ def _welcome(started: dict[str, str], data_dir: Path) -> str:
     body = json.dumps(
         {"platform": "ics", "feed_url": base_url + DEMO_FEED_PATH, "deduplication_key": "sample"}
     )
+    midnight = utcnow().replace(hour=0, minute=0, second=0, microsecond=0)
+    week = json.dumps(
+        {
+            "calendars": ["sample"],
+            "start": f"{midnight:%Y-%m-%dT%H:%M:%SZ}",
+            "end": f"{midnight + timedelta(days=7):%Y-%m-%dT%H:%M:%SZ}",
+        }
+    )
     return f"""
 calbridge runs at {base_url} (API reference: {base_url}/docs). Ctrl-C stops it; the data is kept in {data_dir}
 
@@ -364,7 +374,12 @@ sleep 3; {curl} '{base_url}/api/v1/calendar_events?ordering=start_time'; echo
 
 {curl} {base_url}/api/v1/calendars; echo
 
-Next: receive webhooks with POST {base_url}/api/v1/webhooks (README.md shows a receiver). Feeds and webhooks must have
-public https addresses, unless calbridge is started with ALLOW_PRIVATE_NETWORK_TARGETS=true: a receiver on this machine
-needs that. `.venv/bin/calbridge doctor` checks the installation.
+Next: ask when the sample calendar is busy in the week from today on.
+
+{curl} -X POST {base_url}/api/v1/free_busy -H 'Content-Type: application/json' -d '{week}'; echo
+
+More commands to paste, with the same KEY: docs/availability.md (when people can meet), docs/changes.md (follow changes)
+and docs/join-rules.md (bots by rules). README.md shows a receiver of webhooks. Feeds and webhooks must have public https
+addresses, unless calbridge is started with ALLOW_PRIVATE_NETWORK_TARGETS=true: a receiver on this machine needs that.
+`.venv/bin/calbridge doctor` checks the installation.
 """

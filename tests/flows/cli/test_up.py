@@ -179,7 +179,7 @@ def test_it_brings_everything_and_goes_on_with_the_same_data_after_ctrl_c_and_af
     with running(data_dir, "--port", str(port)) as up:
         lines = up.read_until(lambda line: "calbridge doctor" in line)
         assert any(f"http://127.0.0.1:{port}" in line for line in lines)
-        pasted = [line for line in lines if "curl -" in line]
+        *pasted, next_command = [line for line in lines if "curl -" in line]
         assert len(pasted) == 3
         assert f"KEY={api_key}" in lines
         # zsh takes a pasted comment for a command, and an apostrophe in it for the start of a string.
@@ -193,6 +193,10 @@ def test_it_brings_everything_and_goes_on_with_the_same_data_after_ctrl_c_and_af
             again = [lines[start], pasted[1]]  # three seconds may be too short on a busy machine
             wait_for(lambda: len(paste(again)[0]["results"]) >= 20, "the sample's events did not arrive")
             assert [one["id"] for one in calendars["results"]] == [connected["id"], calendar_id]
+            (free_busy,) = paste([lines[start], next_command])
+            (sample,) = free_busy["results"]
+            assert sample["error"] is None
+            assert len(sample["busy"]) == 7  # five stand-ups and two meetings a week
             refused, _, unchanged = paste(lines[start : end + 1])
             assert list(refused) == ["deduplication_key"]
             assert [one["id"] for one in unchanged["results"]] == [connected["id"], calendar_id]

@@ -147,9 +147,11 @@ async def calbridge(google_settings, project):
             yield client
 
 
-async def subscribe(calbridge, receiver: ReceiverProcess) -> dict[str, Any]:
+async def subscribe(
+    calbridge, receiver: ReceiverProcess, triggers: list[str] | None = None
+) -> dict[str, Any]:
     response = await calbridge.post(
-        "/api/v1/webhooks", json={"url": receiver.url, "triggers": list(TRIGGERS)}
+        "/api/v1/webhooks", json={"url": receiver.url, "triggers": triggers or list(TRIGGERS)}
     )
     assert response.status_code == 201, response.text
     created: dict[str, Any] = response.json()
@@ -232,6 +234,26 @@ async def test_it_takes_every_message_that_a_worker_delivers(
     await receiver.until(lambda: receiver.stored()["calendars"][google.id].get("state") == "disconnected")
     await receiver.until(lambda: receiver.stored()["bots"] == {bot_id: "deleted"})
     await receiver.until(lambda: not receiver.stored()["messages"])
+
+
+async def test_messages_about_single_events_keep_its_copy_too(calbridge, project, receiver, worker) -> None:
+    webhook = await subscribe(calbridge, receiver, ["event.created", "event.updated", "event.deleted"])
+    await receiver.start(str(calbridge.base_url).rstrip("/"), project.api_key, webhook["secret"])
+    local = {"platform": "local", "name": "Lectures", "owner_email": "ada@example.com"}
+    calendar_id = (await calbridge.post("/api/v1/calendars", json=local)).json()["id"]
+    body = {"calendar_id": calendar_id, "name": "Analysis", "start_time": at(3), "end_time": at(3.1)}
+    url = (
+        f"/api/v1/calendar_events/{(await calbridge.post('/api/v1/calendar_events', json=body)).json()['id']}"
+    )
+
+    def names() -> list[str]:
+        return [event["name"] for event in receiver.stored()["events"].values()]
+
+    await receiver.until(lambda: names() == ["Analysis"])
+    assert (await calbridge.patch(url, json={"name": "Algebra"})).status_code == 200
+    await receiver.until(lambda: names() == ["Algebra"])
+    assert (await calbridge.delete(url)).status_code == 200
+    await receiver.until(lambda: names() == [])
 
 
 async def test_it_takes_the_test_message_of_every_trigger(calbridge, project, receiver) -> None:

@@ -27,9 +27,10 @@ _REFUSED_FOR = (
     r"The webhook is switched off",
     r"A bot with this deduplication key|Read-only: it is the event's|A bot cannot stop following its event",
     # What the bot runner would refuse.
-    r"The bot runner cannot join|A bot's name may not have emoji|(.*: )?A list may not have null in it",
+    r"The bot runner cannot join|(.*: )?A bot's name may not have emoji|(.*: )?A list may not have null in it",
     # Cursors are opaque: only those count that the same list gave out.
-    r"The cursor is not one that this list gave out",
+    r"The cursor is not one that this list gave out|The cursor was not made for this project",
+    r"Send cursor or since, and not both",
     # One field decides on another, or times must be in order.
     r"Give calendar_event_id, or meeting_url and join_at",
     r"Leave it out when calendar_event_id is given",
@@ -41,6 +42,8 @@ _REFUSED_FOR = (
     r"More than \d+ calendars together|More than there are participants",
     r"[\w.]+: (Must not be the start|Not a time zone of the IANA database|Longer than \d+ bytes in UTF-8)",
     r".*is in the list twice",
+    r"\d+: A rule with join true needs a bot|Two rules have the name|The rules are longer than",
+    r"\d+\.when: attendees_min is larger|\d+\.bot: Leave out |No join rule of this calendar or project has a bot",
     # What no text may have, said once in the document's description.
     r".*NUL characters are not allowed",
     # Rules of a text that no pattern has: 600 names of zones, grammar of RRULE, host names, sizes as JSON or UTF-8.

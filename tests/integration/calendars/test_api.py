@@ -51,8 +51,8 @@ async def test_the_list_filters_by_deduplication_key_state_and_platform(api, ses
 
 
 BAD_QUERIES = [
-    ("state=lost", "state: Input should be 'connected' or 'disconnected'."),
-    ("platform=x", "platform: Input should be 'google', 'microsoft', 'ics' or 'local'."),
+    ("state=lost", "state: Must be 'connected' or 'disconnected'."),
+    ("platform=x", "platform: Must be 'google', 'microsoft', 'ics' or 'local'."),
     ("cursor=x", "The cursor is not one that this list gave out. Start again without it."),
     ("deduplication_key=a%00b", "query: NUL characters are not allowed."),
     ("deduplication_key=" + "x" * 1025, "deduplication_key: Longer than 1024 characters."),

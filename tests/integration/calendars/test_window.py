@@ -22,12 +22,12 @@ BAD_WINDOWS = [
     ({"past_days": 1}, ["future_days: This field is required."]),
     ({"future_days": 1}, ["past_days: This field is required."]),
     ({**WINDOW, "days": 1}, ["days: Unknown field."]),
-    ({"past_days": -1, "future_days": 1}, ["past_days: Input should be greater than or equal to 0."]),
-    ({"past_days": 366, "future_days": 1}, ["past_days: Input should be less than or equal to 365."]),
-    ({"past_days": 0, "future_days": 0}, ["future_days: Input should be greater than or equal to 1."]),
-    ({"past_days": 0, "future_days": 731}, ["future_days: Input should be less than or equal to 730."]),
+    ({"past_days": -1, "future_days": 1}, ["past_days: Must be at least 0."]),
+    ({"past_days": 366, "future_days": 1}, ["past_days: Must be at most 365."]),
+    ({"past_days": 0, "future_days": 0}, ["future_days: Must be at least 1."]),
+    ({"past_days": 0, "future_days": 731}, ["future_days: Must be at most 730."]),
     ({"past_days": 10**30, "future_days": 1}, ["A number is too large."]),
-    ({"past_days": 2**62, "future_days": 1}, ["past_days: Input should be less than or equal to 365."]),
+    ({"past_days": 2**62, "future_days": 1}, ["past_days: Must be at most 365."]),
     *(
         ({"past_days": 0, "future_days": value}, ["future_days: Not an integer."])
         for value in (True, 28.0, 28.5, "28", None, [28], {"days": 28})
