@@ -5,7 +5,7 @@ Nothing is known of a calendar outside the time that its last successful sync co
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from app.availability import repository
+from app.availability.busy_json import STATUSES, busy_json, merge_busy
 from app.availability.errors import Unknown
 from app.availability.hours import DAYS, Hours, open_spans
 from app.availability.knowledge import Knowledge, knowledge_of
@@ -29,20 +30,22 @@ from app.availability.schemas import (
 from app.availability.slots import Grid, find_slots
 from app.availability.spans import (
     MINUTE,
-    Instant,
     Span,
     instant_of,
     read_closed,
-    read_multirange,
+    read_pairs,
     text_of,
     write_closed,
 )
 from app.core.clock import isoformat
 from app.core.db import ReadSession
 from app.core.errors import InvalidFields
+from app.providers.free_busy import BusyTime
 from app.settings import Settings
 
 _FIRST_YEAR, _LAST_YEAR = 1971, 9000
+# Busy times that are written before other requests have their turn.
+_AT_ONCE = 2000
 _NEVER_SYNCED = "This calendar has not been synced yet, so nothing is known of its times."
 
 
@@ -82,11 +85,16 @@ async def find_calendars(
 
 @dataclass(slots=True)
 class CalendarTimes:
-    """When one calendar is busy, as far as it is known. `busy`: (start, end, status)."""
+    """When one calendar is busy, as far as it is known.
+
+    - `stored`: the times of its events by status, for `app.availability.spans.read_pairs`.
+    - `live`: those from the provider.
+    """
 
     calendar: CalendarFacts
     known: Knowledge
-    busy: list[tuple[Instant, Instant, str]]
+    stored: Mapping[str, bytes] = field(default_factory=dict)
+    live: Sequence[BusyTime] = ()
     source: str = "mirror"
     error: str | None = None
 
@@ -99,17 +107,12 @@ async def load_times(
     calendars = await find_calendars(session, project_id, request.calendars)
     ids = list({calendar.id: None for calendar in calendars.values()})
     times = {
-        calendar.id: CalendarTimes(calendar, knowledge_of(calendar, settings, asked_until=request.end), [])
+        calendar.id: CalendarTimes(calendar, knowledge_of(calendar, settings, asked_until=request.end))
         for calendar in calendars.values()
     }
     for row in await repository.load_busy(session, ids, request.start, request.end):
-        busy = [
-            (start, end, status)
-            for status in ("out_of_office", "busy", "tentative")
-            for start, end in read_multirange(getattr(row, status))
-        ]
-        busy.sort()
-        times[row.calendar_id].busy = busy
+        sent = {status: getattr(row, status) for status in STATUSES}
+        times[row.calendar_id].stored = {status: pairs for status, pairs in sent.items() if pairs}
     for found in times.values():
         found.error = _said_of(found.known, request.start)
     return [times[calendars[name].id] for name in request.calendars]
@@ -125,16 +128,17 @@ def _said_of(known: Knowledge, start: datetime) -> str | None:
 
 
 async def free_busy_body(times: Sequence[CalendarTimes]) -> bytes:
-    """Return the response. Other requests have their turn after each calendar."""
+    """Return the response. Other requests have their turn after some thousand busy times."""
     shown: dict[str, orjson.Fragment] = {}
-    texts: dict[Instant, str] = {}
+    written = 0
     for found in times:
         calendar, known = found.calendar, found.known
         if calendar.id not in shown:
+            busy = _merged(found)
             result = {
                 "calendar_id": calendar.id,
                 "deduplication_key": calendar.deduplication_key,
-                "busy": orjson.Fragment(_busy_json(found.busy, texts)),
+                "busy": orjson.Fragment(busy_json(busy)),
                 "as_of": _text(known.as_of),
                 "is_stale": known.is_stale,
                 "covered_from": _text(known.since),
@@ -143,25 +147,18 @@ async def free_busy_body(times: Sequence[CalendarTimes]) -> bytes:
                 "error": found.error,
             }
             shown[calendar.id] = orjson.Fragment(orjson.dumps(result))
-            await asyncio.sleep(0)
+            written += sum(map(len, busy.values()))
+            if written > _AT_ONCE:
+                written = 0
+                await asyncio.sleep(0)
     return orjson.dumps({"results": [shown[found.calendar.id] for found in times]})
 
 
-def _busy_json(busy: Sequence[tuple[Instant, Instant, str]], texts: dict[Instant, str]) -> str:
-    """Return the busy times as JSON: in one step, since a response has thousands of them.
-
-    `texts`: those of instants that were written before. Meetings of a project start at the same full hours.
-    """
-    written = []
-    for start, end, status in busy:
-        first = texts.get(start)
-        if first is None:
-            first = texts[start] = text_of(start)
-        last = texts.get(end)
-        if last is None:
-            last = texts[end] = text_of(end)
-        written.append(f'{{"start":"{first}","end":"{last}","status":"{status}"}}')
-    return f"[{','.join(written)}]"
+def _merged(times: CalendarTimes) -> dict[str, list[Span]]:
+    by_status = {status: read_pairs(sent) for status, sent in times.stored.items()}
+    for one in times.live:
+        by_status.setdefault(one.status, []).append((instant_of(one.start), instant_of(one.end)))
+    return merge_busy(by_status)
 
 
 def _text(at: datetime | None) -> str | None:
