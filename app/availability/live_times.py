@@ -1,14 +1,15 @@
 """Busy times of calendars, with those of the provider where the mirror covers nothing."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
 from app.availability.knowledge import Knowledge
-from app.availability.live import BusyTime, LiveAccess, LiveRequest, read_live
+from app.availability.live import BusyTime, LiveAccess, LiveRequest, LiveResult, read_live
 from app.availability.schemas import FreeBusyRequest
 from app.availability.service import CalendarTimes
 from app.availability.spans import Span, instant_of, union
+from app.availability.turns import compute
 from app.providers.free_busy import Range
 
 _STRONGEST_FIRST = ("out_of_office", "busy", "tentative")
@@ -28,7 +29,13 @@ async def add_live(
         if (ranges := _uncovered(found.known, request.start, request.end))
     }
     requests = [LiveRequest(calendar_id, ranges) for calendar_id, ranges in uncovered.items()]
-    results = await read_live(access, project_id, requests) if requests else {}
+    if requests:
+        await compute(project_id, _add, request, by_id, await read_live(access, project_id, requests))
+
+
+def _add(
+    request: FreeBusyRequest, by_id: Mapping[str, CalendarTimes], results: Mapping[str, LiveResult]
+) -> None:
     for calendar_id, result in results.items():
         found = by_id[calendar_id]
         if result.busy is None:
