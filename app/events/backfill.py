@@ -77,7 +77,10 @@ async def _fill_each(sessions: Sessions, sources: Mapping[str, Source]) -> int:
 
 
 async def _fill_calendar(sessions: Sessions, calendar_id: str, sources: Mapping[str, Source]) -> int:
-    """Fill a batch of a calendar's rows. If PostgreSQL cannot take one apart, the whole `raw` of each is read here."""
+    """Fill a batch of a calendar's rows.
+
+    If PostgreSQL cannot take the `raw` of one apart, that of each is taken apart here.
+    """
     for is_whole in (False, True):
         try:
             async with transaction(sessions) as session:

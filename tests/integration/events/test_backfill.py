@@ -10,6 +10,7 @@ from sqlalchemy import text
 from app.core.db import transaction
 from app.events import backfill
 from app.events.data import RemoteEvent
+from app.events.repository import write_derived
 from app.providers.google.fields import read_derived
 from app.sync.backfill import fill_old_events
 from tests import factories
@@ -147,10 +148,9 @@ async def test_a_calendar_whose_rows_fail_holds_up_no_other(sessions, add, deriv
     calendars = sorted([await add("google", {}) for _ in range(3)])
     async with transaction(sessions) as session:
         await session.execute(_FORGET)
-    write = backfill.write_derived
 
     async def fail_for_first(session, values) -> None:
-        await write(session, values)
+        await write_derived(session, values)
         held = (
             "SELECT 1 / count(*) FILTER (WHERE calendar_id <> :id) FROM calendar_events WHERE id = ANY(:ids)"
         )
