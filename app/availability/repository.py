@@ -6,10 +6,10 @@ Nothing here writes.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
-from sqlalchemy import ARRAY, DateTime, Float, Integer, Row, Text, bindparam, text
+from sqlalchemy import ARRAY, DateTime, Float, Integer, Text, bindparam, text
 
+from app.availability.busy_json import STATUSES
 from app.core.db import ReadSession
 from app.models.calendar_event import COUNTS_AS_BUSY, LASTS_LONG, LONG_HOURS
 
@@ -122,13 +122,16 @@ _BUSY = text(
 
 async def load_busy(
     session: ReadSession, calendar_ids: Sequence[str], start: datetime, end: datetime
-) -> Sequence[Row[Any]]:
-    """Return (calendar_id, out_of_office, busy, tentative) of the calendars, each of which is named once.
+) -> dict[str, dict[str, bytes]]:
+    """Return when the calendars are busy, by their ids and by status. Each calendar is named once.
 
-    The times are for `app.availability.spans.read_pairs`, or None. They are cut to the range, and may overlap.
+    The times are for `app.availability.spans.read_pairs`. They are cut to the range, and may overlap.
     """
     values = {"calendar_ids": list(calendar_ids), "start": start, "end": end}
-    return (await session.execute(_BUSY, values)).all()
+    return {
+        row.calendar_id: {status: sent for status in STATUSES if (sent := getattr(row, status))}
+        for row in await session.execute(_BUSY, values)
+    }
 
 
 def _starts(*, ignores: bool) -> str:

@@ -3,9 +3,8 @@
 Nothing is known of a calendar outside the time that its last successful sync covered. There, no one counts as free.
 """
 
-import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import orjson
 
 from app.availability import repository
-from app.availability.busy_json import STATUSES, busy_json, merge_busy
+from app.availability.busy_json import busy_json, merge_busy
 from app.availability.errors import Unknown
 from app.availability.hours import DAYS, Hours, open_spans
 from app.availability.knowledge import Knowledge, knowledge_of
@@ -31,21 +30,29 @@ from app.availability.slots import Grid, find_slots
 from app.availability.spans import (
     MINUTE,
     Span,
+    count_pairs,
+    count_ranges,
     instant_of,
     read_closed,
     read_pairs,
     text_of,
     write_closed,
 )
+from app.availability.turns import compute
 from app.core.clock import isoformat
-from app.core.db import ReadSession
+from app.core.db import ReadSession, Sessions, reading
 from app.core.errors import InvalidFields
+from app.hosted.service import find_horizon
 from app.providers.free_busy import BusyTime
 from app.settings import Settings
 
 _FIRST_YEAR, _LAST_YEAR = 1971, 9000
-# Busy times that are written before other requests have their turn.
-_AT_ONCE = 2000
+_CALENDARS_AT_ONCE = 50
+# Spans of time that one request may lead to. They are all in memory.
+_MOST_SPANS = 500_000
+_TOO_MANY = (
+    "These calendars have too many events in this range: ask for fewer of them, or for a shorter range."
+)
 _NEVER_SYNCED = "This calendar has not been synced yet, so nothing is known of its times."
 
 
@@ -93,29 +100,42 @@ class CalendarTimes:
 
     calendar: CalendarFacts
     known: Knowledge
-    stored: Mapping[str, bytes] = field(default_factory=dict)
+    stored: Mapping[str, bytes]
     live: Sequence[BusyTime] = ()
     source: str = "mirror"
     error: str | None = None
 
 
 async def load_times(
-    session: ReadSession, settings: Settings, project_id: str, request: FreeBusyRequest
+    sessions: Sessions, settings: Settings, project_id: str, request: FreeBusyRequest
 ) -> list[CalendarTimes]:
     """Return the times of the asked calendars, in the order asked. Raises InvalidFields, Unknown."""
     check_range(request.start, request.end)
-    calendars = await find_calendars(session, project_id, request.calendars)
-    ids = list({calendar.id: None for calendar in calendars.values()})
-    times = {
-        calendar.id: CalendarTimes(calendar, knowledge_of(calendar, settings, asked_until=request.end))
-        for calendar in calendars.values()
-    }
-    for row in await repository.load_busy(session, ids, request.start, request.end):
-        sent = {status: getattr(row, status) for status in STATUSES}
-        times[row.calendar_id].stored = {status: pairs for status, pairs in sent.items() if pairs}
-    for found in times.values():
-        found.error = _said_of(found.known, request.start)
+    busy: dict[str, dict[str, bytes]] = {}
+    async with reading(sessions) as session:
+        calendars = await find_calendars(session, project_id, request.calendars)
+        horizon = await _find_horizon(session, settings, calendars.values())
+        ids = list({calendar.id: None for calendar in calendars.values()})
+        for number in range(0, len(ids), _CALENDARS_AT_ONCE):
+            some = ids[number : number + _CALENDARS_AT_ONCE]
+            busy |= await repository.load_busy(session, some, request.start, request.end)
+            if sum(count_pairs(sent) for found in busy.values() for sent in found.values()) > _MOST_SPANS:
+                raise InvalidFields.one("calendars", _TOO_MANY)
+    times: dict[str, CalendarTimes] = {}
+    for calendar in calendars.values():
+        known = knowledge_of(calendar, settings, asked_until=request.end, horizon=horizon)
+        error = _said_of(known, request.start)
+        times[calendar.id] = CalendarTimes(calendar, known, busy[calendar.id], error=error)
     return [times[calendars[name].id] for name in request.calendars]
+
+
+async def _find_horizon(
+    session: ReadSession, settings: Settings, calendars: Iterable[CalendarFacts]
+) -> datetime | None:
+    """Return how far the series of local calendars are expanded; None if none of these has one."""
+    if not any(calendar.has_series for calendar in calendars):
+        return None
+    return await find_horizon(session, settings)
 
 
 def _said_of(known: Knowledge, start: datetime) -> str | None:
@@ -127,10 +147,13 @@ def _said_of(known: Knowledge, start: datetime) -> str | None:
     return None
 
 
-async def free_busy_body(times: Sequence[CalendarTimes]) -> bytes:
-    """Return the response. Other requests have their turn after some thousand busy times."""
+async def free_busy_body(project_id: str, times: Sequence[CalendarTimes]) -> bytes:
+    """Return the response."""
+    return await compute(project_id, _free_busy_body, times)
+
+
+def _free_busy_body(times: Sequence[CalendarTimes]) -> bytes:
     shown: dict[str, orjson.Fragment] = {}
-    written = 0
     for found in times:
         calendar, known = found.calendar, found.known
         if calendar.id not in shown:
@@ -147,10 +170,6 @@ async def free_busy_body(times: Sequence[CalendarTimes]) -> bytes:
                 "error": found.error,
             }
             shown[calendar.id] = orjson.Fragment(orjson.dumps(result))
-            written += sum(map(len, busy.values()))
-            if written > _AT_ONCE:
-                written = 0
-                await asyncio.sleep(0)
     return orjson.dumps({"results": [shown[found.calendar.id] for found in times]})
 
 
@@ -169,35 +188,52 @@ def _text(at: datetime | None) -> str | None:
 
 
 async def find_availability(
-    session: ReadSession, settings: Settings, project_id: str, request: AvailabilityRequest
+    sessions: Sessions, settings: Settings, project_id: str, request: AvailabilityRequest
 ) -> bytes:
-    """Return the response. Raises InvalidFields, Unknown."""
+    """Return the response. Raises InvalidFields, Unknown.
+
+    No connection is held while slots are computed.
+    """
     _check(request)
     people = request.participants
-    calendars = await find_calendars(session, project_id, (name for one in people for name in one.calendars))
     ignored = list(dict.fromkeys(request.ignore_event_ids))
-    if ignored:
-        unknown = await repository.find_unknown_event(session, project_id, ignored)
-        if unknown is not None:
-            raise Unknown("Calendar event", unknown)
+    async with reading(sessions) as session:
+        calendars = await find_calendars(
+            session, project_id, (name for one in people for name in one.calendars)
+        )
+        horizon = await _find_horizon(session, settings, calendars.values())
+        if ignored:
+            unknown = await repository.find_unknown_event(session, project_id, ignored)
+            if unknown is not None:
+                raise Unknown("Calendar event", unknown)
     asked_until = request.end + timedelta(minutes=request.buffer_after_minutes)
     known = {
-        name: knowledge_of(calendar, settings, asked_until=asked_until)
+        name: knowledge_of(calendar, settings, asked_until=asked_until, horizon=horizon)
         for name, calendar in calendars.items()
     }
-    possible = await asyncio.to_thread(_possible_starts, request, known)
-    sent = await repository.load_starts(
-        session,
-        [[calendars[name].id for name in one.calendars] for one in people],
-        possible,
-        start=request.start,
-        end=request.end,
-        duration=timedelta(minutes=request.duration_minutes),
-        buffer_before=timedelta(minutes=request.buffer_before_minutes),
-        buffer_after=timedelta(minutes=request.buffer_after_minutes),
-        tentative_is_busy=request.tentative_is_busy,
-        ignored=ignored,
-    )
+    possible = await compute(project_id, _possible_starts, request, known)
+    async with reading(sessions) as session:
+        sent = await repository.load_starts(
+            session,
+            [[calendars[name].id for name in one.calendars] for one in people],
+            possible,
+            start=request.start,
+            end=request.end,
+            duration=timedelta(minutes=request.duration_minutes),
+            buffer_before=timedelta(minutes=request.buffer_before_minutes),
+            buffer_after=timedelta(minutes=request.buffer_after_minutes),
+            tentative_is_busy=request.tentative_is_busy,
+            ignored=ignored,
+        )
+    if sum(map(count_ranges, sent)) > _MOST_SPANS:
+        raise InvalidFields.one("participants", _TOO_MANY)
+    return await compute(project_id, _availability_body, request, known, sent)
+
+
+def _availability_body(
+    request: AvailabilityRequest, known: Mapping[str, Knowledge], sent: Sequence[bytes]
+) -> bytes:
+    people = request.participants
     slots = find_slots(
         [read_closed(starts) for starts in sent],
         Grid.of_minutes(request.interval_minutes),

@@ -57,9 +57,19 @@ def _date_text(day: int) -> str:
     return (_FIRST_DAY + timedelta(days=day)).isoformat()
 
 
+def count_pairs(sent: bytes) -> int:
+    """Count the spans of `read_pairs`."""
+    return len(sent) // _PAIR.size
+
+
 def read_pairs(sent: bytes) -> list[Span]:
     """Return the spans whose starts and ends follow each other, each as `timestamptz_send` gives it."""
     return list(_PAIR.iter_unpack(sent))
+
+
+def count_ranges(sent: bytes) -> int:
+    """Count the ranges of a `tstzmultirange`, as `multirange_send` gives it."""
+    return len(sent) // _RANGE.size
 
 
 def read_closed(sent: bytes) -> list[Span]:
