@@ -25,7 +25,7 @@ from app.credentials.budgets import Budgets, MeteredTokens
 from app.credentials.store import CredentialStore
 from app.outages.breakers import Breakers, find_open
 from app.providers.base import NotAsked, ProviderError, RateLimited, TokenSource, Unavailable
-from app.providers.free_busy import BusyStatus, BusyTime, Range, union
+from app.providers.free_busy import BusyStatus, BusyTime, Range, cut_to, union
 from app.providers.google.free_busy import GoogleFreeBusy
 from app.providers.microsoft.free_busy import MicrosoftFreeBusy
 from app.settings import Settings
@@ -264,7 +264,11 @@ async def _read_google(
         wanted[calendar.platform_uuid or "primary"] += ranges_of[calendar.calendar_id]
     found = await google.read(wanted)
     for calendar in calendars:
-        yield calendar.calendar_id, found[calendar.platform_uuid or "primary"]
+        result = found[calendar.platform_uuid or "primary"]
+        if not isinstance(result, ProviderError):
+            # Another calendar here may be the same one of Google's, asked for other ranges.
+            result = cut_to(result, ranges_of[calendar.calendar_id])
+        yield calendar.calendar_id, result
 
 
 async def _read_microsoft(
