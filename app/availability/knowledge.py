@@ -65,11 +65,11 @@ def _knowledge_of_local(
 ) -> Knowledge:
     """Judge a local calendar, which is always up to date.
 
-    Single events have their rows wherever they are, series only as far as the workers have expanded them
-    (docs/adr/0004-expansion-of-hosted-series.md).
+    Single events have their rows wherever they are. Series have them as far as the workers have expanded them, and back
+    to the window's start when they were written (docs/adr/0004-expansion-of-hosted-series.md).
     """
     until = max(calendar.now + settings.sync_window_future_for, asked_until)
     if calendar.has_series:
         assert horizon is not None
         until = horizon
-    return Knowledge(since=None, until=until, as_of=calendar.now, is_stale=False)
+    return Knowledge(since=calendar.series_since, until=until, as_of=calendar.now, is_stale=False)

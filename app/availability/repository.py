@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import ARRAY, DateTime, Float, Integer, Text, bindparam, text
+from sqlalchemy import ARRAY, DateTime, Float, Integer, Interval, Text, bindparam, text
 
 from app.availability.busy_json import STATUSES
 from app.core.db import ReadSession
@@ -24,12 +24,15 @@ _FACTS = """
                    WHERE p.calendar_id = c.id AND p.state = 'open' AND p.verified_at IS NOT NULL) AS has_push,
            EXISTS (SELECT FROM hosted_events AS h
                    WHERE h.calendar_id = c.id AND h.expand_at IS NOT NULL) AS has_series,
+           (SELECT max(h.created_at) - :past FROM hosted_events AS h
+            WHERE h.calendar_id = c.id AND h.rrule IS NOT NULL AND NOT h.is_cancelled
+              AND h.start_time < h.created_at - :past) AS series_since,
            statement_timestamp() AS now
     FROM calendars AS c WHERE c.project_id = :project_id
 """
 _FIND = text(
     f"{_FACTS} AND c.id = ANY(:names) UNION {_FACTS} AND c.deduplication_key = ANY(:names)"
-).bindparams(bindparam("names", type_=ARRAY(Text())))
+).bindparams(bindparam("names", type_=ARRAY(Text())), bindparam("past", type_=Interval()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,8 @@ class CalendarFacts:
 
     - `has_push`: a push channel works, so that the calendar is synced less often.
     - `has_series`: it is local, and has a recurring event that goes on.
+    - `series_since`: it is local, and has a recurring event that began before it was written here. Its instances
+      before this time are not stored.
     - `now`: the database's time.
     """
 
@@ -51,12 +56,19 @@ class CalendarFacts:
     is_failing: bool
     has_push: bool
     has_series: bool
+    series_since: datetime | None
     now: datetime
 
 
-async def find_calendars(session: ReadSession, project_id: str, names: Sequence[str]) -> list[CalendarFacts]:
-    """Return the calendars of the project that have one of these ids or deduplication keys."""
-    rows = (await session.execute(_FIND, {"project_id": project_id, "names": list(names)})).all()
+async def find_calendars(
+    session: ReadSession, project_id: str, names: Sequence[str], *, window_past: timedelta
+) -> list[CalendarFacts]:
+    """Return the calendars of the project that have one of these ids or deduplication keys.
+
+    `window_past`: how far back a series of a local calendar is expanded when it is written.
+    """
+    values = {"project_id": project_id, "names": list(names), "past": window_past}
+    rows = (await session.execute(_FIND, values)).all()
     return [CalendarFacts(*row) for row in rows]
 
 

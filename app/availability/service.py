@@ -68,14 +68,16 @@ def check_range(start: datetime, end: datetime) -> None:
 
 
 async def find_calendars(
-    session: ReadSession, project_id: str, names: Iterable[str]
+    session: ReadSession, settings: Settings, project_id: str, names: Iterable[str]
 ) -> dict[str, CalendarFacts]:
     """Return the calendars by their names, which are ids or deduplication keys.
 
     Raises Unknown for the first that the project does not have.
     """
     asked = list(dict.fromkeys(names))
-    found = await repository.find_calendars(session, project_id, asked)
+    found = await repository.find_calendars(
+        session, project_id, asked, window_past=settings.sync_window_past_for
+    )
     by_key = {calendar.deduplication_key: calendar for calendar in found}
     by_id = {calendar.id: calendar for calendar in found}
     calendars: dict[str, CalendarFacts] = {}
@@ -113,7 +115,7 @@ async def load_times(
     check_range(request.start, request.end)
     busy: dict[str, dict[str, bytes]] = {}
     async with reading(sessions) as session:
-        calendars = await find_calendars(session, project_id, request.calendars)
+        calendars = await find_calendars(session, settings, project_id, request.calendars)
         horizon = await _find_horizon(session, settings, calendars.values())
         ids = list({calendar.id: None for calendar in calendars.values()})
         for number in range(0, len(ids), _CALENDARS_AT_ONCE):
@@ -199,7 +201,7 @@ async def find_availability(
     ignored = list(dict.fromkeys(request.ignore_event_ids))
     async with reading(sessions) as session:
         calendars = await find_calendars(
-            session, project_id, (name for one in people for name in one.calendars)
+            session, settings, project_id, (name for one in people for name in one.calendars)
         )
         horizon = await _find_horizon(session, settings, calendars.values())
         if ignored:

@@ -218,6 +218,28 @@ async def test_a_series_is_known_as_far_as_the_workers_have_expanded_it(
         assert not [slot for slot in found["slots"] if slot["start"][11:16] == text(now)[11:16]]
 
 
+async def test_a_series_that_began_before_it_was_created_is_not_known_before(api: httpx.AsyncClient) -> None:
+    body = {"platform": "local", "name": "Room", "owner_email": "room@example.com", "timezone": "UTC"}
+    calendar = (await api.post("/api/v1/calendars", json=body)).json()["id"]
+    now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    asked = {"start": text(now - timedelta(days=30)), "end": text(now + timedelta(days=3))}
+    for start, is_known in ((now, True), (now - timedelta(days=60), False)):
+        event: dict[str, Any] = {"calendar_id": calendar, "name": "Daily", "start_time": text(start)}
+        event |= {"end_time": text(start + timedelta(hours=1)), "recurrence": ["RRULE:FREQ=DAILY"]}
+        assert (await api.post("/api/v1/calendar_events", json=event)).status_code == 201
+        [result] = await _free_busy(api, [calendar], **asked)
+        found = await _availability(api, {"calendars": [calendar]}, **asked, limit=10_000)
+        if is_known:
+            assert (result["covered_from"], result["error"]) == (None, None)
+            assert found["slots"][0]["start"] == asked["start"]
+        else:
+            since = datetime.fromisoformat(result["covered_from"])
+            assert timedelta(hours=22) < now - since <= timedelta(hours=24)
+            assert result["error"] == f"Nothing is known before {result['covered_from']}."
+            assert found["slots"][0]["start"] >= result["covered_from"]
+            assert min(busy["start"] for busy in result["busy"]) <= text(since + timedelta(days=1))
+
+
 async def test_ignored_events_and_their_twins(
     api: httpx.AsyncClient, other_api: httpx.AsyncClient, sessions: Sessions, project: TestProject
 ) -> None:

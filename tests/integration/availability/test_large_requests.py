@@ -79,6 +79,7 @@ async def test_a_project_takes_one_thread_at_a_time(monkeypatch: pytest.MonkeyPa
     with ThreadPoolExecutor(2) as threads:
         monkeypatch.setattr(turns, "_THREADS", threads)
         greedy = [asyncio.create_task(turns.compute("proj_greedy", let_go.wait)) for _ in range(5)]
+        await asyncio.sleep(0)  # each of them has begun, and is in a thread or waits for its turn
         try:
             async with asyncio.timeout(10):
                 assert await turns.compute("proj_other", lambda: 7) == 7
