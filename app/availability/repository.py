@@ -114,16 +114,16 @@ _IDS = bindparam("calendar_ids", type_=ARRAY(Text()))
 _BUSY = text(
     f"""
     WITH per_status AS (
-        SELECT calendar_id,
+        SELECT calendar_id, count(*) AS events,
                coalesce(range_agg(tstzrange(start_time, end_time)) FILTER (WHERE status = 'out_of_office'),
                         {_NOTHING}) AS ooo,
                coalesce(range_agg(tstzrange(start_time, end_time)) FILTER (WHERE status = 'tentative'),
                         {_NOTHING}) AS tentative,
                coalesce(range_agg(tstzrange(start_time, end_time))
                         FILTER (WHERE status NOT IN ('out_of_office', 'tentative')), {_NOTHING}) AS busy
-        FROM ({_BUSY_ROWS}) AS rows GROUP BY calendar_id),
+        FROM ({_BUSY_ROWS} LIMIT :most) AS rows GROUP BY calendar_id),
     whole AS (SELECT tstzmultirange(tstzrange(:start, :end)) AS range)
-    SELECT calendar_id,
+    SELECT calendar_id, events,
            multirange_send(ooo * range) AS out_of_office,
            multirange_send((busy - ooo) * range) AS busy,
            multirange_send((tentative - busy - ooo) * range) AS tentative
@@ -133,13 +133,14 @@ _BUSY = text(
 
 
 async def load_busy(
-    session: ReadSession, calendar_ids: Sequence[str], start: datetime, end: datetime
+    session: ReadSession, calendar_ids: Sequence[str], start: datetime, end: datetime, *, most: int
 ) -> Sequence[Row[Any]]:
-    """Return (calendar_id, out_of_office, busy, tentative) of the calendars that are busy in the range.
+    """Return (calendar_id, events, out_of_office, busy, tentative) of the calendars that are busy in the range.
 
-    The times are for `app.availability.spans.read_multirange`. They are disjoint, and cut to the range.
+    The times are for `app.availability.spans.read_multirange`. They are disjoint, and cut to the range. `events`: the
+    count of events that they are made of; only `most` events are read of all calendars.
     """
-    values = {"calendar_ids": list(calendar_ids), "start": start, "end": end}
+    values = {"calendar_ids": list(calendar_ids), "start": start, "end": end, "most": most}
     return (await session.execute(_BUSY, values)).all()
 
 
@@ -151,15 +152,19 @@ def _starts(*, ignores: bool) -> str:
     rows = f"{_BUSY_ROWS} EXCEPT ALL {_IGNORED_ROWS}" if ignores else _BUSY_ROWS
     return f"""
         WITH blocked AS (
-            SELECT of.participant, range_agg(tstzrange(
+            SELECT busy.participant, count(*) AS events, range_agg(tstzrange(
                        busy.start_time - make_interval(secs => :before_start),
                        busy.end_time + make_interval(secs => :after_end), '()')) AS starts
-            FROM ({rows}) AS busy
-            JOIN (SELECT DISTINCT unnest(:participants) AS participant, unnest(:calendars) AS calendar_id) AS of
-              ON of.calendar_id = busy.calendar_id
-            WHERE busy.status <> 'tentative' OR :tentative_is_busy
-            GROUP BY of.participant)
-        SELECT multirange_send(CAST(possible.starts AS tstzmultirange) - coalesce(blocked.starts, {_NOTHING}))
+            FROM (
+                SELECT of.participant, busy.start_time, busy.end_time
+                FROM ({rows}) AS busy
+                JOIN (SELECT DISTINCT unnest(:participants) AS participant, unnest(:calendars) AS calendar_id) AS of
+                  ON of.calendar_id = busy.calendar_id
+                WHERE busy.status <> 'tentative' OR :tentative_is_busy
+                LIMIT :most) AS busy
+            GROUP BY busy.participant)
+        SELECT multirange_send(CAST(possible.starts AS tstzmultirange) - coalesce(blocked.starts, {_NOTHING})),
+               coalesce(blocked.events, 0)
         FROM unnest(:possible) WITH ORDINALITY AS possible(starts, number)
         LEFT JOIN blocked ON blocked.participant = possible.number - 1
         ORDER BY possible.number
@@ -193,8 +198,11 @@ async def load_starts(
     buffer_after: timedelta,
     tentative_is_busy: bool,
     ignored: Sequence[str],
-) -> list[bytes]:
-    """Return when a meeting can start for each participant, for `app.availability.spans.read_closed`.
+    most: int,
+) -> list[tuple[bytes, int]]:
+    """Return when a meeting can start for each participant, and the count of events that were looked at for it.
+
+    The times are for `app.availability.spans.read_closed`. `most`: only so many events are read for all participants.
 
     `participants`: the ids of their calendars. `possible`: when it could start without any event, as text of a
     multirange. `start`, `end`: the range of the meetings, without buffers.
@@ -210,7 +218,9 @@ async def load_starts(
         "before_start": (duration + buffer_after).total_seconds(),
         "after_end": buffer_before.total_seconds(),
         "tentative_is_busy": tentative_is_busy,
+        "most": most,
     }
     if ignored:
         values["ignored"] = list(ignored)
-    return list((await session.execute(_STARTS[bool(ignored)], values)).scalars())
+    rows = await session.execute(_STARTS[bool(ignored)], values)
+    return [(starts, events) for starts, events in rows]

@@ -31,7 +31,6 @@ from app.availability.spans import (
     MINUTE,
     Instant,
     Span,
-    count_ranges,
     instant_of,
     read_closed,
     read_multirange,
@@ -46,9 +45,8 @@ from app.hosted.service import find_horizon
 from app.settings import Settings
 
 _FIRST_YEAR, _LAST_YEAR = 1971, 9000
-_CALENDARS_AT_ONCE = 50
-# Spans of time that one request may lead to. They are all in memory.
-_MOST_SPANS = 500_000
+# Events that one request may lead to. Their times are all in memory, here and in PostgreSQL.
+_MOST_EVENTS = 500_000
 _TOO_MANY = (
     "These calendars have too many events in this range: ask for fewer of them, or for a shorter range."
 )
@@ -107,16 +105,13 @@ async def load_times(
 ) -> list[CalendarTimes]:
     """Return the times of the asked calendars, in the order asked. Raises InvalidFields, Unknown."""
     check_range(request.start, request.end)
-    rows: list[Row[Any]] = []
     async with reading(sessions) as session:
         calendars = await find_calendars(session, settings, project_id, request.calendars)
         horizon = await _find_horizon(session, settings, calendars.values())
         ids = list({calendar.id: None for calendar in calendars.values()})
-        for number in range(0, len(ids), _CALENDARS_AT_ONCE):
-            some = ids[number : number + _CALENDARS_AT_ONCE]
-            rows += await repository.load_busy(session, some, request.start, request.end)
-            if sum(count_ranges(row[status]) for row in rows for status in (1, 2, 3)) > _MOST_SPANS:
-                raise InvalidFields.one("calendars", _TOO_MANY)
+        rows = await repository.load_busy(session, ids, request.start, request.end, most=_MOST_EVENTS + 1)
+    if sum(row.events for row in rows) > _MOST_EVENTS:
+        raise InvalidFields.one("calendars", _TOO_MANY)
     times = {
         calendar.id: CalendarTimes(
             calendar, knowledge_of(calendar, settings, asked_until=request.end, horizon=horizon), []
@@ -245,10 +240,11 @@ async def find_availability(
             buffer_after=timedelta(minutes=request.buffer_after_minutes),
             tentative_is_busy=request.tentative_is_busy,
             ignored=ignored,
+            most=_MOST_EVENTS + 1,
         )
-    if sum(map(count_ranges, sent)) > _MOST_SPANS:
+    if sum(events for _, events in sent) > _MOST_EVENTS:
         raise InvalidFields.one("participants", _TOO_MANY)
-    return await compute(project_id, _availability_body, request, known, sent)
+    return await compute(project_id, _availability_body, request, known, [starts for starts, _ in sent])
 
 
 def _availability_body(

@@ -54,11 +54,6 @@ def _date_text(day: int) -> str:
     return (_FIRST_DAY + timedelta(days=day)).isoformat()
 
 
-def count_ranges(sent: bytes) -> int:
-    """Count the ranges of a `tstzmultirange`, as `multirange_send` gives it."""
-    return len(sent) // _RANGE.size
-
-
 def read_multirange(sent: bytes) -> list[Span]:
     """Return the spans of a `tstzmultirange` of half-open ranges, as `multirange_send` gives it."""
     return [(lower, upper) for _, _, _, lower, _, upper in _RANGE.iter_unpack(sent[_COUNT_BYTES:])]
