@@ -88,17 +88,16 @@ async def find_unknown_event(session: ReadSession, project_id: str, event_ids: S
 # Two ranges of two indexes, which have all columns that are selected. An event that lasts long may have begun at any
 # time before the range; any other overlaps it only if it began less than LONG_HOURS before.
 _COLUMNS = "e.calendar_id, e.start_time, e.end_time, coalesce(e.busy_status, 'busy') AS status"
-_ROWS_OF_ONE = f"""
-    SELECT {_COLUMNS} FROM calendar_events AS e
-    WHERE e.calendar_id = asked.id AND {COUNTS_AS_BUSY} AND e.start_time < e.end_time
-      AND e.start_time >= :start - interval '{LONG_HOURS} hours' AND e.start_time < :end AND e.end_time > :start
-    UNION ALL
-    SELECT {_COLUMNS} FROM calendar_events AS e
-    WHERE e.calendar_id = asked.id AND {COUNTS_AS_BUSY} AND {LASTS_LONG}
-      AND e.end_time > :start AND e.start_time < :start - interval '{LONG_HOURS} hours'
-"""  # noqa: S608 - constants
 _BUSY_ROWS = f"""
-    SELECT found.* FROM (SELECT DISTINCT unnest(:calendar_ids) AS id) AS asked, LATERAL ({_ROWS_OF_ONE}) AS found
+    SELECT found.* FROM (SELECT DISTINCT unnest(:calendar_ids) AS id) AS asked, LATERAL (
+        SELECT {_COLUMNS} FROM calendar_events AS e
+        WHERE e.calendar_id = asked.id AND {COUNTS_AS_BUSY} AND e.start_time < e.end_time
+          AND e.start_time >= :start - interval '{LONG_HOURS} hours' AND e.start_time < :end AND e.end_time > :start
+        UNION ALL
+        SELECT {_COLUMNS} FROM calendar_events AS e
+        WHERE e.calendar_id = asked.id AND {COUNTS_AS_BUSY} AND {LASTS_LONG}
+          AND e.end_time > :start AND e.start_time < :start - interval '{LONG_HOURS} hours'
+    ) AS found
 """  # noqa: S608 - constants
 
 # The rows of ignored events are taken out by their values: the indexes do not have ids.
@@ -114,32 +113,31 @@ _IDS = bindparam("calendar_ids", type_=ARRAY(Text()))
 
 
 def _pairs(condition: str) -> str:
-    return f"""string_agg(timestamptz_send(greatest(rows.start_time, :start))
-                          || timestamptz_send(least(rows.end_time, :end)), '') FILTER (WHERE {condition})"""
+    return f"""string_agg(timestamptz_send(greatest(start_time, :start)) || timestamptz_send(least(end_time, :end)), '')
+               FILTER (WHERE {condition})"""
 
 
 # The times are merged by `app.availability.busy_json`: to merge 10,000 events here takes longer than all the rest, since
 # multirange_send allocates 3 kB for each range.
 _BUSY = text(
     f"""
-    SELECT asked.id AS calendar_id, found.*
-    FROM unnest(:calendar_ids) AS asked(id), LATERAL (
-        SELECT {_pairs("rows.status = 'out_of_office'")} AS out_of_office,
-               {_pairs("rows.status NOT IN ('out_of_office', 'tentative')")} AS busy,
-               {_pairs("rows.status = 'tentative'")} AS tentative
-        FROM ({_ROWS_OF_ONE}) AS rows) AS found
+    SELECT calendar_id,
+           {_pairs("status = 'out_of_office'")} AS out_of_office,
+           {_pairs("status NOT IN ('out_of_office', 'tentative')")} AS busy,
+           {_pairs("status = 'tentative'")} AS tentative
+    FROM ({_BUSY_ROWS} LIMIT :most) AS rows GROUP BY calendar_id
     """  # noqa: S608 - constants
 ).bindparams(_IDS, *_RANGE)
 
 
 async def load_busy(
-    session: ReadSession, calendar_ids: Sequence[str], start: datetime, end: datetime
+    session: ReadSession, calendar_ids: Sequence[str], start: datetime, end: datetime, *, most: int
 ) -> dict[str, dict[str, bytes]]:
-    """Return when the calendars are busy, by their ids and by status. Each calendar is named once.
+    """Return when the calendars are busy, by their ids and by status. Only `most` events are read of all calendars.
 
     The times are for `app.availability.spans.read_pairs`. They are cut to the range, and may overlap.
     """
-    values = {"calendar_ids": list(calendar_ids), "start": start, "end": end}
+    values = {"calendar_ids": list(calendar_ids), "start": start, "end": end, "most": most}
     return {
         row.calendar_id: {status: sent for status in STATUSES if (sent := getattr(row, status))}
         for row in await session.execute(_BUSY, values)
@@ -154,15 +152,19 @@ def _starts(*, ignores: bool) -> str:
     rows = f"{_BUSY_ROWS} EXCEPT ALL {_IGNORED_ROWS}" if ignores else _BUSY_ROWS
     return f"""
         WITH blocked AS (
-            SELECT of.participant, range_agg(tstzrange(
+            SELECT busy.participant, count(*) AS events, range_agg(tstzrange(
                        busy.start_time - make_interval(secs => :before_start),
                        busy.end_time + make_interval(secs => :after_end), '()')) AS starts
-            FROM ({rows}) AS busy
-            JOIN (SELECT DISTINCT unnest(:participants) AS participant, unnest(:calendars) AS calendar_id) AS of
-              ON of.calendar_id = busy.calendar_id
-            WHERE busy.status <> 'tentative' OR :tentative_is_busy
-            GROUP BY of.participant)
-        SELECT multirange_send(CAST(possible.starts AS tstzmultirange) - coalesce(blocked.starts, {_NOTHING}))
+            FROM (
+                SELECT of.participant, busy.start_time, busy.end_time
+                FROM ({rows}) AS busy
+                JOIN (SELECT DISTINCT unnest(:participants) AS participant, unnest(:calendars) AS calendar_id) AS of
+                  ON of.calendar_id = busy.calendar_id
+                WHERE busy.status <> 'tentative' OR :tentative_is_busy
+                LIMIT :most) AS busy
+            GROUP BY busy.participant)
+        SELECT multirange_send(CAST(possible.starts AS tstzmultirange) - coalesce(blocked.starts, {_NOTHING})),
+               coalesce(blocked.events, 0)
         FROM unnest(:possible) WITH ORDINALITY AS possible(starts, number)
         LEFT JOIN blocked ON blocked.participant = possible.number - 1
         ORDER BY possible.number
@@ -196,8 +198,11 @@ async def load_starts(
     buffer_after: timedelta,
     tentative_is_busy: bool,
     ignored: Sequence[str],
-) -> list[bytes]:
-    """Return when a meeting can start for each participant, for `app.availability.spans.read_closed`.
+    most: int,
+) -> list[tuple[bytes, int]]:
+    """Return when a meeting can start for each participant, and the count of events that were looked at for it.
+
+    The times are for `app.availability.spans.read_closed`. `most`: only so many events are read for all participants.
 
     `participants`: the ids of their calendars. `possible`: when it could start without any event, as text of a
     multirange. `start`, `end`: the range of the meetings, without buffers.
@@ -213,7 +218,9 @@ async def load_starts(
         "before_start": (duration + buffer_after).total_seconds(),
         "after_end": buffer_before.total_seconds(),
         "tentative_is_busy": tentative_is_busy,
+        "most": most,
     }
     if ignored:
         values["ignored"] = list(ignored)
-    return list((await session.execute(_STARTS[bool(ignored)], values)).scalars())
+    rows = await session.execute(_STARTS[bool(ignored)], values)
+    return [(starts, events) for starts, events in rows]

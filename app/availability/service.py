@@ -31,7 +31,6 @@ from app.availability.spans import (
     MINUTE,
     Span,
     count_pairs,
-    count_ranges,
     instant_of,
     read_closed,
     read_pairs,
@@ -47,9 +46,8 @@ from app.providers.free_busy import BusyTime
 from app.settings import Settings
 
 _FIRST_YEAR, _LAST_YEAR = 1971, 9000
-_CALENDARS_AT_ONCE = 50
-# Spans of time that one request may lead to. They are all in memory.
-_MOST_SPANS = 500_000
+# Events that one request may lead to. Their times are all in memory, here and in PostgreSQL.
+_MOST_EVENTS = 500_000
 _TOO_MANY = (
     "These calendars have too many events in this range: ask for fewer of them, or for a shorter range."
 )
@@ -113,21 +111,18 @@ async def load_times(
 ) -> list[CalendarTimes]:
     """Return the times of the asked calendars, in the order asked. Raises InvalidFields, Unknown."""
     check_range(request.start, request.end)
-    busy: dict[str, dict[str, bytes]] = {}
     async with reading(sessions) as session:
         calendars = await find_calendars(session, settings, project_id, request.calendars)
         horizon = await _find_horizon(session, settings, calendars.values())
         ids = list({calendar.id: None for calendar in calendars.values()})
-        for number in range(0, len(ids), _CALENDARS_AT_ONCE):
-            some = ids[number : number + _CALENDARS_AT_ONCE]
-            busy |= await repository.load_busy(session, some, request.start, request.end)
-            if sum(count_pairs(sent) for found in busy.values() for sent in found.values()) > _MOST_SPANS:
-                raise InvalidFields.one("calendars", _TOO_MANY)
+        busy = await repository.load_busy(session, ids, request.start, request.end, most=_MOST_EVENTS + 1)
+    if sum(count_pairs(sent) for found in busy.values() for sent in found.values()) > _MOST_EVENTS:
+        raise InvalidFields.one("calendars", _TOO_MANY)
     times: dict[str, CalendarTimes] = {}
     for calendar in calendars.values():
         known = knowledge_of(calendar, settings, asked_until=request.end, horizon=horizon)
         error = _said_of(known, request.start)
-        times[calendar.id] = CalendarTimes(calendar, known, busy[calendar.id], error=error)
+        times[calendar.id] = CalendarTimes(calendar, known, busy.get(calendar.id, {}), error=error)
     return [times[calendars[name].id] for name in request.calendars]
 
 
@@ -226,10 +221,11 @@ async def find_availability(
             buffer_after=timedelta(minutes=request.buffer_after_minutes),
             tentative_is_busy=request.tentative_is_busy,
             ignored=ignored,
+            most=_MOST_EVENTS + 1,
         )
-    if sum(map(count_ranges, sent)) > _MOST_SPANS:
+    if sum(events for _, events in sent) > _MOST_EVENTS:
         raise InvalidFields.one("participants", _TOO_MANY)
-    return await compute(project_id, _availability_body, request, known, sent)
+    return await compute(project_id, _availability_body, request, known, [starts for starts, _ in sent])
 
 
 def _availability_body(

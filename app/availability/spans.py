@@ -67,11 +67,6 @@ def read_pairs(sent: bytes) -> list[Span]:
     return list(_PAIR.iter_unpack(sent))
 
 
-def count_ranges(sent: bytes) -> int:
-    """Count the ranges of a `tstzmultirange`, as `multirange_send` gives it."""
-    return len(sent) // _RANGE.size
-
-
 def read_closed(sent: bytes) -> list[Span]:
     """Return the first and last instants of each range of a `tstzmultirange`, whatever its bounds are."""
     return [

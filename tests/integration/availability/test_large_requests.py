@@ -11,8 +11,9 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy.pool import QueuePool
 
-from app.availability import service, turns
-from app.core.db import Sessions
+from app.availability import repository, service, turns
+from app.availability.spans import count_pairs
+from app.core.db import Sessions, reading
 from app.core.http import httpx
 from tests.conftest import TestProject
 from tests.integration.availability.mirror import Event, MirroredCalendar, store, text
@@ -91,33 +92,37 @@ async def test_a_project_takes_one_thread_at_a_time(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(("call", "field"), [("free_busy", "calendars"), ("availability", "participants")])
-@pytest.mark.parametrize("is_too_many", [False, True])
-async def test_more_spans_than_fit_into_memory_are_refused(
+@pytest.mark.parametrize("ignores", [False, True])
+async def test_more_events_than_fit_into_memory_are_refused(
     api: httpx.AsyncClient,
     sessions: Sessions,
     project: TestProject,
     monkeypatch: pytest.MonkeyPatch,
     call: str,
     field: str,
-    is_too_many: bool,
+    ignores: bool,
 ) -> None:
     calendars = [_calendar(3), _calendar(4)]
     await store(sessions, project.id, calendars)
-    # Between three events, and after the last of them, a meeting can start: 3 spans, and 4.
-    monkeypatch.setattr(service, "_MOST_SPANS", 7 - is_too_many)
-    monkeypatch.setattr(service, "_CALENDARS_AT_ONCE", 1)
-    response = await api.post(f"/api/v1/{call}", json=_requests(*calendars)[call])
-    if is_too_many:
-        assert (response.status_code, response.json()) == (400, {field: [_TOO_MANY]})
-    else:
-        assert response.status_code == 200, response.text
+    body = _requests(*calendars)[call]
+    if ignores and call == "availability":
+        body["ignore_event_ids"] = [calendars[0].events[0].id]
+    count = 7 - ("ignore_event_ids" in body)
+    monkeypatch.setattr(service, "_MOST_EVENTS", count)
+    response = await api.post(f"/api/v1/{call}", json=body)
+    assert response.status_code == 200, response.text
+    monkeypatch.setattr(service, "_MOST_EVENTS", count - 1)
+    response = await api.post(f"/api/v1/{call}", json=body)
+    assert (response.status_code, response.json()) == (400, {field: [_TOO_MANY]})
 
 
-async def test_calendars_are_loaded_in_parts_without_losing_any(
-    api: httpx.AsyncClient, sessions: Sessions, project: TestProject, monkeypatch: pytest.MonkeyPatch
+async def test_no_more_events_are_read_than_are_needed_to_refuse(
+    sessions: Sessions, project: TestProject
 ) -> None:
-    calendars = [_calendar(number) for number in range(5)]
+    calendars = [_calendar(3), _calendar(4)]
     await store(sessions, project.id, calendars)
-    monkeypatch.setattr(service, "_CALENDARS_AT_ONCE", 2)
-    response = await api.post("/api/v1/free_busy", json=_requests(*calendars)["free_busy"])
-    assert [len(result["busy"]) for result in response.json()["results"]] == list(range(5))
+    ids = [calendar.id for calendar in calendars]
+    async with reading(sessions) as session:
+        end = _START + timedelta(days=2)
+        busy = await repository.load_busy(session, ids, _START, end, most=5)
+    assert sum(count_pairs(sent) for found in busy.values() for sent in found.values()) == 5
