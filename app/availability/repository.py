@@ -200,7 +200,7 @@ async def load_starts(
     ignored: Sequence[str],
     most: int,
 ) -> list[tuple[bytes, int]]:
-    """Return when a meeting can start for each participant, and the count of events that were looked at for it.
+    """Return when a meeting can start for each participant, and how many events were read for that.
 
     The times are for `app.availability.spans.read_closed`. `most`: only so many events are read for all participants.
 
