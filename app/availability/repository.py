@@ -133,9 +133,10 @@ _BUSY = text(
 async def load_busy(
     session: ReadSession, calendar_ids: Sequence[str], start: datetime, end: datetime, *, most: int
 ) -> dict[str, dict[str, bytes]]:
-    """Return when the calendars are busy, by their ids and by status. Only `most` events are read of all calendars.
+    """Return when the calendars are busy, by their ids and by status.
 
-    The times are for `app.availability.spans.read_pairs`. They are cut to the range, and may overlap.
+    The times are for `app.availability.spans.read_pairs`. They are cut to the range, and may overlap. Only
+    `most` events are read of all calendars.
     """
     values = {"calendar_ids": list(calendar_ids), "start": start, "end": end, "most": most}
     return {
@@ -200,7 +201,7 @@ async def load_starts(
     ignored: Sequence[str],
     most: int,
 ) -> list[tuple[bytes, int]]:
-    """Return when a meeting can start for each participant, and the count of events that were looked at for it.
+    """Return when a meeting can start for each participant, and how many events were read for that.
 
     The times are for `app.availability.spans.read_closed`. `most`: only so many events are read for all participants.
 
