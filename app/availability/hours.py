@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from app.availability.spans import Instant, Span, cut, datetime_of, instant_of, union
+from app.availability.spans import DAY, MINUTE, Instant, Span, cut, datetime_of, instant_of, union
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 MINUTES_PER_DAY = 24 * 60
 
 _SECOND = timedelta(seconds=1)
+_MICROSECOND = timedelta(microseconds=1)
+_FIRST_DAY = date(2000, 1, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +55,19 @@ def _each_day(hours: Hours, within: Span) -> Iterator[Span]:
 
 def _instant(day: date, minutes: int, zone: ZoneInfo) -> Instant:
     """Return when a wall clock in the zone shows this time, or the first moment after it if it is skipped."""
-    days, minutes = divmod(minutes, MINUTES_PER_DAY)
-    shown = day + timedelta(days=days)
-    wall = datetime(shown.year, shown.month, shown.day, minutes // 60, minutes % 60, tzinfo=zone)
-    before = wall.utcoffset()
-    after = wall.replace(fold=1).utcoffset()
+    if minutes >= MINUTES_PER_DAY:
+        day, minutes = day + timedelta(days=1), minutes - MINUTES_PER_DAY
+    hour, minute = divmod(minutes, 60)
+    wall = datetime(day.year, day.month, day.day, hour, minute, tzinfo=zone)
+    before = zone.utcoffset(wall)
+    after = zone.utcoffset(wall.replace(fold=1))
     assert before is not None
     assert after is not None
-    if before >= after:
-        return instant_of(wall)
-    return instant_of(_end_of_skip(wall.replace(tzinfo=UTC) - after, wall.replace(tzinfo=UTC) - before, zone))
+    if before < after:
+        utc = wall.replace(tzinfo=UTC)
+        return instant_of(_end_of_skip(utc - after, utc - before, zone))
+    # As `instant_of(wall)`, in integers: a request may have a hundred thousand such times.
+    return (day - _FIRST_DAY).days * DAY + minutes * MINUTE - before // _MICROSECOND
 
 
 def _end_of_skip(earlier: datetime, later: datetime, zone: ZoneInfo) -> datetime:

@@ -32,10 +32,16 @@ class Knowledge:
         return (instant_of(self.since) if self.since is not None else _ALWAYS), instant_of(self.until)
 
 
-def knowledge_of(calendar: CalendarFacts, settings: Settings, *, asked_until: datetime) -> Knowledge:
-    """Judge what is known of a calendar. `asked_until`: the end of the time that matters to the request."""
+def knowledge_of(
+    calendar: CalendarFacts, settings: Settings, *, asked_until: datetime, horizon: datetime | None
+) -> Knowledge:
+    """Judge what is known of a calendar.
+
+    `asked_until`: the end of the time that matters to the request. `horizon`: see `app.hosted.service.find_horizon`,
+    for a local calendar with series that go on.
+    """
     if calendar.platform == "local":
-        return _knowledge_of_local(calendar, settings, asked_until)
+        return _knowledge_of_local(calendar, settings, asked_until, horizon)
     interval = settings.calendar_sync_interval_seconds
     if calendar.has_push:
         interval = max(interval, settings.calendar_sync_interval_with_push_seconds)
@@ -54,13 +60,16 @@ def knowledge_of(calendar: CalendarFacts, settings: Settings, *, asked_until: da
     )
 
 
-def _knowledge_of_local(calendar: CalendarFacts, settings: Settings, asked_until: datetime) -> Knowledge:
+def _knowledge_of_local(
+    calendar: CalendarFacts, settings: Settings, asked_until: datetime, horizon: datetime | None
+) -> Knowledge:
     """Judge a local calendar, which is always up to date.
 
-    Single events have their rows wherever they are, series only in the sync window
-    (docs/adr/0004-expansion-of-hosted-series.md).
+    Single events have their rows wherever they are. Series have them as far as the workers have expanded them, and back
+    to the window's start when they were written (docs/adr/0004-expansion-of-hosted-series.md).
     """
-    until = calendar.now + settings.sync_window_future_for
-    if not calendar.has_series:
-        until = max(until, asked_until)
-    return Knowledge(since=None, until=until, as_of=calendar.now, is_stale=False)
+    until = max(calendar.now + settings.sync_window_future_for, asked_until)
+    if calendar.has_series:
+        assert horizon is not None
+        until = horizon
+    return Knowledge(since=calendar.series_since, until=until, as_of=calendar.now, is_stale=False)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from app.availability.turns import Shared, shared
 from app.calendars.account import find_connected
 from app.core.crypto import SecretBox
 from app.core.db import Sessions, reading
@@ -24,7 +25,7 @@ from app.credentials.budgets import Budgets, MeteredTokens
 from app.credentials.store import CredentialStore
 from app.outages.breakers import Breakers, find_open
 from app.providers.base import NotAsked, ProviderError, RateLimited, TokenSource, Unavailable
-from app.providers.free_busy import BusyStatus, BusyTime, Range, union
+from app.providers.free_busy import BusyStatus, BusyTime, Range, cut_to, union
 from app.providers.google.free_busy import GoogleFreeBusy
 from app.providers.microsoft.free_busy import MicrosoftFreeBusy
 from app.settings import Settings
@@ -100,8 +101,8 @@ class LiveAccess:
         )
         self._refreshes: _Refreshes = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
-        self._project_slots: dict[str, tuple[asyncio.Semaphore, int]] = {}
-        self._account_turns: dict[str, tuple[asyncio.Semaphore, int]] = {}
+        self._project_slots: Shared = {}
+        self._account_turns: Shared = {}
         self._put_off = _Until()
         self._without_schedule = _Until()
 
@@ -121,8 +122,8 @@ class LiveAccess:
     async def turn(self, project_id: str, account: str) -> AsyncIterator[None]:
         """Wait until this account may be asked: one request at a time for each, a few at a time for a project."""
         async with (
-            _shared(self._account_turns, account, 1),
-            _shared(self._project_slots, project_id, _PROJECT_AT_ONCE),
+            shared(self._account_turns, account, 1),
+            shared(self._project_slots, project_id, _PROJECT_AT_ONCE),
             self._slots,
         ):
             yield
@@ -263,7 +264,11 @@ async def _read_google(
         wanted[calendar.platform_uuid or "primary"] += ranges_of[calendar.calendar_id]
     found = await google.read(wanted)
     for calendar in calendars:
-        yield calendar.calendar_id, found[calendar.platform_uuid or "primary"]
+        result = found[calendar.platform_uuid or "primary"]
+        if not isinstance(result, ProviderError):
+            # Another calendar here may be the same one of Google's, asked for other ranges.
+            result = cut_to(result, ranges_of[calendar.calendar_id])
+        yield calendar.calendar_id, result
 
 
 async def _read_microsoft(
@@ -325,22 +330,6 @@ class _Until:
         self._until.move_to_end(name)
         if len(self._until) > _ACCOUNTS_KEPT:
             self._until.popitem(last=False)
-
-
-@asynccontextmanager
-async def _shared(
-    kept: dict[str, tuple[asyncio.Semaphore, int]], name: str, at_once: int
-) -> AsyncIterator[None]:
-    """The semaphore of this name, which exists while it is held or waited for."""
-    semaphore, users = kept.get(name, (asyncio.Semaphore(at_once), 0))
-    kept[name] = (semaphore, users + 1)
-    try:
-        async with semaphore:
-            yield
-    finally:
-        semaphore, users = kept.pop(name)
-        if users > 1:
-            kept[name] = (semaphore, users - 1)
 
 
 class _UncancelledTokens:

@@ -1,17 +1,14 @@
 """Busy times of calendars, with those of the provider where the mirror covers nothing."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
 from app.availability.knowledge import Knowledge
-from app.availability.live import BusyTime, LiveAccess, LiveRequest, read_live
+from app.availability.live import LiveAccess, LiveRequest, read_live
 from app.availability.schemas import FreeBusyRequest
 from app.availability.service import CalendarTimes
-from app.availability.spans import Span, instant_of, union
 from app.providers.free_busy import Range
-
-_STRONGEST_FIRST = ("out_of_office", "busy", "tentative")
 
 
 async def add_live(
@@ -36,7 +33,7 @@ async def add_live(
             continue
         found.source = "live"
         found.error = None
-        found.busy = _joined(found.busy, result.busy)
+        found.live = result.busy
         found.known = _extended(found.known, request.start, request.end)
 
 
@@ -56,38 +53,3 @@ def _extended(known: Knowledge, start: datetime, end: datetime) -> Knowledge:
     if until is None or until < start or (since is not None and since > end):
         return replace(known, since=start, until=end)  # nothing is known between the two
     return replace(known, since=None if since is None else min(since, start), until=max(until, end))
-
-
-def _joined(busy: Iterable[tuple[int, int, str]], more: Iterable[BusyTime]) -> list[tuple[int, int, str]]:
-    """Return both merged and sorted; where two overlap, the stronger status wins."""
-    by_status: dict[str, list[Span]] = {status: [] for status in _STRONGEST_FIRST}
-    for start, end, status in busy:
-        by_status[status].append((start, end))
-    for one in more:
-        by_status[one.status].append((instant_of(one.start), instant_of(one.end)))
-    joined: list[tuple[int, int, str]] = []
-    taken: list[Span] = []
-    for status in _STRONGEST_FIRST:
-        spans = union(by_status[status])
-        joined += [(start, end, status) for start, end in _without(spans, taken)]
-        taken = union([*taken, *spans])
-    return sorted(joined)
-
-
-def _without(spans: Iterable[Span], taken: Sequence[Span]) -> list[Span]:
-    """Return the parts of the spans that are in none of `taken`. Both are sorted and disjoint."""
-    left: list[Span] = []
-    number = 0
-    for first, last in spans:
-        at = first
-        while number < len(taken) and taken[number][1] <= at:
-            number += 1
-        place = number
-        while place < len(taken) and taken[place][0] < last:
-            if taken[place][0] > at:
-                left.append((at, taken[place][0]))
-            at = max(at, taken[place][1])
-            place += 1
-        if at < last:
-            left.append((at, last))
-    return left

@@ -109,7 +109,7 @@ class FreeBusyRead(BaseModel):
     results: list[FreeBusyResult] = Field(description="In the order of `calendars`.")
 
 
-_CLOCK = re.compile(r"([01]\d|2[0-3]):([0-5]\d)")
+_CLOCK = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
 
 
 def minutes_of(clock: str) -> int:

@@ -3,7 +3,6 @@
 Nothing is known of a calendar outside the time that its last successful sync covered. There, no one counts as free.
 """
 
-import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -13,6 +12,7 @@ from typing import Any
 import orjson
 
 from app.availability import repository
+from app.availability.busy_json import busy_json, merge_busy
 from app.availability.errors import Unknown
 from app.availability.hours import DAYS, Hours, open_spans
 from app.availability.knowledge import Knowledge, knowledge_of
@@ -29,20 +29,28 @@ from app.availability.schemas import (
 from app.availability.slots import Grid, find_slots
 from app.availability.spans import (
     MINUTE,
-    Instant,
     Span,
+    count_pairs,
     instant_of,
     read_closed,
-    read_multirange,
+    read_pairs,
     text_of,
     write_closed,
 )
+from app.availability.turns import compute
 from app.core.clock import isoformat
-from app.core.db import ReadSession
+from app.core.db import ReadSession, Sessions, reading
 from app.core.errors import InvalidFields
+from app.hosted.service import find_horizon
+from app.providers.free_busy import BusyTime
 from app.settings import Settings
 
 _FIRST_YEAR, _LAST_YEAR = 1971, 9000
+# Events that one request may lead to. Their times are all in memory, here and in PostgreSQL.
+_MOST_EVENTS = 500_000
+_TOO_MANY = (
+    "These calendars have too many events in this range: ask for fewer of them, or for a shorter range."
+)
 _NEVER_SYNCED = "This calendar has not been synced yet, so nothing is known of its times."
 
 
@@ -58,14 +66,16 @@ def check_range(start: datetime, end: datetime) -> None:
 
 
 async def find_calendars(
-    session: ReadSession, project_id: str, names: Iterable[str]
+    session: ReadSession, settings: Settings, project_id: str, names: Iterable[str]
 ) -> dict[str, CalendarFacts]:
     """Return the calendars by their names, which are ids or deduplication keys.
 
     Raises Unknown for the first that the project does not have.
     """
     asked = list(dict.fromkeys(names))
-    found = await repository.find_calendars(session, project_id, asked)
+    found = await repository.find_calendars(
+        session, project_id, asked, window_past=settings.sync_window_past_for
+    )
     by_key = {calendar.deduplication_key: calendar for calendar in found}
     by_id = {calendar.id: calendar for calendar in found}
     calendars: dict[str, CalendarFacts] = {}
@@ -82,37 +92,47 @@ async def find_calendars(
 
 @dataclass(slots=True)
 class CalendarTimes:
-    """When one calendar is busy, as far as it is known. `busy`: (start, end, status)."""
+    """When one calendar is busy, as far as it is known.
+
+    - `stored`: the times of its events by status, for `app.availability.spans.read_pairs`.
+    - `live`: those from the provider.
+    """
 
     calendar: CalendarFacts
     known: Knowledge
-    busy: list[tuple[Instant, Instant, str]]
+    stored: Mapping[str, bytes]
+    live: Sequence[BusyTime] = ()
     source: str = "mirror"
     error: str | None = None
 
 
 async def load_times(
-    session: ReadSession, settings: Settings, project_id: str, request: FreeBusyRequest
+    sessions: Sessions, settings: Settings, project_id: str, request: FreeBusyRequest
 ) -> list[CalendarTimes]:
     """Return the times of the asked calendars, in the order asked. Raises InvalidFields, Unknown."""
     check_range(request.start, request.end)
-    calendars = await find_calendars(session, project_id, request.calendars)
-    ids = list({calendar.id: None for calendar in calendars.values()})
-    times = {
-        calendar.id: CalendarTimes(calendar, knowledge_of(calendar, settings, asked_until=request.end), [])
-        for calendar in calendars.values()
-    }
-    for row in await repository.load_busy(session, ids, request.start, request.end):
-        busy = [
-            (start, end, status)
-            for status in ("out_of_office", "busy", "tentative")
-            for start, end in read_multirange(getattr(row, status))
-        ]
-        busy.sort()
-        times[row.calendar_id].busy = busy
-    for found in times.values():
-        found.error = _said_of(found.known, request.start)
+    async with reading(sessions) as session:
+        calendars = await find_calendars(session, settings, project_id, request.calendars)
+        horizon = await _find_horizon(session, settings, calendars.values())
+        ids = list({calendar.id: None for calendar in calendars.values()})
+        busy = await repository.load_busy(session, ids, request.start, request.end, most=_MOST_EVENTS + 1)
+    if sum(count_pairs(sent) for found in busy.values() for sent in found.values()) > _MOST_EVENTS:
+        raise InvalidFields.one("calendars", _TOO_MANY)
+    times: dict[str, CalendarTimes] = {}
+    for calendar in calendars.values():
+        known = knowledge_of(calendar, settings, asked_until=request.end, horizon=horizon)
+        error = _said_of(known, request.start)
+        times[calendar.id] = CalendarTimes(calendar, known, busy.get(calendar.id, {}), error=error)
     return [times[calendars[name].id] for name in request.calendars]
+
+
+async def _find_horizon(
+    session: ReadSession, settings: Settings, calendars: Iterable[CalendarFacts]
+) -> datetime | None:
+    """Return how far the series of local calendars are expanded; None if none of these has one."""
+    if not any(calendar.has_series for calendar in calendars):
+        return None
+    return await find_horizon(session, settings)
 
 
 def _said_of(known: Knowledge, start: datetime) -> str | None:
@@ -124,17 +144,21 @@ def _said_of(known: Knowledge, start: datetime) -> str | None:
     return None
 
 
-async def free_busy_body(times: Sequence[CalendarTimes]) -> bytes:
-    """Return the response. Other requests have their turn after each calendar."""
+async def free_busy_body(project_id: str, times: Sequence[CalendarTimes]) -> bytes:
+    """Return the response."""
+    return await compute(project_id, _free_busy_body, times)
+
+
+def _free_busy_body(times: Sequence[CalendarTimes]) -> bytes:
     shown: dict[str, orjson.Fragment] = {}
-    texts: dict[Instant, str] = {}
     for found in times:
         calendar, known = found.calendar, found.known
         if calendar.id not in shown:
+            busy = _merged(found)
             result = {
                 "calendar_id": calendar.id,
                 "deduplication_key": calendar.deduplication_key,
-                "busy": orjson.Fragment(_busy_json(found.busy, texts)),
+                "busy": orjson.Fragment(busy_json(busy)),
                 "as_of": _text(known.as_of),
                 "is_stale": known.is_stale,
                 "covered_from": _text(known.since),
@@ -143,25 +167,14 @@ async def free_busy_body(times: Sequence[CalendarTimes]) -> bytes:
                 "error": found.error,
             }
             shown[calendar.id] = orjson.Fragment(orjson.dumps(result))
-            await asyncio.sleep(0)
     return orjson.dumps({"results": [shown[found.calendar.id] for found in times]})
 
 
-def _busy_json(busy: Sequence[tuple[Instant, Instant, str]], texts: dict[Instant, str]) -> str:
-    """Return the busy times as JSON: in one step, since a response has thousands of them.
-
-    `texts`: those of instants that were written before. Meetings of a project start at the same full hours.
-    """
-    written = []
-    for start, end, status in busy:
-        first = texts.get(start)
-        if first is None:
-            first = texts[start] = text_of(start)
-        last = texts.get(end)
-        if last is None:
-            last = texts[end] = text_of(end)
-        written.append(f'{{"start":"{first}","end":"{last}","status":"{status}"}}')
-    return f"[{','.join(written)}]"
+def _merged(times: CalendarTimes) -> dict[str, list[Span]]:
+    by_status = {status: read_pairs(sent) for status, sent in times.stored.items()}
+    for one in times.live:
+        by_status.setdefault(one.status, []).append((instant_of(one.start), instant_of(one.end)))
+    return merge_busy(by_status)
 
 
 def _text(at: datetime | None) -> str | None:
@@ -172,35 +185,53 @@ def _text(at: datetime | None) -> str | None:
 
 
 async def find_availability(
-    session: ReadSession, settings: Settings, project_id: str, request: AvailabilityRequest
+    sessions: Sessions, settings: Settings, project_id: str, request: AvailabilityRequest
 ) -> bytes:
-    """Return the response. Raises InvalidFields, Unknown."""
+    """Return the response. Raises InvalidFields, Unknown.
+
+    No connection is held while slots are computed.
+    """
     _check(request)
     people = request.participants
-    calendars = await find_calendars(session, project_id, (name for one in people for name in one.calendars))
     ignored = list(dict.fromkeys(request.ignore_event_ids))
-    if ignored:
-        unknown = await repository.find_unknown_event(session, project_id, ignored)
-        if unknown is not None:
-            raise Unknown("Calendar event", unknown)
+    async with reading(sessions) as session:
+        calendars = await find_calendars(
+            session, settings, project_id, (name for one in people for name in one.calendars)
+        )
+        horizon = await _find_horizon(session, settings, calendars.values())
+        if ignored:
+            unknown = await repository.find_unknown_event(session, project_id, ignored)
+            if unknown is not None:
+                raise Unknown("Calendar event", unknown)
     asked_until = request.end + timedelta(minutes=request.buffer_after_minutes)
     known = {
-        name: knowledge_of(calendar, settings, asked_until=asked_until)
+        name: knowledge_of(calendar, settings, asked_until=asked_until, horizon=horizon)
         for name, calendar in calendars.items()
     }
-    possible = await asyncio.to_thread(_possible_starts, request, known)
-    sent = await repository.load_starts(
-        session,
-        [[calendars[name].id for name in one.calendars] for one in people],
-        possible,
-        start=request.start,
-        end=request.end,
-        duration=timedelta(minutes=request.duration_minutes),
-        buffer_before=timedelta(minutes=request.buffer_before_minutes),
-        buffer_after=timedelta(minutes=request.buffer_after_minutes),
-        tentative_is_busy=request.tentative_is_busy,
-        ignored=ignored,
-    )
+    possible = await compute(project_id, _possible_starts, request, known)
+    async with reading(sessions) as session:
+        sent = await repository.load_starts(
+            session,
+            [[calendars[name].id for name in one.calendars] for one in people],
+            possible,
+            start=request.start,
+            end=request.end,
+            duration=timedelta(minutes=request.duration_minutes),
+            buffer_before=timedelta(minutes=request.buffer_before_minutes),
+            buffer_after=timedelta(minutes=request.buffer_after_minutes),
+            tentative_is_busy=request.tentative_is_busy,
+            ignored=ignored,
+            most=_MOST_EVENTS + 1,
+        )
+    if sum(events for _, events in sent) > _MOST_EVENTS:
+        raise InvalidFields.one("participants", _TOO_MANY)
+    return await compute(project_id, _availability_body, request, known, [starts for starts, _ in sent])
+
+
+def _availability_body(
+    request: AvailabilityRequest, known: Mapping[str, Knowledge], sent: Sequence[bytes]
+) -> bytes:
+    people = request.participants
     slots = find_slots(
         [read_closed(starts) for starts in sent],
         Grid.of_minutes(request.interval_minutes),

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
+from itertools import chain
 from typing import TypeAlias
 
 Instant: TypeAlias = int
@@ -19,11 +20,13 @@ DAY = 24 * 60 * MINUTE
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _FIRST_DAY = date(2000, 1, 1)
+_AFTER_ALL: Span = (2**63, 2**63)
 
 # PostgreSQL's binary form of a range with two bounds: its size, flags, and each bound with its own size.
 # https://github.com/postgres/postgres/blob/master/src/backend/utils/adt/rangetypes.c, range_send
 _RANGE = struct.Struct(">IBIqIq")
 _COUNT_BYTES = 4
+_PAIR = struct.Struct(">qq")
 _LOWER_INCLUSIVE, _UPPER_INCLUSIVE = 0x02, 0x04
 
 _MINUTES = tuple(f"{minute // 60:02}:{minute % 60:02}:00.000000Z" for minute in range(24 * 60))
@@ -54,9 +57,14 @@ def _date_text(day: int) -> str:
     return (_FIRST_DAY + timedelta(days=day)).isoformat()
 
 
-def read_multirange(sent: bytes) -> list[Span]:
-    """Return the spans of a `tstzmultirange` of half-open ranges, as `multirange_send` gives it."""
-    return [(lower, upper) for _, _, _, lower, _, upper in _RANGE.iter_unpack(sent[_COUNT_BYTES:])]
+def count_pairs(sent: bytes) -> int:
+    """Count the spans of `read_pairs`."""
+    return len(sent) // _PAIR.size
+
+
+def read_pairs(sent: bytes) -> list[Span]:
+    """Return the spans whose starts and ends follow each other, each as `timestamptz_send` gives it."""
+    return list(_PAIR.iter_unpack(sent))
 
 
 def read_closed(sent: bytes) -> list[Span]:
@@ -74,14 +82,43 @@ def write_closed(spans: Iterable[Span]) -> str:
 
 def union(spans: Iterable[Span]) -> list[Span]:
     """Return half-open spans sorted, with those that overlap or touch made one."""
+    ordered = sorted(spans)
+    if not ordered:
+        return ordered
     merged: list[Span] = []
-    for start, end in sorted(spans):
-        if merged and start <= merged[-1][1]:
-            if end > merged[-1][1]:
-                merged[-1] = (merged[-1][0], end)
-        else:
-            merged.append((start, end))
+    first, last = ordered[0]
+    for start, end in ordered:
+        if start > last:
+            merged.append((first, last))
+            first, last = start, end
+        elif end > last:
+            last = end
+    merged.append((first, last))
     return merged
+
+
+def without(spans: Iterable[Span], taken: Iterable[Span]) -> list[Span]:
+    """Return the parts of half-open spans that are in none of `taken`. Both are sorted and disjoint."""
+    left: list[Span] = []
+    others = chain(taken, [_AFTER_ALL])
+    first, last = next(others)
+    for span in spans:
+        start, end = span
+        while last <= start:
+            first, last = next(others)
+        if end <= first:
+            left.append(span)
+            continue
+        while first < end:
+            if start < first:
+                left.append((start, first))
+            start = last
+            if last >= end:
+                break  # It may overlap the next span, too.
+            first, last = next(others)
+        if start < end:
+            left.append((start, end))
+    return left
 
 
 def cut(spans: Sequence[Span], within: Span) -> list[Span]:

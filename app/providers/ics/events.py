@@ -66,8 +66,13 @@ def read_derived(first: Mapping[str, Line]) -> Derived:
         or meaning(_TRANSPARENCIES, text("TRANSP"))
         or meaning(_STATUSES, text("STATUS"))
         or "busy",
-        visibility=meaning(_CLASSES, text("CLASS")) or "default",
+        visibility=_visibility(text("CLASS")),
     )
+
+
+def _visibility(written: str | None) -> Visibility:
+    """Return what CLASS says. RFC 5545 3.8.1.3: a word that is not known means PRIVATE."""
+    return (meaning(_CLASSES, written) or "private") if written else "default"
 
 
 def read_derived_from_raw(raw: Mapping[str, Any]) -> tuple[str | None, ...]:

@@ -5,11 +5,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, update
+from sqlalchemy import delete, insert, update
 
 from app.core.db import Sessions, transaction
 from app.core.http import httpx
-from app.models import Calendar, PushChannel
+from app.models import Calendar, CalendarEvent, HostedEvent, PushChannel
 from tests.conftest import TestProject
 from tests.integration.availability.mirror import Event, MirroredCalendar, store, text
 
@@ -189,6 +189,57 @@ async def test_a_local_calendar_is_known_unless_a_series_goes_on(api: httpx.Asyn
     assert max(slot["end"] for slot in found["slots"]) <= text(until)
 
 
+async def test_a_series_is_known_as_far_as_the_workers_have_expanded_it(
+    api: httpx.AsyncClient, sessions: Sessions
+) -> None:
+    body = {"platform": "local", "name": "Room", "owner_email": "room@example.com", "timezone": "UTC"}
+    calendar = (await api.post("/api/v1/calendars", json=body)).json()["id"]
+    now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    asked = {"start": text(now), "end": text(now + timedelta(days=60))}
+    event = {
+        "calendar_id": calendar,
+        "name": "Daily",
+        "start_time": text(now),
+        "recurrence": ["RRULE:FREQ=DAILY"],
+    }
+    event["end_time"] = text(now + timedelta(hours=1))
+    assert (await api.post("/api/v1/calendar_events", json=event)).status_code == 201
+    for late in (0, 20):  # days
+        async with transaction(sessions) as session:
+            await session.execute(update(HostedEvent).values(expand_at=now - timedelta(days=late)))
+            far = CalendarEvent.start_time > now + timedelta(days=29 - late)
+            await session.execute(delete(CalendarEvent).where(far))
+        [result] = await _free_busy(api, [calendar], **asked)
+        until = (await api.get(f"/api/v1/calendars/{calendar}")).json()["covered_until"]
+        assert result["covered_until"] == until
+        found = await _availability(api, {"calendars": [calendar]}, **asked, limit=10_000)
+        assert found["covered_until"] == until
+        assert max(slot["end"] for slot in found["slots"]) <= until
+        assert not [slot for slot in found["slots"] if slot["start"][11:16] == text(now)[11:16]]
+
+
+async def test_a_series_that_began_before_it_was_created_is_not_known_before(api: httpx.AsyncClient) -> None:
+    body = {"platform": "local", "name": "Room", "owner_email": "room@example.com", "timezone": "UTC"}
+    calendar = (await api.post("/api/v1/calendars", json=body)).json()["id"]
+    now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    asked = {"start": text(now - timedelta(days=30)), "end": text(now + timedelta(days=3))}
+    for start, is_known in ((now, True), (now - timedelta(days=60), False)):
+        event: dict[str, Any] = {"calendar_id": calendar, "name": "Daily", "start_time": text(start)}
+        event |= {"end_time": text(start + timedelta(hours=1)), "recurrence": ["RRULE:FREQ=DAILY"]}
+        assert (await api.post("/api/v1/calendar_events", json=event)).status_code == 201
+        [result] = await _free_busy(api, [calendar], **asked)
+        found = await _availability(api, {"calendars": [calendar]}, **asked, limit=10_000)
+        if is_known:
+            assert (result["covered_from"], result["error"]) == (None, None)
+            assert found["slots"][0]["start"] == asked["start"]
+        else:
+            since = datetime.fromisoformat(result["covered_from"])
+            assert timedelta(hours=22) < now - since <= timedelta(hours=24)
+            assert result["error"] == f"Nothing is known before {result['covered_from']}."
+            assert found["slots"][0]["start"] >= result["covered_from"]
+            assert min(busy["start"] for busy in result["busy"]) <= text(since + timedelta(days=1))
+
+
 async def test_ignored_events_and_their_twins(
     api: httpx.AsyncClient, other_api: httpx.AsyncClient, sessions: Sessions, project: TestProject
 ) -> None:
@@ -285,6 +336,8 @@ _BAD_HOURS: list[Any] = [
     [{**_HOURS, "end": "09:00"}],
     [{**_HOURS, "end": "17:00\n"}],
     [{**_HOURS, "start": "٠٩:00"}],
+    [{**_HOURS, "start": "0٩:00"}],
+    [{**_HOURS, "end": "17:٠0"}],
     [{**_HOURS, "timezone": "Europe/Atlantis"}],
     [{**_HOURS, "timezone": "../../etc/passwd"}],
     [{**_HOURS, "timezone": None}],

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from app.availability.live import LiveResult
+from app.availability.live import LiveRequest, LiveResult, read_live
+from tests.conftest import TestProject
 from tests.fakes.google import FakeGoogle
 from tests.integration.availability.live_access import DAY, Reads, busy, hours
 
@@ -38,6 +39,20 @@ async def test_busy_times_are_cut_to_the_ranges(reads: Reads, fake_google: FakeG
     calendar_id = await reads.google(fake_google)
     result = await reads.read_one(calendar_id, hours(2, 3), hours(5, 7), hours(29, 40))
     assert result.busy == [busy(2, 3), busy(5, 7), busy(29, 30)]
+
+
+async def test_a_calendar_that_is_connected_twice_gets_what_each_was_asked_for(
+    reads: Reads, fake_google: FakeGoogle, project: TestProject
+) -> None:
+    first, last = hours(1, 9)
+    fake_google.add_event(start=first, end=last)
+    one = await reads.google(fake_google)
+    other = await reads.share(one, "primary")
+    requests = [LiveRequest(one, [hours(2, 4)]), LiveRequest(other, [hours(3, 5), hours(8, 20)])]
+    assert await read_live(reads.access, project.id, requests) == {
+        one: LiveResult([busy(2, 4)], None),
+        other: LiveResult([busy(3, 5), busy(8, 9)], None),
+    }
 
 
 async def test_calendars_of_one_account_share_a_request(reads: Reads, fake_google: FakeGoogle) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy import text
 from app.core.db import transaction
 from app.events import backfill
 from app.events.data import RemoteEvent
+from app.events.repository import write_derived
 from app.providers.google.fields import read_derived
 from app.sync.backfill import fill_old_events
 from tests import factories
@@ -116,6 +117,50 @@ async def test_a_calendar_that_is_being_written_is_left_and_its_newer_values_sta
     await apply(sessions, Ref(calendar_id, project.id), [newer])
     assert await fill_old_events(sessions) == 1
     assert await derived(calendar_id) == [("tentative", "default", "default", "2"), DEFAULTS]
+
+
+ODD = [
+    '{"transparency":"transparent","summary":"a\\u0000b"}',
+    '{"transparency":"transparent","summary":"\\ud800"}',
+    '{"transparency":"\\ud800","summary":"a"}',
+    '{"transparency":"transparent","deep":' + "[" * 3_000 + "]" * 3_000 + "}",
+]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=range(len(ODD)))
+async def test_a_row_with_an_odd_raw_holds_up_no_other(sessions, add, derived, odd: str) -> None:
+    """None of these is written today. PostgreSQL stores them as JSON, and may fail to take them apart."""
+    first = await add("google", {}, odd, {"transparency": "transparent"})
+    second = await add("google", {"etag": "1"})
+    async with transaction(sessions) as session:
+        await session.execute(_FORGET)
+    assert await fill_old_events(sessions) == 4
+    busy = "SELECT busy_status FROM calendar_events WHERE calendar_id = :id ORDER BY platform_uuid"
+    async with transaction(sessions) as session:
+        found = list(await session.scalars(text(busy), {"id": first}))
+    assert found[::2] == ["busy", "free"]
+    assert found[1] in {"busy", "free"}  # whatever could be read of it
+    assert await derived(second) == [("busy", "default", "default", "1")]
+    assert await fill_old_events(sessions) == 0
+
+
+async def test_a_calendar_whose_rows_fail_holds_up_no_other(sessions, add, derived, monkeypatch) -> None:
+    calendars = sorted([await add("google", {}) for _ in range(3)])
+    async with transaction(sessions) as session:
+        await session.execute(_FORGET)
+
+    async def fail_for_first(session, values) -> None:
+        await write_derived(session, values)
+        held = (
+            "SELECT 1 / count(*) FILTER (WHERE calendar_id <> :id) FROM calendar_events WHERE id = ANY(:ids)"
+        )
+        await session.execute(text(held), {"id": calendars[0], "ids": list(values)})
+
+    with monkeypatch.context() as patched:
+        patched.setattr(backfill, "write_derived", fail_for_first)
+        assert await asyncio.wait_for(fill_old_events(sessions), 5) == 2
+    assert [await derived(calendar_id) for calendar_id in calendars[1:]] == [[DEFAULTS], [DEFAULTS]]
+    assert await fill_old_events(sessions) == 1
 
 
 async def test_events_of_a_deleted_calendar_do_not_hold_it_up(sessions, add, derived) -> None:

@@ -1,53 +1,11 @@
-"""Joining the mirror's times with those of a provider."""
+"""What is asked of a provider, and what is known afterwards."""
 
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
-
-from hypothesis import given
-from hypothesis import strategies as st
 
 from app.availability.knowledge import Knowledge
-from app.availability.live import BusyTime
-from app.availability.live_times import _extended, _joined, _uncovered
-from app.availability.spans import MINUTE, instant_of
+from app.availability.live_times import _extended, _uncovered
 
 AT = datetime(2027, 3, 1, tzinfo=UTC)
-_FIRST = instant_of(AT)
-_STRENGTH = {"out_of_office": 3, "busy": 2, "tentative": 1}
-
-_statuses = st.sampled_from(["out_of_office", "busy", "tentative"])
-_spans = st.tuples(st.integers(0, 60), st.integers(1, 20), _statuses)
-
-
-@given(mirror=st.lists(_spans, max_size=8), live=st.lists(_spans, max_size=8))
-def test_the_stronger_status_wins(
-    mirror: list[tuple[int, int, str]], live: list[tuple[int, int, str]]
-) -> None:
-    found = _joined(
-        [
-            (_FIRST + start * MINUTE, _FIRST + (start + length) * MINUTE, status)
-            for start, length, status in mirror
-        ],
-        [
-            BusyTime(AT + timedelta(minutes=start), AT + timedelta(minutes=start + length), status)  # type: ignore[arg-type]
-            for start, length, status in live
-        ],
-    )
-    expected: dict[int, str] = {}
-    for start, length, status in [*mirror, *live]:
-        for minute in range(start, start + length):
-            if _STRENGTH[status] > _STRENGTH.get(expected.get(minute, ""), 0):
-                expected[minute] = status
-    shown = {
-        minute: status
-        for start, end, status in found
-        for minute in range((start - _FIRST) // MINUTE, (end - _FIRST) // MINUTE)
-    }
-    assert shown == expected
-    assert found == sorted(found)
-    # Disjoint, and merged for each status.
-    for (_, end, status), (start, _, following) in pairwise(found):
-        assert end < start or (end == start and status != following)
 
 
 def _known(since: int | None, until: int | None) -> Knowledge:

@@ -96,7 +96,10 @@ def read_vevent(*lines: str) -> Derived:
         (["X-MICROSOFT-CDO-INTENDEDSTATUS:FREE"], Derived("busy")),
         (["CLASS:PRIVATE"], Derived(visibility="private")),
         (["CLASS:CONFIDENTIAL"], Derived(visibility="confidential")),
-        (["CLASS:X-SECRET"], Derived()),
+        (["CLASS:X-SECRET"], Derived(visibility="private")),
+        (["CLASS;X-WORD=1:\\;garbled"], Derived(visibility="private")),
+        (["CLASS:"], Derived()),
+        (["CLASS:X-SECRET", "CLASS:PUBLIC"], Derived(visibility="private")),
         (["TRANSP:OPAQUE", "TRANSP:TRANSPARENT"], Derived()),
     ],
 )
