@@ -124,7 +124,6 @@ async def test_a_message_that_is_no_text_does_not_end_the_listener(
     app, base_url, project, notifying, ref, redis_url, monkeypatch
 ):
     monkeypatch.setattr(hub_module, "_LOOK_SECONDS", 3600)
-    monkeypatch.setattr(hub_module, "_LOOK_WITHOUT_REDIS_SECONDS", 3600)
     async with streaming(base_url, project.api_key) as client:
         while not app.state.changes._listener.is_connected:
             await asyncio.sleep(0.01)
@@ -139,7 +138,6 @@ async def test_a_cut_connection_to_redis_is_back_at_once(
     app, base_url, project, notifying, ref, redis_url, monkeypatch
 ):
     monkeypatch.setattr(hub_module, "_LOOK_SECONDS", 3600)
-    monkeypatch.setattr(hub_module, "_LOOK_WITHOUT_REDIS_SECONDS", 3600)
     monkeypatch.setattr(listener, "_RETRY_SECONDS", (0.05, 3600))
     async with streaming(base_url, project.api_key) as client:
         while not app.state.changes._listener.is_connected:
