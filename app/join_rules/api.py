@@ -5,10 +5,9 @@ import structlog
 from fastapi import APIRouter, Response
 
 from app.api.deps import AppState, DbReadSession, DbSession, ProjectId, State
-from app.api.errors import is_database_unavailable
 from app.api.paths import CalendarId, EventId
 from app.api.schemas import responses
-from app.core.db import transaction
+from app.core.db import DATABASE_UNAVAILABLE, transaction
 from app.join_rules import service
 from app.join_rules.preview import preview_rules
 from app.join_rules.runs import apply_runs
@@ -20,9 +19,8 @@ from app.join_rules.schemas import (
     PreviewRead,
 )
 
-log = structlog.get_logger()
-
 router = APIRouter(prefix="/api/v1", tags=["join rules"])
+log = structlog.get_logger()
 
 # A request applies changed rules itself for so long; a worker goes on.
 _APPLY_SECONDS = 5.0
@@ -93,14 +91,12 @@ async def delete_calendar_join_rules(
 
 
 async def _apply(state: State, project_id: str) -> None:
-    """Work on the run that was committed. If it fails or takes longer, a worker goes on."""
+    """Work on the run that was committed. If that fails or takes longer, a worker goes on."""
     try:
         await apply_runs(state.sessions, state.settings, project_id, seconds=_APPLY_SECONDS)
-    except Exception as err:
-        # The rules are stored: the client must not send them again because the database is busy.
-        if not is_database_unavailable(err):
-            raise
-        log.info("join_rules_applied_later", project_id=project_id, error=type(err).__name__)
+    except DATABASE_UNAVAILABLE as err:
+        # The rules are stored, and so is the run.
+        log.warning("join_rules_left_to_worker", error=type(err).__name__)
 
 
 @router.get(

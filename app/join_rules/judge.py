@@ -12,6 +12,7 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import orjson
@@ -29,9 +30,9 @@ class Participant:
     is_resource: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class EventFacts:
-    """What rules can ask about an event.
+    """What rules can ask about an event. What several rules may ask is worked out once.
 
     `is_own`: the provider says that the calendar's owner organizes it. `attendees` and `organizer` are only filled for
     rules that ask about people (`RuleSet.asks_people`).
@@ -47,6 +48,14 @@ class EventFacts:
     organizer: str | None = None
     owner: str | None = None
     is_own: bool = False
+
+    @cached_property
+    def folded_name(self) -> str | None:
+        return self.name.casefold() if self.name is not None else None
+
+    @cached_property
+    def has_external(self) -> bool | None:
+        return has_external(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +127,9 @@ def compile_rules(rules: Sequence[Mapping[str, Any]], bot_scope: BotScope) -> Ru
     for rule in rules:
         when = {name: value for name, value in (rule.get("when") or {}).items() if value is not None}
         people = people or not _OF_PEOPLE.isdisjoint(when)
-        conditions = [_CONDITIONS[name](value) for name, value in when.items()]
+        # What costs more is asked last.
+        names = sorted(when, key=lambda name: name in _OF_PEOPLE)
+        conditions = [_CONDITIONS[name](when[name]) for name in names]
         declined = "declined" in when.get("response_status_in", ())
         compiled.append(Rule(rule["name"], conditions, rule["join"], declined, _bot(rule.get("bot"))))
     return RuleSet(compiled, bot_scope, people)
@@ -172,10 +183,8 @@ def _name_contains(parts: Sequence[str]) -> Condition:
     folded = [part.casefold() for part in parts]
 
     def holds(event: EventFacts) -> bool:
-        if event.name is None:
-            return False
-        name = event.name.casefold()
-        return any(part in name for part in folded)
+        name = event.folded_name
+        return name is not None and any(part in name for part in folded)
 
     return holds
 
@@ -184,7 +193,7 @@ _CONDITIONS: dict[str, Callable[[Any], Condition]] = {
     "has_meeting_url": lambda wanted: lambda event: (event.meeting_url is not None) is wanted,
     "attendees_min": lambda least: lambda event: len(event.attendees) >= least,
     "attendees_max": lambda most: lambda event: len(event.attendees) <= most,
-    "has_external_attendee": lambda wanted: lambda event: has_external(event) is wanted,
+    "has_external_attendee": lambda wanted: lambda event: event.has_external is wanted,
     "response_status_in": lambda named: lambda event: event.response_status in named,
     "is_organizer": lambda wanted: lambda event: is_organizer(event) is wanted,
     "name_contains": _name_contains,
