@@ -172,6 +172,6 @@ class KeyCheck:
 
 
 def _retrieve(looking: asyncio.Task[LiveKey | None]) -> None:
-    """Take the exception of a look-up whose requests may all be gone."""
+    """Take the exception of a look-up. Its requests may all have ended."""
     if not looking.cancelled():
         looking.exception()

@@ -66,7 +66,7 @@ async def test_a_locked_key_holds_up_no_request(sessions, project, keys):
 
 async def test_log_lines_of_a_request_name_project_key_and_client(api, project, sessions):
     async with reading(sessions) as session:
-        key_id = await session.scalar(select(ApiKey.id).where(ApiKey.project_id == project.id))
+        key_id = (await session.scalars(select(ApiKey.id).where(ApiKey.project_id == project.id))).one()
     with capture_logs(processors=[merge_contextvars]) as logs:
         await api.get("/api/v1/calendars", params={"deduplication_key": "hunter2"})
         await api.get("/api/v1/calendars", headers={"Authorization": "Token wrong"})
@@ -110,7 +110,7 @@ async def test_a_look_up_that_began_before_is_not_shared(sessions, project, keys
     before = [asyncio.create_task(keys.find(project.api_key)) for _ in range(2)]
     await asyncio.sleep(0.1)
     async with transaction(sessions) as session:
-        key_id = await session.scalar(select(ApiKey.id).where(ApiKey.project_id == project.id))
+        key_id = (await session.scalars(select(ApiKey.id).where(ApiKey.project_id == project.id))).one()
         await disable_api_key(session, key_id)
     after = asyncio.create_task(keys.find(project.api_key))
     before[1].cancel()  # of which the others notice nothing
