@@ -1,11 +1,13 @@
 """The cost of clients that wait for changes, and the time from a commit to such a client.
 
 1,000 streams, then 1,000 requests with `wait`, at one API process: its processor time while nothing changes, its
-database connections, its memory, and how long after a commit the changed event is at each of a sample of clients.
+database connections, its memory, how long after a commit the changed event is at each client, and the processor time
+that this takes. The clients are a process of their own: on a machine with few cores it slows the API down.
 """
 
 import asyncio
 import contextlib
+import multiprocessing
 import os
 import resource
 import socket
@@ -15,6 +17,8 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from select import EPOLLIN, epoll
+from typing import Any
 
 import orjson
 import psutil
@@ -32,8 +36,10 @@ from app.settings import Settings
 from bench.support import quantile, servers, settings_for
 
 _CLIENTS = 1_000
-_IDLE_SECONDS = 13.0
+_IDLE_SECONDS = 30.0
 _COMMITS = 30
+# The clients of requests have come back by then.
+_BETWEEN_COMMITS_SECONDS = 2.0
 # 1,000 requests at once would measure how long they queue.
 _BETWEEN_REQUESTS_SECONDS = 0.01
 _NOW = datetime.now(UTC)
@@ -74,53 +80,94 @@ async def _api(settings: Settings) -> AsyncIterator[tuple[str, int]]:
         process.wait()
 
 
-class _Client:
-    """A raw connection, which costs this process little. `arrived` has the time of each part that came."""
+class _Crowd:
+    """Clients in a process of their own, whose time is not the server's. Each costs it a call or two for a change."""
 
-    def __init__(self, address: str, api_key: str) -> None:
-        self._address = address
-        self._api_key = api_key
-        self._received = asyncio.Event()
-        self.arrived = 0.0
+    def __init__(self, pipe: Any, port: int, api_key: str, *, is_stream: bool) -> None:
+        self._pipe = pipe
+        self._address = ("127.0.0.1", port)
+        self._head = f" HTTP/1.1\r\nHost: bench\r\nAuthorization: Token {api_key}\r\n\r\n".encode()
+        self._is_stream = is_stream
+        self._poll = epoll()
+        self._sockets: dict[int, socket.socket] = {}
+        self._received: dict[int, bytearray] = {}
+        self._arrived: list[float] = []
+        self._waiting = 0
 
-    async def open(self, path: str) -> None:
-        host, port = self._address.split(":")
-        self._reader, self._writer = await asyncio.open_connection(host, int(port))
-        await self.ask(path)
+    def run(self, count: int, cursor: str) -> None:
+        for _ in range(count):
+            client = socket.create_connection(self._address)
+            client.settimeout(0)
+            self._sockets[client.fileno()] = client
+            self._received[client.fileno()] = bytearray()
+            self._poll.register(client, EPOLLIN)
+            self._ask(client, cursor)
+            if not self._is_stream:
+                time.sleep(_BETWEEN_REQUESTS_SECONDS)
+            self._read(0)
+        while self._is_stream and self._waiting < count:
+            self._read(0.1)
+        self._pipe.send("ready")
+        while not self._pipe.poll():
+            self._read(0.5)
+            if len(self._arrived) >= count:
+                self._pipe.send(self._arrived)
+                self._arrived = []
 
-    async def ask(self, path: str) -> None:
-        self._path = path
-        request = f"GET {path} HTTP/1.1\r\nHost: bench\r\nAuthorization: Token {self._api_key}\r\n\r\n"
-        self._writer.write(request.encode())
-        await self._writer.drain()
+    def _ask(self, client: socket.socket, cursor: str) -> None:
+        path = (
+            "/api/v1/changes/stream" if self._is_stream else f"/api/v1/changes?wait=30&cursor={cursor}"
+        ).encode()
+        client.sendall(b"GET " + path + self._head)
 
-    async def next_change(self) -> bytes:
-        """Read until a change has come completely."""
-        received = b""
-        while b'"has_more":' not in received and not (
-            b'"event":{' in received and received.endswith(b"\n\n\r\n")
-        ):
-            part = await self._reader.read(65_536)
+    def _read(self, seconds: float) -> None:
+        for number, _ in self._poll.poll(seconds):
+            client, received = self._sockets[number], self._received[number]
+            part = client.recv(65_536)
             if not part:
-                raise ConnectionError(f"the server closed the connection after {received[:300]!r}")
+                raise ConnectionError(f"the server closed the connection after {bytes(received[:300])!r}")
             received += part
-            if b'"results":[],' in received and b'"has_more":' in received:
-                received = b""
-                await self.ask(self._path)  # the wait was over
-        self.arrived = time.perf_counter()
-        return received
+            if self._is_stream and received.endswith(b"\n\n\r\n"):
+                if b"\ndata: " in received:
+                    self._arrived.append(time.monotonic())
+                elif b"\nid: " in received:
+                    self._waiting += 1
+                received.clear()
+            elif not self._is_stream and received.endswith((b'"has_more":false}', b'"has_more":true}')):
+                if b'"results":[]' not in received:
+                    self._arrived.append(time.monotonic())
+                cursor = bytes(received).rpartition(b'"next_cursor":"')[2].partition(b'"')[0].decode()
+                received.clear()
+                self._ask(client, cursor)
 
-    async def head(self) -> None:
-        """Read the head of a stream, with its first block."""
-        await self._reader.readuntil(b"id: ")
-        await self._reader.readuntil(b"\n\n")
 
-    def close(self) -> None:
-        self._writer.close()
+def _run_crowd(pipe: Any, port: int, api_key: str, count: int, cursor: str, *, is_stream: bool) -> None:
+    _Crowd(pipe, port, api_key, is_stream=is_stream).run(count, cursor)
+
+
+@contextlib.asynccontextmanager
+async def _crowd(
+    port: int, api_key: str, count: int, cursor: str, *, is_stream: bool
+) -> AsyncIterator[tuple[Any, psutil.Process]]:
+    """Run waiting clients. Yields a pipe with the times at which all have a change, and their process."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(
+        target=_run_crowd, args=(theirs, port, api_key, count, cursor), kwargs={"is_stream": is_stream}
+    )
+    process.start()
+    theirs.close()  # so that the end of the process ends the pipe
+    try:
+        assert await asyncio.to_thread(ours.recv) == "ready"
+        yield ours, psutil.Process(process.pid)
+    finally:
+        with contextlib.suppress(OSError):
+            ours.send("stop")
+        await asyncio.to_thread(process.join, 10)
 
 
 async def _write(sessions: Sessions, ref: _Ref, number: int) -> float:
-    """Write one event of 3 kB; returns the time after its commit."""
+    """Write one event of 3 kB; returns the time after its commit, on the clock of all processes."""
     raw = orjson.dumps({"summary": f"event {number}", "description": "x" * 3_000}).decode()
     event = RemoteEvent(
         platform_uuid=f"e{number}", name=f"event {number}", start_time=_NOW, end_time=_NOW, raw=raw
@@ -137,57 +184,48 @@ async def _write(sessions: Sessions, ref: _Ref, number: int) -> float:
             is_announced_now=True,
             bot_platforms=(),
         )
-    return time.perf_counter()
+    return time.monotonic()
 
 
-async def _idle(process_id: int, sessions: Sessions) -> str:
+def _cpu(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+async def _idle(process: psutil.Process, sessions: Sessions) -> str:
     """Return the processor time of the API while nothing changes, in percent of a core, and its connections."""
-    process = psutil.Process(process_id)
-
-    def cpu() -> float:
-        times = process.cpu_times()
-        return float(times.user + times.system)
-
-    before, started = cpu(), time.perf_counter()
+    before, started = _cpu(process), time.monotonic()
     connections = []
-    while time.perf_counter() - started < _IDLE_SECONDS:
+    while time.monotonic() - started < _IDLE_SECONDS:
         await asyncio.sleep(0.5)
         async with sessions() as session:
             query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'calbridge' AND state <> 'idle' AND pid <> pg_backend_pid()"
             connections.append(await session.scalar(text(query)) or 0)
-    share = (cpu() - before) / (time.perf_counter() - started) * 100
+    share = (_cpu(process) - before) / (time.monotonic() - started) * 100
     memory = process.memory_info().rss / 1e6
     return f"{share:.2f} % of a core, {statistics.mean(connections):.2f} connections in use, {memory:.0f} MB"
 
 
 async def _latency(
-    clients: list[_Client],
-    reading: list[asyncio.Task[bytes]],
-    write: Callable[[int], Awaitable[float]],
-    again: Callable[[_Client, bytes], Awaitable[None]],
-    *,
-    commits: int,
-    pause: float,
+    pipe: Any, write: Callable[[], Awaitable[float]], api: psutil.Process, crowd: psutil.Process
 ) -> str:
+    """Return the times from a commit to the clients, and the processor time that a change takes."""
     delays: list[float] = []
     lasts: list[float] = []
-    for number in range(commits):
-        await asyncio.sleep(pause)
-        committed = await write(number)
-        received = await asyncio.gather(*reading)
-        # This process reads all connections one after the other, so its own time is in these numbers.
-        found = [(client.arrived - committed) * 1000 for client in clients]
+    of_api, of_crowd = _cpu(api), _cpu(crowd)
+    for _ in range(_COMMITS):
+        committed = await write()
+        found = [(arrived - committed) * 1000 for arrived in await asyncio.to_thread(pipe.recv)]
         delays += found
         lasts.append(max(found))
-        for client, part in zip(clients, received, strict=True):
-            await again(client, part)
-        reading = [asyncio.create_task(client.next_change()) for client in clients]
-    for task in reading:
-        task.cancel()
-    await asyncio.gather(*reading, return_exceptions=True)
+        await asyncio.sleep(_BETWEEN_COMMITS_SECONDS)
+    of_api, of_crowd = (
+        (_cpu(process) - before) / _COMMITS * 1000 for process, before in ((api, of_api), (crowd, of_crowd))
+    )
     return (
         f"p50 {quantile(delays, 0.5):.0f} ms, p95 {quantile(delays, 0.95):.0f} ms, "
-        f"the last client: median {statistics.median(lasts):.0f} ms"
+        f"the last client: median {statistics.median(lasts):.0f} ms; "
+        f"processor time for a change: {of_api:.0f} ms of the API, {of_crowd:.0f} ms of the clients"
     )
 
 
@@ -203,52 +241,25 @@ async def _measure(database_url: str, redis_url: str) -> None:
         session.add(Calendar(id=ref.calendar_id, project_id=key.project_id, platform="google"))
     numbers = iter(range(1_000_000))
 
-    def write(_: int) -> Awaitable[float]:
+    def write() -> Awaitable[float]:
         return _write(sessions, ref, next(numbers))
 
-    async def stay(_client: _Client, _received: bytes) -> None:
-        return
-
-    async with _api(settings) as (address, process_id):
-        print(f"an API process without clients: {await _idle(process_id, sessions)}")
-        for count in (_CLIENTS, 1):
-            clients = [_Client(address, key.api_key) for _ in range(count)]
-            for client in clients:
-                await client.open("/api/v1/changes/stream")
-                await client.head()
-            reading = [asyncio.create_task(client.next_change()) for client in clients]
-            if count > 1:
-                print(f"{count} streams, nothing changes: {await _idle(process_id, sessions)}")
-            found = await _latency(clients, reading, write, stay, commits=_COMMITS, pause=0.3)
-            print(f"{count} streams, from a commit to the client: {found}")
-            for client in clients:
-                client.close()
-        async with httpx.AsyncClient(headers={"Authorization": f"Token {key.api_key}"}) as http:
-            body = (await http.get(f"http://{address}/api/v1/changes")).json()
-        path = f"/api/v1/changes?wait=30&cursor={body['next_cursor']}"
-
-        async def ask_again(client: _Client, received: bytes) -> None:
-            cursor = received.rpartition(b'"next_cursor":"')[2].partition(b'"')[0].decode()
-            await client.ask(f"/api/v1/changes?wait=30&cursor={cursor}")
-            await asyncio.sleep(_BETWEEN_REQUESTS_SECONDS)
-
-        for count in (_CLIENTS, 1):
-            clients = [_Client(address, key.api_key) for _ in range(count)]
-            reading = []
-            for client in clients:
-                await client.open(path)
-                reading.append(asyncio.create_task(client.next_change()))
-                await asyncio.sleep(_BETWEEN_REQUESTS_SECONDS)
-            if count > 1:
-                await asyncio.sleep(4)  # they are all waiting
-                print(f"{count} requests that wait, nothing changes: {await _idle(process_id, sessions)}")
-            found = await _latency(clients, reading, write, ask_again, commits=5, pause=1)
-            print(f"{count} requests that wait, from a commit to the client: {found}")
-            for client in clients:
-                client.close()
-            async with httpx.AsyncClient(headers={"Authorization": f"Token {key.api_key}"}) as http:
-                body = (await http.get(f"http://{address}/api/v1/changes")).json()
-            path = f"/api/v1/changes?wait=30&cursor={body['next_cursor']}"
+    async with (
+        _api(settings) as (address, process_id),
+        httpx.AsyncClient(headers={"Authorization": f"Token {key.api_key}"}) as http,
+    ):
+        api = psutil.Process(process_id)
+        port = int(address.rpartition(":")[2])
+        print(f"an API process without clients: {await _idle(api, sessions)}")
+        for kind, is_stream in (("streams", True), ("requests that wait", False)):
+            for count in (_CLIENTS, 1):
+                cursor = (await http.get(f"http://{address}/api/v1/changes")).json()["next_cursor"]
+                async with _crowd(port, key.api_key, count, cursor, is_stream=is_stream) as (pipe, crowd):
+                    if count > 1:
+                        await asyncio.sleep(4)  # they are all waiting
+                        print(f"{count} {kind}, nothing changes: {await _idle(api, sessions)}")
+                    found = await _latency(pipe, write, api, crowd)
+                    print(f"{count} {kind}, from a commit to the client: {found}", flush=True)
     await wakeups.aclose()
     await engine.dispose()
 

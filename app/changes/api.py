@@ -47,11 +47,13 @@ async def list_changes(
     """Events that changed since a cursor, in the order of their changes.
 
     No change is missed, and none comes twice.
-    Without `cursor` and `since`, it begins now. With `wait`, a response without results waits for the next change.
-    Call again with `next_cursor`, as long as you like.
+    Without `cursor` and `since`, it begins now: the response comes at once, without results, with a cursor. With
+    `wait`, a response without results waits for the next change. Call again with `next_cursor`, as long as you like.
     """
     scope = Scope(key.project_id, query.calendar_id)
     place = await service.find_place(state.read_sessions, scope, cursor=query.cursor, since=query.since)
+    if query.cursor is None and query.since is None:
+        return _json(scope, place, service.empty_page(place))
     seconds = 0.0 if is_head(request.scope) else query.wait
     if not seconds:
         page = await service.read_page(state.read_sessions, scope, place, query.limit)

@@ -8,7 +8,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -17,6 +17,8 @@ from app.changes.rendering import Change
 
 # A follower that is further behind reads pages of its own.
 _MAX_BYTES_BEHIND = 1_000_000
+# What a follower takes at once stays in memory until it is sent.
+_PIECE_BYTES = 262_144
 # Where a client may still begin whose own page was read a moment ago.
 _RECENT_JOINTS = 8
 _RECENT_SECONDS = 2.0
@@ -69,13 +71,20 @@ class Follower:
         self.is_over = True
         self.news.set()
 
-    def take(self) -> list[Change] | None:
-        """Take the changes that came; None if the client is too far behind and must read a page."""
+    def take(self, max_bytes: int = _PIECE_BYTES) -> list[Change] | None:
+        """Take the changes that came; None if the client is too far behind and must read a page.
+
+        It ends after about `max_bytes`. `news` stays set if there are more.
+        """
         self.news.clear()
         if self._at is None:
             return None
         changes: list[Change] = []
+        begin = self._at.total
         while self._at.next is not None:
+            if self._at.total - begin >= max_bytes:
+                self.news.set()
+                break
             changes += [change for change in self._at.changes if change.place.at >= self._knows_until]
             self._at = self._at.next
         return changes
@@ -86,6 +95,17 @@ class Follower:
     def fall_behind(self) -> None:
         """Let go of the chain, which would stay in memory."""
         self._at = None
+
+
+def _pieces(changes: Sequence[Change]) -> Iterator[Sequence[Change]]:
+    begin = size = 0
+    for end, change in enumerate(changes, 1):
+        size += len(change.event)
+        if size >= _PIECE_BYTES:
+            yield changes[begin:end]
+            begin, size = end, 0
+    if begin < len(changes):
+        yield changes[begin:]
 
 
 class Channel:
@@ -101,13 +121,17 @@ class Channel:
         """Return where a client that knows all changes before `knows_until` begins, to miss nothing."""
         return next((joint for joint in reversed(self._recent) if joint.until <= knows_until), None)
 
-    def add(self, changes: Sequence[Change], until: datetime) -> None:
-        before = self.end
-        self.end = Joint(until, before.total + sum(len(change.event) for change in changes))
-        before.changes, before.next = changes, self.end
+    def add(self, changes: Sequence[Change]) -> None:
+        total = self.end.total
+        for piece in _pieces(changes):
+            joint = Joint(piece[-1].place.until, self.end.total + sum(len(change.event) for change in piece))
+            self.end.changes, self.end.next = piece, joint
+            self.end = joint
         self._recent.append(self.end)
+        while self.end.total - self._recent[0].total > _MAX_BYTES_BEHIND:
+            self._recent.popleft()
         for follower in self.followers:
-            if follower.bytes_behind(before.total) > _MAX_BYTES_BEHIND:
+            if follower.bytes_behind(total) > _MAX_BYTES_BEHIND:
                 follower.fall_behind()
             follower.news.set()
 
@@ -153,7 +177,7 @@ class Feed:
         for calendar_id, channel in self._channels.items():
             fitting = [change for change in changes if calendar_id in (None, change.calendar_id)]
             if fitting:
-                channel.add(fitting, self.place.until)
+                channel.add(fitting)
 
     def move_to(self, at: datetime) -> None:
         """Note that there is no further change before this time."""

@@ -1,7 +1,7 @@
 """The one reader of changes for all waiting clients of a process.
 
 Why: docs/adr/0008-waiting-for-changes.md. A waiting client costs no query and no database connection. The hub reads the changes of a project when Redis
-notifies it, and looks by itself once a second, because Redis may lose messages.
+notifies it, and looks by itself every 0.2 s, because Redis may lose messages.
 """
 
 import asyncio
@@ -22,23 +22,23 @@ from app.changes.feed import Feed, Follower
 from app.changes.places import Place, Scope
 from app.changes.rendering import read_change
 from app.core import metrics
-from app.core.db import DATABASE_UNAVAILABLE, Sessions, reading
+from app.core.db import Sessions, reading
 from app.core.listener import Listener
 from app.core.wakeups import CHANGES_CHANNEL
 from app.events.visibility import load_horizon
 from app.projects.service import find_live_key_ids
 
+# A project may have as many as there is room left for: 1,500 alone, and the next one half of the rest.
 MAX_WAITING = 3_000
-MAX_WAITING_OF_PROJECT = 1_500
 
 _PAGE = 100
 _PAGES_AT_ONCE = 4  # then it is another project's turn
 _CONNECTIONS = 2
 _CATCH_UP_CONNECTIONS = 4
-_LOOK_SECONDS = 1.0
-_LOOK_WITHOUT_REDIS_SECONDS = 0.2
+_LOOK_SECONDS = 0.2
+_LOOK_SHARE = 0.05  # of the time, at most
 _PAUSE_SECONDS = 0.01
-_HELD_BACK_SECONDS = (0.02, 0.5)
+_HELD_BACK_SECONDS = (0.02, 0.2)
 _RETRY_SECONDS = 1.0
 _CHECK_SECONDS = 15.0
 _COMMENTS_SECONDS = 0.5
@@ -90,22 +90,26 @@ class Hub:
 
     def _check_room(self, scope: Scope) -> None:
         """Raises TooManyWaiting if no further client of the project may wait."""
-        if self._waiting[scope.project_id] >= MAX_WAITING_OF_PROJECT:
+        waiting = self._waiting[scope.project_id]
+        if waiting >= MAX_WAITING - len(self._followers):
             raise TooManyWaiting(
-                f"At most {MAX_WAITING_OF_PROJECT} clients of a project may wait at once. Close some, or poll without wait."
+                f"{waiting} clients of this project wait already, and there is no room for more. "
+                "Close some, or poll without wait."
             )
-        if len(self._followers) >= MAX_WAITING:
-            raise TooManyWaiting("Too many clients wait for changes. Try again when Retry-After is over.")
 
     def join(self, follower: Follower, place: Place, knows_until: datetime) -> bool:
-        """Let a client follow that knows all changes before `knows_until`, and none that is behind `place`.
+        """Let a client follow that knows all changes before `knows_until`, which is a horizon.
+
+        None of them is behind `place`.
 
         Returns False if some that it does not know were reported already: then it has to read a page again.
         """
         scope = follower.scope
         feed = self._feeds.get(scope.project_id)
         if feed is None:
-            quiet_from = place if scope.calendar_id is None else Place(knows_until)
+            # A place of the future, which a client can make up, must not become the feed's.
+            is_quiet = scope.calendar_id is None and place.until <= knows_until
+            quiet_from = place if is_quiet else Place(knows_until)
             feed = self._feeds[scope.project_id] = Feed(scope.project_id, knows_until, quiet_from)
             self._start(scope.project_id, self._follow(feed))
         self._start("listener", self._listener.run())
@@ -113,6 +117,7 @@ class Hub:
         self._start("check", self._repeat(self._check))
         self._start("comments", self._repeat(self._call_for_comments))
         channel = feed.channel(scope)
+        knows_until = max(knows_until, place.until)
         joint = channel.find_joint(knows_until)
         if joint is None:
             return False
@@ -211,7 +216,7 @@ class Hub:
         while True:
             try:
                 seconds = await step()
-            except DATABASE_UNAVAILABLE as err:
+            except Exception as err:  # noqa: BLE001 - as above
                 log.warning("changes_not_read", error=type(err).__name__)
                 seconds = _RETRY_SECONDS
             await asyncio.sleep(seconds)
@@ -223,12 +228,13 @@ class Hub:
             if feed.empty_since is not None and time.monotonic() - feed.empty_since > _KEEP_EMPTY_SECONDS:
                 del self._feeds[project_id]
                 self._tasks.pop(project_id).cancel()
+        started = time.monotonic()
         if self._feeds:
             since = {project_id: feed.place.at for project_id, feed in self._feeds.items()}
             async with reading(self._read_sessions) as session:
                 for project_id in await calendar_events.find_with_news(session, since):
                     self._wake(project_id)
-        return _LOOK_SECONDS if self._listener.is_connected else _LOOK_WITHOUT_REDIS_SECONDS
+        return max(_LOOK_SECONDS, (time.monotonic() - started) / _LOOK_SHARE)
 
     async def _call_for_comments(self) -> float:
         now = time.monotonic()

@@ -14,6 +14,14 @@ from app.changes.rendering import Change, read_change
 from app.core.db import Sessions, reading
 from app.events.visibility import load_horizon
 
+# A response ends after the event with which it has this size. Each may have 300 kB.
+_MAX_PAGE_BYTES = 4_000_000
+# Rows of one statement: all of them are in memory, whatever their size.
+_ROWS = (50, 100)
+_ROW_BYTES = 20_000
+# Until a client that could not join reads again.
+AGAIN_SECONDS = 0.02
+
 
 @dataclass(frozen=True, slots=True)
 class Page:
@@ -44,20 +52,50 @@ async def find_place(
     return Place(horizon if since is None else min(since, horizon))
 
 
-async def read_page(read_sessions: Sessions, scope: Scope, place: Place, limit: int) -> Page:
-    """Read the changes behind a place, in two statements."""
+async def read_page(
+    read_sessions: Sessions, scope: Scope, place: Place, limit: int, *, max_bytes: int | None = None
+) -> Page:
+    """Read the changes behind a place: `limit` of them, or fewer if they have `max_bytes` together.
+
+    The horizon is read once, so an event that changes meanwhile does not come a second time.
+    """
+    max_bytes = max_bytes or _MAX_PAGE_BYTES
+    changes: list[Change] = []
+    size = 0
+    first, most = _ROWS
+    count = max(1, min(first, max_bytes // _ROW_BYTES))
     async with reading(read_sessions) as session:
+        horizon = await load_horizon(session, scope.project_id)
         # What was visible when the place was given out is visible still.
-        before = max(await load_horizon(session, scope.project_id), place.until)
-        rows, has_more = await calendar_events.list_changes(
-            session,
-            scope.project_id,
-            calendar_id=scope.calendar_id,
-            after=(place.at, place.event_id),
-            before=before,
-            limit=limit,
-        )
-    return Page([read_change(row) for row in rows], has_more, before)
+        before = max(horizon, place.until)
+        behind, has_more = place, True
+        while has_more and len(changes) < limit and size < max_bytes:
+            rows, has_more = await calendar_events.list_changes(
+                session,
+                scope.project_id,
+                calendar_id=scope.calendar_id,
+                after=(behind.at, behind.event_id),
+                before=before,
+                limit=min(count, limit - len(changes)),
+            )
+            if not rows:
+                break
+            found, is_cut = _cut([read_change(row) for row in rows], max_bytes - size)
+            changes += found
+            size += sum(len(change.event) for change in found)
+            behind, has_more = changes[-1].place, has_more or is_cut
+            count = max(1, min(most, (max_bytes - size) * len(changes) // size))
+    return Page(changes, has_more, horizon)
+
+
+def _cut(changes: Sequence[Change], max_bytes: int) -> tuple[Sequence[Change], bool]:
+    """Return the first changes that have `max_bytes` together, and whether some are left out."""
+    size = 0
+    for count, change in enumerate(changes, 1):
+        size += len(change.event)
+        if size >= max_bytes:
+            return changes[:count], count < len(changes)
+    return changes, False
 
 
 async def wait_for_page(
@@ -77,22 +115,28 @@ async def wait_for_page(
                 return page
             if hub.join(follower, place, page.knows_until):
                 break
+            await asyncio.sleep(AGAIN_SECONDS)
     while not follower.is_over:
         try:
             async with asyncio.timeout_at(deadline):
                 await follower.news.wait()
         except TimeoutError:
             break
-        changes = follower.take()
+        changes = follower.take(_MAX_PAGE_BYTES)
         if changes is None:
             return await read_page(read_sessions, scope, place, limit)
         if changes:
-            return _page_of(changes, limit)
+            return _page_of(changes, limit, has_more=follower.news.is_set())
+    return empty_page(place)
+
+
+def empty_page(place: Place) -> Page:
     return Page([], has_more=False, knows_until=place.until)
 
 
-def _page_of(changes: Sequence[Change], limit: int) -> Page:
+def _page_of(changes: Sequence[Change], limit: int, *, has_more: bool) -> Page:
     """Return the first of the changes; of an event that changed twice only the last."""
     latest = {change.place.event_id: change for change in changes}
     found = [change for change in changes if latest[change.place.event_id] is change]
-    return Page(found[:limit], len(found) > limit, found[-1].place.until)
+    first, is_cut = _cut(found[:limit], _MAX_PAGE_BYTES)
+    return Page(first, has_more or is_cut or len(found) > limit, first[-1].place.until)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 import structlog
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
@@ -15,7 +16,7 @@ from app.changes.feed import Follower
 from app.changes.hub import Hub
 from app.changes.places import Place, Scope, encode_cursor
 from app.changes.rendering import Change
-from app.changes.service import read_page
+from app.changes.service import AGAIN_SECONDS, read_page
 from app.core.db import DATABASE_UNAVAILABLE, Sessions
 
 STREAM_HEADERS = {
@@ -24,14 +25,16 @@ STREAM_HEADERS = {
     "X-Accel-Buffering": "no",  # nginx sends each part on at once
 }
 
+# What a slow client has not taken yet stays in memory.
 _PAGE = 100
+_PAGE_BYTES = 500_000
 _RECONNECT_MS = 2_000
 _COMMENT_SECONDS = 12.0  # 15 at most, also when the process is busy
 # Without an empty line: some libraries would report it as an event without data.
 _COMMENT = b": waiting\n"
 # A client that takes nothing for so long is given up.
 _SEND_TIMEOUT_SECONDS = 60.0
-_PART_BYTES = 262_144
+_PART_BYTES = 65_536
 
 log = structlog.get_logger()
 
@@ -79,9 +82,16 @@ class ChangeStream(Response):
         async with self._hub.catching_up:
             if follower.is_over:
                 return False
-            page = await read_page(self._read_sessions, self._scope, self._place, _PAGE)
+            page = await read_page(
+                self._read_sessions, self._scope, self._place, _PAGE, max_bytes=_PAGE_BYTES
+            )
         await self._send_changes(page.changes, send)
-        return not page.has_more and self._hub.join(follower, self._place, page.knows_until)
+        if page.has_more:
+            return False
+        if self._hub.join(follower, self._place, page.knows_until):
+            return True
+        await asyncio.sleep(AGAIN_SECONDS)
+        return False
 
     async def _follow(self, follower: Follower, send: Send) -> None:
         """Send the newest changes until the follower must end, or is too far behind."""
@@ -130,7 +140,8 @@ async def _send(send: Send, body: bytes) -> None:
 
 async def end_when_closed(follower: Follower, receive: Receive) -> None:
     """End the follower when its client closes the connection."""
-    with suppress(OSError):
+    # HTTPException: the client sends a body, and it is too large.
+    with suppress(OSError, HTTPException):
         while (await receive())["type"] != "http.disconnect":
             pass
     follower.end()

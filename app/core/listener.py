@@ -9,9 +9,7 @@ from collections.abc import Callable
 import structlog
 from redis.asyncio import Redis
 
-from app.core.wakeups import REDIS_UNAVAILABLE
-
-_RETRY_SECONDS = 1.0
+_RETRY_SECONDS = (0.05, 1.0)
 _PING_SECONDS = 5.0
 
 log = structlog.get_logger()
@@ -39,18 +37,24 @@ class Listener:
 
     async def run(self) -> None:
         """Listen until cancelled, and connect again as often as needed."""
+        first, longest = _RETRY_SECONDS
+        again_after = first
         while True:
             try:
                 await self._listen()
-            except REDIS_UNAVAILABLE as err:
+            except Exception as err:  # noqa: BLE001 - who listens must not become deaf
                 if self.is_connected:
+                    again_after = first
                     log.warning("listener_disconnected", channel=self._channel, error=type(err).__name__)
             finally:
                 self.is_connected = False
-            await asyncio.sleep(_RETRY_SECONDS)
+            await asyncio.sleep(again_after)
+            again_after = min(again_after * 2, longest)
 
     async def _listen(self) -> None:
-        redis = Redis.from_url(self._redis_url, socket_connect_timeout=2, decode_responses=True)
+        redis = Redis.from_url(
+            self._redis_url, socket_connect_timeout=2, decode_responses=True, encoding_errors="replace"
+        )
         pubsub = redis.pubsub()
         try:
             async with asyncio.timeout(_PING_SECONDS):

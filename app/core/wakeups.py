@@ -1,7 +1,7 @@
 """Wake-ups through Redis: workers look for due work at once, and the API for changes.
 
 A wake-up only saves time. What is due is in PostgreSQL, and workers look there every SCHEDULER_TICK_SECONDS. The API
-looks for changes once a second while clients wait for them (app/changes/hub.py).
+looks for changes every 0.2 s while clients wait for them (app/changes/hub.py).
 """
 
 import asyncio

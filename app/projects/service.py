@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Collection
+from contextvars import Context
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -118,21 +119,41 @@ class KeyCheck:
 
     One per process.
 
-    The request does not wait for the write.
+    The request does not wait for the write. Of the requests with one key that come at once, as a thousand do that waited
+    for the same change, the first has a query of its own, and those that come meanwhile share the next.
     """
 
     def __init__(self, sessions: Sessions, read_sessions: Sessions) -> None:
         self._sessions = sessions
         self._read_sessions = read_sessions
         self._writing: dict[str, asyncio.Task[None]] = {}
+        self._running: dict[str, asyncio.Task[LiveKey | None]] = {}
+        self._next: dict[str, asyncio.Task[LiveKey | None]] = {}
 
     async def find(self, api_key: str) -> LiveKey | None:
-        """Return the key if it exists and is not disabled. The look-up has its own short session."""
-        async with reading(self._read_sessions) as session:
-            key = await find_live_key(session, api_key)
+        """Return the key if it exists and is not disabled. The look-up has its own short session.
+
+        Its query begins after the call, so a key that was disabled before is not found.
+        """
+        looking = self._next.get(api_key)
+        if looking is None:
+            looking = self._next[api_key] = asyncio.create_task(self._look_up(api_key), context=Context())
+            looking.add_done_callback(_retrieve)
+        key = await asyncio.shield(looking)
         if key is not None and key.is_use_due and key.id not in self._writing:
             self._writing[key.id] = asyncio.create_task(self._note(key.id))
         return key
+
+    async def _look_up(self, api_key: str) -> LiveKey | None:
+        if (running := self._running.get(api_key)) is not None:
+            await asyncio.wait([running])
+        this = self._running[api_key] = self._next.pop(api_key)
+        try:
+            async with reading(self._read_sessions) as session:
+                return await find_live_key(session, api_key)
+        finally:
+            if self._running[api_key] is this:
+                del self._running[api_key]
 
     async def _note(self, key_id: str) -> None:
         try:
@@ -144,6 +165,13 @@ class KeyCheck:
             del self._writing[key_id]
 
     async def aclose(self) -> None:
-        """Wait for the writes to end."""
-        if self._writing:
-            await asyncio.wait(list(self._writing.values()))
+        """Wait for the look-ups and the writes to end."""
+        for tasks in (self._next, self._running, self._writing):
+            if tasks:
+                await asyncio.wait(list(tasks.values()))
+
+
+def _retrieve(looking: asyncio.Task[LiveKey | None]) -> None:
+    """Take the exception of a look-up. Its requests may all have ended."""
+    if not looking.cancelled():
+        looking.exception()

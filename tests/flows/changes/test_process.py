@@ -22,7 +22,7 @@ async def test_a_process_that_gets_sigterm_ends_what_waits(workers, settings, se
             streaming(server.url, project.api_key) as first,
             streaming(server.url, project.api_key, calendar_id=ref.calendar_id) as second,
         ):
-            waiting = asyncio.create_task(http.get(URL, params={"wait": 30}))
+            waiting = asyncio.create_task(http.get(URL, params={"since": "9999-01-01T00:00:00Z", "wait": 30}))
             await asyncio.sleep(0.5)
             assert server.process is not None
             server.process.terminate()

@@ -11,6 +11,8 @@ from app.changes import hub as hub_module
 from app.core.db import transaction
 from tests.integration.changes.following import URL, event, page, short, write, write_in
 
+NOW = "9999-01-01T00:00:00Z"
+
 
 async def until_waiting(app, count):
     async with asyncio.timeout(5):
@@ -22,7 +24,7 @@ async def until_waiting(app, count):
 
 async def test_it_returns_as_soon_as_something_is_committed(app, api, notifying, ref, monkeypatch):
     monkeypatch.setattr(hub_module, "_LOOK_SECONDS", 3600)  # so that Redis alone brings it
-    await page(api, wait=0.05)  # the hub connects to Redis with its first client
+    await page(api, since=NOW, wait=0.05)  # the hub connects to Redis with its first client
     while not app.state.changes._listener.is_connected:
         await asyncio.sleep(0.01)
     cursor = (await page(api))["next_cursor"]
@@ -74,9 +76,19 @@ async def test_what_is_there_comes_at_once(api, sessions, ref):
     assert body["has_more"] is True
 
 
-async def test_without_a_cursor_it_waits_from_now_on(app, api, notifying, ref):
+async def test_without_a_cursor_it_returns_one_at_once(app, api, notifying, ref):
     await write(notifying, ref, "old")
-    waiting = asyncio.create_task(page(api, wait=20))
+    async with asyncio.timeout(5):
+        body = await page(api, wait=20)
+    assert (body["results"], body["has_more"]) == ([], False)
+    waiting = asyncio.create_task(page(api, wait=20, cursor=body["next_cursor"]))
+    await until_waiting(app, 1)
+    await write(notifying, ref, "new")
+    assert short(await waiting) == ["created new"]
+
+
+async def test_since_waits_like_a_cursor(app, api, notifying, ref):
+    waiting = asyncio.create_task(page(api, wait=20, since=NOW))
     await until_waiting(app, 1)
     await write(notifying, ref, "new")
     assert short(await waiting) == ["created new"]
@@ -86,7 +98,7 @@ async def test_each_waits_for_its_own(app, api, other_api, notifying, ref, secon
     cursor = (await page(api))["next_cursor"]
     of_second = (await page(api, calendar_id=second.calendar_id))["next_cursor"]
     all_of_it = asyncio.create_task(page(api, cursor=cursor, wait=20))
-    theirs = asyncio.create_task(page(other_api, wait=1))
+    theirs = asyncio.create_task(page(other_api, since=NOW, wait=1))
     one = asyncio.create_task(page(api, cursor=of_second, calendar_id=second.calendar_id, wait=20))
     await until_waiting(app, 3)
     await write(notifying, ref, "first")
@@ -115,7 +127,7 @@ async def test_many_changes_are_cut_at_the_limit(app, api, notifying, ref):
 
 
 async def test_waiting_clients_have_no_query_and_no_connection(app, api, engine, ref):
-    await page(api, wait=0.1)
+    await page(api, since=NOW, wait=0.1)
     cursor = (await page(api))["next_cursor"]
     waiting = [asyncio.create_task(page(api, cursor=cursor, wait=4)) for _ in range(50)]
     await until_waiting(app, 50)
@@ -133,8 +145,8 @@ async def test_waiting_clients_have_no_query_and_no_connection(app, api, engine,
         used.append(app_engine.pool.checkedout())
     sqlalchemy_event.remove(app_engine.sync_engine, "before_cursor_execute", note)
     assert sorted(used)[len(used) // 2] == 0
-    # One look a second for all projects, whatever the number of clients.
-    assert len(statements) <= time.monotonic() - started + 2, statements
+    # A look every 0.2 s for all projects, whatever the number of clients.
+    assert len(statements) <= (time.monotonic() - started) / hub_module._LOOK_SECONDS + 2, statements
     assert [short(body) for body in await asyncio.gather(*waiting)] == [[]] * 50
 
 
@@ -167,8 +179,7 @@ async def test_clients_that_come_back_to_a_quiet_project_read_nothing(app, api, 
 
 
 async def test_there_is_a_limit_of_waiting_clients(app, api, other_api, monkeypatch, ref):
-    monkeypatch.setattr(hub_module, "MAX_WAITING_OF_PROJECT", 2)
-    monkeypatch.setattr(hub_module, "MAX_WAITING", 3)
+    monkeypatch.setattr(hub_module, "MAX_WAITING", 4)  # 2 of a project, and half of the rest of the next one
     cursor = (await page(api))["next_cursor"]
     waiting = [asyncio.create_task(page(api, cursor=cursor, wait=2)) for _ in range(2)]
     await until_waiting(app, 2)
@@ -178,9 +189,9 @@ async def test_there_is_a_limit_of_waiting_clients(app, api, other_api, monkeypa
         assert (refused.status_code, set(refused.json())) == (429, {"error"})
         assert int(refused.headers["Retry-After"]) > 0
     assert (await api.get(URL, params={"cursor": cursor})).status_code == 200  # without waiting
-    waiting.append(asyncio.create_task(page(other_api, wait=2)))
+    waiting.append(asyncio.create_task(page(other_api, since=NOW, wait=2)))
     await until_waiting(app, 3)
-    assert (await other_api.get(URL, params={"wait": 5})).status_code == 429
+    assert (await other_api.get(URL, params={"since": NOW, "wait": 5})).status_code == 429
     await asyncio.gather(*waiting)
     assert (await api.get(URL, params={"cursor": cursor, "wait": 0.1})).status_code == 200
     assert REGISTRY.get_sample_value("calbridge_waiting_for_changes", {"kind": "request"}) == 0
@@ -193,7 +204,7 @@ async def test_the_time_of_waiting_is_not_measured_as_work(api, ref):
         return REGISTRY.get_sample_value("calbridge_http_request_seconds_sum", labels) or 0.0
 
     before = seconds()
-    await page(api, wait=2)
+    await page(api, since=NOW, wait=2)
     assert seconds() - before < 1.5
 
 
