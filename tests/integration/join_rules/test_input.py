@@ -57,9 +57,9 @@ async def test_a_rule_that_makes_no_sense_is_refused(api, path, changed, words) 
     [
         ({}, "rules"),
         ({"rules": {}}, "rules"),
-        ({"rules": [rule("a"), rule("a")]}, "non_field_errors"),
+        ({"rules": [rule("a"), rule("a")]}, "rules"),
         ({"rules": [rule(str(n)) for n in range(101)]}, "rules"),
-        ({"rules": [rule("a", bot={"bot_name": "B", "x": "y" * 100_001})]}, "non_field_errors"),
+        ({"rules": [rule("a", bot={"bot_name": "B", "x": "y" * 100_001})]}, "rules"),
         ({"rules": [], "bot_scope": "project"}, "bot_scope"),
         ({"rules": [], "extra": 1}, "extra"),
     ],
