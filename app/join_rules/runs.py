@@ -38,11 +38,26 @@ _WAIT_SECONDS = 5.0
 _TURN_SECONDS = 10.0
 
 
-async def apply_runs(
-    sessions: Sessions, settings: Settings, project_id: str, *, seconds: float, from_the_end: bool = False
-) -> bool:
-    """Judge the events of a project's runs for up to so many seconds; returns whether no run is left."""
+async def apply_runs(sessions: Sessions, settings: Settings, project_id: str, *, seconds: float) -> bool:
+    """Judge the events of a project's runs for up to so many seconds; returns whether no run is left.
+
+    Two transactions at a time: one is in the database while the events of the other one are judged.
+    """
     end = time.monotonic() + seconds
+    loops = [
+        _apply_until(sessions, settings, project_id, end, from_the_end=from_the_end)
+        for from_the_end in (False, True)
+    ]
+    results = await asyncio.gather(*loops, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return all(results)
+
+
+async def _apply_until(
+    sessions: Sessions, settings: Settings, project_id: str, end: float, *, from_the_end: bool
+) -> bool:
     size = _BatchSize()
     while True:
         done = await _apply_batch(sessions, settings, project_id, from_the_end=from_the_end, size=size)
@@ -212,8 +227,6 @@ class JoinRuleWorker:
     async def handle(self, project_id: str) -> None:
         """Work on the runs of a project for a while; then it is another project's turn."""
         try:
-            await apply_runs(
-                self._sessions, self._settings, project_id, seconds=_TURN_SECONDS, from_the_end=True
-            )
+            await apply_runs(self._sessions, self._settings, project_id, seconds=_TURN_SECONDS)
         finally:
             self._busy.discard(project_id)

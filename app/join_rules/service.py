@@ -140,6 +140,13 @@ async def return_calendar(session: Session, project_id: str, calendar_id: str) -
         wake_after_commit(session, "join_rules")
 
 
+async def forget_events(session: Session, calendar_id: str, event_ids: Sequence[str]) -> None:
+    """Delete what is stored about events that retention deleted. The caller holds the calendar's row lock."""
+    if event_ids:
+        await rules.delete_policies(session, event_ids)
+        await rule_bots.forget_marks(session, calendar_id)
+
+
 async def judge_later(session: Session, bot: BotState) -> None:
     """Have the event of a bot judged again, because its hand-over ended otherwise than its event asks for.
 

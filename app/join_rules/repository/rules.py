@@ -319,6 +319,15 @@ async def save_policy(
 _DELETE_POLICY = text("DELETE FROM event_bot_policies WHERE calendar_event_id = :event_id")
 
 
+_DELETE_POLICIES = text(
+    "DELETE FROM event_bot_policies p USING unnest(:event_ids) AS i(event_id) WHERE p.calendar_event_id = i.event_id"
+).bindparams(bindparam("event_ids", type_=ARRAY(Text())))
+
+
+async def delete_policies(session: Session, event_ids: Sequence[str]) -> None:
+    await session.execute(_DELETE_POLICIES, {"event_ids": list(event_ids)})
+
+
 async def find_policy(session: AnySession, event_id: str) -> Policy | None:
     found: Policy | None = await session.scalar(
         select(EventBotPolicy.policy).where(EventBotPolicy.calendar_event_id == event_id)
