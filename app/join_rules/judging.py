@@ -1,8 +1,8 @@
 """Judging events: loads what the rules ask, decides, and has the bots made, changed and deleted.
 
-Locks, in this order: the rows of the calendars whose events are judged (the caller's), the lock of the project's meetings
-if any of its rules have `bot_scope` "meeting", rows of bots by id. A bot that a client deletes is locked, and its event is
-marked in the same transaction: marks are read after the bots are locked.
+Locks, in this order: the rows of the calendars whose events are judged, or the lock of the project's rules (the caller's);
+the lock of the project's meetings if any of its rules have `bot_scope` "meeting"; rows of bots by id. A bot that a client
+deletes is locked, and its event is marked in the same transaction: marks are read after the bots are locked.
 """
 
 import asyncio

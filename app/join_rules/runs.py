@@ -1,12 +1,15 @@
 """Runs: events that are judged again, because rules changed or a calendar was connected again.
 
-A run is a row. Its work is one or more short transactions, each of which locks calendars, judges their events, and deletes
-the row or stores how far it came: a process that is killed leaves the row. Calendars whose row another transaction has
-locked come later. Any number of processes may work on the runs of a project.
+A run is a row. Its work is one or more short transactions, each of which judges events, and deletes the row or stores how
+far it came: a process that is killed leaves the row. Any number of processes may work on the runs of a project.
 
-A transaction that wrote events by the rules of before holds its calendar's row until it commits. The run waits for that
-row, so it sees those events. A calendar that is not seen when a project's run becomes one for each calendar was committed
-after the rules were: its first events are judged by the new ones.
+A calendar's run locks the calendar. A transaction that wrote events by the rules of before holds its calendar's row until
+it commits. The run waits for that row, so it sees those events. Calendars whose row is locked come later. A calendar that
+is not seen when a project's run becomes one for each calendar was committed after the rules were: its first events are
+judged by the new ones.
+
+Where events share bots, a project's run goes through all its events by their links, and locks no calendars. Why that is
+correct: docs/adr/0011-join-rules.md.
 
 Rows of runs are locked after all other rows.
 """
