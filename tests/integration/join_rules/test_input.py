@@ -1,8 +1,10 @@
 """Rules that are refused: a 400 that names the field and says why."""
 
+import json
+
 import pytest
 
-from tests.integration.join_rules.rules_api import RULES, rule
+from tests.integration.join_rules.rules_api import RULES, add_calendar, rule
 
 GOOD = {"name": "a", "when": {}, "join": True, "bot": {"bot_name": "B"}}
 
@@ -42,8 +44,6 @@ GOOD = {"name": "a", "when": {}, "join": True, "bot": {"bot_name": "B"}}
 )
 @pytest.mark.parametrize("path", [RULES, f"{RULES}/preview"])
 async def test_a_rule_that_makes_no_sense_is_refused(api, path, changed, words) -> None:
-    import json
-
     send = api.put if path == RULES else api.post
     body = json.dumps({"rules": [{**GOOD, **changed}]})
     response = await send(path, content=body, headers={"Content-Type": "application/json"})
@@ -72,8 +72,6 @@ async def test_a_body_that_makes_no_sense_is_refused(api, body, field) -> None:
 
 
 async def test_unknown_calendars_are_not_found(api, other_api) -> None:
-    from tests.integration.join_rules.rules_api import add_calendar
-
     calendar_id = await add_calendar(api)
     for client, one in ((other_api, calendar_id), (api, "cal_0123456789abcdef"), (api, "nonsense")):
         url = f"/api/v1/calendars/{one}/join_rules"
