@@ -80,7 +80,7 @@ async def lift_marks(session: Session, event_ids: Collection[str]) -> None:
 
 
 async def forget_marks(session: Session, calendar_id: str) -> None:
-    """Forget the bots that clients deleted for meetings that are over, of a calendar's events that do not exist any more."""
+    """Forget the deleted bots of a calendar's events that are gone, if their meeting is over."""
     await rule_bots.forget_marks(session, calendar_id)
 
 

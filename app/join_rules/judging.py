@@ -124,7 +124,7 @@ _KNOWN_FOR = 2 * LONGEST
 async def judge_links(
     session: Session, project_id: str, place: LinkPlace, limit: int, *, platforms: Collection[str]
 ) -> tuple[list[str], LinkPlace | None]:
-    """Judge the events of a project's next links; return the events to which a bot was moved, and the next place.
+    """Judge a project's next events by their links; return those that got another's bot, and the next place.
 
     The caller holds the lock of the project's rules. About `limit` events are judged: those of one meeting together.
     """
@@ -143,7 +143,7 @@ async def judge_links(
 async def _load_links(
     session: AnySession, project_id: str, place: LinkPlace, since: datetime, limit: int
 ) -> tuple[list[Row[Any]], LinkPlace | None]:
-    """Load events by links, so many that the last meeting is whole; return them and the place of the next one."""
+    """Load events by links up to the end of a meeting; return them and the place of the next one."""
     while True:
         rows = list(await repository.load_links(session, project_id, place, since, limit))
         if len(rows) < limit:
@@ -212,7 +212,10 @@ async def _judge_meetings(
     *,
     known_since: datetime | None,
 ) -> list[str]:
-    """Judge events that may share bots. `known_since`: all events of their links that start later are loaded."""
+    """Judge events that may share bots.
+
+    `known_since`: all events of their links that start later are loaded.
+    """
     rulebook = how.rulebook
     project_id = rulebook.project_id
     rows = {row.id: row for row in loaded}

@@ -115,7 +115,7 @@ def _stored(place: LinkPlace) -> str:
 
 
 async def _wait_for_writers(sessions: Sessions, project_id: str) -> bool:
-    """Wait until no transaction is left that wrote events by rules of before; False if that takes too long."""
+    """Wait until the transactions that read the rules of before have ended; False if it takes too long."""
     end = time.monotonic() + _WAIT_SECONDS
     async with transaction(sessions) as session:
         left = await rules.find_calendars(session, project_id)

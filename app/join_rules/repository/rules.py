@@ -269,7 +269,7 @@ _LINKS = text(
 async def load_links(
     session: AnySession, project_id: str, place: tuple[str, datetime], since: datetime, limit: int
 ) -> Sequence[Row[Any]]:
-    """Load the events of a project that are not over, or start after `since`: by the hash of their link, and by start."""
+    """Load events that are not over, or start after `since`, by the hash of their link and by start."""
     values = {"project_id": project_id, "hash": place[0], "start": place[1], "since": since, "limit": limit}
     return (await session.execute(_LINKS, {**values, "asks_people": True})).all()
 
