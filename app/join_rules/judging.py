@@ -124,7 +124,7 @@ _KNOWN_FOR = 2 * LONGEST
 async def judge_links(
     session: Session, project_id: str, place: LinkPlace, limit: int, *, platforms: Collection[str]
 ) -> tuple[list[str], LinkPlace | None]:
-    """Judge a project's next events by their links; return those that got another's bot, and the next place.
+    """Judge a project's next events by links; return those that got another's bot, and the next place.
 
     The caller holds the lock of the project's rules. About `limit` events are judged: those of one meeting together.
     """
