@@ -79,6 +79,11 @@ async def lift_marks(session: Session, event_ids: Collection[str]) -> None:
     await rule_bots.lift_marks(session, event_ids)
 
 
+async def forget_marks(session: Session, calendar_id: str) -> None:
+    """Forget the deleted bots of a calendar's events that are gone, if their meeting is over."""
+    await rule_bots.forget_marks(session, calendar_id)
+
+
 async def make_bots(session: Session, project_id: str, made: Sequence[Made]) -> None:
     """Insert the bots and announce them: unlike a client's own, no response says that they exist."""
     if not made:

@@ -154,7 +154,7 @@ async def lock_calendar(session: Session, project_id: str, calendar_id: str) -> 
     return await session.scalar(
         select(Calendar)
         .where(Calendar.project_id == project_id, Calendar.id == calendar_id)
-        .with_for_update()
+        .with_for_update(key_share=True)
         .execution_options(populate_existing=True)
     )
 
@@ -165,7 +165,7 @@ async def lock_calendars_of(session: Session, project_id: str, credentials_id: s
         select(Calendar)
         .where(Calendar.project_id == project_id, Calendar.credentials_id == credentials_id)
         .order_by(Calendar.id)
-        .with_for_update()
+        .with_for_update(key_share=True)
         .execution_options(populate_existing=True)
     )
     return rows.all()

@@ -6,6 +6,7 @@ from typing import Any, cast
 from sqlalchemy import CursorResult, text
 
 from app.core.db import Session, Sessions, transaction
+from app.join_rules.service import forget_events
 from app.settings import Settings
 
 _CALENDARS_AT_ONCE = 500
@@ -50,6 +51,7 @@ _CLEAR = text(
     DELETE FROM calendar_events WHERE id IN (
         SELECT e.id FROM calendars c CROSS JOIN LATERAL ({_EXPIRED.format(limit=":limit")}) AS e
         WHERE c.id = :calendar_id)
+    RETURNING id
     """  # noqa: S608 - made of constants
 )
 
@@ -88,10 +90,10 @@ async def _clear_calendar(sessions: Sessions, calendar_id: str, values: dict[str
             if await session.scalar(_LOCK, {"calendar_id": calendar_id}) is None:
                 return total
             # A statement of its own: its snapshot includes the commit of the last writer.
-            done = await session.execute(
-                _CLEAR, {**values, "calendar_id": calendar_id, "limit": _ROWS_AT_ONCE}
-            )
-        deleted = cast("CursorResult[Any]", done).rowcount
+            asked = {**values, "calendar_id": calendar_id, "limit": _ROWS_AT_ONCE}
+            ids = list(await session.scalars(_CLEAR, asked))
+            await forget_events(session, calendar_id, ids)
+        deleted = len(ids)
         total += deleted
         if deleted < _ROWS_AT_ONCE:
             return total

@@ -30,9 +30,9 @@ class Participant:
     is_resource: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class EventFacts:
-    """What rules can ask about an event. What several rules may ask is worked out once.
+    """What rules can ask about an event. What several rules may ask is worked out once. It is not changed.
 
     `is_own`: the provider says that the calendar's owner organizes it. `attendees` and `organizer` are only filled for
     rules that ask about people (`RuleSet.asks_people`).
@@ -82,7 +82,11 @@ class Rule:
     bot: RuleBot | None
 
     def holds(self, event: EventFacts) -> bool:
-        return all(condition(event) for condition in self.conditions)
+        # A loop, because a generator for each rule and event costs more than the conditions.
+        for condition in self.conditions:  # noqa: SIM110
+            if not condition(event):
+                return False
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +113,11 @@ class Decision:
 
 def decide(event: EventFacts, rules: RuleSet, policy: Policy) -> Decision:
     """Return what is decided about an event. An event without a meeting link gets no bot."""
-    deciding = next((rule for rule in rules.rules if rule.holds(event)), None)
+    deciding = None
+    for rule in rules.rules:
+        if rule.holds(event):
+            deciding = rule
+            break
     if policy == "never" or event.meeting_url is None:
         return Decision(deciding, None)
     is_wanted = event.response_status != "declined" or (deciding is not None and deciding.joins_declined)
@@ -184,7 +192,11 @@ def _name_contains(parts: Sequence[str]) -> Condition:
 
     def holds(event: EventFacts) -> bool:
         name = event.folded_name
-        return name is not None and any(part in name for part in folded)
+        if name is not None:
+            for part in folded:
+                if part in name:
+                    return True
+        return False
 
     return holds
 

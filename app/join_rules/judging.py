@@ -1,15 +1,17 @@
 """Judging events: loads what the rules ask, decides, and has the bots made, changed and deleted.
 
-Locks, in this order: the rows of the calendars whose events are judged (the caller's), the lock of the project's meetings
-if any of its rules have `bot_scope` "meeting", rows of bots by id. A bot that a client deletes is locked, and its event is
-marked in the same transaction: marks are read after the bots are locked.
+Locks, in this order: the rows of the calendars whose events are judged, or the lock of the project's rules (the caller's);
+the lock of the project's meetings if any of its rules have `bot_scope` "meeting"; rows of bots by id. A bot that a client
+deletes is locked, and its event is marked in the same transaction: marks are read after the bots are locked.
 """
 
+import asyncio
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import datetime
+from functools import cached_property, lru_cache
+from typing import Any, overload
 
 import orjson
 from sqlalchemy import Row
@@ -24,7 +26,8 @@ from app.join_rules.plan import LONGEST, Bot, Deleted, Judged, Plan, plan
 from app.join_rules.repository import rules as repository
 
 _NO_RULES = compile_rules([], "event")
-_MICROSECOND = timedelta(microseconds=1)
+# A link, as its hash, and a start: events are judged from there on.
+LinkPlace = tuple[str, datetime]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +40,15 @@ class Meeting:
 
 @dataclass(slots=True)
 class Rulebook:
-    """The rules of a project and of some of its calendars. `has_meeting`: some have `bot_scope` "meeting"."""
+    """The rules of a project and of some of its calendars.
+
+    `has_meeting`: some have `bot_scope` "meeting". `is_whole`: these are the rules of all calendars.
+    """
 
     project_id: str
     by_target: dict[str, RuleSet]
     has_meeting: bool
+    is_whole: bool = False
 
     def of(self, calendar_id: str) -> RuleSet:
         """The rules of a calendar: its own, or the project's."""
@@ -63,7 +70,8 @@ async def load_project_rulebook(session: AnySession, project_id: str) -> Ruleboo
     """Load the rules of a project and of all its calendars."""
     stored = await repository.load_all_rules(session, project_id)
     by_target = {one.target: compile_rules(one.rules, one.bot_scope) for one in stored}
-    return Rulebook(project_id, by_target, any(one.bot_scope == "meeting" for one in stored))
+    has_meeting = any(one.bot_scope == "meeting" for one in stored)
+    return Rulebook(project_id, by_target, has_meeting, is_whole=True)
 
 
 async def judge_events(
@@ -75,93 +83,180 @@ async def judge_events(
     written: Collection[str] = (),
     leaving: str | None = None,
     meetings: Sequence[Meeting] = (),
+    loaded: Sequence[Row[Any]] = (),
 ) -> list[str]:
     """Make the bots match the rules for these events, and for the events that share their meetings.
 
     Returns the events to which a bot was moved: the caller has the bots of all these events follow them.
 
     `platforms`: those that the runner joins. `written`: events that this transaction wrote. `leaving`: a calendar that is
-    being deleted. `meetings`: further ones to look at.
+    being deleted. `meetings`: further ones to look at. `loaded`: rows of further events, which the caller loaded after it
+    locked their calendars.
     """
-    if not event_ids and not meetings:
+    if not event_ids and not meetings and not loaded:
         return []
     project_id = rulebook.project_id
+    rows: list[Row[Any]] = [*loaded]
     if rulebook.has_meeting:
         await repository.lock_meetings(session, project_id)
-        return await _judge_meetings(
-            session,
-            rulebook,
-            event_ids,
-            platforms=platforms,
-            written=written,
-            leaving=leaving,
-            meetings=meetings,
-        )
-    bots = await rule_bots.lock_rule_bots(session, event_ids)
-    rows = await repository.load_events(session, event_ids, asks_people=rulebook.asks_people)
-    marks = await rule_bots.find_marks(session, project_id, event_ids, None)
-    marked = {event_id for event_id, _, _ in marks}
-    events = [
-        event
-        for row in rows
-        if (event := judge_row(row, rulebook, platforms, marked=marked, written=written, leaving=leaving))
-        is not None
-    ]
+    if event_ids:
+        known = {row.id for row in loaded}
+        asks_people = rulebook.has_meeting or rulebook.asks_people
+        more = await repository.load_events(session, event_ids, asks_people=asks_people)
+        rows += [row for row in more if row.id not in known]
+    all_ids = list(dict.fromkeys([*event_ids, *(row.id for row in loaded)]))
+    how = _How(rulebook, platforms, written, leaving)
+    if rulebook.has_meeting:
+        return await _judge_meetings(session, how, all_ids, rows, meetings, known_since=None)
+    bots = await rule_bots.lock_rule_bots(session, all_ids)
+    events = await _judge_rows(rows, how)
+    if events:
+        marks = await rule_bots.find_marks(session, project_id, [event.id for event in events], None)
+        _mark(events, {event_id for event_id, _, _ in marks})
     planned = plan(events, map(plan_bot, bots), [], utcnow())
     return await _apply(session, project_id, rows, planned, leaving)
 
 
+# An event that started earlier is not in a meeting with one that is ahead, unless others between them overlap.
+_KNOWN_FOR = 2 * LONGEST
+
+
+async def judge_links(
+    session: Session, project_id: str, place: LinkPlace, limit: int, *, platforms: Collection[str]
+) -> tuple[list[str], LinkPlace | None]:
+    """Judge a project's next events by links; return those that got another's bot, and the next place.
+
+    The caller holds the lock of the project's rules. About `limit` events are judged: those of one meeting together.
+    """
+    await repository.lock_meetings(session, project_id)
+    rulebook = await load_project_rulebook(session, project_id)
+    now = utcnow()
+    since = now - _KNOWN_FOR
+    rows, following = await _load_links(session, project_id, place, since, limit)
+    if not rows:
+        return [], following
+    how = _How(rulebook, platforms, (), None)
+    ids = [row.id for row in rows if row.end_time is None or row.end_time > now]
+    return await _judge_meetings(session, how, ids, rows, [], known_since=since), following
+
+
+async def _load_links(
+    session: AnySession, project_id: str, place: LinkPlace, since: datetime, limit: int
+) -> tuple[list[Row[Any]], LinkPlace | None]:
+    """Load events by links up to the end of a meeting; return them and the place of the next one."""
+    while True:
+        rows = list(await repository.load_links(session, project_id, place, since, limit))
+        if len(rows) < limit:
+            return rows, None
+        last = link_hash(rows[-1].meeting_url)
+        first_of_last = next(n for n, row in enumerate(rows) if link_hash(row.meeting_url) == last)
+        if first_of_last:
+            return rows[:first_of_last], (last, rows[first_of_last].start_time)
+        # All are of one link: those up to a time at which none of them is under way.
+        until = max(_time_of(row).until for row in rows[:1])
+        cut = 0
+        for n, row in enumerate(rows):
+            if row.start_time >= until:
+                cut = n
+            until = max(until, _time_of(row).until)
+        if cut:
+            return rows[:cut], (last, rows[cut].start_time)
+        limit *= 2
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    """What a judgement depends on besides the event; see `judge_events`."""
+
+    rulebook: Rulebook
+    platforms: Collection[str]
+    written: Collection[str]
+    leaving: str | None
+
+
+# Other requests get their turn after so many.
+_ROWS_AT_ONCE = 250
+
+
+async def _judge_rows(rows: Sequence[Row[Any]], how: _How) -> list[Judged]:
+    """Return the events that are to have a bot, before it is known whether a client deleted it."""
+    judged = []
+    for n, row in enumerate(rows, 1):
+        event = judge_row(
+            row,
+            how.rulebook,
+            how.platforms,
+            written=how.written,
+            leaving=how.leaving,
+            keeps_unwanted=False,
+        )
+        if event is not None:
+            judged.append(event)
+        if n % _ROWS_AT_ONCE == 0:
+            await asyncio.sleep(0)
+    return judged
+
+
+def _mark(events: Iterable[Judged], marked: Collection[str]) -> None:
+    """Note which events have a bot that a client deleted."""
+    for event in events:
+        event.is_marked = event.id in marked
+
+
 async def _judge_meetings(
     session: Session,
-    rulebook: Rulebook,
+    how: _How,
     event_ids: Sequence[str],
-    *,
-    platforms: Collection[str],
-    written: Collection[str],
-    leaving: str | None,
+    loaded: Sequence[Row[Any]],
     meetings: Sequence[Meeting],
+    *,
+    known_since: datetime | None,
 ) -> list[str]:
+    """Judge events that may share bots.
+
+    `known_since`: all events of their links that start later are loaded.
+    """
+    rulebook = how.rulebook
     project_id = rulebook.project_id
-    before = await rule_bots.find_rule_bots(session, event_ids)
-    rows = {row.id: row for row in await repository.load_events(session, event_ids, asks_people=True)}
-    were = [Meeting(bot.meeting_url, bot.join_at) for bot in before if bot.meeting_url is not None]
-    sharing = await _load_sharing(session, project_id, rows.values(), [*were, *meetings])
+    rows = {row.id: row for row in loaded}
+    were: list[Meeting] = []
+    if known_since is None:  # otherwise all meetings are looked at, one after the other
+        before = await rule_bots.find_rule_bots(session, event_ids)
+        were = [Meeting(bot.meeting_url, bot.join_at) for bot in before if bot.meeting_url is not None]
+    sharing = await _load_sharing(session, project_id, loaded, [*were, *meetings], known_since)
     rows |= {row.id: row for row in sharing if row.id not in rows}
-    others = {row.calendar_id for row in rows.values()} - rulebook.by_target.keys()
-    if others:
-        rulebook.by_target |= (await load_rulebook(session, project_id, others)).by_target
+    if not rulebook.is_whole:
+        others = {row.calendar_id for row in rows.values()} - rulebook.by_target.keys()
+        if others:
+            rulebook.by_target |= (await load_rulebook(session, project_id, others)).by_target
     # Events of other calendars count only where they share their bots.
+    own = set(event_ids)
     scope = {
         row.id: row
         for row in rows.values()
-        if row.id in set(event_ids) or rulebook.of(row.calendar_id).bot_scope == "meeting"
+        if row.id in own or rulebook.of(row.calendar_id).bot_scope == "meeting"
     }
-    bots = await rule_bots.lock_rule_bots(session, sorted(scope.keys() | set(event_ids)))
-    spans = _spans(scope.values(), [*were, *meetings])
-    around = None
+    bots = await rule_bots.lock_rule_bots(session, sorted(scope.keys() | own))
+    events = await _judge_rows(list(scope.values()), how)
     handed_over: list[RuleBotRow] = []
-    if spans:
+    deleted: list[Deleted] = []
+    if events:
         around = Meetings(
-            sorted({span[0] for span in spans}),
-            min(span[1] for span in spans),
-            max(span[2] for span in spans),
+            sorted({link_hash(event.meeting_url) for event in events if event.meeting_url is not None}),
+            min(event.start for event in events) - LONGEST,
+            max(event.until for event in events),
         )
         handed_over = await rule_bots.find_handed_over(session, project_id, around)
-    marks = await rule_bots.find_marks(session, project_id, list(scope), around)
-    marked = {event_id for event_id, _, _ in marks}
-    events = [
-        event
-        for row in scope.values()
-        if (event := judge_row(row, rulebook, platforms, marked=marked, written=written, leaving=leaving))
-        is not None
-    ]
+        marks = await rule_bots.find_marks(session, project_id, [event.id for event in events], around)
+        _mark(events, {event_id for event_id, _, _ in marks})
+        deleted = [Deleted(link, at) for _, link, at in marks]
     known = {bot.id for bot in bots}
     done = [bot for bot in handed_over if bot.id not in known and bot.phase != "waiting"]
-    deleted = [Deleted(link, at) for _, link, at in marks]
     planned = plan(events, map(plan_bot, [*bots, *done]), deleted, utcnow())
-    return await _apply(session, project_id, list(scope.values()), planned, leaving)
+    return await _apply(session, project_id, list(scope.values()), planned, how.leaving)
 
 
+@lru_cache(maxsize=10_000)
 def link_hash(meeting_url: str) -> str:
     """Return the hash by which PostgreSQL's indexes find a link."""
     return hashlib.md5(meeting_url.encode(), usedforsecurity=False).hexdigest()
@@ -183,10 +278,19 @@ def _spans(rows: Iterable[Row[Any]], meetings: Iterable[Meeting]) -> list[tuple[
 
 
 async def _load_sharing(
-    session: AnySession, project_id: str, rows: Iterable[Row[Any]], meetings: Sequence[Meeting]
+    session: AnySession,
+    project_id: str,
+    rows: Sequence[Row[Any]],
+    meetings: Sequence[Meeting],
+    known_since: datetime | None,
 ) -> list[Row[Any]]:
-    """Load the events of the same link that overlap these, and those that overlap them in turn."""
+    """Load the events of the same link that overlap these, and those that overlap them in turn.
+
+    `known_since`: all events of their links that start later are among `rows`.
+    """
     found: dict[str, Row[Any]] = {}
+    if known_since is not None:
+        rows = [row for row in rows if row.start_time < known_since + LONGEST]
     wanted = _merge(_spans(rows, meetings))
     loaded: dict[str, list[tuple[datetime, datetime]]] = {}
     while wanted:
@@ -232,13 +336,19 @@ def judge_row(
     marked: Collection[str] = (),
     written: Collection[str] = (),
     leaving: str | None = None,
+    keeps_unwanted: bool = True,
 ) -> Judged | None:
-    """Return what the rules decide about a row; None for one that can have no bot."""
+    """Return what the rules decide about a row; None for one that can have no bot.
+
+    `keeps_unwanted`: also about one that is to have none.
+    """
     if row.is_removed or row.start_time is None or row.calendar_id == leaving:
         return None
     rules = rulebook.of(row.calendar_id)
     decision = decide(_facts(row), rules, row.policy)
     bot = decision.bot if row.meeting_platform in platforms else None
+    if bot is None and not keeps_unwanted:
+        return None
     return Judged(
         id=row.id,
         start=row.start_time,
@@ -252,8 +362,31 @@ def judge_row(
     )
 
 
+class _Attendees(Sequence[Participant]):
+    """The attendees in a column of JSON, read when a rule asks for them."""
+
+    def __init__(self, column: str) -> None:
+        self._column = column
+
+    @cached_property
+    def _read(self) -> list[Participant]:
+        people = orjson.loads(self._column)
+        return [Participant(person.get("email"), bool(person.get("is_resource"))) for person in people]
+
+    @overload
+    def __getitem__(self, index: int) -> Participant: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Participant]: ...
+
+    def __getitem__(self, index: int | slice) -> Participant | Sequence[Participant]:
+        return self._read[index]
+
+    def __len__(self) -> int:
+        return len(self._read)
+
+
 def _facts(row: Row[Any]) -> EventFacts:
-    attendees = orjson.loads(row.attendees) if row.attendees is not None else []
     organizer = orjson.loads(row.organizer) if row.organizer is not None else None
     return EventFacts(
         name=row.name,
@@ -262,7 +395,7 @@ def _facts(row: Row[Any]) -> EventFacts:
         response_status=row.response_status,
         meeting_url=row.meeting_url,
         meeting_platform=row.meeting_platform,
-        attendees=[Participant(person.get("email"), bool(person.get("is_resource"))) for person in attendees],
+        attendees=_Attendees(row.attendees) if row.attendees is not None else (),
         organizer=organizer.get("email") if organizer is not None else None,
         owner=row.owner_email,
         is_own=row.is_own == "true",

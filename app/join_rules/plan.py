@@ -9,6 +9,7 @@ are taken in the order of start and id: an event gets the bot unless an earlier 
 bots never overlap, and an event that is not chosen changes nothing.
 """
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ class Bot:
     digest: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Judged:
     """An event with what was decided. Only events that can have a bot have a `bot`.
 
@@ -153,10 +154,13 @@ def _plan_meetings(
     by_link: dict[str | None, list[Bot]] = defaultdict(list)
     for bot in sorted((bot for some in of_event.values() for bot in some), key=lambda bot: bot.id):
         by_link[bot.meeting_url].append(bot)
+    unwanted_by_link: dict[str | None, list[Deleted]] = defaultdict(list)
+    for one in deleted:
+        unwanted_by_link[one.meeting_url].append(one)
     taken: set[str] = set()
     for link, events in chosen.items():
         times = {event.id: event for event in shared[link]}
-        unwanted = [one for one in deleted if one.meeting_url == link]
+        unwanted = unwanted_by_link.get(link, [])
         for event in events:
             if event.is_marked:
                 continue
@@ -181,11 +185,20 @@ def _plan_meetings(
 def _choose(events: Sequence[Judged], of_event: Mapping[str, Sequence[Bot]], now: datetime) -> list[Judged]:
     """Choose the events of a link that get a bot; a marked one keeps the others of its meeting from it."""
     counting = [event for event in events if may_make(event, now) or of_event.get(event.id)]
-    chosen: list[Judged] = []
-    for event in sorted(counting, key=lambda event: (not event.is_marked, event.start, event.id)):
-        if not any(event.overlaps(other) for other in chosen):
-            chosen.append(event)
-    return chosen
+    counting.sort(key=lambda event: (event.start, event.id))
+    marked: list[Judged] = []
+    others: list[Judged] = []
+    for event in counting:
+        if event.is_marked and not (marked and event.overlaps(marked[-1])):
+            marked.append(event)
+    starts = [event.start for event in marked]
+    for event in counting:
+        # The chosen ones do not overlap each other: of each kind, only the last one to start can overlap.
+        before = bisect_left(starts, event.until)
+        is_taken = before > 0 and event.overlaps(marked[before - 1])
+        if not event.is_marked and not is_taken and not (others and event.overlaps(others[-1])):
+            others.append(event)
+    return marked + others
 
 
 def _is_covered(

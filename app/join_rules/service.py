@@ -44,6 +44,7 @@ async def put_rules(
     if calendar_id is not None:
         await _require_calendar(session, project_id, calendar_id)
     stored = body.stored()
+    await rules.lock_rules(session, project_id)
     await rules.save_rules(session, project_id, calendar_id, stored, body.bot_scope)
     await _request_run(session, project_id, calendar_id)
     return JoinRulesRead(rules=stored, bot_scope=body.bot_scope)
@@ -52,6 +53,7 @@ async def put_rules(
 async def delete_rules(session: Session, project_id: str, calendar_id: str) -> None:
     """Delete a calendar's own rules: the project's apply again. Raises CalendarNotFound, NoOwnRules."""
     await _require_calendar(session, project_id, calendar_id)
+    await rules.lock_rules(session, project_id)
     if not await rules.delete_rules(session, calendar_id):
         raise NoOwnRules
     await _request_run(session, project_id, calendar_id)
@@ -122,6 +124,8 @@ async def leave_calendar(session: Session, settings: Settings, project_id: str, 
     rulebook = await load_rulebook(session, project_id, [calendar_id])
     if not rulebook.has_meeting:
         return
+    # A run by links does not lock the calendar: no bot is made for it from here on.
+    await rules.lock_meetings(session, project_id)
     event_ids = await rules.find_with_bots(session, calendar_id)
     moved = await judge_events(
         session, rulebook, event_ids, platforms=settings.bot_runner_platforms, leaving=calendar_id
@@ -134,6 +138,13 @@ async def return_calendar(session: Session, project_id: str, calendar_id: str) -
     if await rules.has_rules(session, project_id):
         await runs.request_run(session, project_id, calendar_id)
         wake_after_commit(session, "join_rules")
+
+
+async def forget_events(session: Session, calendar_id: str, event_ids: Sequence[str]) -> None:
+    """Delete what is stored about events that retention deleted. The caller holds the calendar's row lock."""
+    if event_ids:
+        await rules.delete_policies(session, event_ids)
+        await rule_bots.forget_marks(session, calendar_id)
 
 
 async def judge_later(session: Session, bot: BotState) -> None:

@@ -52,11 +52,12 @@ class EventBotPolicy(Base):
 class JoinRuleRun(Base):
     """Events that are to be judged again: those of a project, of a calendar, or one event.
 
-    A project's run becomes one for each of its calendars. A run is deleted in the transaction that ends it, unless
+    A project's run becomes one for each of its calendars, unless events share bots. A run is deleted in the transaction that ends it, unless
     `requested_at` has changed meanwhile.
 
     - `target`: the id of the project, the calendar, or the event.
-    - `after_event_id`: the last event that was judged; a calendar of many events takes several transactions.
+    - `after_event_id`: how far it came, as it takes several transactions. Of a calendar: the end and id of the last event
+      that was judged. Of a project whose events share bots: the hash of a link and a start.
     - `meeting_url`, `join_at`: of an event's run: the meeting that its bot was for.
     """
 

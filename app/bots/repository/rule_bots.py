@@ -161,5 +161,19 @@ async def lift_marks(session: Session, event_ids: Collection[str]) -> None:
     await session.execute(_LIFT, {"event_ids": sorted(event_ids)})
 
 
+# A meeting shares a bot for a day at most.
+_FORGET = text(
+    """
+    DELETE FROM deleted_rule_bots d
+    WHERE d.calendar_id = :calendar_id AND d.join_at < now() - interval '2 days'
+      AND NOT EXISTS (SELECT FROM calendar_events e WHERE e.id = d.calendar_event_id)
+    """
+)
+
+
+async def forget_marks(session: Session, calendar_id: str) -> None:
+    await session.execute(_FORGET, {"calendar_id": calendar_id})
+
+
 def json_text(value: Any) -> str | None:
     return None if value is None else orjson.dumps(value).decode()

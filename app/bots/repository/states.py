@@ -66,8 +66,8 @@ _MAY_FOLLOW = "(b.state IN ('scheduled', 'launching') OR (b.holds_key AND b.dedu
 
 _LOCK_OF_EVENTS = text(
     f"""
-    SELECT {_STATE} FROM bots b {_WITH_EVENT}
-    WHERE b.calendar_event_id = ANY(:event_ids) AND {_MAY_FOLLOW}
+    SELECT {_STATE} FROM unnest(:event_ids) AS i(event_id) JOIN bots b ON b.calendar_event_id = i.event_id {_WITH_EVENT}
+    WHERE {_MAY_FOLLOW}
     ORDER BY b.id
     FOR UPDATE OF b
     """  # noqa: S608 - constants
@@ -88,7 +88,7 @@ async def lock_bots_of_events(session: Session, event_ids: Sequence[str]) -> lis
 
     The caller holds the lock of the events' calendar.
     """
-    rows = await session.execute(_LOCK_OF_EVENTS, {"event_ids": list(event_ids)})
+    rows = await session.execute(_LOCK_OF_EVENTS, {"event_ids": list(dict.fromkeys(event_ids))})
     return [_state(row) for row in rows]
 
 

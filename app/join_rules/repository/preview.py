@@ -19,7 +19,7 @@ _AHEAD = text(
     FROM calendar_events e {EVENT_JOINS}
     WHERE e.project_id = :project_id AND NOT e.is_deleted
       AND (coalesce(e.end_time, 'infinity'::timestamptz), e.id) > (:ends, :id)
-      AND coalesce(e.end_time, 'infinity'::timestamptz) > clock_timestamp()
+      AND coalesce(e.end_time, 'infinity'::timestamptz) > now()
     ORDER BY coalesce(e.end_time, 'infinity'::timestamptz), e.id
     LIMIT :limit
     """  # noqa: S608 - constants

@@ -93,6 +93,23 @@ async def find_calendar_of(session: AnySession, project_id: str, event_id: str) 
 
 _LOCK_CALENDAR = text("SELECT id FROM calendars WHERE id = :calendar_id FOR NO KEY UPDATE")
 
+_SHARE_CALENDARS = text(
+    "SELECT id FROM calendars WHERE id = ANY(:calendar_ids) ORDER BY id FOR SHARE SKIP LOCKED"
+).bindparams(bindparam("calendar_ids", type_=ARRAY(Text())))
+
+_OF_PROJECT = text("SELECT id FROM calendars WHERE project_id = :project_id")
+
+
+async def find_calendars(session: AnySession, project_id: str) -> set[str]:
+    """Return the ids of a project's calendars."""
+    return set(await session.scalars(_OF_PROJECT, {"project_id": project_id}))
+
+
+async def find_unlocked(session: Session, calendar_ids: Collection[str]) -> set[str]:
+    """Return those of these calendars whose events no other transaction writes."""
+    return set(await session.scalars(_SHARE_CALENDARS, {"calendar_ids": sorted(calendar_ids)}))
+
+
 _LOCK_CALENDARS = text(
     "SELECT id FROM calendars WHERE id = ANY(:calendar_ids) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED"
 ).bindparams(bindparam("calendar_ids", type_=ARRAY(Text())))
@@ -108,21 +125,40 @@ async def lock_calendars(session: Session, calendar_ids: Collection[str]) -> lis
     return list(await session.scalars(_LOCK_CALENDARS, {"calendar_ids": sorted(calendar_ids)}))
 
 
-# Two keys: app/events/visibility.py has the locks with one. It waits for as long as another writer of the project
-# needs to end: longer than for a row.
-_LOCK_MEETINGS = text(
+# Two keys: app/events/visibility.py has the locks with one. They wait for as long as another writer of the project needs
+# to end: longer than for a row.
+_MEETINGS = 1785687410
+_RULES_LOCK = 1785687411
+_LOCK_PROJECT = text(
     """
     SELECT current_setting('lock_timeout'), set_config('lock_timeout', '20s', true),
-           pg_advisory_xact_lock(1785687410, hashtext(:project_id))
+           pg_advisory_xact_lock(:lock, hashtext(:project_id))
     """
 )
 _SET_LOCK_TIMEOUT = text("SELECT set_config('lock_timeout', :value, true)")
 
 
+async def _lock_project(session: Session, lock: int, project_id: str) -> None:
+    before = await session.scalar(_LOCK_PROJECT, {"lock": lock, "project_id": project_id})
+    await session.execute(_SET_LOCK_TIMEOUT, {"value": before})
+
+
 async def lock_meetings(session: Session, project_id: str) -> None:
     """Be the only transaction that decides about bots that a project's calendars share."""
-    before = await session.scalar(_LOCK_MEETINGS, {"project_id": project_id})
-    await session.execute(_SET_LOCK_TIMEOUT, {"value": before})
+    await _lock_project(session, _MEETINGS, project_id)
+
+
+async def lock_rules(session: Session, project_id: str) -> None:
+    """Be the only transaction that changes a project's rules, or judges its events by links."""
+    await _lock_project(session, _RULES_LOCK, project_id)
+
+
+_TRY_LOCK_RULES = text(f"SELECT pg_try_advisory_xact_lock({_RULES_LOCK}, hashtext(:project_id))")
+
+
+async def try_lock_rules(session: Session, project_id: str) -> bool:
+    """Take the lock of `lock_rules`, unless another transaction has it."""
+    return bool(await session.scalar(_TRY_LOCK_RULES, {"project_id": project_id}))
 
 
 EVENT_COLUMNS = """
@@ -136,6 +172,8 @@ EVENT_COLUMNS = """
          WHEN c.platform = 'microsoft' THEN e.raw ->> 'isOrganizer' END AS is_own,
     coalesce(p.policy, 'rules') AS policy, e.is_deleted OR c.state <> 'connected' AS is_removed
 """
+# As the indexes of ends have it (app/models/calendar_event.py).
+ENDS = "coalesce(e.end_time, 'infinity'::timestamptz)"
 EVENT_JOINS = """
     JOIN calendars c ON c.id = e.calendar_id
     LEFT JOIN event_bot_policies p ON p.calendar_event_id = e.id
@@ -152,6 +190,42 @@ async def load_events(
     """Load what judging needs of these events. Events of deleted calendars are left out."""
     values = {"event_ids": list(event_ids), "asks_people": asks_people}
     return (await session.execute(_OF_IDS, values)).all()
+
+
+# The calendars are taken in order, and past the limit nothing is read. An event that is under way is ahead as well, since
+# its bot may still be there. now() and not clock_timestamp(): the end of a range of an index.
+_AHEAD = text(
+    f"""
+    SELECT e.* FROM (
+        SELECT c.id, c.platform, c.owner_email, c.state, split_part(i.after, '|', 2) AS after_id,
+               CAST(coalesce(nullif(split_part(i.after, '|', 1), ''), '-infinity') AS timestamptz) AS after_end
+        FROM unnest(:calendar_ids, :after) WITH ORDINALITY AS i(calendar_id, after, place)
+        JOIN calendars c ON c.id = i.calendar_id
+        ORDER BY i.place) AS c
+    CROSS JOIN LATERAL (
+        SELECT {EVENT_COLUMNS.replace("p.policy", "(SELECT p.policy FROM event_bot_policies p WHERE p.calendar_event_id = e.id)")}
+        FROM calendar_events e
+        WHERE e.calendar_id = c.id AND NOT e.is_deleted AND {ENDS} > now() AND ({ENDS}, e.id) > (c.after_end, c.after_id)
+        ORDER BY {ENDS}, e.id LIMIT :limit) AS e
+    LIMIT :limit
+    """  # noqa: S608 - constants
+).bindparams(bindparam("calendar_ids", type_=ARRAY(Text())), bindparam("after", type_=ARRAY(Text())))
+
+
+async def load_ahead(
+    session: AnySession, calendars: Sequence[tuple[str, str]], limit: int, *, asks_people: bool
+) -> Sequence[Row[Any]]:
+    """Load what judging needs of events that are not over.
+
+    `calendars`: ids, each with the progress of its run (runs.py). They are taken in this order.
+    """
+    values = {
+        "calendar_ids": [one[0] for one in calendars],
+        "after": [one[1] for one in calendars],
+        "limit": limit,
+        "asks_people": asks_people,
+    }
+    return (await session.execute(_AHEAD, values)).all()
 
 
 _OF_MEETINGS = text(
@@ -176,6 +250,28 @@ async def load_meetings(
     hashes, since, until = map(list, zip(*ranges, strict=True))
     values = {"project_id": project_id, "hashes": hashes, "since": since, "until": until}
     return (await session.execute(_OF_MEETINGS, {**values, "asks_people": asks_people})).all()
+
+
+# A range of the index of links. Events that are long over belong to no meeting of one that is ahead.
+_LINKS = text(
+    f"""
+    SELECT {EVENT_COLUMNS}
+    FROM calendar_events e {EVENT_JOINS}
+    WHERE e.project_id = :project_id AND e.meeting_url IS NOT NULL AND e.start_time IS NOT NULL
+      AND NOT e.is_deleted AND (md5(e.meeting_url), e.start_time) >= (:hash, CAST(:start AS timestamptz))
+      AND (e.start_time >= :since OR {ENDS} > now())
+    ORDER BY md5(e.meeting_url), e.start_time
+    LIMIT :limit
+    """  # noqa: S608 - constants
+)
+
+
+async def load_links(
+    session: AnySession, project_id: str, place: tuple[str, datetime], since: datetime, limit: int
+) -> Sequence[Row[Any]]:
+    """Load events that are not over, or start after `since`, by the hash of their link and by start."""
+    values = {"project_id": project_id, "hash": place[0], "start": place[1], "since": since, "limit": limit}
+    return (await session.execute(_LINKS, {**values, "asks_people": True})).all()
 
 
 _WITH_WAITING = text(
@@ -223,6 +319,15 @@ async def save_policy(
 _DELETE_POLICY = text("DELETE FROM event_bot_policies WHERE calendar_event_id = :event_id")
 
 
+_DELETE_POLICIES = text(
+    "DELETE FROM event_bot_policies p USING unnest(:event_ids) AS i(event_id) WHERE p.calendar_event_id = i.event_id"
+).bindparams(bindparam("event_ids", type_=ARRAY(Text())))
+
+
+async def delete_policies(session: Session, event_ids: Sequence[str]) -> None:
+    await session.execute(_DELETE_POLICIES, {"event_ids": list(event_ids)})
+
+
 async def find_policy(session: AnySession, event_id: str) -> Policy | None:
     found: Policy | None = await session.scalar(
         select(EventBotPolicy.policy).where(EventBotPolicy.calendar_event_id == event_id)
@@ -230,7 +335,15 @@ async def find_policy(session: AnySession, event_id: str) -> Policy | None:
     return found
 
 
+_HAS_MEETING = text(
+    "SELECT EXISTS (SELECT FROM join_rules WHERE project_id = :project_id AND bot_scope = 'meeting')"
+)
 _HAS_RULES = text("SELECT EXISTS (SELECT FROM join_rules WHERE project_id = :project_id)")
+
+
+async def has_meeting_rules(session: AnySession, project_id: str) -> bool:
+    """Whether any rules of a project have `bot_scope` "meeting"."""
+    return bool(await session.scalar(_HAS_MEETING, {"project_id": project_id}))
 
 
 async def has_rules(session: AnySession, project_id: str) -> bool:

@@ -1,6 +1,6 @@
 """Runs: asking for them, finding the next ones, and their progress."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -76,7 +76,7 @@ _EXPAND = text(
     """  # noqa: S608 - constants
 )
 
-_PROJECT_RUN = text("SELECT requested_at FROM join_rule_runs WHERE target = :project_id")
+_PROJECT_RUN = text("SELECT requested_at, after_event_id FROM join_rule_runs WHERE target = :project_id")
 
 _FINISH = text(
     """
@@ -87,14 +87,21 @@ _FINISH = text(
 ).bindparams(bindparam("targets", type_=ARRAY(Text())))
 
 
+async def find_project_run(session: AnySession, project_id: str) -> tuple[datetime, str] | None:
+    """Return when the run of a project was asked for, and its place."""
+    row = (await session.execute(_PROJECT_RUN, {"project_id": project_id})).one_or_none()
+    return (row[0], row[1]) if row is not None else None
+
+
 async def expand_run(session: Session, project_id: str) -> bool:
     """Turn a project's run into one for each of its calendars without own rules; False if there is none.
 
     The statement that reads the calendars begins after the one that sees the run, and so after the rules' commit.
     """
-    requested_at = await session.scalar(_PROJECT_RUN, {"project_id": project_id})
-    if requested_at is None:
+    run = await find_project_run(session, project_id)
+    if run is None:
         return False
+    requested_at, _ = run
     await session.execute(_EXPAND, {"project_id": project_id})
     await finish_runs(session, [(project_id, requested_at)])
     return True
@@ -107,20 +114,33 @@ async def finish_runs(session: Session, done: Collection[tuple[str, datetime]]) 
     await session.execute(_FINISH, values)
 
 
+# The place of an event in the order of ends, for `rules.load_ahead`.
 _PROGRESS = text(
     """
-    UPDATE join_rule_runs SET after_event_id = :after_event_id
+    UPDATE join_rule_runs
+    SET after_event_id = (SELECT coalesce(end_time, 'infinity'::timestamptz) || '|' || id
+                          FROM calendar_events WHERE id = :event_id)
     WHERE target = :target AND requested_at = :requested_at
     """
 )
 
 
-async def save_progress(session: Session, run: Run, after_event_id: str) -> None:
-    """Store the last event that a run has judged, unless it was asked for again."""
+async def save_progress(session: Session, run: Run, event_id: str) -> None:
+    """Store the last event that a calendar's run has judged, unless it was asked for again."""
     await session.execute(
-        _PROGRESS,
-        {"target": run.target, "requested_at": run.requested_at, "after_event_id": after_event_id},
+        _PROGRESS, {"target": run.target, "requested_at": run.requested_at, "event_id": event_id}
     )
+
+
+_PLACE = text(
+    "UPDATE join_rule_runs SET after_event_id = :place WHERE target = :target AND requested_at = :requested_at"
+)
+
+
+async def save_place(session: Session, project_id: str, requested_at: datetime, place: str) -> None:
+    """Store how far a project's run has come, unless it was asked for again."""
+    values = {"target": project_id, "requested_at": requested_at, "place": place}
+    await session.execute(_PLACE, values)
 
 
 _NEXT = """
@@ -169,34 +189,3 @@ async def has_runs(session: AnySession, project_id: str) -> bool:
 async def find_projects(session: AnySession, busy: Collection[str]) -> list[str]:
     """Find the projects that have runs, without those in `busy`."""
     return list(await session.scalars(_PROJECTS, {"busy": sorted(busy)}))
-
-
-# Past the limit nothing is read: the calendars are taken in order, one after the other. An event that is under way is
-# ahead as well, since its bot may still be there.
-_AHEAD = text(
-    """
-    SELECT e.id, i.calendar_id
-    FROM unnest(:calendar_ids, :after) WITH ORDINALITY AS i(calendar_id, after, place)
-    CROSS JOIN LATERAL (
-        SELECT id FROM calendar_events
-        WHERE calendar_id = i.calendar_id AND NOT is_deleted
-          AND coalesce(end_time, 'infinity'::timestamptz) > clock_timestamp() AND id > i.after
-        ORDER BY id LIMIT :limit) AS e
-    LIMIT :limit
-    """
-).bindparams(bindparam("calendar_ids", type_=ARRAY(Text())), bindparam("after", type_=ARRAY(Text())))
-
-
-async def find_ahead(
-    session: AnySession, calendars: Sequence[tuple[str, str]], limit: int
-) -> list[tuple[str, str]]:
-    """Find events that are not over, with their calendars.
-
-    `calendars`: ids, each with the event after which to begin. They are taken in this order.
-    """
-    values = {
-        "calendar_ids": [one[0] for one in calendars],
-        "after": [one[1] for one in calendars],
-        "limit": limit,
-    }
-    return [(row[0], row[1]) for row in await session.execute(_AHEAD, values)]

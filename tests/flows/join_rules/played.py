@@ -310,9 +310,10 @@ class Played:
 
     async def apply(self, batches: int) -> None:
         """Some steps of applying changed rules, by a worker that stops then."""
+        size = runs._BatchSize()
         for _ in range(batches):
             await runs._apply_batch(
-                self.sessions, self.settings, self.project_id, from_the_end=batches % 2 == 0
+                self.sessions, self.settings, self.project_id, from_the_end=batches % 2 == 0, size=size
             )
 
     async def apply_all(self) -> None:

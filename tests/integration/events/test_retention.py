@@ -266,3 +266,35 @@ def die_after(times, batch):
         return done
 
     return cut
+
+
+async def test_what_was_decided_about_expired_events_goes_with_them(
+    sessions, settings, project, calendar_id, add_events
+):
+    expired, cancelled, kept = await add_events(
+        calendar_id, {}, {"is_deleted": True}, {"start_time": NOW, "end_time": NOW + DAY}
+    )
+    async with transaction(sessions) as session:
+        for table, column, value in (
+            ("event_bot_policies", "policy", "'never'"),
+            ("deleted_rule_bots", "join_at", "e.start_time"),
+        ):
+            await session.execute(
+                text(
+                    f"INSERT INTO {table} (calendar_event_id, project_id, calendar_id, {column}) "
+                    f"SELECT e.id, e.project_id, e.calendar_id, {value} FROM calendar_events e"
+                )
+            )
+        # The meeting of a cancelled event may be ahead: other calendars' events of it get no bot.
+        await session.execute(
+            text(
+                "UPDATE deleted_rule_bots SET join_at = now() + interval '9 days' WHERE calendar_event_id = :id"
+            ),
+            {"id": cancelled},
+        )
+    assert await clear_expired(sessions, settings) == 2
+    async with sessions() as session:
+        policies = set(await session.scalars(text("SELECT calendar_event_id FROM event_bot_policies")))
+        marks = set(await session.scalars(text("SELECT calendar_event_id FROM deleted_rule_bots")))
+    assert (policies, marks) == ({kept}, {cancelled, kept})
+    assert expired not in marks

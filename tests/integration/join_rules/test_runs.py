@@ -13,8 +13,10 @@ from app.join_rules.schemas import JoinRulesInput
 from app.models import Calendar, CalendarEvent, JoinRuleRun
 from tests.integration.bots.bots_api import deliveries, subscribe
 from tests.integration.join_rules.rules_api import (
+    OTHER_LINK,
     add_calendar,
     add_event,
+    at,
     bots_of,
     change_event,
     names_of,
@@ -105,6 +107,7 @@ async def test_a_run_that_is_asked_for_again_while_it_is_worked_on_is_done_again
 @pytest.mark.parametrize("scope", ["event", "meeting"])
 async def test_many_events_are_judged_in_several_transactions(api, monkeypatch, scope) -> None:
     monkeypatch.setattr(runs, "_EVENTS_AT_ONCE", 3)
+    monkeypatch.setattr(runs, "_EVENTS_OF_LINKS_AT_ONCE", 3)
     calendars = [await add_calendar(api) for _ in range(3)]
     events = [
         await add_event(api, calendar_id, meeting_url=f"https://zoom.us/j/55511122{n}{m}")
@@ -113,6 +116,27 @@ async def test_many_events_are_judged_in_several_transactions(api, monkeypatch, 
     ]
     await set_rules(api, rule("a"), scope=scope)
     assert [await names_of(api, event_id) for event_id in events] == [["Bot of a"]] * len(events)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 5, 100])
+async def test_a_run_by_links_judges_each_meeting_as_a_whole(api, monkeypatch, at_once) -> None:
+    """The second of three in a chain has no bot, so the third has one, wherever a part of the run ends."""
+    monkeypatch.setattr(runs, "_EVENTS_OF_LINKS_AT_ONCE", at_once)
+    calendars = [await add_calendar(api) for _ in range(3)]
+    hours = [(24, 25), (24.5, 25.5), (25, 26), (30, 31), (30, 32), (32, 33), (40, 41)]
+    events = [
+        await add_event(api, calendars[n % 3], start_time=at(start), end_time=at(end))
+        for n, (start, end) in enumerate(hours)
+    ]
+    await add_event(api, calendars[0], meeting_url=OTHER_LINK)
+    await set_rules(api, rule("a"))
+    await set_rules(api, rule("b"), scope="meeting")
+    having = [bool(await bots_of(api, event_id)) for event_id in events]
+    assert having[:3] == [True, False, True]
+    assert having[3] != having[4]
+    assert having[5:] == [True, True]
+    response = await api.get("/api/v1/bots")
+    assert {bot["bot_name"] for bot in response.json()["results"]} == {"Bot of b"}
 
 
 async def test_a_calendar_that_is_connected_again_gets_its_bots_again(
