@@ -80,7 +80,7 @@ async def lift_marks(session: Session, event_ids: Collection[str]) -> None:
 
 
 async def forget_marks(session: Session, calendar_id: str) -> None:
-    """Forget the deleted bots of a calendar's events that are gone, if their meeting is over."""
+    """Forget the deleted bots of a calendar's events that have no row any more, if their meeting is over."""
     await rule_bots.forget_marks(session, calendar_id)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import Context
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -43,6 +43,9 @@ _RETRY_SECONDS = 1.0
 _CHECK_SECONDS = 15.0
 _COMMENTS_SECONDS = 0.5
 _KEEP_EMPTY_SECONDS = 5.0
+_END_SECONDS = 5.0
+
+_Result = TypeVar("_Result")
 
 _ALL = datetime.min.replace(tzinfo=UTC)
 
@@ -174,7 +177,7 @@ class Hub:
             feed.wake.clear()
             try:
                 async with self._reads:
-                    is_held_back = await self._read(feed)
+                    is_held_back = await _to_the_end(self._read(feed))
             except Exception as err:  # noqa: BLE001 - the feed must go on, whatever the database does
                 log.warning("changes_not_read", project_id=feed.project_id, error=type(err).__name__)
                 feed.wake.set()
@@ -215,7 +218,7 @@ class Hub:
     async def _repeat(self, step: Callable[[], Coroutine[Any, Any, float]]) -> None:
         while True:
             try:
-                seconds = await step()
+                seconds = await _to_the_end(step())
             except Exception as err:  # noqa: BLE001 - as above
                 log.warning("changes_not_read", error=type(err).__name__)
                 seconds = _RETRY_SECONDS
@@ -257,3 +260,13 @@ class Hub:
                 if follower.key_id not in live or (calendar_id is not None and calendar_id not in existing):
                     follower.end()
         return _CHECK_SECONDS
+
+
+async def _to_the_end(step: Coroutine[Any, Any, _Result]) -> _Result:
+    """Run a step, and let it end if this task is cancelled: what is cut off while it connects stays connected."""
+    task = asyncio.create_task(step)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task], timeout=_END_SECONDS)
+        raise
