@@ -135,7 +135,7 @@ _BUSY = text(
 async def load_busy(
     session: ReadSession, calendar_ids: Sequence[str], start: datetime, end: datetime, *, most: int
 ) -> Sequence[Row[Any]]:
-    """Return (calendar_id, events, out_of_office, busy, tentative) of calendars that are busy in the range.
+    """Return (calendar_id, events, out_of_office, busy, tentative) of calendars that are busy.
 
     The times are for `app.availability.spans.read_multirange`. They are disjoint, and cut to the range. `events`: the
     count of events that they are made of; only `most` events are read of all calendars.
