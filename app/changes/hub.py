@@ -263,7 +263,10 @@ class Hub:
 
 
 async def _to_the_end(step: Coroutine[Any, Any, _Result]) -> _Result:
-    """Run a step, and let it end if this task is cancelled: what is cut off while it connects stays connected."""
+    """Run a step, which goes on to its end if this task is cancelled.
+
+    A read that is cut off while it connects would leave the connection open.
+    """
     task = asyncio.create_task(step)
     try:
         return await asyncio.shield(task)
