@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from app.api.errors import _sentence
-from app.core.ids import new_id
 
 RANGE = {"start": "2027-03-01T00:00:00Z", "end": "2027-03-08T00:00:00Z"}
 RULES: dict[str, Any] = {"rules": []}
@@ -15,8 +14,8 @@ BODIES: list[tuple[str, str, dict[str, Any]]] = [
     ("POST", "availability", {"participants": [{"calendars": ["ada"]}], **RANGE, "duration_minutes": 30}),
     ("PUT", "join_rules", RULES),
     ("POST", "join_rules/preview", RULES),
-    ("PUT", f"calendars/{new_id('cal')}/join_rules", RULES),
-    ("PUT", f"calendar_events/{new_id('evt')}/bot_policy", {"policy": "never"}),
+    ("PUT", "calendars/cal_0000000000000000/join_rules", RULES),
+    ("PUT", "calendar_events/evt_0000000000000000/bot_policy", {"policy": "never"}),
 ]
 
 
