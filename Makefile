@@ -1,6 +1,6 @@
 # `make` alone lists the targets. Everything runs in .venv, which `make install` makes and keeps up to date.
 .DEFAULT_GOAL := help
-.PHONY: help install run dev psql redis-cli example test cov test-browser test-clients lint pre-commit format bench lock clean
+.PHONY: help install run dev psql redis-cli example test cov test-long test-browser test-clients lint pre-commit format bench lock clean
 
 ARGS ?=
 # Files or folders of tests: make test T=tests/unit/events/test_diff.py
@@ -52,15 +52,18 @@ example: install ## Start the example application (docs/example_app) beside `mak
 	@exec env EXAMPLE_DATABASE="$${EXAMPLE_DATABASE:-.data/example.sqlite3}" .venv/bin/python docs/example_app/main.py
 
 # Two processes for all tests; one for some, which saves the start of a second pair of servers.
-NOT_HERE = not browser and not clients
+NOT_HERE = not browser and not clients and not long
 PYTEST = .venv/bin/python -m pytest -m "$(NOT_HERE)" $(if $(T),$(T),-n 2 --dist loadgroup)
 
 test: install ## Run the tests; make test T=tests/unit/events/test_diff.py; make test ARGS="-k webhooks"
 	$(PYTEST) $(ARGS)
 
-cov: NOT_HERE = not browser and not clients and not processor_time
+cov: NOT_HERE = not browser and not clients and not long and not processor_time
 cov: install ## Run the tests and show what they do not reach; fail below COV_FLOOR percent
 	$(PYTEST) --cov --cov-report=term:skip-covered $(if $(T)$(ARGS),,--cov-fail-under=$(COV_FLOOR)) $(ARGS)
+
+test-long: install ## Run the tests that take half a minute or more: storms of writers, and servers that are killed
+	.venv/bin/python -m pytest -m long $(ARGS)
 
 test-browser: install ## Run the tests in Chromium (as root, Debian's is installed if it is missing)
 	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq chromium; } \

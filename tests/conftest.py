@@ -63,6 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "settings(**values): values of the `settings` fixture for this test")
     config.addinivalue_line("markers", "clients: generates clients; `make test-clients` runs these")
     config.addinivalue_line("markers", "processor_time: bounds processor time, which `make cov` multiplies")
+    config.addinivalue_line("markers", "long: takes half a minute or more: `make test-long`")
     config.addinivalue_line("markers", "browser: drives a Chromium; `make test-browser` runs these")
 
 
@@ -329,11 +330,18 @@ async def _lifespan(app: "FastAPI") -> AsyncIterator[None]:
         await task
 
 
+# The last application, with its settings: FastAPI prepares a route at its first request, which takes longer than most
+# tests do. What an application holds is made anew by its lifespan.
+_last_app: list[tuple["Settings", "FastAPI"]] = []
+
+
 @pytest.fixture
 async def app(settings: "Settings") -> AsyncIterator["FastAPI"]:
     from app.main import create_app
 
-    app = create_app(settings)
+    if not _last_app or _last_app[0][0] != settings:
+        _last_app[:] = [(settings.model_copy(deep=True), create_app(settings))]
+    app = _last_app[0][1]
     async with _lifespan(app):
         yield app
 

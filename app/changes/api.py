@@ -80,7 +80,7 @@ async def list_changes(
         200: {
             "description": "Server-Sent Events: `id` is a cursor, `event` the type, `data` an object as in the "
             "`results` of `GET /api/v1/changes`, on one line. A comment comes at least every 15 seconds.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _STREAM_EXAMPLE}},
+            "content": {"text/event-stream": {"schema": {}, "example": _STREAM_EXAMPLE}},
         },
     },
 )

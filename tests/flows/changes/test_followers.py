@@ -231,6 +231,7 @@ async def test_each_change_comes_once_though_redis_fails(settings, engine, redis
         assert all(client.breaks for client in clients if client.name.startswith("stream"))
 
 
+@pytest.mark.long
 async def test_each_change_comes_once_though_servers_are_killed(settings, engine, redis_url, refs, project):
     servers = [ApiProcess(settings, workers=2), ApiProcess(settings, workers=1)]
     await asyncio.gather(*(server.start() for server in servers))

@@ -108,7 +108,12 @@ async def world(google_settings, fake_google, sessions, project, worker, tmp_pat
 
         headers = {"Authorization": f"Token {project.api_key}"}
         calbridge = await stack.enter_async_context(
-            httpx.AsyncClient(base_url=f"{calbridge_url}/api/v1", headers=headers, trust_env=False)
+            httpx.AsyncClient(
+                base_url=f"{calbridge_url}/api/v1",
+                headers=headers,
+                trust_env=False,
+                limits=httpx.Limits(keepalive_expiry=2),  # the server closes idle connections after 5 seconds
+            )
         )
         made = World(fake, url, calbridge, front.app.state.example, make_browser, await make_browser(), app)
         await made.page()

@@ -124,7 +124,8 @@ class Storm:
         assert [one for one in done if one is not None] == []
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(4))
 async def test_calendars_that_are_written_at_once_end_as_one_after_the_other(new_project, seed: int) -> None:
     async with new_project() as played:
         storm = Storm(played, seed)

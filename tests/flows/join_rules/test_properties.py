@@ -15,7 +15,7 @@ from tests.flows.join_rules.stories import rule_sets, stories
 STORIES = int(os.environ.get("JOIN_RULE_STORIES", "0"))
 
 thorough = settings(
-    max_examples=STORIES or 25,
+    max_examples=STORIES or 12,
     derandomize=not STORIES,
     deadline=None,
     suppress_health_check=[

@@ -100,6 +100,7 @@ async def test_a_wider_window_keeps_the_channel_and_its_interval(
     assert (await client.patch(f"/api/v1/calendars/{google.id}", json=body)).status_code == 200
     assert await opened.sync_due_in() < timedelta(seconds=6)
     google.add("far", in_hours=24 * 100)
+    await google.fake.deliver_notifications()
     await google.sync()
     assert await google.names() == ["far"]
     assert await opened.sync_due_in() > LATER

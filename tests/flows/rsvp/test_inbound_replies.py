@@ -2,6 +2,7 @@
 
 import base64
 from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
 from sqlalchemy import text, update
@@ -140,7 +141,8 @@ async def test_a_mailed_reply_to_one_instance(api, calendar_id):
     assert await instance_statuses(api, calendar_id) == ["declined", "needs_action"]
     nowhere = "RECURRENCE-ID:20200101T000000Z\r\n"
     assert await post_mail(api, reply(series, more=nowhere, number=2)) == "ignored"
-    day = f"RECURRENCE-ID;VALUE=DATE:{start + timedelta(days=1):%Y%m%d}\r\n"
+    second = (start + timedelta(days=1)).astimezone(ZoneInfo(series["timezone"]))
+    day = f"RECURRENCE-ID;VALUE=DATE:{second:%Y%m%d}\r\n"
     assert await post_mail(api, reply(series, partstat="TENTATIVE", more=day, number=3)) == "applied"
     assert await instance_statuses(api, calendar_id) == ["declined", "tentative"]
 

@@ -67,6 +67,7 @@ async def pending(sessions: Sessions) -> int:
         return await session.scalar(select(func.count()).where(WebhookDelivery.status == "pending")) or 0
 
 
+@pytest.mark.long
 async def test_a_calendars_messages_arrive_in_order_whenever_workers_are_killed(
     settings: Settings, sessions: Sessions, project: TestProject, api: Any, receiver: Receiver
 ) -> None:

@@ -155,7 +155,7 @@ def expected(case: Case) -> list[dict[str, Any]]:
 
 @given(cases())
 @settings(
-    max_examples=120,
+    max_examples=50,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -37,7 +37,7 @@ def events(draw: Any) -> Event:
 
 @given(st.lists(st.lists(events(), max_size=12), min_size=1, max_size=3))
 @settings(
-    max_examples=80,
+    max_examples=50,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

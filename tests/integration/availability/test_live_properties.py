@@ -58,7 +58,7 @@ _ranges = strategies.lists(
     strategies.tuples(_minutes, strategies.integers(1, 92 * 1440)), min_size=1, max_size=3
 )
 _any_number = settings(
-    max_examples=60,
+    max_examples=30,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

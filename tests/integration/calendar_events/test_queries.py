@@ -322,7 +322,7 @@ async def test_changes_are_read_by_their_index(
     listing: Listing, big: Sessions, calendar_id: str | None, plans: str
 ) -> None:
     await listing.explain_with(plans)
-    for ago in (timedelta(days=400), timedelta(hours=5), timedelta(0)):
+    for ago in (timedelta(days=400), timedelta(hours=3), timedelta(0)):
         at = _NOW - ago
         for event_id in ("", "evt_77777"):
             for before in (None, _NOW + timedelta(days=1)):

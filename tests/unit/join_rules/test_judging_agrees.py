@@ -40,7 +40,7 @@ def bot(name: str) -> dict[str, str]:
     return {"bot_name": name}
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(rules=rule_sets(), event=events)
 @example(
     rules=Rules(

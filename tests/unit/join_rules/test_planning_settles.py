@@ -95,7 +95,7 @@ def waiting(bots: Sequence[Bot]) -> list[str]:
     return sorted(bot.event_id for bot in bots if bot.phase == "waiting")
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(situation=situations())
 def test_a_plan_settles(situation: tuple[list[Judged], list[Bot], list[Deleted]]) -> None:
     events, bots, deleted = situation
@@ -106,7 +106,7 @@ def test_a_plan_settles(situation: tuple[list[Judged], list[Bot], list[Deleted]]
     assert {(bot.id, bot.event_id) for bot in twice} == {(bot.id, bot.event_id) for bot in once}
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(situation=situations())
 def test_a_plan_does_not_depend_on_the_bots_that_wait(
     situation: tuple[list[Judged], list[Bot], list[Deleted]],
@@ -119,7 +119,7 @@ def test_a_plan_does_not_depend_on_the_bots_that_wait(
     assert waiting(after) == waiting(from_nothing)
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(situation=situations())
 def test_a_plan_has_one_bot_for_a_meeting(situation: tuple[list[Judged], list[Bot], list[Deleted]]) -> None:
     events, bots, deleted = situation
