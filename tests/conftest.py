@@ -230,6 +230,20 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest
     return monkeypatch
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """An application, its settings, and what these were before a test changed them."""
+
+    app: "FastAPI"
+    settings: "Settings"
+    unchanged: "Settings"
+
+
+# The last one, for the next test with the same settings: FastAPI prepares a route at its first request, which takes
+# longer than most tests. What an application holds is made anew by its lifespan.
+_prepared: list[_Prepared] = []
+
+
 @pytest.fixture
 def settings(
     request: pytest.FixtureRequest,
@@ -252,7 +266,10 @@ def settings(
     }
     for marker in reversed(list(request.node.iter_markers("settings"))):  # the nearest one last: it wins
         values |= marker.kwargs
-    return Settings(**values)
+    wanted = Settings(**values)
+    if _prepared and _prepared[0].unchanged == wanted == _prepared[0].settings:
+        return _prepared[0].settings
+    return wanted
 
 
 @pytest.fixture
@@ -330,18 +347,15 @@ async def _lifespan(app: "FastAPI") -> AsyncIterator[None]:
         await task
 
 
-# The last application, with its settings: FastAPI prepares a route at its first request, which takes longer than most
-# tests do. What an application holds is made anew by its lifespan.
-_last_app: list[tuple["Settings", "FastAPI"]] = []
-
-
 @pytest.fixture
 async def app(settings: "Settings") -> AsyncIterator["FastAPI"]:
     from app.main import create_app
 
-    if not _last_app or _last_app[0][0] != settings:
-        _last_app[:] = [(settings.model_copy(deep=True), create_app(settings))]
-    app = _last_app[0][1]
+    last = _prepared[0] if _prepared else None
+    if last is None or last.settings is not settings or last.unchanged != settings:
+        last = _Prepared(create_app(settings), settings, settings.model_copy(deep=True))
+        _prepared[:] = [last]
+    app = last.app
     async with _lifespan(app):
         yield app
 
