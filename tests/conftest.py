@@ -230,20 +230,6 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest
     return monkeypatch
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """An application, its settings, and what these were before a test changed them."""
-
-    app: "FastAPI"
-    settings: "Settings"
-    unchanged: "Settings"
-
-
-# The last one, for the next test with the same settings: FastAPI prepares a route at its first request, which takes
-# longer than most tests. What an application holds is made anew by its lifespan.
-_prepared: list[_Prepared] = []
-
-
 @pytest.fixture
 def settings(
     request: pytest.FixtureRequest,
@@ -266,10 +252,7 @@ def settings(
     }
     for marker in reversed(list(request.node.iter_markers("settings"))):  # the nearest one last: it wins
         values |= marker.kwargs
-    wanted = Settings(**values)
-    if _prepared and _prepared[0].unchanged == wanted == _prepared[0].settings:
-        return _prepared[0].settings
-    return wanted
+    return Settings(**values)
 
 
 @pytest.fixture
@@ -351,11 +334,7 @@ async def _lifespan(app: "FastAPI") -> AsyncIterator[None]:
 async def app(settings: "Settings") -> AsyncIterator["FastAPI"]:
     from app.main import create_app
 
-    last = _prepared[0] if _prepared else None
-    if last is None or last.settings is not settings or last.unchanged != settings:
-        last = _Prepared(create_app(settings), settings, settings.model_copy(deep=True))
-        _prepared[:] = [last]
-    app = last.app
+    app = create_app(settings)
     async with _lifespan(app):
         yield app
 

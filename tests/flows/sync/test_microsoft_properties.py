@@ -128,7 +128,7 @@ async def fake_microsoft(settings: Settings) -> AsyncIterator[FakeMicrosoft]:
     all_day_style=strategies.sampled_from(["date", "shifted"]),
 )
 @settings(
-    max_examples=15,
+    max_examples=8,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
